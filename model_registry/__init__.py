@@ -1,0 +1,1 @@
+"""Values and truth: variants, manifests, the store, the ledger, the MLflow registry."""

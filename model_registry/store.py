@@ -1,0 +1,339 @@
+"""The S3 store, the only module that talks to boto3.
+
+Two buckets: a plain one for content-addressed blobs, checkpoints, leases and scratch, and a versioned one
+(``<bucket>-records``) for the small documents that are the truth: variants, stage records, measurements, ledger.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlparse
+
+from model_registry.manifest import FileEntry, describe_folder, hash_bytes, hash_file
+from model_registry.variant import Variant
+
+if TYPE_CHECKING:
+    from types_boto3_s3.client import S3Client
+
+DEFAULT_URI = "s3://winnow"
+T = TypeVar("T")
+
+# Botocore's answers, by what can be done about them.
+_DENIED = {"403", "401", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "Forbidden"}
+_MISSING = {"404", "NoSuchKey", "NotFound", "NoSuchVersion"}
+_CONFLICT = {"412", "409", "PreconditionFailed", "ConditionalRequestConflict"}
+
+
+class StoreError(Exception):
+    """Base of what the store raises."""
+
+
+class StoreUnavailable(StoreError):
+    """The S3 endpoint cannot be reached or answers 5xx. It may pass: callers retry."""
+
+
+class StoreDenied(StoreError):
+    """The S3 endpoint refuses the credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and try again."""
+
+
+class ObjectMissing(StoreError):
+    """The store has no such object."""
+
+
+class CorruptObject(StoreError):
+    """An object's bytes are not those of its hash. It was moved to ``quarantine/`` and must be computed again."""
+
+
+class Store:
+    """Blobs by hash and records by key, over any S3.
+
+    One instance per process or thread pool; boto3 clients are safe to share between threads.
+    """
+
+    def __init__(self, uri: str = DEFAULT_URI, *, client: S3Client | None = None) -> None:
+        parsed = urlparse(uri)
+        if parsed.scheme != "s3" or not parsed.netloc or parsed.path.strip("/"):
+            raise ValueError(f"store URI {uri!r} must look like s3://bucket (no path)")
+        self.uri = f"s3://{parsed.netloc}"
+        self.bucket = parsed.netloc
+        self.records_bucket = f"{parsed.netloc}-records"
+        self.client: S3Client = client if client is not None else _connect()
+
+    @classmethod
+    def from_environment(cls) -> Store:
+        """The store named by WINNOW_STORE (default ``s3://winnow``), reached by the standard AWS variables."""
+        return cls(os.environ.get("WINNOW_STORE", DEFAULT_URI))
+
+    # -- buckets ------------------------------------------------------------------------------------------------
+    def prepare(self) -> None:
+        """Create both buckets where missing, and switch versioning on for the records."""
+        existing = {b.get("Name") for b in self._call(self.client.list_buckets).get("Buckets", [])}
+        for bucket in (self.bucket, self.records_bucket):
+            if bucket not in existing:
+                self._call(self.client.create_bucket, Bucket=bucket)
+        self._call(
+            self.client.put_bucket_versioning,
+            Bucket=self.records_bucket,
+            VersioningConfiguration={"Status": "Enabled"},
+        )
+
+    def ping(self) -> None:
+        """Cheap proof that the store answers and accepts our keys; raises StoreUnavailable or StoreDenied."""
+        self._call(self.client.head_bucket, Bucket=self.bucket)
+
+    # -- blobs --------------------------------------------------------------------------------------------------
+    @staticmethod
+    def blob_key(sha256: str) -> str:
+        return f"blobs/{sha256[:2]}/{sha256}"
+
+    def publish_folder(self, folder: Path) -> tuple[FileEntry, ...]:
+        """Upload every file below the folder under its hash; files already there are not sent again."""
+        entries = describe_folder(folder)
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            list(pool.map(lambda e: self._publish_file(folder / e.path, e), entries))
+        return entries
+
+    def publish_bytes(self, data: bytes, path: str) -> FileEntry:
+        """Upload bytes as a blob and return their entry under the given manifest path."""
+        entry = FileEntry(path=path, sha256=hash_bytes(data), size=len(data))
+        if not self.has_blob(entry):
+            self.put(self.blob_key(entry.sha256), data)
+        return entry
+
+    def _publish_file(self, path: Path, entry: FileEntry) -> None:
+        if not self.has_blob(entry):
+            # upload_file switches to multipart for large files and streams from disk.
+            self._call(self.client.upload_file, str(path), self.bucket, self.blob_key(entry.sha256))
+
+    def has_blob(self, entry: FileEntry) -> bool:
+        """Whether the blob is there with the right size (content is hashed whenever it is opened)."""
+        try:
+            head = self._call(self.client.head_object, Bucket=self.bucket, Key=self.blob_key(entry.sha256))
+        except ObjectMissing:
+            return False
+        return head["ContentLength"] == entry.size
+
+    def fetch(self, entry: FileEntry, destination: Path) -> Path:
+        """Download a blob to ``destination`` (a file path) and verify it.
+
+        Raises:
+            CorruptObject: the bytes are not those of the hash; the object is quarantined first.
+            ObjectMissing: the store has no such blob.
+        """
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        key = self.blob_key(entry.sha256)
+        with tempfile.NamedTemporaryFile(dir=destination.parent, prefix=".fetch-", delete=False) as stream:
+            partial = Path(stream.name)
+        try:
+            self._call(self.client.download_file, self.bucket, key, str(partial))
+            found = hash_file(partial)
+            if found != entry.sha256:
+                self._quarantine(key, found)
+                raise CorruptObject(
+                    f"object {key} of {self.uri} hashes to {found}, not to its name; it was moved to quarantine/ "
+                    "and will be computed again by the next run"
+                )
+            partial.replace(destination)
+        finally:
+            partial.unlink(missing_ok=True)
+        return destination
+
+    def fetch_bytes(self, entry: FileEntry) -> bytes:
+        """The verified content of a blob, in memory; raises like :meth:`fetch`."""
+        with tempfile.TemporaryDirectory() as folder:
+            return self.fetch(entry, Path(folder) / "blob").read_bytes()
+
+    def materialise(self, entries: Iterable[FileEntry], folder: Path) -> Path:
+        """Download all files into the folder, each verified; returns the folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            list(pool.map(lambda e: self.fetch(e, folder / e.path), entries))
+        return folder
+
+    def _quarantine(self, key: str, found: str) -> None:
+        target = f"quarantine/{key.rsplit('/', 1)[-1]}-{found[:12]}"
+        self._call(
+            self.client.copy_object, Bucket=self.bucket, Key=target, CopySource={"Bucket": self.bucket, "Key": key}
+        )
+        self._call(self.client.delete_object, Bucket=self.bucket, Key=key)
+
+    # -- plain objects (checkpoints, leases, pages) -----------------------------------------------------------------
+    def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
+        """Write an object of the plain bucket."""
+        self._call(self.client.put_object, Bucket=self.bucket, Key=key, Body=data, ContentType=content_type)
+
+    def get(self, key: str) -> bytes | None:
+        """Read an object of the plain bucket; None where there is none."""
+        found = self._get(self.bucket, key)
+        return None if found is None else found[0]
+
+    def delete(self, key: str) -> None:
+        """Delete an object of the plain bucket; deleting what is not there is no error."""
+        self._call(self.client.delete_object, Bucket=self.bucket, Key=key)
+
+    def put_if_absent(self, key: str, data: bytes) -> bool:
+        """Create an object of the plain bucket; False where it already exists (If-None-Match: *)."""
+        return self._put_conditional(self.bucket, key, data, if_none_match="*")
+
+    def put_if_match(self, key: str, data: bytes, etag: str) -> bool:
+        """Replace an object of the plain bucket that still has this etag; False where it changed (If-Match)."""
+        return self._put_conditional(self.bucket, key, data, if_match=etag)
+
+    def get_with_etag(self, key: str) -> tuple[bytes, str] | None:
+        """Content and etag of an object of the plain bucket; None where there is none."""
+        return self._get(self.bucket, key)
+
+    # -- records ------------------------------------------------------------------------------------------------
+    def read_record(self, key: str) -> bytes | None:
+        """A record's bytes; None where there is none. An outage is an error, never a None."""
+        found = self._get(self.records_bucket, key)
+        return None if found is None else found[0]
+
+    def create_record(self, key: str, data: bytes) -> bool:
+        """Write a record once; False where one is already there (the first writer wins)."""
+        return self._put_conditional(self.records_bucket, key, data, if_none_match="*")
+
+    def write_record(self, key: str, data: bytes) -> None:
+        """Write or overwrite a record (the bucket keeps the older versions)."""
+        self._call(
+            self.client.put_object,
+            Bucket=self.records_bucket,
+            Key=key,
+            Body=data,
+            ContentType="application/json",
+        )
+
+    def delete_record(self, key: str) -> None:
+        """Hide a record behind a delete marker (the bucket keeps the older versions)."""
+        self._call(self.client.delete_object, Bucket=self.records_bucket, Key=key)
+
+    def list_records(self, prefix: str) -> list[str]:
+        """Keys of all records under the prefix, sorted."""
+        return sorted(key for key, _, _ in self._list(self.records_bucket, prefix))
+
+    def list_objects(self, prefix: str) -> list[str]:
+        """Keys of all plain objects under the prefix, sorted."""
+        return sorted(key for key, _, _ in self._list(self.bucket, prefix))
+
+    def usage(self) -> dict[str, int]:
+        """Bytes held, by bucket (current versions)."""
+        return {b: sum(size for _, size, _ in self._list(b, "")) for b in (self.bucket, self.records_bucket)}
+
+    # -- variants -----------------------------------------------------------------------------------------------
+    def save_variant(self, variant: Variant) -> None:
+        """Write the variant's manifest, last: its files must be in the store already."""
+        self.create_record(f"variants/{variant.digest}.json", variant.to_json())
+
+    def load_variant(self, digest: str) -> Variant:
+        """The variant of that digest; ObjectMissing if the store has none, ValidationError if it was altered."""
+        data = self.read_record(f"variants/{digest}.json")
+        if data is None:
+            raise ObjectMissing(f"{self.uri} has no variant {digest}; list them with `winnow runs`")
+        return Variant.model_validate_json(data)
+
+    # -- user data ----------------------------------------------------------------------------------------------
+    def download(self, uri: str, destination: Path) -> Path:
+        """Fetch a user's ``s3://bucket/key`` to a local file."""
+        parsed = urlparse(uri)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        self._call(self.client.download_file, parsed.netloc, parsed.path.lstrip("/"), str(destination))
+        return destination
+
+    def list_uri(self, uri: str) -> list[str]:
+        """All ``s3://bucket/key`` URIs below a user's prefix, sorted."""
+        parsed = urlparse(uri)
+        return sorted(f"s3://{parsed.netloc}/{k}" for k, _, _ in self._list(parsed.netloc, parsed.path.lstrip("/")))
+
+    # -- plumbing -----------------------------------------------------------------------------------------------
+    def _get(self, bucket: str, key: str) -> tuple[bytes, str] | None:
+        try:
+            answer = self._call(self.client.get_object, Bucket=bucket, Key=key)
+            return self._call(answer["Body"].read), answer["ETag"]
+        except ObjectMissing:
+            return None
+
+    def _put_conditional(
+        self, bucket: str, key: str, data: bytes, *, if_none_match: str = "", if_match: str = ""
+    ) -> bool:
+        condition = {"IfNoneMatch": if_none_match} if if_none_match else {"IfMatch": if_match}
+        try:
+            self._call(self.client.put_object, Bucket=bucket, Key=key, Body=data, **condition)
+        except _Conflict:
+            return False
+        except ObjectMissing:  # If-Match on an object that is gone
+            return False
+        return True
+
+    def _list(self, bucket: str, prefix: str) -> Iterator[tuple[str, int, float]]:
+        token: str | None = None
+        while True:
+            more = {"ContinuationToken": token} if token else {}
+            page = self._call(self.client.list_objects_v2, Bucket=bucket, Prefix=prefix, **more)
+            for item in page.get("Contents", []):
+                yield item["Key"], item["Size"], item["LastModified"].timestamp()
+            token = page.get("NextContinuationToken")
+            if not token:
+                return
+
+    def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call boto3 and turn its errors into ours: missing, denied, conflict, unavailable."""
+        from boto3.exceptions import S3UploadFailedError
+        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
+
+        where = self.client.meta.endpoint_url
+        try:
+            return function(*args, **kwargs)
+        except ClientError as error:
+            raise self._translate(error) from error
+        except S3UploadFailedError as error:
+            cause = error.__context__
+            raise self._translate(cause) if isinstance(cause, ClientError) else StoreUnavailable(
+                f"S3 at {where}: {error}"
+            ) from error
+        except NoCredentialsError as error:
+            raise StoreDenied(f"S3 at {where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+        except (BotoCoreError, ConnectionError) as error:
+            raise StoreUnavailable(f"S3 at {where} does not answer: {error}; start the stack with `winnow up`") from error
+
+    def _translate(self, error: Any) -> StoreError:
+        code = str(error.response.get("Error", {}).get("Code", ""))
+        status = str(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+        where, what = self.client.meta.endpoint_url, error.operation_name
+        if code in _CONFLICT or status == "412":
+            return _Conflict(f"S3 at {where}: {what}: precondition failed")
+        if code in _DENIED or status in {"401", "403"}:
+            return StoreDenied(
+                f"S3 at {where} refused the credentials ({what}: {code}); "
+                "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        if code in _MISSING or status == "404":
+            return ObjectMissing(f"S3 at {where}: {what}: {code}: {error}")
+        return StoreUnavailable(f"S3 at {where}: {what}: {code or status}: {error}")
+
+
+class _Conflict(StoreError):
+    """A conditional put lost."""
+
+
+def _connect() -> S3Client:
+    import boto3
+    from botocore.config import Config
+
+    return boto3.client(  # endpoint, keys and region come from the standard AWS variables
+        "s3",
+        region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+        config=Config(
+            retries={"max_attempts": 3, "mode": "standard"},
+            connect_timeout=3,
+            read_timeout=30,
+            max_pool_connections=16,
+            # Not every S3-compatible server knows the newer default checksums.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+        ),
+    )

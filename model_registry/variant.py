@@ -1,0 +1,98 @@
+"""The value that flows through the pipeline: a frozen, JSON-small description of one model variant."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from model_registry.manifest import FileEntry, canonical_json
+
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
+]
+"""Tensor datatypes in the spelling of the Open Inference Protocol V2."""
+
+# Names travel into URLs, S3 keys and MLflow; anything wider has been a path-traversal hole elsewhere.
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+
+
+class Frozen(BaseModel):
+    """Base of every value: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class Record(Frozen):
+    """Base of every stored document: carries ``schema: 1`` so that later versions can still read it."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema")
+
+    def to_json(self) -> bytes:
+        """Canonical UTF-8 JSON (sorted keys, no spaces), the form that is stored and hashed."""
+        return canonical_json(self.model_dump(mode="json", by_alias=True))
+
+
+class TensorSpec(Frozen):
+    """One input or output tensor; ``-1`` marks a dimension free at run time (the batch is first)."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+
+
+class RuntimeSpec(Frozen):
+    """How the variant is run. Part of the digest: what is measured is what is served."""
+
+    provider: str = "CPUExecutionProvider"
+    intra_op_threads: int = Field(default=1, ge=1)
+    inter_op_threads: int = Field(default=1, ge=1)
+    spinning: bool = False
+    graph_optimization: Literal["disabled", "basic", "extended", "all"] = "all"
+    cpu_class: str | None = None
+    """CPU class an int8 variant was quantized and validated for; None where the result does not depend on it."""
+
+
+class Variant(Record):
+    """One model, in one form. Equal digests mean equal behaviour; ``name`` and ``stage`` are labels."""
+
+    name: str
+    stage: str
+    format: Literal["torch", "onnx"]
+    files: tuple[FileEntry, ...]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    runtime: RuntimeSpec = RuntimeSpec()
+    digest: str = ""
+
+    @model_validator(mode="after")
+    def _sealed(self) -> Self:
+        """Compute the digest of a new variant; refuse one that was stored under another digest."""
+        digest = self._compute_digest()
+        if self.digest and self.digest != digest:
+            raise ValueError(f"variant {self.name!r} says digest {self.digest}, its content hashes to {digest}")
+        object.__setattr__(self, "digest", digest)  # frozen model: the one write, at construction
+        return self
+
+    def _compute_digest(self) -> str:
+        body = {
+            "format": self.format,
+            "files": sorted([f.path, f.sha256, f.size] for f in self.files),
+            "inputs": [t.model_dump(mode="json") for t in self.inputs],
+            "outputs": [t.model_dump(mode="json") for t in self.outputs],
+            "runtime": self.runtime.model_dump(mode="json"),
+        }
+        return hashlib.sha256(canonical_json(body)).hexdigest()
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(f.size for f in self.files)
+
+    def file(self, path: str) -> FileEntry:
+        """The file of that name inside the variant; KeyError if it has none."""
+        for entry in self.files:
+            if entry.path == path:
+                return entry
+        raise KeyError(f"variant {self.name!r} has no file {path!r}; it has {[f.path for f in self.files]}")

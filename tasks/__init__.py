@@ -1,0 +1,1 @@
+"""One pipeline step each, named by its verb, and what they share."""
