@@ -1,0 +1,154 @@
+"""What was measured of a variant, and where: a record of its own, because it depends on machine, data and baseline."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from model_registry.manifest import FileEntry, canonical_json
+from model_registry.variant import Frozen, Record
+
+Interval = tuple[float, float]
+"""A 95 % interval: lower and upper end."""
+
+Better = Literal["higher", "lower"]
+Verdict = Literal["faster", "slower", "not distinguishable"]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+CPU_SECONDS_SAMPLES = 1000
+"""``cpu_seconds`` is the CPU time (user and system, all threads) of this many samples."""
+
+
+class Hardware(Frozen):
+    """The machine and the versions a number was measured with; numbers of two machines are not compared."""
+
+    cpu: str
+    """Model name as the kernel gives it."""
+    cores: int = Field(ge=1)
+    """Logical CPUs this process may use."""
+    cpu_class: str
+    """Class by instruction set, e.g. ``x86-avx2`` or ``x86-vnni``; int8 kernels and their results depend on it."""
+    memory_bytes: int = Field(default=0, ge=0)
+    python: str = ""
+    onnxruntime: str = ""
+
+    @property
+    def key(self) -> str:
+        """Short stable name of this machine and its versions, used in storage keys."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()[:16]
+
+
+class Metric(Frozen):
+    """Mean of the workload's per-sample scores over a split, with its 95 % interval."""
+
+    name: str
+    better: Better
+    value: float
+    interval: Interval
+
+
+class PairedComparison(Frozen):
+    """A variant against a reference on the same samples; positive differences mean that it is better."""
+
+    reference: str
+    """Digest of the variant it is compared with."""
+    samples: int = Field(ge=1)
+    better: int = Field(ge=0)
+    """Samples on which the variant scores better than the reference."""
+    worse: int = Field(ge=0)
+    better_indices: tuple[int, ...] = ()
+    """Row numbers in the split (the first few hundred), so that a person can look at them."""
+    worse_indices: tuple[int, ...] = ()
+    difference: float
+    """Mean of (variant - reference), sign turned so that positive is better."""
+    interval: Interval
+    """Two-sided 95 % interval of ``difference``."""
+    bound: float
+    """One-sided 95 % upper bound of the loss (-difference): the variant is non-inferior within a margin above this."""
+    p: float = Field(ge=0, le=1)
+    """Two-sided p value of 'no difference'."""
+    test: Literal["mcnemar", "bootstrap"]
+
+
+class Throughput(Frozen):
+    """Samples per second at the measured batch size."""
+
+    value: float
+    interval: Interval
+
+
+class LatencyIntervals(Frozen):
+    """95 % intervals of the latency quantiles, in milliseconds."""
+
+    p50: Interval
+    p95: Interval
+
+
+class Speedup(Frozen):
+    """Baseline latency divided by this variant's, from interleaved rounds; above 1 is faster."""
+
+    value: float
+    interval: Interval
+    verdict: Verdict
+
+
+class Measurement(Record):
+    """All numbers of one variant on one split and one machine."""
+
+    digest: Digest
+    """The variant measured."""
+    baseline: Digest
+    """The variant it is compared with (the teacher, exported fp32); the baseline's own measurement names itself."""
+    name: str
+    """Label of the variant, for people."""
+    stage: str
+    split: str
+    samples: int = Field(ge=1)
+    data: str
+    """Fingerprint of the data."""
+    hardware: Hardware
+    threads: int = Field(ge=1)
+    batch: int = Field(ge=1)
+
+    metric: Metric
+    accuracy: float | None = None
+    """Share of right answers, for classifiers whatever the metric; None elsewhere."""
+    per_class: dict[str, Metric] = Field(default_factory=dict)
+    """The metric within each true class, by label."""
+    paired: PairedComparison | None = None
+    """Against the baseline; None for the baseline itself."""
+
+    p50_ms: float
+    """Median latency of one request of ``batch`` samples, in milliseconds."""
+    p95_ms: float
+    latency_interval: LatencyIntervals
+    throughput: Throughput
+    speedup: Speedup | None = None
+    """Against the baseline; None for the baseline itself."""
+    peak_rss_bytes: int = Field(ge=0)
+    """Peak resident memory of a process that holds the serving engine and this one variant."""
+    cpu_seconds: float = Field(ge=0)
+    """CPU seconds per 1000 samples."""
+
+    bytes: int = Field(ge=0)
+    """Size of the model file."""
+    parameters: int = Field(ge=0)
+    macs: int | None = None
+    """Multiply-accumulates for one sample; None where the graph cannot be counted."""
+    predictions: FileEntry
+    """npz (no pickle) of the outputs on the split, one row per sample in the split's order."""
+
+    @model_validator(mode="after")
+    def _compared_with_something(self) -> Measurement:
+        if self.digest != self.baseline and self.paired is None:
+            raise ValueError(f"measurement of {self.name!r} names a baseline but holds no paired comparison")
+        return self
+
+    @property
+    def key(self) -> str:
+        """Record key: ``measurements/<digest>/<machine>/<key>.json``."""
+        conditions = {"baseline": self.baseline, "split": self.split, "data": self.data, "threads": self.threads}
+        short = hashlib.sha256(canonical_json(conditions | {"batch": self.batch})).hexdigest()[:16]
+        return f"measurements/{self.digest}/{self.hardware.key}/{short}.json"
