@@ -292,13 +292,19 @@ class Store:
             raise self._translate(error) from error
         except S3UploadFailedError as error:
             cause = error.__context__
-            raise self._translate(cause) if isinstance(cause, ClientError) else StoreUnavailable(
-                f"S3 at {where}: {error}"
+            raise (
+                self._translate(cause)
+                if isinstance(cause, ClientError)
+                else StoreUnavailable(f"S3 at {where}: {error}")
             ) from error
         except NoCredentialsError as error:
-            raise StoreDenied(f"S3 at {where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY") from error
+            raise StoreDenied(
+                f"S3 at {where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            ) from error
         except (BotoCoreError, ConnectionError) as error:
-            raise StoreUnavailable(f"S3 at {where} does not answer: {error}; start the stack with `winnow up`") from error
+            raise StoreUnavailable(
+                f"S3 at {where} does not answer: {error}; start the stack with `winnow up`"
+            ) from error
 
     def _translate(self, error: Any) -> StoreError:
         code = str(error.response.get("Error", {}).get("Code", ""))

@@ -1,0 +1,139 @@
+"""The child's side of a stage: ``python -m tasks.child`` runs one algorithm in a process of its own.
+
+Protocol: the request is one JSON line on stdin; stdin then stays open as the lifeline, and its end means that the
+parent died: the child kills its whole process group. Progress and the result are JSON lines on the descriptor in
+WINNOW_CHILD_FD; stdout and stderr are the stage's log.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import json
+import os
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from model_registry.manifest import FileEntry
+from model_registry.store import Store
+from model_registry.variant import Variant
+from tasks.splits import DataRef
+from tasks.stage import Job
+
+
+@dataclass
+class Result:
+    """What a stage's child hands back."""
+
+    variants: tuple[Variant, ...] = ()
+    values: dict[str, Any] = field(default_factory=dict)
+    files: tuple[FileEntry, ...] = ()
+
+
+class Child:
+    """What a stage's child gets: its job, inputs by role, the store, a private folder and a way to report."""
+
+    def __init__(self, request: dict[str, Any], messages: int) -> None:
+        self.job = Job.model_validate(request["job"])
+        self.spec: dict[str, Any] = request["spec"]
+        self.data: DataRef | None = DataRef.model_validate(request["data"]) if request["data"] else None
+        self.inputs: dict[str, Variant] = {k: Variant.model_validate(v) for k, v in request["inputs"].items()}
+        self.extra: dict[str, Any] = request["extra"]
+        self.key: str = request["key"]
+        self.workdir = Path(request["workdir"])
+        self.checkpoint_prefix = f"checkpoints/{self.key}/"
+        self._messages = messages
+        self._store: Store | None = None
+
+    @property
+    def store(self) -> Store:
+        """The job's store, connected on first use."""
+        if self._store is None:
+            self._store = Store(self.job.store)
+        return self._store
+
+    def progress(self, fraction: float, text: str) -> None:
+        """Report progress (0 to 1) and what is going on."""
+        send(self._messages, {"progress": [round(float(fraction), 4), text]})
+
+
+def send(messages: int, message: dict[str, Any]) -> None:
+    """Write one JSON line to the parent, whole."""
+    data = json.dumps(message, allow_nan=False).encode() + b"\n"
+    while data:
+        data = data[os.write(messages, data) :]
+
+
+def main() -> None:
+    """Wait for the request, run its entry, answer. Arguments: modules to import while waiting."""
+    messages = int(os.environ.pop("WINNOW_CHILD_FD"))
+    _skip_stage_packages()
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
+    line = sys.stdin.buffer.readline()
+    if not line:  # a standby that was not needed
+        return
+    threading.Thread(target=_lifeline, daemon=True).start()
+    request = json.loads(line)
+    try:
+        result = _run(request, messages)
+        message: dict[str, Any] = {
+            "result": {
+                "variants": [v.model_dump(mode="json", by_alias=True) for v in result.variants],
+                "values": result.values,
+                "files": [f.model_dump(mode="json") for f in result.files],
+            }
+        }
+    except BaseException as error:
+        traceback.print_exc()
+        details = getattr(error, "details", {})
+        message = {"error": {"type": type(error).__name__, "message": str(error), "details": details}}
+    sys.stdout.flush()
+    sys.stderr.flush()
+    send(messages, message)
+    # Interpreter shutdown of torch and friends costs up to half a second and can only go wrong from here on.
+    os._exit(0)
+
+
+def _run(request: dict[str, Any], messages: int) -> Result:
+    folder = request["job"]["workload"]["folder"]
+    if folder and folder not in sys.path:
+        sys.path.append(folder)  # last, so that nothing of the user's can shadow ours
+    module, _, function = request["entry"].partition(":")
+    outcome = getattr(importlib.import_module(module), function)(Child(request, messages))
+    return outcome if isinstance(outcome, Result) else Result(values=outcome)
+
+
+def _skip_stage_packages() -> None:
+    """Let ``tasks.<stage>.<file>`` be imported without running ``tasks/<stage>/__init__.py``.
+
+    Those hold the Prefect tasks; importing Prefect would cost every child two seconds.
+    """
+    root = Path(__file__).parent
+    for folder in root.iterdir():
+        if (folder / "__init__.py").is_file() and folder.name != "workloads":
+            name = f"tasks.{folder.name}"
+            package = ModuleType(name, "stage package, not executed in a child process")
+            package.__path__ = [str(folder)]
+            package.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+            package.__spec__.submodule_search_locations = [str(folder)]
+            sys.modules[name] = package
+
+
+def _lifeline() -> None:
+    # A raw read: a buffered one would hold a lock that blocks interpreter exit.
+    while os.read(0, 1):
+        continue
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    # Run under the real module name, so that entries importing tasks.child get this very module.
+    sys.modules["tasks.child"] = sys.modules["__main__"]
+    main()

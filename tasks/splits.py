@@ -1,0 +1,66 @@
+"""The checked data as a value: splits lie in the store, and every stage reads them from there."""
+
+from __future__ import annotations
+
+import io
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_registry.manifest import FileEntry
+from model_registry.store import Store
+from model_registry.variant import Frozen
+
+Columns = dict[str, NDArray[np.generic]]
+"""One split: equal-length arrays by column name; ``target`` is the target."""
+
+SPLITS = ("train", "calibration", "validation", "test")
+TARGET = "target"
+
+
+class ColumnSpec(Frozen):
+    """dtype (numpy name) and per-sample shape of one column."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+class SplitRef(Frozen):
+    """One split in the store: an npz without pickle."""
+
+    name: str
+    file: FileEntry
+    rows: int
+
+
+class MetricRef(Frozen):
+    """The workload's metric. ``builtin`` ones are computed without loading the workload."""
+
+    name: str
+    better: Literal["higher", "lower"]
+    builtin: bool
+
+
+class DataRef(Frozen):
+    """Data that passed its checks. ``fingerprint`` is the hash of the splits' content."""
+
+    fingerprint: str
+    splits: tuple[SplitRef, ...]
+    columns: dict[str, ColumnSpec]
+    task: Literal["classification", "regression", "other"]
+    metric: MetricRef
+    labels: tuple[str, ...] | None = None
+
+    def split(self, name: str) -> SplitRef:
+        """The split of that name; KeyError names those there are."""
+        for split in self.splits:
+            if split.name == name:
+                return split
+        raise KeyError(f"no split {name!r}; there are {[s.name for s in self.splits]}")
+
+
+def read_split(store: Store, data: DataRef, name: str) -> Columns:
+    """The arrays of a split, verified against its hash; raises CorruptObject or ObjectMissing like the store."""
+    with np.load(io.BytesIO(store.fetch_bytes(data.split(name).file)), allow_pickle=False) as archive:
+        return {column: archive[column] for column in archive.files}

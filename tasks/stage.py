@@ -1,0 +1,94 @@
+"""What a stage is, what it is asked to do, and what it answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from model_registry.manifest import FileEntry
+from model_registry.variant import Frozen, ModelName, Record, Variant
+
+
+class WorkloadRef(Frozen):
+    """Where the user's class is: an importable ``module:Class``, its arguments, and the folder of the spec."""
+
+    path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    folder: str | None = None
+    """Searched last for the module, and the base of relative paths. Not part of any identity."""
+
+
+class Limits(Frozen):
+    """What a stage's process may use before it is ended."""
+
+    seconds: float = Field(default=3600.0, gt=0, description="wall-clock limit of the stage")
+    memory_bytes: int = Field(default=16 << 30, gt=0, description="limit of the resident memory of its processes")
+
+
+class Job(Frozen):
+    """What every stage of one run shares. Plain JSON: it travels to child processes and other machines."""
+
+    run_id: str
+    model: ModelName
+    store: str
+    workload: WorkloadRef
+    seed: int = 0
+    device: str = "auto"
+    limits: dict[str, Limits] = Field(default_factory=dict)
+    """By stage name; a stage that is not named has the defaults."""
+
+    def limits_of(self, stage: str) -> Limits:
+        return self.limits.get(stage, Limits())
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step that computes in a child process and is cached by content.
+
+    ``libraries``: distributions whose versions are part of the cache key. ``preload``: modules a standby process
+    may import ahead. ``exclusive``: nothing else of Winnow may compute meanwhile (measurements).
+    """
+
+    name: str
+    entry: str
+    libraries: tuple[str, ...] = ()
+    preload: tuple[str, ...] = ()
+    seed_matters: bool = True
+    device_matters: bool = True
+    cpu_class_matters: bool = False
+    machine_matters: bool = False
+    workload_matters: bool = True
+    exclusive: bool = False
+    threads: int | None = None
+    """Compute threads of the child; None = all cores."""
+    yields: tuple[str, ...] = ()
+    """Names of the variants it will make, for `--plan` only."""
+
+
+class Outcome(Record):
+    """What a stage answers: the variants it made or found again, JSON values and other files."""
+
+    stage: str
+    name: str
+    """The stage, with what it worked on where it runs several times: ``export:student``."""
+    status: Literal["computed", "reused", "skipped"]
+    reason: str = ""
+    seconds: float
+    compute_seconds: float = 0.0
+    key: str
+    version: str
+    variants: tuple[Variant, ...] = ()
+    values: dict[str, Any] = Field(default_factory=dict)
+    files: tuple[FileEntry, ...] = ()
+
+    @property
+    def variant(self) -> Variant:
+        """The one variant; ValueError if there is not exactly one."""
+        (variant,) = self.variants
+        return variant
+
+    def file(self, path: str) -> FileEntry | None:
+        """The file of that name, or None."""
+        return next((f for f in self.files if f.path == path), None)
