@@ -90,7 +90,8 @@ def main() -> None:
                 "files": [f.model_dump(mode="json") for f in result.files],
             }
         }
-    except BaseException as error:
+        json.dumps(message, allow_nan=False)  # a NaN among the values is this stage's error, not the protocol's
+    except BaseException as error:  # noqa: BLE001 - reported to the parent, which raises it there
         traceback.print_exc()
         details = getattr(error, "details", {})
         message = {"error": {"type": type(error).__name__, "message": str(error), "details": details}}

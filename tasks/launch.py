@@ -86,8 +86,12 @@ def run_child(
             for descriptor in buffers:
                 selector.register(descriptor, selectors.EVENT_READ)
             looked = 0.0
-            while selector.get_map() and answer is None:
-                for ready, _ in selector.select(timeout=0.2):
+            while selector.get_map():
+                # Once the answer is there only what is left of the log is read.
+                events = selector.select(timeout=0.2 if answer is None else 0)
+                if answer is not None and not events:
+                    break
+                for ready, _ in events:
                     data = os.read(ready.fd, 1 << 16)
                     if not data:
                         selector.unregister(ready.fd)
@@ -115,8 +119,9 @@ def run_child(
                     looked, peak = now, max(peak, _resident(process.popen.pid))
                     if peak > limits.memory_bytes:
                         raise StageOutOfMemory(
-                            f"stage {name} grew to {_mib(peak)}, past its limit of {_mib(limits.memory_bytes)}, and was "
-                            f"ended; raise limits.{name}.memory_bytes or use smaller batches.{_last(tail, log_path)}"
+                            f"stage {name} grew to {_mib(peak)}, past its limit of {_mib(limits.memory_bytes)}, and "
+                            f"was ended; raise limits.{name}.memory_bytes or use smaller batches."
+                            f"{_last(tail, log_path)}"
                         )
     finally:
         _end(process)

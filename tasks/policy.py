@@ -1,0 +1,91 @@
+"""Under which rules the steps run: versions, retries, limits. The only place that decorates Prefect tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Generic, ParamSpec, TypeVar, cast
+
+from prefect import Task, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture
+
+from model_registry.lease import LeaseBusy, LeaseLost
+from model_registry.store import StoreUnavailable
+from tasks.source_hash import closure_hash
+from tasks.stage import Stage
+from tasks.stage_cache import planning
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+RETRY_DELAYS = [1.0, 3.0, 8.0, 20.0, 40.0, 45.0]
+"""Seconds between attempts, about two minutes in all; each stretched by up to RETRY_JITTER."""
+RETRY_JITTER = 0.3
+
+
+class Transient(Exception):
+    """Base for errors of the single-file steps that may pass (a server that does not answer)."""
+
+
+_TRANSIENT = (StoreUnavailable, LeaseLost, LeaseBusy, Transient, ConnectionError)
+
+
+def may_pass(task: Any, run: Any, state: Any) -> bool:
+    """Prefect's retry condition: only what can pass is tried again. Must stay a plain function (Prefect checks)."""
+    return isinstance(state.data.exception if hasattr(state.data, "exception") else state.data, _TRANSIENT)
+
+
+class Step(Generic[P, R]):
+    """A Prefect task that can also be planned: while the flow is only planned, the body runs bare."""
+
+    def __init__(self, task: Task[P, R]) -> None:
+        self.task = task
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if planning.get() is not None:
+            return self.task.fn(*args, **kwargs)
+        return cast(R, self.task(*args, **kwargs))
+
+    def submit(self, *args: P.args, **kwargs: P.kwargs) -> PrefectFuture[R] | Ready[R]:
+        """Start it in the flow's task runner; ``.result()`` waits and raises."""
+        if planning.get() is not None:
+            return Ready(self.task.fn(*args, **kwargs))
+        return cast(PrefectFuture[R], self.task.submit(*args, **kwargs))
+
+
+class Ready(Generic[R]):
+    """A future that is there already."""
+
+    def __init__(self, value: R) -> None:
+        self._value = value
+
+    def result(self) -> R:
+        return self._value
+
+
+def step(stage: Stage | str, *, module: str | None = None) -> Callable[[Callable[P, R]], Step[P, R]]:
+    """Make a function a step of the flow.
+
+    Args:
+        stage: its stage, or the name of a step that computes nothing (register, deploy).
+        module: for the latter, the module whose source is its version; default the function's own.
+    """
+
+    def decorate(function: Callable[P, R]) -> Step[P, R]:
+        name = stage if isinstance(stage, str) else stage.name
+        source = (module or function.__module__) if isinstance(stage, str) else stage.entry.partition(":")[0]
+        decorated = task(
+            name=name,
+            version=closure_hash(source)[:12],
+            retries=len(RETRY_DELAYS),
+            retry_delay_seconds=RETRY_DELAYS,
+            retry_jitter_factor=RETRY_JITTER,
+            retry_condition_fn=may_pass,
+            # Ours is the only cache: Prefect's takes an outage for a miss and never looks at the artifact.
+            cache_policy=NO_CACHE,
+            persist_result=False,
+            log_prints=False,
+        )(function)
+        return Step(cast(Task[P, R], decorated))
+
+    return decorate
