@@ -139,6 +139,8 @@ class Measurement(Record):
     """Multiply-accumulates for one sample; None where the graph cannot be counted."""
     predictions: FileEntry
     """npz (no pickle) of the outputs on the split, one row per sample in the split's order."""
+    scores: FileEntry
+    """npz with one array ``score``: the metric's score of each sample, what paired comparisons are made of."""
 
     @model_validator(mode="after")
     def _compared_with_something(self) -> Measurement:
