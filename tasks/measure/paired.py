@@ -1,0 +1,66 @@
+"""A variant against a reference on the same samples, and the interval of a metric."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model_registry.measurement import Better, Metric, PairedComparison
+from tasks.measure.bootstrap import bootstrap_mean
+from tasks.measure.proportion import loss_bound, mcnemar_p, paired_interval, wilson
+
+Scores = NDArray[np.float64]
+"""One score per sample, shape [n]."""
+
+INDICES_KEPT = 200
+
+
+def is_binary(*scores: Scores) -> bool:
+    """Whether every score is 0 or 1: right or wrong."""
+    return all(bool(np.isin(s, (0.0, 1.0)).all()) for s in scores)
+
+
+def summarise(scores: Scores, *, name: str, better: Better) -> Metric:
+    """Mean score with its 95 % interval: Wilson's for right and wrong, BCa bootstrap otherwise."""
+    binary = is_binary(scores)
+    interval = wilson(int(scores.sum()), len(scores)) if binary else bootstrap_mean(scores).interval()
+    return Metric(name=name, better=better, value=float(scores.mean()), interval=interval)
+
+
+def compare(scores: Scores, reference_scores: Scores, *, better: Better, reference: str) -> PairedComparison:
+    """Compare a variant's scores with a reference's on the same samples.
+
+    Right and wrong: exact McNemar p, Tango's score interval. Other scores: bootstrap of the mean difference.
+
+    Args:
+        scores, reference_scores: shape [n], in the same order of samples.
+        better: which way is better; differences are turned so that positive is better.
+        reference: digest of the reference.
+
+    Raises:
+        ValueError: the two have different lengths.
+    """
+    if scores.shape != reference_scores.shape:
+        raise ValueError(f"{scores.shape} scores cannot be paired with {reference_scores.shape} of the reference")
+    gain = (scores - reference_scores) * (1.0 if better == "higher" else -1.0)
+    ups, downs = np.flatnonzero(gain > 0), np.flatnonzero(gain < 0)
+    n, up, down = len(gain), len(ups), len(downs)
+    if is_binary(scores, reference_scores):
+        interval, bound, p = paired_interval(up, down, n), loss_bound(up, down, n), mcnemar_p(up, down)
+    else:
+        resampled = bootstrap_mean(-gain)
+        low, high = resampled.interval()
+        interval, bound, p = (-high, -low), resampled.quantile(0.95), resampled.p_of_zero()
+    return PairedComparison(
+        reference=reference,
+        samples=n,
+        better=up,
+        worse=down,
+        better_indices=tuple(int(i) for i in ups[:INDICES_KEPT]),
+        worse_indices=tuple(int(i) for i in downs[:INDICES_KEPT]),
+        difference=float(gain.mean()),
+        interval=interval,
+        bound=bound,
+        p=p,
+        test="mcnemar" if is_binary(scores, reference_scores) else "bootstrap",
+    )

@@ -1,0 +1,114 @@
+"""Paired comparison, bootstrap and Pareto front."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from tasks import workload
+from tasks.measure.bootstrap import bootstrap_mean
+from tasks.measure.paired import compare, summarise
+from tasks.measure.pareto import front
+from tasks.measure.scoring import accuracy_scores, builtin_scores, is_classifier, squared_error_scores
+
+DIGEST = "0" * 64
+
+
+def test_flips_are_counted_and_named() -> None:
+    reference = np.array([1.0, 1, 1, 0, 0, 1])
+    variant = np.array([1.0, 0, 1, 1, 0, 0])
+    result = compare(variant, reference, better="higher", reference=DIGEST)
+    assert (result.better, result.worse, result.test) == (1, 2, "mcnemar")
+    assert result.better_indices == (3,) and result.worse_indices == (1, 5)
+    assert result.difference == pytest.approx(-1 / 6)
+    assert result.interval[0] < result.difference < result.interval[1]
+    assert result.p == 1.0 and result.reference == DIGEST
+
+
+def test_lower_is_better_turns_the_sign() -> None:
+    generator = np.random.default_rng(0)
+    reference = generator.gamma(2.0, 1.0, 500)
+    result = compare(reference * 0.5, reference, better="lower", reference=DIGEST)
+    assert result.test == "bootstrap" and result.better == 500 and result.worse == 0
+    assert result.difference > 0 and result.interval[0] > 0
+    assert result.bound < 0  # the loss is certainly negative
+    assert result.p < 0.001
+    worse = compare(reference * 1.5, reference, better="lower", reference=DIGEST)
+    assert worse.difference < 0 and worse.bound > -worse.difference > 0
+
+
+def test_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="cannot be paired"):
+        compare(np.ones(3), np.ones(4), better="higher", reference=DIGEST)
+
+
+def test_bootstrap_is_seeded_and_agrees_with_scipy() -> None:
+    from scipy.stats import bootstrap
+
+    data = np.random.default_rng(3).lognormal(0.0, 1.0, 120)
+    ours = bootstrap_mean(data)
+    assert ours.interval() == bootstrap_mean(data).interval()
+    theirs = bootstrap((data,), np.mean, method="BCa", n_resamples=9999, rng=np.random.default_rng(1))
+    assert ours.interval() == pytest.approx(tuple(theirs.confidence_interval), rel=0.03)
+    low, high = ours.interval()
+    assert high - ours.mean > ours.mean - low  # skewed data, skewed interval
+
+
+def test_bootstrap_of_equal_values_is_a_point() -> None:
+    result = bootstrap_mean(np.full(10, 2.5))
+    assert result.interval() == (2.5, 2.5)
+    assert bootstrap_mean(np.zeros(10)).p_of_zero() == 1.0
+
+
+@pytest.mark.parametrize("bad", [np.array([]), np.array([1.0, np.nan]), np.ones((2, 2))])
+def test_bootstrap_refuses_what_has_no_mean(bad: NDArray[np.float64]) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        bootstrap_mean(bad)
+
+
+def test_bootstrap_bound_covers_the_true_mean() -> None:
+    generator = np.random.default_rng(5)
+    covered = 0
+    for _ in range(300):
+        sample = generator.gamma(2.0, 1.0, 200) - 2.0
+        covered += bootstrap_mean(sample, resamples=1000).quantile(0.95) >= 0.0
+    assert 0.91 <= covered / 300 <= 0.99
+
+
+def test_large_samples_are_resampled_in_chunks() -> None:
+    data = np.random.default_rng(0).normal(1.0, 1.0, 30_000)
+    low, high = bootstrap_mean(data, resamples=400).interval()
+    assert low < data.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 / np.sqrt(30_000), rel=0.15)
+
+
+def test_intervals_of_a_metric() -> None:
+    right = summarise(np.r_[np.ones(95), np.zeros(5)], name="accuracy", better="higher")
+    assert right.value == 0.95 and right.interval == pytest.approx((0.8882, 0.9785), abs=1e-4)
+    error = summarise(np.random.default_rng(0).gamma(2.0, 1.0, 100), name="mse", better="lower")
+    assert error.interval[0] < error.value < error.interval[1]
+
+
+def test_builtin_scores_are_the_workloads_defaults() -> None:
+    generator = np.random.default_rng(0)
+    logits, classes = generator.normal(size=(50, 4)).astype(np.float32), generator.integers(0, 4, 50)
+    assert (builtin_scores("accuracy", logits, classes) == workload.accuracy_scores(logits, classes)).all()
+    outputs, targets = generator.normal(size=(50, 1)).astype(np.float32), generator.normal(size=50)
+    assert (builtin_scores("mse", outputs, targets) == workload.squared_error_scores(outputs, targets)).all()
+    assert torch.nn.functional.mse_loss(torch.tensor(outputs[:, 0]), torch.tensor(targets)).item() == pytest.approx(
+        squared_error_scores(outputs, targets).mean(), rel=1e-5
+    )
+    assert is_classifier(logits, classes) and not is_classifier(outputs, targets)
+
+
+def test_nan_is_a_wrong_answer() -> None:
+    logits = np.array([[np.nan, 1.0], [3.0, 1.0]])
+    assert accuracy_scores(logits, np.array([0, 0])).tolist() == [0.0, 1.0]
+
+
+def test_pareto_front() -> None:
+    points = [(0.1, 2.0, 10.0), (0.2, 1.0, 5.0), (0.2, 1.5, 5.0), (0.1, 2.0, 10.0), (0.05, 9.0, 99.0)]
+    assert front(points) == (True, True, False, True, True)
+    assert front([]) == ()
