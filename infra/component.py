@@ -1,0 +1,60 @@
+"""A component of the stack: a value that says how one process is started and when it is well."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+
+@dataclass(frozen=True)
+class Component:
+    """What to run. ``environment`` is added to the caller's; ``health`` is an http URL that answers 200 when well.
+
+    ``needs`` names the components that must be well before this one is started, ``patience`` is the number of
+    seconds that it may take to become well, ``grace`` those that it has to end by itself.
+    """
+
+    name: str
+    title: str
+    argv: tuple[str, ...]
+    folder: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    url: str = ""
+    health: str = ""
+    needs: tuple[str, ...] = ()
+    patience: float = 60.0
+    grace: float = 5.0
+    #: leftovers outside the stack's folder that a killed process does not remove (sockets)
+    litter: tuple[Path, ...] = ()
+
+    @property
+    def recipe(self) -> str:
+        """Changes when the component would be started differently."""
+        text = json.dumps([self.argv, str(self.folder), dict(self.environment)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def is_well(self, timeout: float = 1.0) -> bool:
+        """Whether the health URL answers 200 within the timeout, in seconds; True where there is none."""
+        return not self.health or fetch(self.health, timeout=timeout)[0] == 200
+
+
+def fetch(
+    url: str, *, timeout: float = 1.0, method: str = "GET", body: bytes | None = None, headers: Mapping[str, str] = {}
+) -> tuple[int, bytes]:
+    """One plain HTTP request that no proxy setting diverts; (0, reason) where nothing answers in time."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=timeout)
+    try:
+        target = parts.path + (f"?{parts.query}" if parts.query else "")
+        connection.request(method, target, body=body, headers=dict(headers))
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    except (OSError, http.client.HTTPException) as error:
+        return 0, str(error).encode()
+    finally:
+        connection.close()

