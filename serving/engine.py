@@ -1,0 +1,216 @@
+"""The engine: one verified ONNX variant under ONNX Runtime, numpy in and numpy out.
+
+The endpoint's engine processes and the probe run this very class, so what is measured is what is served.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from model_registry.cpu_class import require_cpu_class
+from model_registry.manifest import FileEntry, ManifestMismatch, hash_bytes
+from model_registry.variant import RuntimeSpec, TensorSpec, Variant
+from serving.exceptions import EngineLoadError, EngineRunError
+from serving.onnx_safety import check_onnx
+from serving.tensors import NUMPY, ONNX, Array, bytes_array
+
+MODEL, LABELS = "model.onnx", "assets/labels.json"
+LABEL = TensorSpec(name="label", datatype="BYTES", shape=(-1,))
+PROBABILITY = TensorSpec(name="probability", datatype="FP32", shape=(-1,))
+
+_LEVELS = {
+    "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
+    "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
+}
+
+
+class Engine:
+    """One variant, loaded and ready to run. ``run`` may be called from several threads at once.
+
+    Args:
+        folder: holds the variant's files under their manifest names.
+        variant: an ONNX variant; its RuntimeSpec decides provider, threads, spinning and graph level.
+        threads: intra-op threads instead of the variant's own, for measurements.
+
+    Attributes:
+        inputs, outputs: tensor specs as served; with labels, ``label`` (BYTES [-1]) and ``probability`` (FP32 [-1])
+            follow the graph's own outputs.
+
+    Raises:
+        ManifestMismatch: a file is not the one of the manifest.
+        UnsafeModel: the ONNX file refers to data outside itself.
+        CpuClassMismatch: the variant was quantized for another kind of CPU.
+        EngineLoadError: ONNX Runtime refuses it, or it does not do what its manifest says.
+    """
+
+    def __init__(self, folder: Path, variant: Variant, *, threads: int | None = None) -> None:
+        if variant.format != "onnx":
+            raise EngineLoadError(f"variant {variant.name!r} is {variant.format}, not onnx; export it first")
+        require_cpu_class(variant.runtime.cpu_class, f"variant {variant.name!r}")
+        # The very bytes that were hashed are the ones that run: nothing is opened twice.
+        data = _read_verified(folder, variant.file(MODEL))
+        check_onnx(data)
+        self.variant = variant
+        self._session = _session(data, variant, threads or variant.runtime.intra_op_threads)
+        self._graph_outputs = tuple(output.name for output in self._session.get_outputs())
+        self.inputs, self.outputs = variant.inputs, variant.outputs
+        _compare("input", variant.inputs, self._session.get_inputs())
+        _compare("output", variant.outputs, self._session.get_outputs())
+        self._text_inputs = {spec.name for spec in self.inputs if spec.datatype == "BYTES"}
+        self.labels = self._load_labels(folder)
+        if self.labels:
+            self.outputs = (*self.outputs, LABEL, PROBABILITY)
+
+    def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run once and return the outputs asked for (all by default), in their order.
+
+        Raises:
+            EngineRunError: ONNX Runtime failed; its text names graph nodes, so it is for the log, not for clients.
+        """
+        wanted = tuple(outputs) if outputs is not None else tuple(spec.name for spec in self.outputs)
+        from_graph = [name for name in wanted if name in self._graph_outputs]
+        needs_labels = len(from_graph) < len(wanted)
+        if needs_labels and self._graph_outputs[0] not in from_graph:
+            from_graph.append(self._graph_outputs[0])
+        feed = {name: _text(array) if name in self._text_inputs else array for name, array in inputs.items()}
+        try:
+            found = dict(zip(from_graph, self._session.run(from_graph, feed), strict=True))
+        except Exception as error:  # ONNX Runtime raises a family of classes without a common base
+            raise EngineRunError(f"{type(error).__name__}: {error}") from error
+        found = {name: _from_text(array) if array.dtype == object else array for name, array in found.items()}
+        if needs_labels:
+            found |= self._classify(found[self._graph_outputs[0]])
+        return {name: found[name] for name in wanted}
+
+    def warm_up(self, runs: int = 2) -> None:
+        """Run on zeros (free dimensions at 1), so that the first request does not pay for first-time work.
+
+        Raises:
+            EngineLoadError: the model fails even on that.
+        """
+        zeros = {spec.name: _zeros(spec) for spec in self.inputs}
+        for _ in range(runs):
+            try:
+                self.run(zeros)
+            except EngineRunError as error:
+                raise EngineLoadError(
+                    f"variant {self.variant.name!r} fails on an input of zeros: {error}; check the exported graph"
+                ) from error
+
+    def _classify(self, logits: Array) -> dict[str, Array]:
+        """Winning label and its softmax probability per row; a row that is not finite gets no label and NaN."""
+        if logits.ndim != 2 or logits.shape[1] != len(self.labels):
+            raise EngineRunError(f"{len(self.labels)} labels for an output of shape {list(logits.shape)}")
+        with np.errstate(invalid="ignore", over="ignore"):
+            shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+            probability = shifted.max(axis=1) / shifted.sum(axis=1)
+        winners = logits.argmax(axis=1)
+        named = [
+            self.labels[winner] if finite else b""
+            for winner, finite in zip(winners.tolist(), np.isfinite(probability).tolist(), strict=True)
+        ]
+        return {"label": bytes_array(named, (len(named),)), "probability": probability.astype(np.float32)}
+
+    def _load_labels(self, folder: Path) -> list[bytes]:
+        entry = next((file for file in self.variant.files if file.path == LABELS), None)
+        if entry is None:
+            return []
+        try:
+            labels = json.loads(_read_verified(folder, entry))
+        except ValueError as error:
+            raise EngineLoadError(f"{LABELS} of variant {self.variant.name!r} is not JSON: {error}") from error
+        first = self.outputs[0]
+        if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
+            raise EngineLoadError(f"{LABELS} of variant {self.variant.name!r} must be a JSON list of strings")
+        if first.datatype != "FP32" or len(first.shape) != 2 or first.shape[1] not in (-1, len(labels)):
+            raise EngineLoadError(
+                f"variant {self.variant.name!r} has {len(labels)} labels, which need a first output FP32 "
+                f"[-1, {len(labels)}]; it is {first.datatype} {list(first.shape)}"
+            )
+        if taken := {LABEL.name, PROBABILITY.name} & {spec.name for spec in self.outputs}:
+            raise EngineLoadError(
+                f"variant {self.variant.name!r} has labels, and outputs of its own called {sorted(taken)}; rename them"
+            )
+        return [label.encode() for label in labels]
+
+
+def _read_verified(folder: Path, entry: FileEntry) -> bytes:
+    path = folder / entry.path
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise ManifestMismatch(str(folder), extra=[], missing=[entry.path], changed=[]) from error
+    except OSError as error:  # a symbolic link
+        raise ManifestMismatch(str(folder), extra=[], missing=[], changed=[entry.path]) from error
+    with os.fdopen(descriptor, "rb") as stream:
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        data = stream.read() if regular else b""
+    if not regular or len(data) != entry.size or hash_bytes(data) != entry.sha256:
+        raise ManifestMismatch(str(folder), extra=[], missing=[], changed=[entry.path])
+    return data
+
+
+def _session(data: bytes, variant: Variant, threads: int) -> Any:
+    runtime = variant.runtime
+    if runtime.provider not in onnxruntime.get_available_providers():
+        raise EngineLoadError(
+            f"variant {variant.name!r} needs {runtime.provider}; this onnxruntime offers "
+            f"{onnxruntime.get_available_providers()}: install the build that has it, or deploy another variant"
+        )
+    try:
+        return onnxruntime.InferenceSession(data, _options(runtime, threads), providers=[runtime.provider])
+    except Exception as error:  # as above: no common base class
+        raise EngineLoadError(
+            f"ONNX Runtime {onnxruntime.__version__} cannot load variant {variant.name!r}: {error}"
+        ) from error
+
+
+def _options(runtime: RuntimeSpec, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = runtime.inter_op_threads
+    options.graph_optimization_level = _LEVELS[runtime.graph_optimization]
+    options.log_severity_level = 3  # errors only; the rest tells node names of the client's model
+    # Spinning threads burn a whole core after each request and gain nothing measurable (CEmbedding v0.9.1).
+    spinning = "1" if runtime.spinning else "0"
+    options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+    options.add_session_config_entry("session.inter_op.allow_spinning", spinning)
+    if runtime.provider != "CPUExecutionProvider":  # no silent fallback: it would serve, ten times slower
+        options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    return options
+
+
+def _compare(kind: str, specs: Sequence[TensorSpec], found: Sequence[Any]) -> None:
+    """The manifest must tell the truth about the graph: clients are checked against it."""
+    says = [(s.name, s.datatype, tuple(s.shape)) for s in specs]
+    has = [(f.name, ONNX.get(f.type, f.type), tuple(d if isinstance(d, int) else -1 for d in f.shape)) for f in found]
+    if says != has:
+        raise EngineLoadError(f"the manifest's {kind}s {says} are not the graph's {has}; export the variant again")
+
+
+def _zeros(spec: TensorSpec) -> Array:
+    shape = tuple(max(dimension, 1) for dimension in spec.shape)
+    if spec.datatype == "BYTES":
+        return np.full(shape, b"", dtype=object)
+    return np.zeros(shape, dtype=NUMPY[spec.datatype])
+
+
+def _text(array: Array) -> Array:
+    """BYTES as ONNX Runtime takes them: an object array of str."""
+    out = np.empty(array.shape, dtype=object)
+    out.ravel()[:] = [element.decode(errors="replace") for element in array.ravel()]
+    return out
+
+
+def _from_text(array: Array) -> Array:
+    return bytes_array([str(element).encode(errors="replace") for element in array.ravel()], array.shape)
