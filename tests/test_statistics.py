@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.measure.proportion import loss_bound, mcnemar_p, paired_interval, samples_needed, wilson
+from tasks.evidence.proportion import loss_bound, mcnemar_p, paired_interval, samples_needed, wilson
 
 
 def test_wilson_agrees_with_newcombe_1998() -> None:

@@ -8,10 +8,10 @@ import torch
 from numpy.typing import NDArray
 
 from tasks import workload
-from tasks.measure.bootstrap import bootstrap_mean
-from tasks.measure.paired import compare, summarise
-from tasks.measure.pareto import front
-from tasks.measure.scoring import accuracy_scores, builtin_scores, is_classifier, squared_error_scores
+from tasks.evidence.bootstrap import bootstrap_mean
+from tasks.evidence.paired import compare, summarise
+from tasks.evidence.pareto import front
+from tasks.evidence.scoring import accuracy_scores, builtin_scores, is_classifier, squared_error_scores
 
 DIGEST = "0" * 64
 

@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_registry.measurement import Better, Metric, PairedComparison
-from tasks.measure.bootstrap import bootstrap_mean
-from tasks.measure.proportion import loss_bound, mcnemar_p, paired_interval, wilson
+from tasks.evidence.bootstrap import bootstrap_mean
+from tasks.evidence.proportion import loss_bound, mcnemar_p, paired_interval, wilson
 
 Scores = NDArray[np.float64]
 """One score per sample, shape [n]."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.measure.paired import Scores
+from tasks.evidence.paired import Scores
 
 Array = NDArray[Any]
 

@@ -1,0 +1,64 @@
+"""measure: accuracy, latency, memory and size of an exported variant, on validation, against the baseline."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from model_registry.measurement import Measurement
+from model_registry.variant import Frozen, Variant
+from tasks.policy import step
+from tasks.source_hash import closure_hash
+from tasks.splits import DataRef
+from tasks.stage import Job, Outcome, Stage
+from tasks.stage_cache import run_stage
+
+
+class MeasureSpec(Frozen):
+    """How variants are measured: always interleaved with the baseline, round by round, on an otherwise quiet machine."""
+
+    batch: int = Field(default=1, ge=1, description="samples per request; latency and throughput are of such requests")
+    rounds: int = Field(default=40, ge=5, description="interleaved rounds; each times baseline and variant once")
+    seconds: float = Field(
+        default=2.0, gt=0, description="time given to the rounds of one variant, both sides together"
+    )
+
+
+STAGE = Stage(
+    name="measure",
+    entry="tasks.measure.measure_child:main",
+    libraries=("onnxruntime", "numpy"),
+    seed_matters=False,
+    device_matters=False,
+    cpu_class_matters=True,
+    machine_matters=True,
+    exclusive=True,
+    yields=("variant",),
+)
+
+
+@step(STAGE)
+def measure(
+    job: Job, spec: MeasureSpec, *, data: DataRef, variant: Variant, baseline: Outcome | None = None
+) -> Outcome:
+    """Measure an ONNX variant on the validation split.
+
+    Args:
+        variant: what is measured; also the only variant of the outcome.
+        baseline: the outcome of measuring the baseline (the teacher, exported fp32); None to measure the baseline itself.
+
+    Returns:
+        The outcome; :func:`measurement_of` reads the numbers from it.
+    """
+    inputs = {"variant": variant} if baseline is None else {"variant": variant, "baseline": baseline.variant}
+    extra = {
+        "split": "validation",
+        # The probe belongs to serving, which no task imports: its source enters the key here.
+        "probe": closure_hash("serving.probe"),
+        "baseline_key": baseline.key if baseline else None,
+    }
+    return run_stage(STAGE, job, spec, data=data, inputs=inputs, extra=extra, label=variant.name)
+
+
+def measurement_of(outcome: Outcome) -> Measurement:
+    """The measurement in an outcome of :func:`measure`; KeyError if the outcome was only planned."""
+    return Measurement.model_validate(outcome.values["measurement"])
