@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, ParamSpec, TypeVar, cast
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
@@ -32,7 +32,7 @@ _TRANSIENT = (StoreUnavailable, LeaseLost, LeaseBusy, Transient, ConnectionError
 
 def may_pass(task: Any, run: Any, state: Any) -> bool:
     """Prefect's retry condition: only what can pass is tried again. Must stay a plain function (Prefect checks)."""
-    return isinstance(state.data.exception if hasattr(state.data, "exception") else state.data, _TRANSIENT)
+    return isinstance(state.data, _TRANSIENT)
 
 
 class Step(Generic[P, R]):
@@ -44,13 +44,13 @@ class Step(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if planning.get() is not None:
             return self.task.fn(*args, **kwargs)
-        return cast(R, self.task(*args, **kwargs))
+        return self.task(*args, **kwargs)
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> PrefectFuture[R] | Ready[R]:
         """Start it in the flow's task runner; ``.result()`` waits and raises."""
         if planning.get() is not None:
             return Ready(self.task.fn(*args, **kwargs))
-        return cast(PrefectFuture[R], self.task.submit(*args, **kwargs))
+        return self.task.submit(*args, **kwargs)
 
 
 class Ready(Generic[R]):
@@ -86,6 +86,6 @@ def step(stage: Stage | str, *, module: str | None = None) -> Callable[[Callable
             persist_result=False,
             log_prints=False,
         )(function)
-        return Step(cast(Task[P, R], decorated))
+        return Step(decorated)
 
     return decorate

@@ -6,6 +6,7 @@ Reformatting, comments and docstrings leave it unchanged; nothing is imported to
 from __future__ import annotations
 
 import ast
+import importlib.util
 from functools import lru_cache
 from pathlib import Path
 
@@ -21,14 +22,15 @@ def closure_hash(module: str, folder: str | None = None) -> str:
     """sha256 over the normalised ASTs of the module and of the first-party modules it imports, at any depth.
 
     Args:
-        module: dotted name, ours or below ``folder``.
+        module: dotted name: ours, below ``folder``, or of an installed package (then all of that package counts).
         folder: the user's folder, searched after ours.
     """
+    roots = _roots(module.split(".")[0], folder)
     found: dict[str, str] = {}
     pending = [module]
     while pending:
         name = pending.pop()
-        path = _find(name, folder)
+        path = _find(name, roots)
         if path is None or name in found:
             continue
         digest, imports = _read(path, name, path.stat().st_mtime_ns)
@@ -48,14 +50,25 @@ def normalised(source: str) -> str:
     return ast.dump(tree)
 
 
-def _find(name: str, folder: str | None) -> Path | None:
-    roots = [_ROOT] if name.split(".")[0] in _OURS else [Path(folder)] if folder else []
-    for root in roots:
-        base = root.joinpath(*name.split("."))
-        for path in (base.with_suffix(".py"), base / "__init__.py"):
-            if path.is_file():
-                return path
-    return None
+def _roots(package: str, folder: str | None) -> dict[str, Path]:
+    """Folders to look in, by top-level name; '' stands for any name that is not ours."""
+    roots = dict.fromkeys(_OURS, _ROOT)
+    if folder:
+        roots[""] = Path(folder)
+    if package not in roots and not (folder and _find(package, roots)):
+        spec = importlib.util.find_spec(package)  # a top-level name: nothing is executed
+        if spec is not None and spec.origin is not None:
+            origin = Path(spec.origin)
+            roots[package] = origin.parent.parent if spec.submodule_search_locations else origin.parent
+    return roots
+
+
+def _find(name: str, roots: dict[str, Path]) -> Path | None:
+    root = roots.get(name.split(".")[0], roots.get(""))
+    if root is None:
+        return None
+    base = root.joinpath(*name.split("."))
+    return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
 
 
 @lru_cache(maxsize=512)

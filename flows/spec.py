@@ -1,0 +1,155 @@
+"""PipelineSpec: one YAML file says the whole run. Unknown keys are refused, and all errors are told at once."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from model_registry.variant import Frozen, ModelName
+from tasks.data import DataSpec
+from tasks.deploy import DeploySpec
+from tasks.distill import DistillSpec
+from tasks.errors import SpecError
+from tasks.export import ExportSpec
+from tasks.measure import MeasureSpec
+from tasks.prune import PruneSpec
+from tasks.quantize import QuantizeSpec
+from tasks.stage import Limits, WorkloadRef
+from tasks.train import BringSpec, TrainSpec
+from tasks.validate import GateSpec
+
+SPECS = Path(__file__).parent / "specs"
+STAGES = Literal["data", "train", "bring", "distill", "prune", "export", "quantize", "measure", "validate"]
+
+
+class PipelineSpec(Frozen):
+    """A run: the workload, what to do with it, and what the result must keep."""
+
+    schema_version: Literal[1] = Field(default=1, alias="schema", description="version of this format")
+    model: ModelName = Field(description="name of the model in the registry, the ledger and the endpoint")
+    workload: WorkloadRef = Field(description="the class that says model, data, loss and metric")
+    seed: int = Field(default=0, ge=0, description="seed of everything random")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="where to train; auto takes a GPU if any"
+    )
+    data: DataSpec = Field(default_factory=DataSpec, description="what the data must satisfy before training")
+    teacher: BringSpec | None = Field(default=None, description="trained weights to bring instead of training")
+    train: TrainSpec | None = Field(default=None, description="how the teacher is trained; defaults where absent")
+    distill: DistillSpec | None = Field(default=None, description="a smaller student; absent: skipped, {}: defaults")
+    prune: PruneSpec | None = Field(default=None, description="fewer channels; absent: skipped, {}: defaults")
+    export: ExportSpec = Field(default_factory=ExportSpec, description="how models become ONNX files")
+    quantize: QuantizeSpec | None = Field(default=None, description="int8 variants; absent: skipped, {}: defaults")
+    measure: MeasureSpec = Field(default_factory=MeasureSpec, description="how variants are measured")
+    gates: GateSpec = Field(default_factory=GateSpec, description="what the chosen variant must keep")
+    deploy: DeploySpec | Literal[False] = Field(
+        default_factory=DeploySpec, description="false: stop after registration, the endpoint is left alone"
+    )
+    limits: dict[STAGES, Limits] = Field(default_factory=dict, description="time and memory limits by stage")
+
+    @model_validator(mode="after")
+    def _one_teacher(self) -> Self:
+        if self.teacher is not None and self.train is not None:
+            raise ValueError("teacher and train exclude each other: weights are either brought or trained; remove one")
+        return self
+
+
+def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> PipelineSpec:
+    """Read a spec from a YAML file, or a shipped one by name, and apply ``a.b=c`` overrides.
+
+    Raises:
+        SpecError: names every wrong key with its value, the rule and the fix.
+    """
+    path = Path(source)
+    if not path.is_file() and not path.suffix and (SPECS / f"{source}.yaml").is_file():
+        path = SPECS / f"{source}.yaml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(p.stem for p in SPECS.glob("*.yaml")))
+        raise SpecError(f"there is no spec {str(source)!r}: give a YAML file, or one of the shipped specs: {shipped}")
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path} is not YAML: {error}") from error
+    if not isinstance(document, dict):
+        raise SpecError(f"{path} must hold keys and values at its top level; it holds {type(document).__name__}")
+    for override in overrides:
+        _apply(document, override)
+    workload = document.get("workload")
+    if isinstance(workload, str):
+        document["workload"] = workload = {"path": workload}
+    if isinstance(workload, dict):
+        workload.setdefault("folder", str(path.parent.absolute()))
+    return parse_spec(document, str(path))
+
+
+def parse_spec(document: dict[str, Any], where: str) -> PipelineSpec:
+    """Validate a document; raises SpecError with every error at once."""
+    try:
+        return PipelineSpec.model_validate(document)
+    except ValidationError as error:
+        lines = [_explain(detail) for detail in error.errors()]
+        # A union reports the same key once for each of its members.
+        raise SpecError(
+            f"{where} is not a valid spec:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))
+        ) from error
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    keys, separator, text = override.partition("=")
+    path = keys.split(".")
+    if not separator or not all(path):
+        raise SpecError(f"--set {override!r} must look like prune.ratio=0.2")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {override!r}: the value is not YAML: {error}") from error
+    here = document
+    for key in path[:-1]:
+        if not isinstance(here.get(key), dict):
+            # `workload: a:B` is short for {path: a:B}; anything else in the way is replaced by a section.
+            here[key] = {"path": here[key]} if key == "workload" and isinstance(here.get(key), str) else {}
+        here = here[key]
+    here[path[-1]] = value
+
+
+def _explain(detail: Any) -> str:
+    location = [part for part in detail["loc"] if not _is_union_tag(part)]
+    key = ".".join(str(part) for part in location) or "the spec"
+    if detail["type"] == "extra_forbidden":
+        allowed = _keys_at([str(part) for part in location[:-1]])
+        near = difflib.get_close_matches(str(location[-1]), allowed, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(allowed)}"
+        return f"{key}: unknown key; {hint}"
+    if detail["type"] == "missing":
+        return f"{key}: is missing; add it"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{key}: {detail['input']!r} is refused: {message}" if location else message
+
+
+def _is_union_tag(part: object) -> bool:
+    text = str(part)
+    return text.endswith("Spec") or text.startswith(("literal[", "constrained-", "function-"))
+
+
+def _keys_at(location: list[str]) -> list[str]:
+    model: type[BaseModel] = PipelineSpec
+    for part in location:
+        field = next((f for n, f in model.model_fields.items() if part in (n, f.alias)), None)
+        inner = (field.annotation, *get_args(field.annotation)) if field else ()
+        models = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not models:
+            return []
+        model = models[0]
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` becomes ``cuda`` where an NVIDIA device file exists, without importing torch."""
+    if device != "auto":
+        return device
+    return "cuda" if Path("/dev/nvidia0").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else "cpu"

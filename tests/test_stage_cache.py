@@ -1,0 +1,209 @@
+"""A stage is computed when something that matters changed, and only then; failures and outages are never stored."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from model_registry.manifest import FileEntry
+from model_registry.store import Store, StoreDenied, StoreUnavailable
+from model_registry.variant import Variant
+from tasks.errors import ChildFailed
+from tasks.splits import DataRef, MetricRef
+from tasks.stage import Job, Limits, Outcome, Stage, WorkloadRef
+from tasks.stage_cache import Plan, ingredients, planning, run_stage
+
+HERE = str(Path(__file__).parent)
+
+
+class EchoSpec(BaseModel):
+    """What the test stage takes."""
+
+    count: str
+    content: str = "hello"
+    sleep: float = 0.0
+
+
+def job(store: Store, **changes: Any) -> Job:
+    values: dict[str, Any] = {
+        "run_id": "run-1",
+        "model": "m",
+        "store": store.uri,
+        "workload": WorkloadRef(path="child_entries:Nothing", arguments={"a": 1}, folder=HERE),
+        "seed": 3,
+        "device": "cpu",
+    }
+    return Job(**{**values, **changes})
+
+
+STAGE = Stage(name="echo", entry="child_entries:echo", libraries=("numpy",), yields=("v",))
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))
+
+
+def computed(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def some_variant(name: str, content: str) -> Variant:
+    files = (FileEntry(path="f", sha256=content * 64, size=1),)
+    return Variant(name=name, stage="train", format="torch", files=files, inputs=(), outputs=())
+
+
+def some_data(content: str) -> DataRef:
+    metric = MetricRef(name="accuracy", better="higher", builtin=True)
+    return DataRef(fingerprint=content * 64, splits=(), columns={}, task="classification", metric=metric)
+
+
+def test_the_second_call_reuses_and_says_from_where(store: Store, tmp_path: Path) -> None:
+    spec = EchoSpec(count=str(tmp_path / "count"))
+    first = run_stage(STAGE, job(store), spec)
+    second = run_stage(STAGE, job(store, run_id="run-2"), spec)
+    assert (first.status, second.status) == ("computed", "reused")
+    assert first.reason == "first time"
+    assert second.reason == "made by run run-1"
+    assert second.files == first.files
+    assert second.values == first.values
+    assert computed(tmp_path / "count") == 1
+
+
+def test_each_ingredient_alone_changes_the_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def key(**changes: Any) -> str:
+        given: dict[str, Any] = {
+            "stage": STAGE,
+            "job": job(store),
+            "spec": EchoSpec(count="c"),
+            "data": some_data("a"),
+            "inputs": {"parent": some_variant("p", "a")},
+            "extra": {"x": 1},
+        }
+        return json.dumps(ingredients(**{**given, **changes}), sort_keys=True)
+
+    keys = {
+        "same": key(),
+        "seed": key(job=job(store, seed=4)),
+        "device": key(job=job(store, device="cuda")),
+        "spec": key(spec=EchoSpec(count="c", content="other")),
+        "data": key(data=some_data("b")),
+        "input": key(inputs={"parent": some_variant("p", "b")}),
+        "role": key(inputs={"teacher": some_variant("p", "a")}),
+        "extra": key(extra={"x": 2}),
+        "arguments": key(job=job(store, workload=WorkloadRef(path="child_entries:Nothing", arguments={"a": 2}))),
+        "library": key(stage=Stage(name="echo", entry=STAGE.entry, libraries=("pydantic",))),
+        "code": key(stage=Stage(name="echo", entry="test_launch:run", libraries=STAGE.libraries)),
+    }
+    assert len(set(keys.values())) == len(keys)
+    # What must not matter: the run, labels of variants, limits, where the user's folder lies.
+    assert key(job=job(store, run_id="other", limits={"echo": Limits(seconds=5)})) == keys["same"]
+    assert key(inputs={"parent": some_variant("renamed", "a")}) == keys["same"]
+
+    monkeypatch.setattr("tasks.stage_cache.cpu_class", lambda: "another")
+    assert key() == keys["same"]
+    assert (
+        key(stage=Stage(name="echo", entry=STAGE.entry, libraries=STAGE.libraries, cpu_class_matters=True))
+        != keys["same"]
+    )
+
+
+def test_user_code_counts_reformatting_does_not(store: Store, tmp_path: Path) -> None:
+    folder = tmp_path / "user"
+    folder.mkdir()
+    reference = WorkloadRef(path="mine_workload:Mine", folder=str(folder))
+
+    def source(code: str) -> Any:
+        (folder / "mine_workload.py").write_text(code)
+        return ingredients(STAGE, job(store, workload=reference), EchoSpec(count="c"), None, {}, {})["workload"]
+
+    before = source("class Mine:\n    x = 1\n")
+    assert source("# a comment\nclass Mine:\n\n    x = (1)\n") == before
+    assert source("class Mine:\n    x = 200\n") != before
+
+
+def test_a_failure_is_not_stored(store: Store, tmp_path: Path) -> None:
+    broken = Stage(name="echo", entry="child_entries:explode")
+    for _ in range(2):
+        with pytest.raises(ChildFailed, match="a surprise"):
+            run_stage(broken, job(store), EchoSpec(count="c"))
+    assert store.list_records("stages/") == []
+
+
+def test_an_outage_or_wrong_keys_are_errors_not_misses(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = EchoSpec(count=str(tmp_path / "count"))
+    run_stage(STAGE, job(store), spec)
+    endpoint = store.client.meta.endpoint_url
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+    with pytest.raises(StoreUnavailable, match="does not answer"):
+        run_stage(STAGE, job(store), spec)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StoreDenied, match="AWS_SECRET_ACCESS_KEY"):
+        run_stage(STAGE, job(store), spec)
+    assert computed(tmp_path / "count") == 1
+
+
+@pytest.mark.parametrize("damage", ["deleted", "overwritten", "truncated"])
+def test_a_damaged_result_is_computed_again(store: Store, tmp_path: Path, damage: str) -> None:
+    spec = EchoSpec(count=str(tmp_path / "count"))
+    first = run_stage(STAGE, job(store), spec)
+    key = store.blob_key(first.files[0].sha256)
+    if damage == "deleted":
+        store.delete(key)
+    else:
+        store.put(key, b"jello" if damage == "overwritten" else b"he")
+    again = run_stage(STAGE, job(store, run_id="run-2"), spec)
+    assert again.status == "computed"
+    assert again.reason == "missing or corrupt in the store: answer.txt"
+    assert store.fetch_bytes(again.files[0]) == b"hello"
+    assert computed(tmp_path / "count") == 2
+    assert run_stage(STAGE, job(store), spec).status == "reused"
+    if damage == "overwritten":
+        assert len(store.list_objects("quarantine/")) == 1
+
+
+def test_the_same_work_at_the_same_time_is_done_once(store: Store, tmp_path: Path) -> None:
+    spec = EchoSpec(count=str(tmp_path / "count"), sleep=1.5)
+    slow = Stage(name="slow", entry="child_entries:slow")
+    outcomes: list[Outcome] = []
+    threads = [
+        threading.Thread(target=lambda i=i: outcomes.append(run_stage(slow, job(store, run_id=f"run-{i}"), spec)))
+        for i in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(o.status for o in outcomes) == ["computed", "reused"]
+    assert computed(tmp_path / "count") == 1
+
+
+def test_a_plan_computes_nothing_and_says_why(store: Store, tmp_path: Path) -> None:
+    spec = EchoSpec(count=str(tmp_path / "count"))
+
+    def plan(spec: EchoSpec, **changes: Any) -> list[tuple[str, str, str]]:
+        token = planning.set(Plan())
+        try:
+            made = run_stage(STAGE, job(store, **changes), spec)
+            run_stage(STAGE, job(store), spec, inputs={"parent": made.variant} if made.variants else {}, label="next")
+            lines = planning.get()
+            assert lines is not None
+            return [(line.name, line.action, line.reason) for line in lines.lines]
+        finally:
+            planning.reset(token)
+
+    assert plan(spec)[0] == ("echo", "computed", "first time")
+    assert plan(spec)[1] == ("echo:next", "computed", "its parent will be new")
+    assert computed(tmp_path / "count") == 0
+    run_stage(STAGE, job(store), spec)
+    assert plan(spec)[0] == ("echo", "reused", "made by run run-1")
+    changed = plan(spec.model_copy(update={"content": "bye"}), seed=9)[0]
+    assert changed == ("echo", "computed", "changed: seed 3 -> 9, spec.content hello -> bye")
