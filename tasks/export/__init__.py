@@ -1,0 +1,46 @@
+"""Export: a torch variant becomes one ONNX file with its preprocessing inside, proved equal to the model."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from model_registry.variant import Frozen, Variant
+from tasks.policy import step
+from tasks.splits import DataRef
+from tasks.stage import Job, Outcome, Stage
+from tasks.stage_cache import run_stage
+
+
+class ExportSpec(Frozen):
+    """Export to ONNX (opset 20, free batch dimension, one stripped file)."""
+
+    tolerance: float = Field(
+        default=1e-4,
+        gt=0,
+        lt=1,
+        description="largest difference allowed between torch and ONNX Runtime, relative to outputs larger than 1",
+    )
+
+
+STAGE = Stage(
+    name="export",
+    entry="tasks.export.export_child:main",
+    libraries=("torch", "onnx", "onnxscript", "onnxruntime"),
+    preload=("torch.export._trace", "onnxscript", "onnxruntime"),
+    seed_matters=False,
+    device_matters=False,
+    yields=("fp32",),
+)
+
+
+@step(STAGE)
+def export(job: Job, spec: ExportSpec, *, data: DataRef, parent: Variant) -> Outcome:
+    """Write ``<parent>.fp32``: raw inputs in, ``logits`` (classifiers) or ``prediction`` out.
+
+    Values: ``variants`` by digest (``name``, ``parameters``, ``macs``, ``bytes``), ``opset``, ``parity`` by batch.
+
+    Raises:
+        ExportRefused: the model cannot be traced.
+        ParityFailed: the file does not answer as the model does.
+    """
+    return run_stage(STAGE, job, spec, data=data, inputs={"parent": parent}, label=parent.name)

@@ -1,0 +1,138 @@
+"""A torch model as one ONNX file, through torch.export."""
+
+from __future__ import annotations
+
+import linecache
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from tasks.errors import ExportRefused
+from tasks.export.raw_inputs import Inputs, RawInputs
+from tasks.onnx_graph import strip
+
+OPSET = 20
+"""What torch.onnx implements natively and the int8 tools know; opset 23 brings operators that quantizers do not."""
+
+
+def export_onnx(
+    module: RawInputs, inputs: Inputs, *, output: str, dynamic: dict[str, dict[int, str]] | None = None
+) -> bytes:
+    """Export to one stripped ONNX file with a free batch dimension.
+
+    Args:
+        module: in the state it is to have; switched to evaluation.
+        inputs: real rows by name, at least three (torch.export takes sizes 0 and 1 for constants).
+        output: name of the output tensor.
+        dynamic: further free dimensions by input name, ``{"tokens": {1: "sequence"}}``.
+
+    Raises:
+        ExportRefused: the model answers no single tensor, cannot be traced, or fixes the batch size; names the
+            module, the line, and what to change.
+    """
+    module.eval()
+    two = tuple(inputs[name][:2] for name in module.names)
+    free = {name: {0: "batch"} | (dynamic or {}).get(name, {}) for name in module.names}
+    dims = {label: torch.export.Dim(label) for label in sorted({d for dims in free.values() for d in dims.values()})}
+    shapes = tuple({axis: dims[label] for axis, label in free[name].items()} for name in module.names)
+    with torch.no_grad(), _quiet():
+        with _refusing(module, "cannot answer two rows of the validation data"):
+            answer = module(*two)
+        if not isinstance(answer, Tensor) or answer.ndim == 0 or len(answer) != 2:
+            what = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
+            raise ExportRefused(
+                f"{_class(module.model)} answered {what} for two rows; it must return one tensor [2, ...]"
+            )
+        try:
+            with _refusing(module, "cannot be traced by torch.export"):
+                program = torch.export.export(module, two, dynamic_shapes=(shapes,))
+        except ExportRefused:
+            _check_batch_is_free(module, inputs)  # the likelier cause has the better message
+            raise
+        with _refusing(module, "has an operation that torch.onnx cannot write"):
+            written = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(module.names),
+                output_names=[output],
+                external_data=False,
+                verify=False,
+                verbose=False,
+            )
+    assert written is not None
+    proto = onnx.ModelProto.FromString(written.model_proto.SerializeToString())
+    found = next(o.version for o in proto.opset_import if o.domain == "")
+    if found != OPSET:  # a failed down-conversion is only a warning in torch
+        raise ExportRefused(f"torch.onnx wrote opset {found} for {_class(module.model)} instead of {OPSET}")
+    return strip(proto)
+
+
+def _check_batch_is_free(module: RawInputs, inputs: Inputs) -> None:
+    """A model that only takes the batch it was traced with also fails on three rows, and there with a good line."""
+    with _refusing(module, "works for two rows but not for three: the batch size is fixed in the code"):
+        module(*(inputs[name][:3] for name in module.names))
+
+
+@contextmanager
+def _refusing(module: RawInputs, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        where = _blame(error, module.model)
+        said = str(error).strip().partition("\n")[0][:300]
+        raise ExportRefused(
+            f"{_class(module.model)} {what}: {where}{type(error).__name__}: {said}. Write the forward pass with tensor "
+            "operations on the shapes of its inputs: no Python branch on values, no .numpy(), .item() or fixed batch"
+        ) from error
+
+
+def _blame(error: BaseException, model: nn.Module) -> str:
+    """The user's line that the exception came through, with its module, or nothing.
+
+    Like ``in 'block.act' (Gate) at net.py:12 `if x.sum() > 0:`: ``.
+    """
+    names = {id(m): name or "the model itself" for name, m in model.named_modules()}
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        owner = _owner(frame)
+        if owner is None or id(owner) not in names or type(owner).__module__.startswith("torch.nn."):
+            continue
+        path = frame.f_code.co_filename
+        code = linecache.getline(path, line).strip()
+        place = f"in {names[id(owner)]!r} ({type(owner).__name__}) at {Path(path).name}:{line} `{code}`: "
+    return place
+
+
+def _owner(frame: FrameType) -> nn.Module | None:
+    """The module whose method the frame runs."""
+    arguments = frame.f_code.co_varnames[: frame.f_code.co_argcount]
+    first = frame.f_locals.get(arguments[0]) if arguments else None
+    return first if isinstance(first, nn.Module) else None
+
+
+def _class(model: nn.Module) -> str:
+    return f"model {type(model).__name__}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.onnx logs each optional library it lacks, and copies its own deprecated tree specs."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg|torch")
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)
