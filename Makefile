@@ -1,0 +1,54 @@
+# Two commands: `make demo` and `make test`. Both set up .venv by themselves.
+PYTHON ?= python3
+# On a machine without a GPU, spare yourself the CUDA wheels: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+TORCH := $(shell grep '^torch==' requirements.lock)
+BIN := .venv/bin
+STAMP := .venv/.installed-$(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-16)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+export DO_NOT_TRACK := true
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+export GX_ANALYTICS_ENABLED := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint types unit browser clean lock
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+setup: $(STAMP) ## create .venv and install the locked dependencies
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python {v[0]}.{v[1]} is too old: Winnow needs 3.11 or newer; try make PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing the locked dependencies into .venv (about two minutes, once)"
+	@$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) $(PIP) install $(TORCH)
+	@$(PIP) install -r requirements.lock
+	@$(PIP) install --no-deps --no-build-isolation -e .
+	@rm -f .venv/.installed-*
+	@touch $@
+
+demo: setup ## start the stack, compress a digits model, end with a live endpoint
+	@$(BIN)/winnow up
+	@$(BIN)/winnow run digits --report report
+
+test: setup lint types unit ## set-up, lint, strict types, all tests
+
+lint: setup ## ruff: rules and format
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: setup ## mypy --strict over source and tests
+	@$(BIN)/mypy
+
+unit: setup ## all tests, with coverage
+	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+clean: ## stop the stack and remove everything that was made here (asks nothing)
+	@test ! -x $(BIN)/winnow || $(BIN)/winnow down
+	@rm -rf .venv .winnow report build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+
+lock: setup ## write requirements.lock from what is installed in .venv
+	@{ $(BIN)/python -m pip freeze --all --exclude-editable | grep -vi '^pip=' | sed -E 's/^(torch==[0-9.]+)[+].*/\1/'; } > requirements.lock

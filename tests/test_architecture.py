@@ -1,0 +1,179 @@
+"""The house rules, checked: who may import whom, what stays light, and how files are named."""
+
+from __future__ import annotations
+
+import ast
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("flows", "tasks", "model_registry", "serving", "infra")
+FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
+
+# package -> packages it may import
+ALLOWED = {
+    "flows": {"flows", "tasks", "model_registry", "infra", "serving.server", "serving.settings"},
+    "tasks": {"tasks", "model_registry"},
+    "model_registry": {"model_registry"},
+    "serving": {"serving", "model_registry"},
+    "infra": {"infra", "model_registry.store"},
+}
+# library -> the places that may import it
+CONFINED = {
+    "prefect": ("flows/", "tasks/policy.py"),
+    "mlflow": ("model_registry/registry.py",),
+    "boto3": ("model_registry/store.py",),
+    "botocore": ("model_registry/store.py",),
+    "great_expectations": ("tasks/data/", "tasks/gate_checks/"),
+    "torch": (
+        "tasks/fit.py",
+        "tasks/fit_",
+        "tasks/objective.py",
+        "tasks/torch_variant.py",
+        "tasks/workload.py",
+        "tasks/architectures",
+        "tasks/workloads/",
+        "tasks/train/",
+        "tasks/distill/",
+        "tasks/prune/",
+        "tasks/export/",
+    ),
+    "torch_pruning": ("tasks/prune/",),
+    "onnxruntime": ("tasks/export/", "tasks/quantize/", "serving/"),
+}
+FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "core", "configs", "misc"}
+FORBIDDEN_CALLS = ("pickle", "cloudpickle", "joblib", "dill", "shelve", "marshal")
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path, *, top_level: bool = False) -> set[str]:
+    """Dotted names imported by the file; ``top_level``: only what importing the file executes."""
+    tree = ast.parse(path.read_text())
+    found: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                found.update(alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom) and child.module:
+                assert child.level == 0, f"{relative(path)}: relative import"
+                found.add(child.module)
+                found.update(f"{child.module}.{alias.name}" for alias in child.names)
+            elif top_level and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                continue
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
+                continue  # types only: nothing is imported when it runs
+            else:
+                visit(child)
+
+    visit(tree)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_imports_go_one_way(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0]
+    for name in imports(path):
+        top = name.split(".")[0]
+        if top in PACKAGES:
+            parts = name.split(".")
+            prefixes = {".".join(parts[: i + 1]) for i in range(len(parts))}
+            # `from serving import x` in an allowed place shows up as "serving" too
+            fits = prefixes & ALLOWED[package] or any(a.startswith(name + ".") for a in ALLOWED[package])
+            assert fits, f"{relative(path)} must not import {name}"
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.parent.name == "tasks"], ids=relative)
+def test_stages_do_not_import_each_other(path: Path) -> None:
+    stage = path.parent.name
+    if stage in {"workloads", "evidence"}:
+        return
+    shared = {"workloads", "evidence"}
+    stages = {p.name for p in (ROOT / "tasks").iterdir() if p.is_dir()} - {stage} - shared
+    sideways = {n for n in imports(path) if n.startswith("tasks.") and n.split(".")[1] in stages}
+    assert not sideways, f"{relative(path)} imports another stage: {sideways}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_libraries_stay_in_their_rooms(path: Path) -> None:
+    for name in imports(path):
+        rooms = CONFINED.get(name.split(".")[0])
+        assert rooms is None or relative(path).startswith(rooms), f"{relative(path)} must not import {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_no_pickle_anywhere(path: Path) -> None:
+    for name in imports(path):
+        assert name.split(".")[0] not in FORBIDDEN_CALLS, f"{relative(path)} imports {name}"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            callee = ast.unparse(node.func)
+            keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+            if callee.endswith("torch.load"):
+                assert keywords.get("weights_only") == "True", f"{relative(path)}: torch.load without weights_only"
+            if callee in {"np.load", "numpy.load"}:
+                assert keywords.get("allow_pickle") == "False", f"{relative(path)}: np.load without allow_pickle=False"
+
+
+def test_file_names_say_something_and_are_unique() -> None:
+    stems: dict[str, list[str]] = {}
+    for path in FILES:
+        if path.stem not in {"__init__", "__main__"}:
+            stems.setdefault(path.stem, []).append(relative(path))
+    assert {s: p for s, p in stems.items() if len(p) > 1} == {}
+    assert set(stems) & FORBIDDEN_NAMES == set()
+    dependencies = {
+        name.replace("-", "_").lower()
+        for distribution in importlib.metadata.distributions()
+        for name in [distribution.metadata["Name"]]
+        if name and not name.lower().startswith("winnow")
+    }
+    assert set(stems) & dependencies == set()
+    folders = {p.name for package in PACKAGES for p in (ROOT / package).rglob("*") if p.is_dir()}
+    assert folders & FORBIDDEN_NAMES == set()
+
+
+def _run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+
+
+def test_importing_the_flow_stays_light() -> None:
+    done = _run(
+        "import sys, flows.compress; "
+        "print(sorted({'torch', 'great_expectations', 'mlflow', 'onnxruntime', 'pandas'} & set(sys.modules)))"
+    )
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_the_command_line_starts_without_the_pipeline() -> None:
+    done = _run(
+        "import sys; sys.argv = ['winnow', '--help']\n"
+        "import flows.cli\n"
+        "try: flows.cli.main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "heavy = {'prefect', 'torch', 'mlflow', 'pydantic', 'boto3', 'rich', 'httpx'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_a_module_does_nothing(tmp_path: Path) -> None:
+    light = [relative(p)[:-3].replace("/", ".") for p in FILES if p.stem not in {"__init__", "__main__"}]
+    code = (
+        "import importlib, logging, os, sys, threading\n"
+        "before = (dict(os.environ), threading.active_count(), logging.getLogger().handlers[:])\n"
+        f"for name in {[n for n in light if n.split('.')[0] in ('model_registry', 'serving', 'infra')]!r}:\n"
+        "    importlib.import_module(name)\n"
+        "after = (dict(os.environ), threading.active_count(), logging.getLogger().handlers[:])\n"
+        "assert before == after, (before, after)\n"
+        "assert os.listdir('.') == [], os.listdir('.')\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
