@@ -1,0 +1,178 @@
+"""Latency of a variant against its baseline, interleaved, with intervals.
+
+Two runs one after the other mostly compare the machine's mood then and now. So blocks of requests alternate, in an
+order drawn anew each round; each block gives one median, one 95th percentile and one throughput, and the intervals
+are a bootstrap over rounds, which keeps the correlation within a round.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import time
+from collections.abc import Iterator, Mapping
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from model_registry.measurement import Interval, LatencyIntervals, Speedup, Throughput, Verdict
+from model_registry.variant import Frozen
+from serving.tensors import Array
+
+RESAMPLES = 2000
+MIN_REQUESTS = 3
+# Differences below this are within what memory layout alone does (Mytkowicz et al., ASPLOS 2009).
+NOISE = 0.01
+Floats = npt.NDArray[np.float64]
+
+
+class Runnable(Protocol):
+    """What is timed: an engine, or a stand-in in tests."""
+
+    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]: ...
+
+
+class NotEnoughCpus(Exception):
+    """More threads were asked for than CPUs this process may use. Ask for fewer threads."""
+
+
+class Timing(Frozen):
+    """Latency and throughput of one engine; values are medians over blocks, intervals 95 %."""
+
+    p50_ms: float
+    p95_ms: float
+    latency_interval: LatencyIntervals
+    throughput: Throughput
+
+
+class Comparison(Frozen):
+    """Two engines timed in turns."""
+
+    variant: Timing
+    baseline: Timing
+    speedup: Speedup | None
+    """Baseline's median latency over the variant's; None where both are one and the same."""
+    rounds: int
+    requests_per_block: int
+    cpus: tuple[int, ...]
+
+
+@contextlib.contextmanager
+def pinned(threads: int) -> Iterator[tuple[int, ...]]:
+    """Pin this thread, and every thread it starts meanwhile, to as many CPUs as there are threads.
+
+    The highest-numbered CPUs are taken: interrupts tend to go to CPU 0.
+
+    Raises:
+        NotEnoughCpus: this process may use fewer.
+    """
+    allowed = os.sched_getaffinity(0)
+    if threads > len(allowed):
+        raise NotEnoughCpus(f"{threads} threads were asked for, this process may use {len(allowed)} CPUs")
+    chosen = tuple(sorted(allowed)[-threads:])
+    os.sched_setaffinity(0, chosen)
+    try:
+        yield chosen
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+def compare(
+    variant: Runnable,
+    baseline: Runnable | None,
+    requests: list[dict[str, Array]],
+    *,
+    batch: int,
+    rounds: int,
+    seconds: float,
+    warm_up_seconds: float,
+    seed: int,
+    cpus: tuple[int, ...] = (),
+) -> Comparison:
+    """Time both engines on the same requests, in turns.
+
+    Args:
+        baseline: None where the variant is its own baseline.
+        requests: inputs of ``batch`` samples each, used in turn.
+        rounds: blocks per engine.
+        seconds: what all blocks together may take, about; a block holds at least three requests.
+        warm_up_seconds: untimed running of each engine before.
+        seed: of the order of blocks and of the bootstrap.
+    """
+    engines = [variant] if baseline is None else [variant, baseline]
+    rng = np.random.default_rng(seed)
+    slowest = max(_warm_up(engine, requests, warm_up_seconds) for engine in engines)
+    count = max(MIN_REQUESTS, int(seconds / (rounds * len(engines)) / slowest))
+    blocks = [np.empty((rounds, count)) for _ in engines]
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(rounds):
+            for which in rng.permutation(len(engines)):
+                blocks[which][turn] = _block(engines[which], requests, count, turn * count)
+    finally:
+        if collecting:
+            gc.enable()
+    draws = rng.integers(0, rounds, size=(RESAMPLES, rounds))
+    timings = [_timing(block, batch, draws) for block in blocks]
+    medians = [np.median(block, axis=1) for block in blocks]
+    return Comparison(
+        variant=timings[0],
+        baseline=timings[-1],
+        speedup=None if baseline is None else _speedup(medians[1] / medians[0], draws),
+        rounds=rounds,
+        requests_per_block=count,
+        cpus=cpus,
+    )
+
+
+def verdict(interval: Interval) -> Verdict:
+    """What a speed-up's interval allows to say."""
+    if interval[0] > 1 + NOISE:
+        return "faster"
+    return "slower" if interval[1] < 1 - NOISE else "not distinguishable"
+
+
+def _warm_up(engine: Runnable, requests: list[dict[str, Array]], seconds: float) -> float:
+    """Run for a while; returns the median time of one request, in seconds."""
+    end = time.perf_counter() + seconds
+    times = list(_block(engine, requests, 2, 0))
+    while time.perf_counter() < end:
+        times.extend(_block(engine, requests, 1, len(times)))
+    return float(np.median(times[len(times) // 2 :]))
+
+
+def _block(engine: Runnable, requests: list[dict[str, Array]], count: int, first: int) -> Floats:
+    """Seconds of each of ``count`` requests, one after the other."""
+    times = np.empty(count)
+    clock = time.perf_counter_ns
+    for i in range(count):
+        inputs = requests[(first + i) % len(requests)]
+        began = clock()
+        engine.run(inputs)
+        times[i] = clock() - began
+    return times * 1e-9
+
+
+def _timing(block: Floats, batch: int, draws: npt.NDArray[np.int64]) -> Timing:
+    p50, p95 = np.percentile(block, [50, 95], axis=1) * 1e3
+    throughput = block.shape[1] * batch / block.sum(axis=1)
+    return Timing(
+        p50_ms=float(np.median(p50)),
+        p95_ms=float(np.median(p95)),
+        latency_interval=LatencyIntervals(p50=_interval(p50, draws), p95=_interval(p95, draws)),
+        throughput=Throughput(value=float(np.median(throughput)), interval=_interval(throughput, draws)),
+    )
+
+
+def _speedup(ratios: Floats, draws: npt.NDArray[np.int64]) -> Speedup:
+    interval = _interval(ratios, draws)
+    return Speedup(value=float(np.median(ratios)), interval=interval, verdict=verdict(interval))
+
+
+def _interval(values: Floats, draws: npt.NDArray[np.int64]) -> Interval:
+    """Percentile bootstrap of the median over rounds (Efron and Tibshirani 1993, chapter 13)."""
+    low, high = np.percentile(np.median(values[draws], axis=1), [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,99 @@
+"""Predictions, CPU time and peak memory of one variant in a process that holds nothing else.
+
+``python -m serving.probe_resources REQUEST.json RESULT.json``, started by :mod:`serving.probe`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from model_registry.variant import Variant
+from serving.engine import Engine
+from serving.tensors import NUMPY, Array
+
+
+def main() -> None:
+    """Run the request in the first argument's file and write the result to the second's."""
+    request = json.loads(Path(sys.argv[1]).read_text())
+    Path(sys.argv[2]).write_text(json.dumps(run(request)))
+
+
+def run(request: dict[str, Any]) -> dict[str, Any]:
+    """Predict the whole split and account for it.
+
+    Args:
+        request: ``folder`` of the files, ``variant``, ``inputs`` (folder with a .npy per input), ``batch``,
+            ``seconds`` (the split is predicted again until this has passed), ``outputs`` (the .npy to write).
+
+    Returns:
+        ``samples``, ``load_seconds``, ``seconds`` of one pass, ``cpu_seconds`` per pass, ``peak_rss_bytes``,
+        ``loaded_rss_bytes``.
+    """
+    variant = Variant.model_validate(request["variant"])
+    began = time.perf_counter()
+    engine = Engine(Path(request["folder"]), variant)
+    engine.warm_up()
+    loaded = time.perf_counter() - began
+    loaded_rss = _status("VmRSS")
+    files = {spec.name: Path(request["inputs"]) / f"{spec.name}.npy" for spec in engine.inputs}
+    samples = len(next(iter(_slice(files, 0, None).values())))
+    outputs, wall, cpu = _predict(engine, files, samples, request["batch"])
+    walls, cpus, end = [wall], [cpu], time.perf_counter() + request["seconds"]
+    while time.perf_counter() < end:
+        _, wall, cpu = _predict(engine, files, samples, request["batch"])
+        walls.append(wall)
+        cpus.append(cpu)
+    np.save(request["outputs"], outputs, allow_pickle=False)
+    return {
+        "samples": samples,
+        "load_seconds": loaded,
+        "seconds": statistics.median(walls),
+        "cpu_seconds": statistics.median(cpus),
+        "loaded_rss_bytes": loaded_rss,
+        "peak_rss_bytes": _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    }
+
+
+def _predict(engine: Engine, files: dict[str, Path], samples: int, batch: int) -> tuple[Array, float, float]:
+    """First output of every sample (float32), wall seconds and CPU seconds (all threads) spent inside the engine."""
+    first = engine.outputs[0].name
+    parts: list[Array] = []
+    wall = cpu = 0.0
+    for start in range(0, samples, batch):
+        inputs = {
+            spec.name: np.array(array, dtype=NUMPY[spec.datatype])
+            for spec, array in zip(engine.inputs, _slice(files, start, start + batch).values(), strict=True)
+        }
+        wall -= time.perf_counter()
+        cpu -= time.process_time()
+        found = engine.run(inputs, [first])
+        cpu += time.process_time()
+        wall += time.perf_counter()
+        parts.append(found[first].astype(np.float32))
+    return np.concatenate(parts), wall, cpu
+
+
+def _slice(files: dict[str, Path], start: int, stop: int | None) -> dict[str, Array]:
+    # Mapped anew each time and never held: the split must not count as the model's memory.
+    return {name: np.load(path, mmap_mode="r", allow_pickle=False)[start:stop] for name, path in files.items()}
+
+
+def _status(field: str) -> int:
+    """A field of /proc/self/status in bytes; 0 where there is none."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:")), 0)
+
+
+if __name__ == "__main__":
+    main()
