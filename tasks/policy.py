@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -11,6 +13,7 @@ from prefect.futures import PrefectFuture
 
 from model_registry.lease import LeaseBusy, LeaseLost
 from model_registry.store import StoreUnavailable
+from tasks.journal import Journal, Line, journal
 from tasks.source_hash import closure_hash
 from tasks.stage import Stage
 from tasks.stage_cache import planning
@@ -74,6 +77,7 @@ def step(stage: Stage | str, *, module: str | None = None) -> Callable[[Callable
     def decorate(function: Callable[P, R]) -> Step[P, R]:
         name = stage if isinstance(stage, str) else stage.name
         source = (module or function.__module__) if isinstance(stage, str) else stage.entry.partition(":")[0]
+        body = _noted(name, function) if isinstance(stage, str) else function  # run_stage notes its own
         decorated = task(
             name=name,
             version=closure_hash(source)[:12],
@@ -85,7 +89,26 @@ def step(stage: Stage | str, *, module: str | None = None) -> Callable[[Callable
             cache_policy=NO_CACHE,
             persist_result=False,
             log_prints=False,
-        )(function)
+        )(body)
         return Step(decorated)
 
     return decorate
+
+
+def _noted(name: str, function: Callable[P, R]) -> Callable[P, R]:
+    """Write the step's end into the run's journal."""
+
+    @functools.wraps(function)
+    def noted(*args: P.args, **kwargs: P.kwargs) -> R:
+        notes = journal.get() or Journal()
+        started = time.monotonic()
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:
+            notes.fail(name, error, time.monotonic() - started)
+            raise
+        notes.add(Line(name, "computed", time.monotonic() - started))
+        notes.recovered(name)
+        return result
+
+    return noted

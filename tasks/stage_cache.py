@@ -27,6 +27,7 @@ from model_registry.lease import lease
 from model_registry.manifest import FileEntry, canonical_json, hash_bytes
 from model_registry.store import Store
 from model_registry.variant import Record, Variant
+from tasks.journal import journal
 from tasks.launch import Progress, run_child
 from tasks.machine_lock import machine_lock
 from tasks.source_hash import closure_hash
@@ -99,9 +100,31 @@ def run_stage(
         StoreUnavailable, StoreDenied: the store cannot be asked.
         Exception: what the child raised; see :func:`tasks.launch.run_child`.
     """
-    started = time.monotonic()
     name = f"{stage.name}:{label}" if label else stage.name
-    inputs, extra = inputs or {}, extra or {}
+    started = time.monotonic()
+    notes = journal.get()
+    try:
+        outcome = _find_or_compute(stage, name, job, spec, data, inputs or {}, extra or {})
+    except BaseException as error:
+        if notes is not None:
+            notes.fail(name, error, time.monotonic() - started)
+        raise
+    if notes is not None:
+        notes.add_outcome(outcome)
+        notes.recovered(name)
+    return outcome
+
+
+def _find_or_compute(
+    stage: Stage,
+    name: str,
+    job: Job,
+    spec: BaseModel,
+    data: DataRef | None,
+    inputs: dict[str, Variant],
+    extra: dict[str, Any],
+) -> Outcome:
+    started = time.monotonic()
     store = Store(job.store)
     parts = ingredients(stage, job, spec, data, inputs, extra)
     key = hash_bytes(canonical_json(parts))
