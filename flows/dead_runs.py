@@ -1,0 +1,63 @@
+"""Runs whose process died without a word: found by their owner, and marked in the store, Prefect and MLflow."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from model_registry.store import Store
+from tasks.report.run_report import RunReport, load_run, save_run
+
+_log = logging.getLogger("winnow.run")
+_LOOK_BACK = 50
+
+
+def mark_dead_runs(store: Store, model: str | None = None) -> list[RunReport]:
+    """Mark every run as crashed that says it is running and whose process is provably gone.
+
+    Only the newest runs are looked at: ids sort by time. Returns those that were marked.
+    """
+    marked = []
+    for key in store.list_records("runs/")[-_LOOK_BACK:]:
+        report = load_run(store, key.removeprefix("runs/").removesuffix(".json"))
+        if report is None or report.status != "running" or report.state != "crashed":
+            continue
+        if model is not None and report.model != model:
+            continue
+        _log.info("run %s died; marking it as crashed", report.run_id)
+        if report.prefect_run:
+            _crash_in_prefect(report.prefect_run)
+        dead = RunReport.model_validate({**dict(report), "status": "crashed"})
+        save_run(store, dead)
+        marked.append(dead)
+    return marked
+
+
+def set_prefect_state(flow_run_id: str, kind: str, message: str) -> None:
+    """Force a flow run and its unfinished task runs into a final state (CRASHED, CANCELLED) over Prefect's REST API.
+
+    Prefect itself learns of a killed process only where a worker supervises it.
+    """
+    import httpx
+
+    api = os.environ["PREFECT_API_URL"]
+    state = {"type": kind, "name": kind.capitalize(), "message": message}
+    with httpx.Client(base_url=api, timeout=10) as client:
+        filters = {
+            "flow_runs": {"id": {"any_": [flow_run_id]}},
+            "task_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "SCHEDULED"]}}},
+        }
+        left = client.post("/task_runs/filter", json=filters)
+        for task_run in left.json() if left.status_code == 200 else []:
+            client.post(f"/task_runs/{task_run['id']}/set_state", json={"state": state, "force": True})
+        client.post(f"/flow_runs/{flow_run_id}/set_state", json={"state": state, "force": True}).raise_for_status()
+
+
+def _crash_in_prefect(flow_run_id: str) -> None:
+    import httpx
+
+    try:
+        set_prefect_state(flow_run_id, "CRASHED", "the process of the run died")
+    except httpx.HTTPError as error:
+        # The run may belong to another Prefect server, or its history was cleared: our own record is the truth.
+        _log.warning("Prefect run %s could not be marked as crashed: %s", flow_run_id, error)
