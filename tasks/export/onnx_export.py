@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import linecache
 import logging
-import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
 
 import onnx
 import torch
@@ -17,6 +13,7 @@ from torch import Tensor, nn
 
 from tasks.errors import ExportRefused
 from tasks.export.raw_inputs import Inputs, RawInputs
+from tasks.model_blame import blame
 from tasks.onnx_graph import strip
 
 OPSET = 20
@@ -87,36 +84,12 @@ def _refusing(module: RawInputs, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        where = _blame(error, module.model)
+        where = blame(error, module.model)
         said = str(error).strip().partition("\n")[0][:300]
         raise ExportRefused(
             f"{_class(module.model)} {what}: {where}{type(error).__name__}: {said}. Write the forward pass with tensor "
             "operations on the shapes of its inputs: no Python branch on values, no .numpy(), .item() or fixed batch"
         ) from error
-
-
-def _blame(error: BaseException, model: nn.Module) -> str:
-    """The user's line that the exception came through, with its module, or nothing.
-
-    Like ``in 'block.act' (Gate) at net.py:12 `if x.sum() > 0:`: ``.
-    """
-    names = {id(m): name or "the model itself" for name, m in model.named_modules()}
-    place = ""
-    for frame, line in traceback.walk_tb(error.__traceback__):
-        owner = _owner(frame)
-        if owner is None or id(owner) not in names or type(owner).__module__.startswith("torch.nn."):
-            continue
-        path = frame.f_code.co_filename
-        code = linecache.getline(path, line).strip()
-        place = f"in {names[id(owner)]!r} ({type(owner).__name__}) at {Path(path).name}:{line} `{code}`: "
-    return place
-
-
-def _owner(frame: FrameType) -> nn.Module | None:
-    """The module whose method the frame runs."""
-    arguments = frame.f_code.co_varnames[: frame.f_code.co_argcount]
-    first = frame.f_locals.get(arguments[0]) if arguments else None
-    return first if isinstance(first, nn.Module) else None
 
 
 def _class(model: nn.Module) -> str:

@@ -1,0 +1,32 @@
+"""What a torch model costs on paper: its parameters and multiply-accumulates."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class TorchCost:
+    """``parameters``: shared ones once. ``macs``: multiply-accumulates of one sample, in convolutions and matrix
+    products only (the work that grows with the model)."""
+
+    parameters: int
+    macs: int
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def torch_cost(model: nn.Module, inputs: dict[str, Tensor]) -> TorchCost:
+    """Count the model for the first row of these preprocessed inputs."""
+    training = model.training
+    model.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(**{name: value[:1] for name, value in inputs.items()})
+    model.train(training)
+    return TorchCost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
