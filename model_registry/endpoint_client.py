@@ -1,0 +1,172 @@
+"""Client of the serving endpoint: its admin listener (load, route, unload) and its data plane (infer)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Self
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+from model_registry.variant import Frozen, TensorSpec
+
+Array = NDArray[Any]
+_NUMPY = {"FP16": "float16", "FP32": "float32", "FP64": "float64", "BOOL": "bool"}
+
+
+class EndpointError(Exception):
+    """Base of what the endpoint's client raises."""
+
+
+class EndpointUnreachable(EndpointError, ConnectionError):
+    """The endpoint does not answer; start it with ``winnow up``."""
+
+
+class EndpointRefused(EndpointError):
+    """The endpoint answered with an error; ``status`` is its HTTP status."""
+
+    def __init__(self, message: str, status: int) -> None:
+        self.status = status
+        super().__init__(message)
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether trying again may help (the endpoint's own store is out of reach, for example)."""
+        return self.status >= 500
+
+
+class LoadedVersion(Frozen):
+    """One version that the endpoint holds."""
+
+    version: int
+    digest: str
+    state: str
+
+
+class ServedModel(Frozen):
+    """What the endpoint holds of a model; ``serving`` takes the traffic."""
+
+    model: str
+    serving: int | None = None
+    versions: tuple[LoadedVersion, ...] = ()
+
+    def digest_of(self, version: int | None) -> str | None:
+        """Digest of a loaded version; None if it is not loaded."""
+        return next((v.digest for v in self.versions if v.version == version), None)
+
+
+class Endpoint:
+    """One endpoint. ``data`` and ``admin`` are its two base URLs, ``token`` the admin's bearer token."""
+
+    def __init__(self, data: str, admin: str, token: str) -> None:
+        self.url = data.rstrip("/")
+        self._admin = admin.rstrip("/")
+        self._client = httpx.Client(timeout=30, trust_env=False)  # loopback never goes through a proxy
+        self._headers = {"Authorization": f"Bearer {token}"}
+
+    @classmethod
+    def from_environment(cls) -> Endpoint:
+        """The endpoint of WINNOW_ENDPOINT, WINNOW_ENDPOINT_ADMIN and WINNOW_ADMIN_TOKEN."""
+        names = ("WINNOW_ENDPOINT", "WINNOW_ENDPOINT_ADMIN", "WINNOW_ADMIN_TOKEN")
+        missing = [name for name in names if not os.environ.get(name)]
+        if missing:
+            raise EndpointError(f"{', '.join(missing)} not set; start the stack with `winnow up`")
+        return cls(*(os.environ[name] for name in names))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    # -- admin --------------------------------------------------------------------------------------------------
+    def models(self) -> list[ServedModel]:
+        """What the endpoint holds."""
+        return [ServedModel.model_validate(m) for m in self._admin_call("GET", "/admin/models")["models"]]
+
+    def model(self, model: str) -> ServedModel:
+        """What the endpoint holds of one model; empty for an unknown one."""
+        return next((m for m in self.models() if m.model == model), ServedModel(model=model))
+
+    def load(self, model: str, version: int, digest: str, *, seconds: float = 120) -> None:
+        """Load a version beside the serving one: fetched, verified against the digest, warmed. Harmless if it is."""
+        self._admin_call("PUT", f"/admin/models/{model}/versions/{version}", {"digest": digest}, seconds)
+
+    def route(self, model: str, version: int | None) -> int | None:
+        """Give the traffic to a loaded version, or to none; returns the version that had it."""
+        answer = self._admin_call("POST", f"/admin/models/{model}/traffic", {"version": version})
+        previous = answer.get("previous")
+        return None if previous is None else int(previous)
+
+    def unload(self, model: str, version: int) -> None:
+        """Drop a version once its requests are answered; harmless if it is not loaded."""
+        try:
+            self._admin_call("DELETE", f"/admin/models/{model}/versions/{version}")
+        except EndpointRefused as error:
+            if error.status != 404:
+                raise
+
+    # -- data plane ---------------------------------------------------------------------------------------------
+    def infer(self, model: str, version: int | None, inputs: Mapping[str, Array], specs: tuple[TensorSpec, ...]) -> Any:
+        """Outputs by name for a batch of inputs; ``version`` None asks the one that has the traffic."""
+        datatypes = {spec.name: spec.datatype for spec in specs}
+        body = {
+            "inputs": [
+                {
+                    "name": name,
+                    "datatype": datatypes[name],
+                    "shape": list(array.shape),
+                    "data": [_json_value(v) for v in array.ravel().tolist()],
+                }
+                for name, array in inputs.items()
+            ]
+        }
+        where = f"/v2/models/{model}" + (f"/versions/{version}" if version is not None else "") + "/infer"
+        answer = self._call("POST", self.url + where, body, 30)
+        return {output["name"]: _array(output) for output in answer["outputs"]}
+
+    # -- plumbing -----------------------------------------------------------------------------------------------
+    def _admin_call(self, method: str, path: str, body: Any = None, seconds: float = 30) -> dict[str, Any]:
+        return self._call(method, self._admin + path, body, seconds, self._headers)
+
+    def _call(
+        self, method: str, url: str, body: Any, seconds: float, headers: dict[str, str] | None = None
+    ) -> dict[str, Any]:
+        try:
+            answer = self._client.request(
+                method, url, json=body, headers=headers, timeout=httpx.Timeout(seconds, connect=5)
+            )
+        except httpx.HTTPError as error:
+            why = str(error) or type(error).__name__
+            raise EndpointUnreachable(
+                f"endpoint: {method} {url}: {why}; `winnow status` tells whether it runs"
+            ) from error
+        if answer.is_success:
+            found: dict[str, Any] = answer.json() if answer.content else {}
+            return found
+        try:
+            text = answer.json()["error"]
+        except (ValueError, KeyError, TypeError):
+            text = answer.text[:200]
+        raise EndpointRefused(f"endpoint: {method} {url}: {answer.status_code}: {text}", answer.status_code)
+
+
+def _json_value(value: Any) -> Any:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _array(output: dict[str, Any]) -> Array:
+    datatype = output["datatype"]
+    data = [float("nan") if value is None else value for value in _flat(output["data"])]  # NaN travels as null
+    dtype = object if datatype == "BYTES" else _NUMPY.get(datatype, datatype.lower())
+    return np.array(data, dtype=dtype).reshape(output["shape"])
+
+
+def _flat(data: Any) -> list[Any]:
+    return [value for item in data for value in _flat(item)] if isinstance(data, list) else [data]

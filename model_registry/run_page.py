@@ -1,0 +1,205 @@
+"""What MLflow's pages show of a run: the same few names for every variant, so that any two can be compared."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from model_registry.manifest import FileEntry
+from model_registry.measurement import Measurement
+from model_registry.variant import Frozen, Variant
+
+Status = Literal["running", "released", "registered", "refused", "failed", "killed"]
+"""Tag ``winnow.status`` of a parent run; ``registered`` is a run that stopped before deployment."""
+
+_NAME = re.compile(r"[^A-Za-z0-9_./: -]")  # what MLflow does not take in a metric name
+
+
+class VariantRun(Frozen):
+    """One variant of a pipeline run, as it becomes a child run; ``measurement`` is None for what was not measured."""
+
+    variant: Variant
+    measurement: Measurement | None = None
+    parents: tuple[str, ...] = ()
+    """Digests of the variants it was made from."""
+    method: str = ""
+    """How it was made, in a word or two: ``static int8``, ``distilled T=4``."""
+    params: dict[str, str] = Field(default_factory=dict)
+    """The stage's settings worth comparing."""
+    history: FileEntry | None = None
+    """``history.jsonl`` of its training: one JSON object an epoch."""
+    pareto: bool = False
+    chosen: bool = False
+
+
+class Dataset(Frozen):
+    """The data of a run: content fingerprint, where it lies, rows by split, dtype and shape by column."""
+
+    name: str
+    fingerprint: str
+    source: str
+    rows: dict[str, int]
+    columns: dict[str, tuple[str, tuple[int, ...]]]
+    target: str = "target"
+
+    @property
+    def digest(self) -> str:
+        """MLflow keeps 36 characters; the whole fingerprint is in the tag ``winnow.data``."""
+        return self.fingerprint[:36]
+
+    def features_json(self) -> str:
+        """Columns in the form MLflow's dataset panel reads."""
+        specs = {
+            name: {"name": name, "type": "tensor", "tensor-spec": {"dtype": dtype, "shape": [-1, *shape]}}
+            for name, (dtype, shape) in self.columns.items()
+        }
+        targets = json.dumps([specs.pop(self.target)]) if self.target in specs else None
+        return json.dumps({"mlflow_tensorspec": {"features": json.dumps(list(specs.values())), "targets": targets}})
+
+    def rows_json(self) -> str:
+        """Rows by split."""
+        return json.dumps(
+            {f"rows_{split}": rows for split, rows in self.rows.items()} | {"fingerprint": self.fingerprint}
+        )
+
+
+def metric_name(name: str) -> str:
+    """The workload's metric under a name that MLflow takes."""
+    return _NAME.sub("_", name)
+
+
+def metrics(measurement: Measurement) -> dict[str, float]:
+    """The numbers of a variant under the names that every variant has; what is unknown is left out.
+
+    ``d_<metric>`` is the paired difference to the baseline, positive is better; ``cpu_seconds`` is per 1000 samples.
+    """
+    m = measurement
+    name = metric_name(m.metric.name)
+    found: dict[str, float | None] = {
+        name: m.metric.value,
+        "accuracy": m.accuracy,
+        f"d_{name}": m.paired.difference if m.paired else 0.0,
+        "p50_ms": m.p50_ms,
+        "p95_ms": m.p95_ms,
+        "throughput": m.throughput.value,
+        "speedup": m.speedup.value if m.speedup else 1.0,
+        "size_kb": m.bytes / 1024,
+        "parameters": m.parameters,
+        "macs": m.macs,
+        "peak_rss_mb": m.peak_rss_bytes / 2**20,
+        "cpu_seconds": m.cpu_seconds,
+    }
+    return {key: float(value) for key, value in found.items() if value is not None}
+
+
+def tags(row: VariantRun, run_id: str) -> dict[str, str]:
+    """Tags of a child run."""
+    return {
+        "winnow.run_id": run_id,
+        "winnow.stage": row.variant.stage,
+        "winnow.digest": row.variant.digest,
+        "winnow.parent": " ".join(row.parents),
+        "winnow.pareto": str(row.pareto).lower(),
+        "winnow.chosen": str(row.chosen).lower(),
+        "mlflow.note.content": variant_note(row),
+    }
+
+
+def params(row: VariantRun) -> dict[str, str]:
+    """Parameters of a child run: stage and method always, then the stage's own."""
+    return {"stage": row.variant.stage, "method": row.method or row.variant.stage, **row.params}
+
+
+def curves(history: bytes, limit: int = 2000) -> Iterator[tuple[str, int, float]]:
+    """(name, step, value) of every number in ``history.jsonl``; the names go into the chart section ``curve``.
+
+    At most about ``limit`` points a curve: longer ones are thinned evenly, the last line is kept.
+    """
+    lines = [json.loads(line) for line in history.decode().splitlines() if line.strip()]
+    stride = max(1, math.ceil(len(lines) / limit))
+    for index, line in enumerate(lines):
+        if index % stride and index != len(lines) - 1:
+            continue
+        step = int(line.get("epoch", line.get("step", index)))
+        for key, value in line.items():
+            if key not in {"epoch", "step"} and isinstance(value, int | float) and not isinstance(value, bool):
+                yield f"curve/{metric_name(key)}", step, float(value)
+
+
+def variants_table(rows: Sequence[VariantRun]) -> str:
+    """Markdown table, a row a variant, for the description of the parent run."""
+    measured = [row.measurement for row in rows if row.measurement is not None]
+    metric = measured[0].metric.name if measured else "metric"
+    head = ["variant", "stage", f"{metric} [95 %]", "p50 ms", "p95 ms", "speedup", "samples/s", "KB", "RSS MB"]
+    lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
+    for row in rows:
+        name = f"**{row.variant.name}** (chosen)" if row.chosen else row.variant.name + (" ◆" if row.pareto else "")
+        lines.append("| " + " | ".join([name, row.variant.stage, *_cells(row.measurement)]) + " |")
+    return "\n".join(lines)
+
+
+def run_note(rows: Sequence[VariantRun], status: str, links: Iterable[tuple[str, str]] = ()) -> str:
+    """Description of a parent run: how it ended, its variants, where else to look."""
+    measured = next((row.measurement for row in rows if row.measurement is not None), None)
+    parts = [f"### {status}", variants_table(rows)]
+    if measured is not None:
+        h = measured.hardware
+        parts.append(
+            f"Measured on `{measured.split}` ({measured.samples} samples), {measured.threads} thread(s), batch "
+            f"{measured.batch}, {h.cpu} ({h.cores} cores, {h.cpu_class}), ONNX Runtime {h.onnxruntime}. "
+            "◆ = on the Pareto front of metric, latency and size."
+        )
+    shown = [f"[{text}]({url})" for text, url in links if url]
+    if shown:
+        parts.append(" · ".join(shown))
+    return "\n\n".join(parts)
+
+
+def variant_note(row: VariantRun) -> str:
+    """Description of a child run: its numbers with their intervals, and who flipped against the baseline."""
+    m = row.measurement
+    if m is None:
+        return f"`{row.variant.digest}`\n\nNot measured by itself; see the ONNX variants made from it."
+    lines = [
+        f"`{row.variant.digest}`",
+        "",
+        "| | value | 95 % interval |",
+        "|---|---:|---:|",
+        f"| {m.metric.name} ({m.metric.better} is better) | {m.metric.value:.4f} | {_interval(m.metric.interval, 4)} |",
+        f"| p50 | {m.p50_ms:.3f} ms | {_interval(m.latency_interval.p50, 3)} |",
+        f"| p95 | {m.p95_ms:.3f} ms | {_interval(m.latency_interval.p95, 3)} |",
+        f"| throughput | {m.throughput.value:.0f} /s | {_interval(m.throughput.interval, 0)} |",
+    ]
+    if m.speedup is not None:
+        lines.append(f"| speed-up | {m.speedup.value:.2f}x | {_interval(m.speedup.interval, 2)} |")
+    if m.paired is not None:
+        p = m.paired
+        lines += [
+            "",
+            f"Against the baseline on the same {p.samples} samples: {p.better} better, {p.worse} worse, difference "
+            f"{p.difference:+.4f} ({_interval(p.interval, 4)}), {p.test} p = {p.p:.3g}.",
+        ]
+    return "\n".join(lines)
+
+
+def _cells(m: Measurement | None) -> list[str]:
+    if m is None:
+        return [""] * 7
+    return [
+        f"{m.metric.value:.4f} {_interval(m.metric.interval, 3)}",
+        f"{m.p50_ms:.3f}",
+        f"{m.p95_ms:.3f}",
+        f"{m.speedup.value:.2f}x" if m.speedup else "1x",
+        f"{m.throughput.value:.0f}",
+        f"{m.bytes / 1024:.1f}",
+        f"{m.peak_rss_bytes / 2**20:.0f}",
+    ]
+
+
+def _interval(ends: tuple[float, float], digits: int) -> str:
+    return f"[{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"

@@ -1,0 +1,54 @@
+"""register: a version in MLflow for a chosen variant that has none yet, with its recorded predictions."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from model_registry.lease import lease
+from model_registry.measurement import Measurement
+from model_registry.recording import record
+from model_registry.registry import CHALLENGER, CHAMPION, Registry
+from model_registry.run_page import VariantRun, variant_note
+from model_registry.store import Store
+from model_registry.variant import Variant
+from tasks.policy import step
+from tasks.splits import DataRef, read_split
+from tasks.stage import Job
+from tasks.track import Tracked
+
+_WAIT_SECONDS = 120.0
+
+
+@step("register")
+def register(job: Job, *, data: DataRef, variant: Variant, measurement: Measurement, tracked: Tracked) -> int:
+    """The version number of the variant: the one it has, or a new one. Creating the version is the last thing done.
+
+    Args:
+        variant: the chosen one, which passed its gates.
+        measurement: its measurement; rows of its predictions become what an endpoint must answer.
+        tracked: the run in MLflow whose child run logged the model.
+
+    Raises:
+        RegistryUnavailable, StoreUnavailable, LeaseBusy: may pass; no half version is left.
+    """
+    store, registry = Store(job.store), Registry.from_environment()
+    with np.load(io.BytesIO(store.fetch_bytes(measurement.predictions)), allow_pickle=False) as archive:
+        outputs = archive["outputs"]
+    record(store, variant, read_split(store, data, measurement.split), outputs)
+    # Two runs that chose the same digest must not make two versions: MLflow itself would.
+    with lease(store, f"register-{job.model}", wait_seconds=_WAIT_SECONDS):
+        version = registry.find_version(job.model, variant.digest)
+        if version is None:
+            row = VariantRun(variant=variant, measurement=measurement)
+            version = registry.create_version(
+                tracked.run,
+                tracked.children[variant.digest],
+                variant.digest,
+                description=variant_note(row),
+                tags={"winnow.stage": variant.stage, "winnow.variant": variant.name},
+            )
+        if registry.alias(job.model, CHAMPION) != version:
+            registry.set_alias(job.model, CHALLENGER, version)
+    return version

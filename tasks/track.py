@@ -1,0 +1,122 @@
+"""track: write a run and its variants into MLflow, so that people can compare them. Nothing is decided here."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from model_registry.registry import Registry, TrackedRun
+from model_registry.run_page import Dataset, Status, VariantRun, run_note
+from model_registry.store import Store
+from model_registry.variant import Frozen
+from tasks.policy import step
+from tasks.splits import DataRef, read_split
+from tasks.stage import Job
+
+MODEL_LIMIT_BYTES = 32 << 20
+"""ONNX variants up to this size are kept in MLflow too; of larger ones only the chosen one."""
+_EXAMPLE_ROWS = 2
+
+
+class Tracked(Frozen):
+    """A run in MLflow: the parent, and the child runs by variant digest."""
+
+    run: TrackedRun
+    children: dict[str, str]
+
+
+@step("track")
+def track(
+    job: Job,
+    *,
+    data: DataRef,
+    rows: tuple[VariantRun, ...],
+    origin: dict[str, str] | None = None,
+    links: dict[str, str] | None = None,
+) -> Tracked:
+    """Write the parent run and one child run per variant, whatever became of them and whether cached or not.
+
+    Args:
+        rows: every variant of the run; the one with ``chosen`` lends its numbers to the parent run.
+        origin: tags that say where the run came from, on parent and children: ``prefect.flow_run_id``, ...
+        links: text -> URL, shown in the parent run's description.
+
+    Raises:
+        RegistryUnavailable: MLflow does not answer; may pass, and trying again leaves no second run.
+    """
+    store, registry = Store(job.store), Registry.from_environment()
+    origin = {**_git_commit(job.workload.folder), **(origin or {})}
+    run = registry.open_run(job.model, job.run_id, origin)
+    dataset = _dataset(store, job, data)
+    example = {name: values[:_EXAMPLE_ROWS] for name, values in read_split(store, data, "validation").items()}
+    children = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for row in rows:
+            variant, onnx_file = row.variant, None
+            if variant.format == "onnx" and (row.chosen or variant.size <= MODEL_LIMIT_BYTES):
+                onnx_file = store.fetch(variant.file("model.onnx"), Path(folder) / f"{variant.digest}.onnx")
+            children[variant.digest] = registry.log_variant(
+                run,
+                row,
+                dataset=dataset,
+                history=store.fetch_bytes(row.history) if row.history else b"",
+                onnx_file=onnx_file,
+                example={spec.name: example[spec.name] for spec in variant.inputs if spec.name in example},
+                tags=origin,
+            )
+    note = run_note(rows, "running", list((links or {}).items()))
+    tags = {**origin, "winnow.data": data.fingerprint}
+    registry.describe_run(run, rows, dataset=dataset, note=note, tags=tags)
+    return Tracked(run=run, children=children)
+
+
+@step("conclude")
+def conclude(
+    tracked: Tracked,
+    *,
+    status: Status,
+    rows: tuple[VariantRun, ...] = (),
+    files: dict[str, Path] | None = None,
+    tags: dict[str, str] | None = None,
+    links: dict[str, str] | None = None,
+) -> str:
+    """End the parent run with its status and its files; returns its page.
+
+    Args:
+        status: how it ended; a refused run is FINISHED in MLflow, with all its variants to compare.
+        files: name among the artifacts -> local file or folder (report, plot, model card, data docs).
+        tags: e.g. version and endpoint.
+    """
+    registry, run = Registry.from_environment(), tracked.run
+    if files:
+        with tempfile.TemporaryDirectory() as folder:
+            for name, path in files.items():
+                target = Path(folder) / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copytree(path, target) if path.is_dir() else shutil.copyfile(path, target)
+            registry.log_folder(run, Path(folder))
+    pages = {name: registry.file_url(run, name) for name in files or {} if not name.endswith(".json")}
+    note = {"mlflow.note.content": run_note(rows, status, list({**(links or {}), **pages}.items()))} if rows else {}
+    registry.end_run(run, status, {**(tags or {}), **note})
+    return run.url
+
+
+def _dataset(store: Store, job: Job, data: DataRef) -> Dataset:
+    return Dataset(
+        name=job.model,
+        fingerprint=data.fingerprint,
+        source=f"s3://{store.bucket}/{store.blob_key(data.split('train').file.sha256)}",
+        rows={split.name: split.rows for split in data.splits},
+        columns={name: (column.dtype, column.shape) for name, column in data.columns.items()},
+    )
+
+
+def _git_commit(folder: str | None) -> dict[str, str]:
+    """The commit of the user's code under MLflow's own tag; nothing where it is not in a git repository."""
+    git = shutil.which("git")
+    if git is None or folder is None or not Path(folder).is_dir():
+        return {}
+    asked = subprocess.run([git, "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return {"mlflow.source.git.commit": asked.stdout.strip()} if asked.returncode == 0 else {}
