@@ -1,0 +1,81 @@
+"""The data step: materialise the splits in the store, fingerprint them, and check them before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from model_registry.variant import Frozen
+from tasks.data.sources import fingerprint
+from tasks.policy import step
+from tasks.splits import DataRef, MetricRef
+from tasks.stage import Job, Outcome, Stage
+from tasks.stage_cache import run_stage
+
+Action = Literal["fail", "warn", "skip"]
+"""What a check does when it finds something: stop the run, report it, or not look at all."""
+
+
+class DataSpec(Frozen):
+    """What the data must satisfy before training."""
+
+    min_rows: int = Field(default=10, ge=1, description="fewest rows a split may have; fewer stop the run")
+    ranges: dict[str, tuple[float | None, float | None]] = Field(
+        default_factory=dict,
+        description="[lowest, highest] value allowed by column, null for no limit; a value outside stops the run",
+    )
+    missing: Action = Field(default="fail", description="NaN, infinite and empty values")
+    leakage: Action = Field(default="fail", description="samples that are in more than one split")
+    duplicates: Action = Field(default="warn", description="samples that are in one split more than once")
+    conflicts: Action = Field(default="warn", description="equal samples with different targets")
+    unfamiliar: Action = Field(
+        default="warn",
+        description="splits with values unlike those of train in more than 1 % of their rows (and more than 3)",
+    )
+    range_tolerance: float = Field(
+        default=0.1, ge=0, description="how far they may leave it, as a share of the width of train's range"
+    )
+    balance: Action = Field(default="warn", description="classes that are much rarer than the most frequent one")
+    max_imbalance: float = Field(default=20.0, ge=1, description="how many times rarer a class may be")
+
+    @field_validator("ranges")
+    @classmethod
+    def _ordered(
+        cls, ranges: dict[str, tuple[float | None, float | None]]
+    ) -> dict[str, tuple[float | None, float | None]]:
+        for column, (lowest, highest) in ranges.items():
+            if lowest is not None and highest is not None and lowest > highest:
+                raise ValueError(f"{column}: the lowest value {lowest:g} is above the highest {highest:g}; swap them")
+        return ranges
+
+
+STAGE = Stage(
+    name="data",
+    entry="tasks.data.data_child:main",
+    libraries=("great-expectations", "numpy", "pandas", "pyarrow", "scikit-learn"),
+    preload=("great_expectations", "torch"),
+    seed_matters=False,  # the division into splits has a seed of its own, in the workload's arguments
+    device_matters=False,
+)
+
+
+@step(STAGE)
+def check_data(job: Job, spec: DataSpec) -> Outcome:
+    """Load the workload's splits, put them into the store and check them; :func:`data_ref` reads the answer.
+
+    Raises:
+        DataReadError, WorkloadError: the data cannot be read, or is not what a workload must give.
+        DataCheckFailed: a critical check failed; ``details``: failures (check, split, rows) and data_docs (its page).
+    """
+    base = Path(job.workload.folder) if job.workload.folder else Path.cwd()
+    return run_stage(STAGE, job, spec, extra={"sources": fingerprint(job.workload.arguments, base)})
+
+
+def data_ref(outcome: Outcome) -> DataRef:
+    """The checked data of :func:`check_data`; a placeholder while the run is only planned."""
+    if "data" in outcome.values:
+        return DataRef.model_validate(outcome.values["data"])
+    pending = MetricRef(name="pending", better="higher", builtin=False)
+    return DataRef(fingerprint=outcome.key, splits=(), columns={}, task="other", metric=pending)

@@ -1,0 +1,119 @@
+"""The data stage's process: load the workload's splits, store them, check them, write the page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from model_registry.manifest import FileEntry, canonical_json, hash_bytes
+from tasks.child import Child, Result
+from tasks.data.frames import MAX_CLASSES, class_frame, class_name, schema_frame, split_frame
+from tasks.data.materialise import npz_bytes, storable
+from tasks.data.repeats import find_repeats
+from tasks.errors import DataCheckFailed, DataReadError
+from tasks.splits import TARGET, Columns, ColumnSpec, DataRef, SplitRef
+from tasks.workload import Workload, load_workload
+
+if TYPE_CHECKING:
+    from tasks.data.checking import Checked
+
+PAGE = "data_docs.html"
+
+
+def main(child: Child) -> Result:
+    """Materialise and check. Raises as :func:`tasks.data.check_data`."""
+    child.progress(0.0, "reading the data")
+    workload = load_workload(child.job.workload)
+    splits = storable(_splits(workload))
+    child.progress(0.2, "storing the splits")
+    data = _store(child, workload, splits)
+    child.progress(0.3, "checking")
+    checked = _check(workload, splits, data, child.spec)
+    page = _page(child, data, checked)
+    critical = checked.of("critical")
+    if critical:
+        raise DataCheckFailed(
+            f"{checked.headline}, nothing was trained:\n" + "\n".join(f"  {finding}" for finding in critical),
+            failures=[finding.to_json() for finding in critical],
+            warnings=[str(finding) for finding in checked.of("warning")],
+            data_docs=page.model_dump(mode="json"),
+        )
+    values: dict[str, Any] = {
+        "data": data.model_dump(mode="json"),
+        "warnings": [str(f) for f in checked.of("warning") if not f.could_not_run],
+        "could_not_run": [str(f) for f in checked.of("warning") if f.could_not_run],
+        "findings": [finding.to_json() for finding in checked.findings],
+        "passed": checked.passed,
+        "rows": {split.name: split.rows for split in data.splits},
+    }
+    return Result(values=values, files=(*(split.file for split in data.splits), page))
+
+
+def _splits(workload: Workload) -> dict[str, Columns]:
+    try:
+        return workload.splits()
+    except ValueError as error:  # numpy's, for rows that cannot form one array
+        if "inhomogeneous" not in str(error):
+            raise
+        raise DataReadError(
+            f"{workload.ref.path}.splits() gives a column whose rows differ in shape ({error}); "
+            "scale, cut or pad them to one shape"
+        ) from error
+
+
+def _store(child: Child, workload: Workload, splits: dict[str, Columns]) -> DataRef:
+    files: dict[str, FileEntry] = {}
+    for name, columns in splits.items():
+        files[name] = child.store.publish_bytes(npz_bytes(columns), f"splits/{name}.npz")
+    train = splits["train"]
+    return DataRef(
+        fingerprint=hash_bytes(canonical_json({name: entry.sha256 for name, entry in files.items()})),
+        splits=tuple(SplitRef(name=name, file=files[name], rows=len(splits[name][TARGET])) for name in splits),
+        columns={n: ColumnSpec(dtype=a.dtype.name, shape=tuple(a.shape[1:])) for n, a in sorted(train.items())},
+        task=_task(train[TARGET]),
+        metric=workload.metric_ref(train[TARGET]),
+        labels=workload.labels(),
+    )
+
+
+def _task(target: np.ndarray) -> Literal["classification", "regression", "other"]:
+    if np.issubdtype(target.dtype, np.floating):
+        return "regression"
+    return "classification" if target.ndim == 1 else "other"
+
+
+def _check(workload: Workload, splits: dict[str, Columns], data: DataRef, spec: dict[str, Any]) -> Checked:
+    # Great Expectations takes seconds to import; data that cannot even be read is told before.
+    from tasks.data.checking import run_checks
+    from tasks.data.expectations import class_expectations, schema_expectations, split_expectations
+
+    repeats = find_repeats(splits)
+    frames = {
+        name: split_frame(columns, repeats[name], data.labels, workload.frame(columns))
+        for name, columns in splits.items()
+    }
+    classes = None
+    if data.task == "classification":
+        highest = int(splits["train"][TARGET].max())
+        count = len(data.labels) if data.labels is not None else max(highest, 0) + 1
+        classes = [class_name(value, data.labels) for value in range(count)]
+    assets = {"types": (schema_frame(splits), schema_expectations())}
+    for name, frame in frames.items():
+        assets[name] = (frame, split_expectations(frame, frames["train"], classes, spec))
+    if classes is not None and len(classes) <= MAX_CLASSES:
+        assets["classes"] = (class_frame(splits, data.labels), class_expectations(spec))
+    return run_checks(assets)
+
+
+def _page(child: Child, data: DataRef, checked: Checked) -> FileEntry:
+    from tasks.data.data_docs import data_docs_page
+
+    facts = {
+        "workload": child.job.workload.path,
+        "fingerprint": data.fingerprint,
+        "rows": ", ".join(f"{split.name} {split.rows}" for split in data.splits),
+        "columns": ", ".join(f"{name} {c.dtype} {list(c.shape)}" for name, c in data.columns.items()),
+    }
+    page = data_docs_page(f"Data of {child.job.model}", facts, checked)
+    return child.store.publish_bytes(page.encode(), PAGE)

@@ -1,0 +1,171 @@
+"""What is expected of each frame, as Great Expectations suites.
+
+Every expectation carries in its ``meta`` the check it belongs to and what to do when it is not met; its severity says
+whether that stops the run (critical) or is reported (warning).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import great_expectations.expectations as gxe
+import pandas as pd
+from great_expectations.expectations.expectation import Expectation
+
+from tasks.data.frames import REPEATS
+from tasks.splits import TARGET
+
+Severity = Literal["critical", "warning"]
+_SEVERITY: dict[str, Severity] = {"fail": "critical", "warn": "warning"}
+_STRAYS = (0.01, 3)
+"""Rows that may be unlike those of train before it is told: this share, and in small splits this many."""
+
+_REPEATS = {
+    "duplicates": ("duplicate_of", "No sample is in this split twice", "drop the repeated rows"),
+    "leakage": (
+        "also_in",
+        "No sample is in another split too",
+        "keep each sample in one split only: what was trained on cannot measure the result",
+    ),
+    "conflicts": ("conflicts_with", "Equal samples have equal targets", "correct or drop the contradicting rows"),
+}
+
+
+class Check:
+    """What all expectations of one check share."""
+
+    def __init__(self, name: str, severity: Severity, remedy: str) -> None:
+        self.name, self.severity, self.remedy = name, severity, remedy
+
+    def __call__(self, kind: type[Expectation], description: str, **arguments: Any) -> Expectation:
+        meta = {"check": self.name, "remedy": self.remedy, "says": description}
+        return kind(severity=self.severity, meta=meta, description=description, **arguments)
+
+
+def schema_expectations() -> list[Expectation]:
+    """For the frame of :func:`tasks.data.frames.schema_frame`."""
+    check = Check("schema", "critical", "give every split the same columns, types and shapes")
+    return [
+        check(
+            gxe.ExpectColumnPairValuesToBeEqual,
+            "Every column has the type and shape it has in train",
+            column_A="type",
+            column_B="type in train",
+        )
+    ]
+
+
+def class_expectations(spec: dict[str, Any]) -> list[Expectation]:
+    """For the frame of :func:`tasks.data.frames.class_frame`."""
+    if spec["balance"] == "skip":
+        return []
+    limit = spec["max_imbalance"]
+    check = Check(
+        "balance", _SEVERITY[spec["balance"]], "collect more of the rare classes, or raise data.max_imbalance"
+    )
+    return [
+        check(
+            gxe.ExpectColumnValuesToBeBetween,
+            f"No class is more than {limit:g} times rarer than the most frequent one of its split",
+            column="share of largest",
+            min_value=1 / limit,
+        )
+    ]
+
+
+def split_expectations(
+    frame: pd.DataFrame, train: pd.DataFrame, classes: list[str] | None, spec: dict[str, Any]
+) -> list[Expectation]:
+    """For the frame of one split.
+
+    Args:
+        frame: the split's frame, of :func:`tasks.data.frames.split_frame`.
+        train: that of train, whose ranges the others are compared with.
+        classes: names of the classes the target may have; None where it is no class.
+        spec: the fields of DataSpec.
+    """
+    found = [_rows(spec["min_rows"])]
+    if classes is not None:
+        found += _target(classes)
+    for name, (column, description, remedy) in _REPEATS.items():
+        if spec[name] != "skip":
+            check = Check(name, _SEVERITY[spec[name]], f"{remedy}, or set data.{name}: warn")
+            found.append(check(gxe.ExpectColumnValuesToBeNull, description, column=column))
+    for column in frame.columns:
+        if column not in (*REPEATS, *([TARGET] if classes is not None else [])):
+            found += _column(str(column), frame, train, spec)
+    found += list(_ranges(frame, spec["ranges"]))
+    return found
+
+
+def _rows(least: int) -> Expectation:
+    check = Check("rows", "critical", "bring more rows, or lower data.min_rows")
+    return check(gxe.ExpectTableRowCountToBeBetween, f"There are at least {least} rows", min_value=least)
+
+
+def _target(classes: list[str]) -> list[Expectation]:
+    valid = Check("target", "critical", "number the classes from 0 without gaps, as many as there are labels")
+    present = Check("classes", "warning", "give every split rows of every class")
+    return [
+        valid(gxe.ExpectColumnValuesToBeInSet, "Every target is a known class", column=TARGET, value_set=classes),
+        present(gxe.ExpectColumnDistinctValuesToContainSet, "Every class occurs", column=TARGET, value_set=classes),
+    ]
+
+
+def _column(column: str, frame: pd.DataFrame, train: pd.DataFrame, spec: dict[str, Any]) -> Iterator[Expectation]:
+    if spec["missing"] != "skip":
+        remedy = "repair or drop these rows (preprocess may fill values in: then set data.missing: warn)"
+        check = Check("missing", _SEVERITY[spec["missing"]], remedy)
+        if column.endswith(".nonfinite"):
+            yield check(gxe.ExpectColumnValuesToBeBetween, "No value is NaN or infinite", column=column, max_value=0)
+        else:
+            yield check(gxe.ExpectColumnValuesToNotBeNull, "No value is missing or infinite", column=column)
+    if spec["unfamiliar"] == "skip" or frame is train or column not in train or column.endswith(".nonfinite"):
+        return
+    check = Check(
+        "unfamiliar",
+        _SEVERITY[spec["unfamiliar"]],
+        "look whether these rows come from elsewhere; widen data.range_tolerance if they are right",
+    )
+    mostly = max(0.0, 1 - max(_STRAYS[0], _STRAYS[1] / len(frame)) - 1e-9)
+    if not pd.api.types.is_numeric_dtype(train[column]):
+        known = sorted(train[column].dropna().unique().tolist())
+        yield check(
+            gxe.ExpectColumnValuesToBeInSet,
+            "Values are among those of train",
+            column=column,
+            value_set=known,
+            mostly=mostly,
+        )
+        return
+    lowest, highest = float(train[column].min()), float(train[column].max())
+    if lowest <= highest:  # not where train has no value at all
+        room = (highest - lowest) * spec["range_tolerance"]
+        yield check(
+            gxe.ExpectColumnValuesToBeBetween,
+            f"Values stay near the range of train, {lowest:.6g} to {highest:.6g}",
+            column=column,
+            min_value=lowest - room,
+            max_value=highest + room,
+            mostly=mostly,
+        )
+
+
+def _ranges(frame: pd.DataFrame, ranges: dict[str, Any]) -> Iterator[Expectation]:
+    for column, (lowest, highest) in ranges.items():
+        check = Check("range", "critical", f"repair these rows, or correct data.ranges.{column}")
+        says = f"{column} lies in [{_limit(lowest)}, {_limit(highest)}]"
+        # A tensor is told by its smallest and largest value in each row.
+        tensor = column not in frame and f"{column}.min" in frame
+        for name, low, high in (
+            [(f"{column}.min", lowest, None), (f"{column}.max", None, highest)]
+            if tensor
+            else [(column, lowest, highest)]
+        ):
+            if low is not None or high is not None:
+                yield check(gxe.ExpectColumnValuesToBeBetween, says, column=name, min_value=low, max_value=high)
+
+
+def _limit(value: float | None) -> str:
+    return "no limit" if value is None else f"{value:g}"

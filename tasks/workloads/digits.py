@@ -1,0 +1,50 @@
+"""Handwritten digits of scikit-learn: 1 797 grey images of 8 x 8 pixels, values 0 to 16, ten classes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from tasks.data.splitting import split_columns
+from tasks.splits import Columns
+from tasks.workload import Inputs
+
+WHITE = 16.0
+
+
+class Digits:
+    """A classifier of one input ``image``, FP32 [N, 1, 8, 8], raw pixels 0 to 16; scaling is part of the model.
+
+    Args:
+        rows: use only the first so many images, for quick runs.
+        seed: of the division into splits.
+
+    Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (its test set).
+    """
+
+    def __init__(self, rows: int | None = None, seed: int = 0) -> None:
+        self.rows = rows
+        self.seed = seed
+
+    def splits(self) -> dict[str, Columns]:
+        """988, 180, 270 and 359 images of train, calibration, validation and test, with all rows."""
+        from sklearn.datasets import load_digits
+
+        digits = load_digits()
+        image = digits.images.astype(np.float32)[: self.rows, None]
+        target = digits.target.astype(np.int64)[: self.rows]
+        return split_columns({"image": image, "target": target}, seed=self.seed)
+
+    def model(self, role: str, width: float = 1.0, **scale: Any) -> nn.Module:
+        """The ImageClassifier for teacher and student alike; ``width`` scales its channels."""
+        from tasks.architectures import ImageClassifier
+
+        return ImageClassifier(shape=(1, 8, 8), classes=10, width=width, **scale)
+
+    def preprocess(self, inputs: Inputs) -> Inputs:
+        return {"image": inputs["image"] / WHITE}
+
+    def labels(self) -> list[str]:
+        return [str(digit) for digit in range(10)]

@@ -1,0 +1,141 @@
+"""Any images with classes: image folders, MNIST's IDX files or npz, local or s3://."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from tasks.data.folder_reader import class_names, read_image_folder
+from tasks.data.idx_reader import read_idx_folder
+from tasks.data.npz_reader import read_npz
+from tasks.data.sources import local
+from tasks.data.splitting import complete, split_columns
+from tasks.errors import DataReadError
+from tasks.splits import SPLITS, TARGET, Columns
+from tasks.workload import Inputs
+
+_FOLDERS = {name: name for name in SPLITS} | {"val": "validation", "valid": "validation"}
+
+
+class Images:
+    """One input ``image``, raw pixels [N, channels, height, width] as the files have them (UINT8 0 to 255; an npz of
+    floats stays as it is). Scaling to 0..1 is part of the model.
+
+    Args:
+        source: a folder with one folder per class (or ``train/``, ``val/``, ``test/`` with these inside), a folder with
+            MNIST's IDX files, or an npz with the arrays ``image`` and ``target``; local or s3://. Or one of these per
+            split (``{train: ..., test: ...}``). Splits that are missing are taken out of train.
+        size: [height, width] to scale all images to; needed where they differ.
+        channels: 1 for grey, 3 for colour; by default as the first image is.
+        seed: of the division into splits.
+    """
+
+    def __init__(
+        self,
+        source: str | Mapping[str, str],
+        size: tuple[int, int] | None = None,
+        channels: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if channels not in (None, 1, 3):
+            raise DataReadError(f"channels {channels!r} must be 1 (grey) or 3 (colour)")
+        self.source = source
+        self.size = (int(size[0]), int(size[1])) if size is not None else None
+        self.channels = channels
+        self.seed = seed
+
+    def splits(self) -> dict[str, Columns]:
+        return self._read[0]
+
+    def model(self, role: str, width: float = 1.0) -> nn.Module:
+        """The ImageClassifier, sized by the images."""
+        from tasks.architectures import ImageClassifier
+
+        image = self.splits()["train"]["image"]
+        shape = (int(image.shape[1]), int(image.shape[2]), int(image.shape[3]))
+        return ImageClassifier(shape=shape, classes=len(self.labels()), width=width)
+
+    def preprocess(self, inputs: Inputs) -> Inputs:
+        image = inputs["image"]
+        return {"image": image.float() / 255 if image.dtype == torch.uint8 else image}
+
+    def labels(self) -> list[str]:
+        return self._read[1]
+
+    @cached_property
+    def _read(self) -> tuple[dict[str, Columns], list[str]]:
+        if isinstance(self.source, str):
+            with local(self.source) as path:
+                found, labels = self._read_path(path)
+        else:
+            unknown = sorted(set(self.source) - set(SPLITS))
+            if unknown:
+                raise DataReadError(f"source names the splits {unknown}; known are {', '.join(SPLITS)}")
+            found, labels = {}, []
+            for split in sorted(self.source, key=SPLITS.index):  # train first: its classes are the classes
+                with local(self.source[split]) as path:
+                    parts, labels = self._read_path(path, labels)
+                if "all" not in parts and split not in parts:
+                    raise DataReadError(f"{self.source[split]} holds the splits {sorted(parts)} and no {split}")
+                found[split] = parts["all"] if "all" in parts else parts[split]
+        if "all" in found:
+            return split_columns(found["all"], seed=self.seed), labels
+        return complete(found, seed=self.seed), labels
+
+    def _read_path(self, path: Path, labels: list[str] | None = None) -> tuple[dict[str, Columns], list[str]]:
+        """Columns by split (``all`` where the source does not say) and labels."""
+        if path.is_file():
+            columns = _image_columns(read_npz(path), path)
+            return {"all": columns}, labels or _numbers(columns)
+        if any("idx" in file.name for file in path.iterdir() if file.is_file()):
+            sets = read_idx_folder(path)
+            return sets, labels or _numbers(sets.get("train", next(iter(sets.values()))))
+        folders = class_names(path)
+        if "train" in folders and set(folders) <= set(_FOLDERS):
+            found = {}
+            for folder in sorted(folders, key=lambda name: SPLITS.index(_FOLDERS[name])):
+                columns, labels = self._read_folder(path / folder, labels)
+                found[_FOLDERS[folder]] = columns
+            return found, labels or []
+        columns, labels = self._read_folder(path, labels)
+        return {"all": columns}, labels
+
+    def _read_folder(self, path: Path, labels: list[str] | None) -> tuple[Columns, list[str]]:
+        columns, labels = read_image_folder(path, labels=labels or (), size=self.size, channels=self.channels)
+        # One place decides for all: what the first image was, all the following are read as.
+        self.channels = int(columns["image"].shape[1])
+        return columns, labels
+
+
+def _image_columns(columns: Columns, path: Path) -> Columns:
+    missing = {"image", TARGET} - set(columns)
+    if missing:
+        raise DataReadError(
+            f"{path} has no array {sorted(missing)}; it has {sorted(columns)}: name them image and target"
+        )
+    image = columns["image"]
+    if image.ndim == 3:
+        image = image[:, None]
+    if image.ndim != 4:
+        raise DataReadError(f"{path}: image has shape {image.shape}; it must be [rows, height, width] or with channels")
+    if image.shape[1] not in (1, 3) and image.shape[3] in (1, 3):
+        image = np.ascontiguousarray(image.transpose(0, 3, 1, 2))
+    if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
+        raise DataReadError(
+            f"{path}: image holds {image.dtype}; it must be uint8 (0 to 255) or floating point (0 to 1)"
+        )
+    target = columns[TARGET]
+    if target.dtype.kind not in "iu" or target.ndim != 1:
+        raise DataReadError(f"{path}: target is {target.dtype} {target.shape}; it must be one integer class per row")
+    return {"image": image, TARGET: target.astype(np.int64)}
+
+
+def _numbers(columns: Columns) -> list[str]:
+    target: NDArray[np.generic] = columns[TARGET]
+    return [str(number) for number in range(int(target.max()) + 1)]
