@@ -1,15 +1,61 @@
-"""Per-sample scores of the two built-in metrics, in numpy: no torch, no workload."""
+"""Per-sample scores of a variant's outputs. The built-in metrics need neither torch nor the workload."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
-from tasks.evidence.paired import Scores
+from model_registry.measurement import Metric
+from tasks.errors import ParityFailed, WorkloadError
+from tasks.evidence.arrays import Array
+from tasks.evidence.paired import Scores, summarise
+from tasks.splits import DataRef
+from tasks.stage import WorkloadRef
 
-Array = NDArray[Any]
+
+def score(data: DataRef, workload: WorkloadRef, outputs: Array, targets: Array, *, name: str) -> Scores:
+    """One score per sample, shape [N], by the metric of the data's workload.
+
+    Args:
+        outputs: first output of the variant, [N, ...].
+        targets: [N, ...].
+        name: the variant, for messages.
+
+    Raises:
+        ParityFailed: scores are not finite, because the variant answers NaN or infinity.
+        WorkloadError: a custom metric does not give one score per sample.
+    """
+    if data.metric.builtin:
+        scores = builtin_scores(data.metric.name, outputs, targets)
+    else:
+        from tasks.workload import load_workload  # imports torch: only for a metric of the user's own
+
+        found = load_workload(workload).metric(targets).per_sample(outputs, targets)
+        scores = np.asarray(found, dtype=np.float64)
+        if scores.shape != (len(targets),):
+            raise WorkloadError(
+                f"metric {data.metric.name!r}: per_sample() returned shape {list(scores.shape)} for {len(targets)} "
+                f"samples; it must return one score per sample, shape [{len(targets)}]"
+            )
+    broken = np.flatnonzero(~np.isfinite(scores))
+    if len(broken):
+        raise ParityFailed(
+            f"{name}: {data.metric.name} of {len(broken)} of {len(scores)} samples is not a finite number (rows "
+            f"{broken[:5].tolist()} ...): the variant answers NaN or infinity there; look at its export or quantization"
+        )
+    return scores
+
+
+def per_class(data: DataRef, scores: Scores, targets: Array) -> dict[str, Metric]:
+    """The metric within each true class that occurs, by label; empty for what is no classification."""
+    if data.task != "classification" or targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
+        return {}
+    labels = data.labels or ()
+    return {
+        labels[index] if index < len(labels) else str(index): summarise(
+            scores[targets == index], name=data.metric.name, better=data.metric.better
+        )
+        for index in np.unique(targets).tolist()
+    }
 
 
 def builtin_scores(metric: str, outputs: Array, targets: Array) -> Scores:

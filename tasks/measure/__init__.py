@@ -6,6 +6,7 @@ from pydantic import Field
 
 from model_registry.measurement import Measurement
 from model_registry.variant import Frozen, Variant
+from tasks.evidence.split_inputs import split_inputs
 from tasks.policy import step
 from tasks.source_hash import closure_hash
 from tasks.splits import DataRef
@@ -14,12 +15,17 @@ from tasks.stage_cache import run_stage
 
 
 class MeasureSpec(Frozen):
-    """How variants are measured: always interleaved with the baseline, round by round, on an otherwise quiet machine."""
+    """How variants are measured: interleaved with the baseline, round by round, on an otherwise quiet machine."""
 
     batch: int = Field(default=1, ge=1, description="samples per request; latency and throughput are of such requests")
     rounds: int = Field(default=40, ge=5, description="interleaved rounds; each times baseline and variant once")
     seconds: float = Field(
         default=2.0, gt=0, description="time given to the rounds of one variant, both sides together"
+    )
+    predict_batch: int = Field(
+        default=1,
+        ge=1,
+        description="samples per run when a split is predicted; above 1 dynamic quantization answers differently",
     )
 
 
@@ -44,17 +50,20 @@ def measure(
 
     Args:
         variant: what is measured; also the only variant of the outcome.
-        baseline: the outcome of measuring the baseline (the teacher, exported fp32); None to measure the baseline itself.
+        baseline: the outcome of measuring the baseline (the teacher, exported fp32); None to measure the baseline.
 
     Returns:
         The outcome; :func:`measurement_of` reads the numbers from it.
     """
     inputs = {"variant": variant} if baseline is None else {"variant": variant, "baseline": baseline.variant}
+    split = split_inputs(job, data).get("validation")
+    scores = baseline.file("scores.npz") if baseline else None
     extra = {
         "split": "validation",
+        "inputs": split.model_dump(mode="json") if split else None,
         # The probe belongs to serving, which no task imports: its source enters the key here.
         "probe": closure_hash("serving.probe"),
-        "baseline_key": baseline.key if baseline else None,
+        "baseline_scores": scores.model_dump(mode="json") if scores else None,
     }
     return run_stage(STAGE, job, spec, data=data, inputs=inputs, extra=extra, label=variant.name)
 

@@ -1,0 +1,135 @@
+"""measure: a real ONNX variant under the real engine, scored and compared, with real S3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from model_registry.measurement import Measurement
+from model_registry.store import Store
+from tasks.errors import ParityFailed, WorkloadError
+from tasks.evidence.arrays import fetch_arrays
+from tasks.evidence.scoring import per_class, score
+from tasks.measure import MeasureSpec, measure, measurement_of
+from tasks.measure.graph_costs import graph_costs
+from tasks.splits import MetricRef
+from tasks.stage import WorkloadRef
+
+if TYPE_CHECKING:
+    from tests.measured_models import CLASSES, FEATURES, blobs, linear, make_data, make_job, make_variant
+else:
+    from measured_models import CLASSES, FEATURES, blobs, linear, make_data, make_job, make_variant
+
+QUICK = MeasureSpec(rounds=5, seconds=0.1)
+
+
+@pytest.mark.timeout(120)
+def test_a_variant_is_measured_against_the_baseline_and_then_reused(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))
+    job, data = make_job(store, tmp_path), make_data(store)
+    teacher = make_variant(store, "teacher", linear(), width=600)
+    student = make_variant(store, "student", linear(noise=0.4), stage="distill")
+
+    base = measure.task.fn(job, QUICK, data=data, variant=teacher)
+    own = measurement_of(base)
+    assert base.variants == (teacher,) and own.baseline == own.digest == teacher.digest
+    assert own.paired is None and own.speedup is None and own.split == "validation" and own.samples == 300
+    assert own.parameters == FEATURES * 600 * 2 + FEATURES * CLASSES == own.macs
+    assert own.bytes == teacher.file("model.onnx").size > 4 * own.parameters
+
+    outcome = measure.task.fn(job, QUICK, data=data, variant=student, baseline=base)
+    found = measurement_of(outcome)
+    assert outcome.status == "computed" and outcome.name == "measure:student"
+    # The numbers are those that numpy computes from the weights, on the doubled features that `batch` makes.
+    columns = blobs(300, seed=2)
+    right = (columns["features"] * 2 @ linear(noise=0.4)).argmax(axis=1) == columns["target"]
+    teacher_right = (columns["features"] * 2 @ linear()).argmax(axis=1) == columns["target"]
+    assert found.metric.value == found.accuracy == pytest.approx(right.mean())
+    assert found.metric.interval[0] < right.mean() < found.metric.interval[1]
+    assert set(found.per_class) == {"red", "green", "blue"}
+    assert found.per_class["red"].value == pytest.approx(right[columns["target"] == 0].mean())
+    assert found.paired is not None and found.paired.reference == teacher.digest
+    assert found.paired.worse_indices == tuple(np.flatnonzero(teacher_right & ~right).tolist())
+    assert found.paired.better == (right & ~teacher_right).sum() > 0
+    assert found.p50_ms <= found.p95_ms and found.throughput.value > 0 and found.peak_rss_bytes > 10 << 20
+    assert found.latency_interval.p50[0] <= found.p50_ms <= found.latency_interval.p50[1]
+    assert found.speedup is not None and found.cpu_seconds > 0 and found.threads == 1 and found.batch == 1
+    outputs = fetch_arrays(store, found.predictions)["outputs"]
+    assert outputs == pytest.approx(columns["features"] * 2 @ linear(noise=0.4), abs=1e-4)
+    assert fetch_arrays(store, found.scores)["score"].tolist() == right.astype(float).tolist()
+    record = store.read_record(found.key)
+    assert record is not None and Measurement.model_validate_json(record) == found
+    assert found.key.startswith(f"measurements/{student.digest}/{found.hardware.key}/")
+
+    again = measure.task.fn(job, QUICK, data=data, variant=student, baseline=base)
+    assert again.status == "reused" and measurement_of(again) == found
+    other = measure.task.fn(job, QUICK.model_copy(update={"batch": 4}), data=data, variant=student, baseline=base)
+    assert other.status == "computed" and "spec.batch 1 -> 4" in other.reason
+    assert measurement_of(other).metric == found.metric
+
+
+def test_a_metric_of_the_users_own_is_asked(store: Store, tmp_path: Path) -> None:
+    data = make_data(store, metric=MetricRef(name="margin", better="higher", builtin=False))
+    job = make_job(store, tmp_path, metric="margin")
+    outputs = np.arange(6.0).reshape(2, 3)
+    scores = score(data, job.workload, outputs, np.array([2, 0]), name="v")
+    assert scores.tolist() == [2.0, 3.0]
+    assert per_class(data, scores, np.array([2, 0]))["blue"].value == 2.0
+
+
+def test_a_metric_must_give_one_score_per_sample(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "odd_workload.py").write_text(
+        "from tasks.workload import Metric\n"
+        "class Odd:\n"
+        "    def model(self, role): ...\n"
+        "    def splits(self): ...\n"
+        "    def metric(self): return Metric('odd', 'lower', lambda o, t: o)\n"
+    )
+    data = make_data(store, metric=MetricRef(name="odd", better="lower", builtin=False))
+    ref = WorkloadRef(path="odd_workload:Odd", folder=str(tmp_path))
+    with pytest.raises(WorkloadError, match=r"shape \[2, 3\] for 2 samples"):
+        score(data, ref, np.zeros((2, 3)), np.zeros(2), name="v")
+
+
+def test_answers_that_are_not_numbers_are_refused(store: Store) -> None:
+    data = make_data(store, metric=MetricRef(name="mse", better="lower", builtin=True), task="regression")
+    with pytest.raises(ParityFailed, match=r"int8: mse of 1 of 2 samples is not a finite number \(rows \[1\]"):
+        score(data, WorkloadRef(path="a:B"), np.array([[1.0], [np.nan]]), np.array([1.0, 1.0]), name="int8")
+
+
+def test_costs_of_convolutions_and_quantized_graphs() -> None:
+    weight = np.ones((8, 3, 3, 3), np.int8)
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "w_scale", "w_zero_point"], ["wf"], axis=0),
+        helper.make_node("Conv", ["x", "wf"], ["y"], pads=[1, 1, 1, 1]),
+        helper.make_node("Flatten", ["y"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "dense", "bias"], ["logits"], transB=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "cnn",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 10])],
+        initializer=[
+            numpy_helper.from_array(weight, "w"),
+            numpy_helper.from_array(np.ones(8, np.float32), "w_scale"),
+            numpy_helper.from_array(np.zeros(8, np.int8), "w_zero_point"),
+            numpy_helper.from_array(np.ones((10, 512), np.float32), "dense"),
+            numpy_helper.from_array(np.ones(10, np.float32), "bias"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    costs = graph_costs(model.SerializeToString())
+    assert costs.macs == 8 * 8 * 8 * 27 + 512 * 10
+    assert costs.parameters == 8 * 27 + 5120 + 10
+    free = onnx.ModelProto()
+    free.CopyFrom(model)
+    free.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    assert graph_costs(free.SerializeToString()).macs is None
