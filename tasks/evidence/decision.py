@@ -62,3 +62,12 @@ class Decision(Record):
     @property
     def warnings(self) -> tuple[GateResult, ...]:
         return tuple(g for g in self.gates if not g.passed and g.severity == "warning")
+
+    def gate_table(self) -> str:
+        """The gates as aligned text, a line each."""
+        lines = []
+        for gate in self.gates:
+            mark = "ok  " if gate.passed else ("FAIL" if gate.severity == "critical" else "warn")
+            sign = "<=" if gate.at_most else ">="
+            lines.append(f"  {mark}  {gate.gate:<26} {gate.value:>12.6g} {sign} {gate.limit:<10.6g}  {gate.meaning}")
+        return "\n".join(lines)
