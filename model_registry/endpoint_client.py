@@ -9,8 +9,9 @@ from typing import Any, Self
 import httpx
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
-from model_registry.variant import Frozen, TensorSpec
+from model_registry.variant import TensorSpec
 
 Array = NDArray[Any]
 _NUMPY = {"FP16": "float16", "FP32": "float32", "FP64": "float64", "BOOL": "bool"}
@@ -37,7 +38,13 @@ class EndpointRefused(EndpointError):
         return self.status >= 500
 
 
-class LoadedVersion(Frozen):
+class _Answer(BaseModel):
+    """Part of an answer; an endpoint may say more than we read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class HeldVersion(_Answer):
     """One version that the endpoint holds."""
 
     version: int
@@ -45,12 +52,12 @@ class LoadedVersion(Frozen):
     state: str
 
 
-class ServedModel(Frozen):
+class ServedModel(_Answer):
     """What the endpoint holds of a model; ``serving`` takes the traffic."""
 
     model: str
     serving: int | None = None
-    versions: tuple[LoadedVersion, ...] = ()
+    versions: tuple[HeldVersion, ...] = ()
 
     def digest_of(self, version: int | None) -> str | None:
         """Digest of a loaded version; None if it is not loaded."""
@@ -100,7 +107,8 @@ class Endpoint:
 
     def route(self, model: str, version: int | None) -> int | None:
         """Give the traffic to a loaded version, or to none; returns the version that had it."""
-        answer = self._admin_call("POST", f"/admin/models/{model}/traffic", {"version": version})
+        wanted = None if version is None else str(version)
+        answer = self._admin_call("POST", f"/admin/models/{model}/traffic", {"version": wanted})
         previous = answer.get("previous")
         return None if previous is None else int(previous)
 

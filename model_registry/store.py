@@ -46,6 +46,10 @@ class ObjectMissing(StoreError):
     """The store has no such object."""
 
 
+class BucketMissing(StoreError):
+    """The store has no such bucket. `winnow up` makes both; on another S3 create them, or name others in WINNOW_STORE."""
+
+
 class CorruptObject(StoreError):
     """An object's bytes are not those of its hash. It was moved to ``quarantine/`` and must be computed again."""
 
@@ -84,8 +88,12 @@ class Store:
         )
 
     def ping(self) -> None:
-        """Cheap proof that the store answers and accepts our keys; raises StoreUnavailable or StoreDenied."""
-        self._call(self.client.head_bucket, Bucket=self.bucket)
+        """Cheap proof that the store answers, accepts our keys and has our buckets; raises the named error if not."""
+        for bucket in (self.bucket, self.records_bucket):
+            try:
+                self._call(self.client.head_bucket, Bucket=bucket)
+            except ObjectMissing as error:  # the answer to a HEAD has no body that could say more than 404
+                raise BucketMissing(f"{error}: there is no bucket {bucket!r}; create it with `winnow up`") from error
 
     # -- blobs --------------------------------------------------------------------------------------------------
     @staticmethod
@@ -303,7 +311,7 @@ class Store:
 
     def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call boto3 and turn its errors into ours: missing, denied, conflict, unavailable."""
-        from boto3.exceptions import S3UploadFailedError
+        from boto3.exceptions import Boto3Error, S3UploadFailedError
         from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
         where = self.client.meta.endpoint_url
@@ -322,7 +330,7 @@ class Store:
             raise StoreDenied(
                 f"S3 at {where}: no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             ) from error
-        except (BotoCoreError, ConnectionError) as error:
+        except (BotoCoreError, Boto3Error, ConnectionError) as error:
             raise StoreUnavailable(
                 f"S3 at {where} does not answer: {error}; start the stack with `winnow up`"
             ) from error
@@ -338,6 +346,8 @@ class Store:
                 f"S3 at {where} refused the credentials ({what}: {code}); "
                 "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
             )
+        if code == "NoSuchBucket":  # must not look like a missing object: that would be taken for a cache miss
+            return BucketMissing(f"S3 at {where}: {what}: {error}; create the bucket with `winnow up`")
         if code in _MISSING or status == "404":
             return ObjectMissing(f"S3 at {where}: {what}: {code}: {error}")
         return StoreUnavailable(f"S3 at {where}: {what}: {code or status}: {error}")

@@ -1,4 +1,4 @@
-"""deploy: put a registered version into service by the ledger protocol; see tasks.ledger_protocol.py for its steps."""
+"""deploy: put a registered version into service; tasks/ledger_protocol.py holds the steps."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from model_registry.ledger import Kind, Ledger
 from model_registry.registry import Registry
 from model_registry.store import Store
 from model_registry.variant import Frozen
-from tasks.policy import step
 from tasks.ledger_protocol import Reconciled, Rollout
+from tasks.policy import step
 
 
 class DeploySpec(Frozen):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import tempfile
 from pathlib import Path
 
@@ -40,14 +39,15 @@ def track(
 
     Args:
         rows: every variant of the run; the one with ``chosen`` lends its numbers to the parent run.
-        origin: tags that say where the run came from, on parent and children: ``prefect.flow_run_id``, ...
+        origin: tags that say where the run came from, on parent and children: ``prefect.flow_run_id``,
+            ``prefect.flow_run_url``, ``mlflow.source.git.commit``.
         links: text -> URL, shown in the parent run's description.
 
     Raises:
         RegistryUnavailable: MLflow does not answer; may pass, and trying again leaves no second run.
     """
     store, registry = Store(job.store), Registry.from_environment()
-    origin = {**_git_commit(job.workload.folder), **(origin or {})}
+    origin = origin or {}
     run = registry.open_run(job.model, job.run_id, origin)
     dataset = _dataset(store, job, data)
     example = {name: values[:_EXAMPLE_ROWS] for name, values in read_split(store, data, "validation").items()}
@@ -111,12 +111,3 @@ def _dataset(store: Store, job: Job, data: DataRef) -> Dataset:
         rows={split.name: split.rows for split in data.splits},
         columns={name: (column.dtype, column.shape) for name, column in data.columns.items()},
     )
-
-
-def _git_commit(folder: str | None) -> dict[str, str]:
-    """The commit of the user's code under MLflow's own tag; nothing where it is not in a git repository."""
-    git = shutil.which("git")
-    if git is None or folder is None or not Path(folder).is_dir():
-        return {}
-    asked = subprocess.run([git, "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return {"mlflow.source.git.commit": asked.stdout.strip()} if asked.returncode == 0 else {}
