@@ -53,6 +53,10 @@ def _array(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
         return np.array(["" if moment is None else str(moment) for moment in column.to_pylist()], dtype=np.str_)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         return _stacked(column.to_pylist(), name, path)
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        raise DataReadError(
+            f"{path}: column {name!r} is not UTF-8 text; save the file as UTF-8, or leave the column out"
+        )
     raise DataReadError(
         f"{path}: column {name!r} is of type {kind}, which has no array form; "
         "keep numbers, text, dates and lists of numbers"

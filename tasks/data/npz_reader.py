@@ -20,7 +20,8 @@ def read_npz(path: Path) -> Columns:
             rows, or arrays of unequal length.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as stream:  # numpy would leave a damaged file open
+            archive = np.load(stream, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataReadError(f"{path} holds a single array, not an archive; save it with numpy.savez")
             columns = {name: archive[name] for name in archive.files}

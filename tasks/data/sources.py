@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model_registry.manifest import canonical_json, describe_folder, hash_bytes, hash_file
-from model_registry.store import ObjectMissing, Store
+from model_registry.store import BucketMissing, ObjectMissing, Store
 from tasks.errors import DataReadError
 
 
@@ -85,8 +85,8 @@ def _objects(store: Store, source: str) -> list[str]:
     below = source.rstrip("/") + "/"
     try:
         listed = store.list_uri(source.rstrip("/"))
-    except ObjectMissing as error:
-        raise DataReadError(f"{source}: {error}; check the bucket's name") from error
+    except (BucketMissing, ObjectMissing) as error:
+        raise DataReadError(f"{source}: there is no such bucket ({error}); check its name") from error
     if source in listed:
         return [source]
     objects = [uri for uri in listed if uri.startswith(below) and not uri.endswith("/")]
