@@ -191,11 +191,24 @@ def _options(runtime: RuntimeSpec, threads: int) -> Any:
 
 
 def _compare(kind: str, specs: Sequence[TensorSpec], found: Sequence[Any]) -> None:
-    """The manifest must tell the truth about the graph: clients are checked against it."""
+    """The manifest must tell the truth about the graph: clients are checked against it.
+
+    Outputs may be known more exactly on one side, since ONNX Runtime infers their shapes further.
+    """
     says = [(s.name, s.datatype, tuple(s.shape)) for s in specs]
     has = [(f.name, ONNX.get(f.type, f.type), tuple(d if isinstance(d, int) else -1 for d in f.shape)) for f in found]
-    if says != has:
+    fits = len(says) == len(has) and all(
+        said[:2] == real[:2] and _same_shape(said[2], real[2], loose=kind == "output")
+        for said, real in zip(says, has, strict=True)
+    )
+    if not fits:
         raise EngineLoadError(f"the manifest's {kind}s {says} are not the graph's {has}; export the variant again")
+
+
+def _same_shape(said: tuple[int, ...], real: tuple[int, ...], *, loose: bool) -> bool:
+    if not loose:
+        return said == real
+    return not real or (len(said) == len(real) and all(-1 in (s, r) or s == r for s, r in zip(said, real, strict=True)))
 
 
 def _zeros(spec: TensorSpec) -> Array:

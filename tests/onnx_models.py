@@ -104,8 +104,11 @@ def identities(folder: Path) -> Variant:
     return save(folder, nodes, inputs, outputs, name="identities")
 
 
-def slow(folder: Path, steps: int) -> Variant:
-    """Takes ``x`` FP32 [-1, 2] and multiplies 64x64 matrices ``steps`` times before it answers ``y`` = x."""
+def slow(folder: Path, steps: int | None = None) -> Variant:
+    """Takes ``x`` FP32 [-1, 2] and multiplies 64x64 matrices ``steps`` times before it answers ``y`` = x.
+
+    Without a number here, each request says its own: input ``steps`` INT64 [1].
+    """
     rng = np.random.default_rng(0)
     matrix = (rng.normal(size=(64, 64)) / 8).astype(np.float32)
     state = [helper.make_tensor_value_info(n, TensorProto.FLOAT, [64, 64]) for n in ("before", "after")]
@@ -130,13 +133,16 @@ def slow(folder: Path, steps: int) -> Variant:
         helper.make_node("Add", ["x", "nothing"], ["y"]),
     ]
     weights = [
-        constant("steps", np.int64(steps)),
         constant("yes", np.bool_(True)),
         constant("matrix", matrix),
         constant("zero", np.float32(0)),
     ]
     x, y = (TensorSpec(name=name, datatype="FP32", shape=(-1, 2)) for name in ("x", "y"))
-    return save(folder, nodes, [x], [y], weights, name="slow")
+    if steps is None:
+        return save(
+            folder, nodes, [x, TensorSpec(name="steps", datatype="INT64", shape=(1,))], [y], weights, name="slow"
+        )
+    return save(folder, nodes, [x], [y], [*weights, constant("steps", np.int64(steps))], name="slow")
 
 
 def publish(store: Store, folder: Path, variant: Variant) -> Variant:

@@ -1,0 +1,111 @@
+"""A real endpoint for tests: ``python -m serving`` in a process of its own, on free ports."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+TOKEN = "test-token"
+_LISTENING = re.compile(r"serving on (\S+), admin on (\S+)")
+
+
+@dataclass
+class Endpoint:
+    """A running endpoint; ``log`` collects what it writes to stderr."""
+
+    process: subprocess.Popen[str]
+    home: Path
+    url: str = ""
+    admin_url: str = ""
+    log: list[str] = field(default_factory=list)
+
+    def get(self, path: str) -> httpx.Response:
+        return httpx.get(f"{self.url}{path}", timeout=30)
+
+    def infer(self, model: str, body: Any, version: str = "") -> httpx.Response:
+        part = f"/versions/{version}" if version else ""
+        return httpx.post(f"{self.url}/v2/models/{model}{part}/infer", json=body, timeout=30)
+
+    def admin(self, method: str, path: str, body: Any = None, token: str = TOKEN) -> httpx.Response:
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        return httpx.request(method, f"{self.admin_url}{path}", json=body, headers=headers, timeout=60)
+
+    def deploy(self, model: str, version: str, digest: str) -> None:
+        """Load a version and give it the traffic."""
+        loaded = self.admin("PUT", f"/admin/models/{model}/versions/{version}", {"digest": digest})
+        assert loaded.status_code == 200, loaded.text
+        swapped = self.admin("POST", f"/admin/models/{model}/traffic", {"version": version})
+        assert swapped.status_code == 200, swapped.text
+
+    def wait_ready(self, seconds: float = 20) -> None:
+        wait_for(lambda: self.get("/v2/health/ready").status_code == 200, seconds)
+
+    def wait_log(self, text: str, seconds: float = 20) -> None:
+        wait_for(lambda: any(text in line for line in self.log), seconds)
+
+    def terminate(self, seconds: float = 20) -> int:
+        self.process.terminate()
+        return self.process.wait(timeout=seconds)
+
+
+@contextmanager
+def endpoint(home: Path, *, launcher: list[str] | None = None, wait: bool = True, **more: str) -> Iterator[Endpoint]:
+    """Start an endpoint in our environment (the store's variables included); end it afterwards."""
+    environment = {
+        **os.environ,
+        "WINNOW_HOME": str(home),
+        "WINNOW_ENDPOINT_PORT": "0",
+        "WINNOW_ADMIN_PORT": "0",
+        "WINNOW_ADMIN_TOKEN": TOKEN,
+        "PYTHONUNBUFFERED": "1",
+        **more,
+    }
+    process = subprocess.Popen(
+        launcher or [sys.executable, "-m", "serving"], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    running = Endpoint(process, home)
+    assert process.stderr is not None
+    stream = process.stderr
+
+    def read() -> None:
+        for line in stream:
+            running.log.append(line.rstrip())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        running.wait_log("serving on ")
+        match = next(found for line in running.log if (found := _LISTENING.search(line)))
+        running.url, running.admin_url = match[1], match[2]
+        if wait:
+            running.wait_ready()
+        yield running
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        reader.join(timeout=20)
+        stream.close()
+
+
+def wait_for(condition: Any, seconds: float = 20) -> None:
+    """Poll until the condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)

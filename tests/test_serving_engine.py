@@ -1,0 +1,437 @@
+"""The engine, its safety checks, and its process."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+
+from model_registry.cpu_class import CpuClassMismatch
+from model_registry.manifest import ManifestMismatch, describe_folder
+from model_registry.variant import RuntimeSpec, TensorSpec, Variant
+from serving import onnx_safety
+from serving.engine import Engine
+from serving.engine_client import EngineClient
+from serving.exceptions import EngineCrashed, EngineLoadError, EngineRunError, InferenceTimedOut, LoadFailed
+from serving.frames import PREFIX, Decoder, Frame, MalformedFrame, encode
+from serving.onnx_safety import UnsafeModel, check_onnx
+from serving.tensors import Array, bytes_array
+
+if TYPE_CHECKING:
+    from tests.onnx_models import answer, constant, digits, identities, log, save, slow
+else:
+    from onnx_models import answer, constant, digits, identities, log, save, slow
+
+
+def image(rows: int = 1) -> Array:
+    return np.random.default_rng(0).uniform(0, 16, size=(rows, 1, 8, 8)).astype(np.float32)
+
+
+def changed(variant: Variant, **changes: Any) -> Variant:
+    return Variant.model_validate({**variant.model_dump(), "digest": "", **changes})
+
+
+# -- the engine -------------------------------------------------------------------------------------------------
+def test_a_classifier_gets_labels_and_probabilities(tmp_path: Path) -> None:
+    engine = Engine(tmp_path, digits(tmp_path))
+    found = engine.run({"image": image(5)})
+    logits = found["logits"].astype(np.float64)
+    softmax = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert [spec.name for spec in engine.outputs] == list(found) == ["logits", "label", "probability"]
+    assert found["label"].tolist() == [str(i).encode() for i in logits.argmax(axis=1)]
+    np.testing.assert_allclose(found["probability"], softmax.max(axis=1), rtol=1e-5)
+    assert found["probability"].dtype == np.float32
+
+
+def test_only_the_outputs_asked_for_in_that_order(tmp_path: Path) -> None:
+    engine = Engine(tmp_path, digits(tmp_path))
+    assert list(engine.run({"image": image()}, ["probability", "logits"])) == ["probability", "logits"]
+    assert list(engine.run({"image": image()}, ["label"])) == ["label"]
+
+
+def test_a_row_that_is_not_finite_gets_no_label(tmp_path: Path) -> None:
+    engine = Engine(tmp_path, digits(tmp_path))
+    rows = image(2)
+    rows[1] = np.nan
+    found = engine.run({"image": rows})
+    assert found["label"][0] != b""
+    assert found["label"][1] == b""
+    assert np.isnan(found["probability"][1])
+
+
+def test_every_datatype_passes_through(tmp_path: Path) -> None:
+    engine = Engine(tmp_path, identities(tmp_path))
+    inputs: dict[str, Array] = {
+        "in_BOOL": np.array([True, False]),
+        "in_UINT8": np.array([0, 255], dtype=np.uint8),
+        "in_INT32": np.array([-(2**31), 2**31 - 1], dtype=np.int32),
+        "in_INT64": np.array([-(2**63), 2**63 - 1]),
+        "in_FP16": np.array([0.5, np.inf], dtype=np.float16),
+        "in_FP64": np.array([1e300, -0.0]),
+        "in_BYTES": bytes_array(["ä".encode(), b""], (2,)),
+    }
+    found = engine.run(inputs)
+    for name, array in inputs.items():
+        assert found[name.replace("in_", "out_")].tolist() == array.tolist()
+
+
+def test_a_changed_file_is_never_loaded(tmp_path: Path) -> None:
+    variant = digits(tmp_path)
+    path = tmp_path / "model.onnx"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(ManifestMismatch, match=r"changed \['model.onnx'\]"):
+        Engine(tmp_path, variant)
+    path.unlink()
+    with pytest.raises(ManifestMismatch, match=r"missing \['model.onnx'\]"):
+        Engine(tmp_path, variant)
+    (tmp_path / "elsewhere").write_bytes(good)
+    path.symlink_to("elsewhere")
+    with pytest.raises(ManifestMismatch, match=r"changed \['model.onnx'\]"):
+        Engine(tmp_path, variant)
+    path.unlink()
+    path.write_bytes(good)
+    (tmp_path / "assets" / "labels.json").write_text("[]")
+    with pytest.raises(ManifestMismatch, match=r"labels\.json"):
+        Engine(tmp_path, variant)
+
+
+def test_a_variant_for_another_cpu_is_refused(tmp_path: Path) -> None:
+    variant = digits(tmp_path, runtime=RuntimeSpec(cpu_class="sparc/vis"))
+    with pytest.raises(CpuClassMismatch, match="sparc/vis"):
+        Engine(tmp_path, variant)
+
+
+def test_a_manifest_that_lies_is_refused(tmp_path: Path) -> None:
+    variant = digits(tmp_path)
+    wrong = TensorSpec(name="logits", datatype="FP32", shape=(-1, 11))
+    with pytest.raises(EngineLoadError, match=r"outputs .*11.* are not the graph's .*10"):
+        Engine(tmp_path, changed(variant, outputs=[wrong]))
+    with pytest.raises(EngineLoadError, match="is torch, not onnx"):
+        Engine(tmp_path, changed(variant, format="torch"))
+    with pytest.raises(EngineLoadError, match="needs TeraExecutionProvider"):
+        Engine(tmp_path, changed(variant, runtime={"provider": "TeraExecutionProvider"}))
+    (tmp_path / "model.onnx").write_bytes(b"\x3a\x00")
+    with pytest.raises(EngineLoadError, match="cannot load"):
+        Engine(tmp_path, changed(variant, files=describe_folder(tmp_path)))
+    with pytest.raises(KeyError, match=r"has no file 'model\.onnx'"):
+        Engine(tmp_path, changed(variant, files=variant.files[:1]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [('["a"]', "1 labels"), ("{}", "list of strings"), ("[1]", "list of strings"), ("[", "not JSON")],
+)
+def test_wrong_labels_are_refused(tmp_path: Path, labels: str, message: str) -> None:
+    variant = digits(tmp_path)
+    (tmp_path / "assets" / "labels.json").write_text(labels)
+    with pytest.raises(EngineLoadError, match=message):
+        Engine(tmp_path, changed(variant, files=describe_folder(tmp_path)))
+
+
+def test_threads_do_not_spin_after_a_run(tmp_path: Path) -> None:
+    engine = Engine(tmp_path, digits(tmp_path, runtime=RuntimeSpec(intra_op_threads=2)))
+    engine.run({"image": image(64)})
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.05
+
+
+# -- safety of the file -----------------------------------------------------------------------------------------
+def external(location: str) -> onnx.TensorProto:
+    tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2])
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value=location)
+    return tensor
+
+
+def places(tensor: onnx.TensorProto) -> dict[str, onnx.ModelProto]:
+    """The tensor hidden in every place of a model."""
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [], [])
+
+    def model(**parts: Any) -> onnx.ModelProto:
+        made = onnx.ModelProto(graph=graph)
+        node = made.graph.node.add(op_type="Constant")
+        for name, value in parts.items():
+            attribute = node.attribute.add(name="value")
+            field = getattr(attribute, name)
+            if hasattr(field, "append"):
+                field.append(value)
+            else:
+                field.CopyFrom(value)
+        return made
+
+    sparse = onnx.SparseTensorProto(values=tensor)
+    inner = onnx.GraphProto(initializer=[tensor])
+    with_initializer, with_sparse, with_function, with_training = (onnx.ModelProto(graph=graph) for _ in range(4))
+    with_initializer.graph.initializer.append(tensor)
+    with_sparse.graph.sparse_initializer.append(sparse)
+    with_function.functions.add().node.add().attribute.add(name="v").t.CopyFrom(tensor)
+    with_training.training_info.add().initialization.CopyFrom(inner)
+    nested = onnx.GraphProto()
+    nested.node.add().attribute.add(name="then").g.CopyFrom(inner)
+    return {
+        "initializer": with_initializer,
+        "sparse initializer": with_sparse,
+        "sparse indices": model(sparse_tensor=onnx.SparseTensorProto(indices=tensor)),
+        "constant": model(t=tensor),
+        "constants": model(tensors=tensor),
+        "subgraph": model(g=inner),
+        "subgraphs": model(graphs=nested),
+        "function": with_function,
+        "training": with_training,
+    }
+
+
+PLACES = sorted(places(TensorProto()))
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("location", ["weights.bin", "../../etc/passwd", "*/_ORT_MEM_ADDR_/*"])
+def test_external_data_is_refused_wherever_it_hides(place: str, location: str) -> None:
+    check_onnx(places(constant("w", np.zeros(2, dtype=np.float32)))[place].SerializeToString())
+    with pytest.raises(UnsafeModel, match="outside the file"):
+        check_onnx(places(external(location))[place].SerializeToString())
+
+
+def test_external_data_is_refused_without_its_flag_too() -> None:
+    tensor = external("x")
+    tensor.ClearField("data_location")
+    with pytest.raises(UnsafeModel, match="outside the file"):
+        check_onnx(places(tensor)["initializer"].SerializeToString())
+
+
+def test_the_walk_knows_every_way_to_a_tensor() -> None:
+    """Against onnx's own schema: a new field that can hold a tensor makes this test fail."""
+    known = {d.name: d for d in onnx.onnx_ml_pb2.DESCRIPTOR.message_types_by_name.values()}
+
+    def children(message: Any) -> dict[int, str]:
+        return {f.number: f.message_type.name for f in message.fields if f.message_type is not None}
+
+    holding = {"TensorProto"}
+    while more := {n for n, d in known.items() if n not in holding and holding & set(children(d).values())}:
+        holding |= more
+    for name in holding - {"TensorProto"}:
+        wanted = {number: child for number, child in children(known[name]).items() if child in holding}
+        assert onnx_safety._FIELDS[name] == wanted, name
+
+
+def test_deep_nesting_ends() -> None:
+    def within(field: int, message: bytes) -> bytes:
+        size, length = bytearray(), len(message)
+        while length >= 0x80:
+            size.append(length & 0x7F | 0x80)
+            length >>= 7
+        return bytes([field << 3 | 2, *size, length]) + message
+
+    graph = b""
+    for _ in range(30):
+        graph = within(1, within(5, within(6, graph)))  # a node with an attribute that is a graph
+    with pytest.raises(UnsafeModel, match="deeper than 64"):
+        check_onnx(within(7, graph))
+
+
+@settings(max_examples=200)
+@given(st.binary(max_size=100), st.integers(0, 200), st.integers(0, 255))
+def test_garbage_is_unsafe_and_never_anything_else(data: bytes, position: int, byte: int) -> None:
+    good = bytearray(places(constant("w", np.zeros(2, dtype=np.float32)))["subgraph"].SerializeToString())
+    good[position % len(good)] = byte
+    for candidate in (data, bytes(good), bytes(good[: position % len(good)])):
+        try:
+            check_onnx(candidate)
+        except UnsafeModel as error:
+            assert str(error)
+
+
+# -- frames -----------------------------------------------------------------------------------------------------
+@settings(max_examples=50)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30))
+def test_frames_arrive_whole_whatever_the_pieces(pieces: list[int]) -> None:
+    tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": bytes_array([b"x", b""], (2,))}
+    data = encode({"id": 1}, tensors) + encode({"id": 2, "error": "no"})
+    decoder, found = Decoder(), list[Frame]()
+    while data:
+        size = pieces.pop(0) if pieces else 17
+        found += decoder.feed(data[:size])
+        data = data[size:]
+    assert [frame.header for frame in found] == [{"id": 1}, {"id": 2, "error": "no"}]
+    assert found[0].tensors["a"].tolist() == tensors["a"].tolist()
+    assert found[0].tensors["b"].tolist() == [b"x", b""]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        PREFIX.pack(2**31, 0),
+        PREFIX.pack(2, 2**40),
+        PREFIX.pack(2, 0) + b"[]",
+        PREFIX.pack(2, 0) + b"{}",
+        PREFIX.pack(14, 1) + b'{"tensors":[]}x',
+        PREFIX.pack(16, 0) + b'{"tensors":[{}]}',
+        PREFIX.pack(1, 0) + b"{",
+    ],
+)
+def test_broken_frames_are_named(data: bytes) -> None:
+    with pytest.raises(MalformedFrame):
+        list(Decoder().feed(data))
+
+
+# -- the process ------------------------------------------------------------------------------------------------
+FOREVER: dict[str, Array] = {"x": np.zeros((1, 2), dtype=np.float32), "steps": np.array([2**62])}
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(test)
+
+
+def test_the_process_answers_as_the_engine_does(tmp_path: Path) -> None:
+    async def test() -> None:
+        variant = digits(tmp_path)
+        client = await EngineClient.start(tmp_path, variant)
+        engine = Engine(tmp_path, variant)
+        assert client.outputs == engine.outputs
+        found = await asyncio.gather(*(client.infer({"image": image(i)}, ["logits", "label"]) for i in range(1, 30)))
+        for i, outputs in enumerate(found, start=1):
+            expected = engine.run({"image": image(i)})
+            np.testing.assert_array_equal(outputs["logits"], expected["logits"])
+            assert outputs["label"].tolist() == expected["label"].tolist()
+        await client.stop()
+        assert client.gone.result() == "exit code 0"
+        with pytest.raises(EngineCrashed):
+            await client.infer({"image": image()}, ["logits"])
+
+    run(test())
+
+
+def test_a_failing_request_harms_no_other(tmp_path: Path) -> None:
+    x, y = (TensorSpec(name=name, datatype="FP32", shape=(-1, -1)) for name in ("x", "y"))
+    nodes = [helper.make_node("Add", ["x", "three"], ["y"])]
+    variant = save(tmp_path, nodes, [x], [y], [constant("three", np.zeros(3, dtype=np.float32))])
+
+    async def test() -> None:
+        client = await EngineClient.start(tmp_path, variant)
+        with pytest.raises(EngineRunError, match=r"Add|broadcast|dimension"):
+            await client.infer({"x": np.zeros((1, 2), dtype=np.float32)}, ["y"])
+        found = await client.infer({"x": np.ones((1, 3), dtype=np.float32)}, ["y"])
+        assert found["y"].tolist() == [[1.0, 1.0, 1.0]]
+        await client.stop()
+
+    run(test())
+
+
+def test_load_errors_arrive_by_name(tmp_path: Path) -> None:
+    good = digits(tmp_path / "good")
+
+    async def test() -> None:
+        with pytest.raises(CpuClassMismatch):
+            await EngineClient.start(tmp_path / "good", changed(good, runtime={"cpu_class": "sparc/vis"}))
+        with pytest.raises(EngineLoadError, match="TeraExecutionProvider"):
+            await EngineClient.start(tmp_path / "good", changed(good, runtime={"provider": "TeraExecutionProvider"}))
+        (tmp_path / "good" / "model.onnx").write_bytes(b"")
+        with pytest.raises(LoadFailed, match="changed between"):
+            await EngineClient.start(tmp_path / "good", good)
+
+    run(test())
+    assert not engines()
+
+
+def test_a_model_that_fails_on_zeros_does_not_load(tmp_path: Path) -> None:
+    x, y = (TensorSpec(name=name, datatype="FP32", shape=(-1, -1)) for name in ("x", "y"))
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    variant = save(tmp_path, nodes, [x], [y], [constant("w", np.zeros((3, 2), dtype=np.float32))])
+
+    async def test() -> None:
+        with pytest.raises(EngineLoadError, match="fails on an input of zeros"):
+            await EngineClient.start(tmp_path, variant)
+
+    run(test())
+
+
+def test_a_killed_process_fails_what_it_held(tmp_path: Path) -> None:
+    async def test() -> None:
+        client = await EngineClient.start(tmp_path, slow(tmp_path))
+        waiting = asyncio.create_task(client.infer(FOREVER, ["y"]))
+        await asyncio.sleep(0.1)
+        os.kill(client.pid, signal.SIGKILL)
+        with pytest.raises(EngineCrashed, match="SIGKILL"):
+            await waiting
+        assert client.gone.result() == "killed by SIGKILL"
+
+    run(test())
+
+
+def test_a_process_that_hangs_is_killed(tmp_path: Path) -> None:
+    async def test() -> None:
+        client = await EngineClient.start(tmp_path, answer(tmp_path, 1))
+        os.kill(client.pid, signal.SIGSTOP)
+        with pytest.raises(InferenceTimedOut, match=r"0\.2 s"):
+            await client.infer({"x": np.zeros((1, 2), dtype=np.float32)}, ["y"], seconds=0.2)
+        assert await asyncio.wait_for(client.gone, 5) == "killed by SIGKILL"
+
+    run(test())
+
+
+def test_the_process_ends_with_its_parent_even_in_the_middle_of_a_model(tmp_path: Path) -> None:
+    variant = slow(tmp_path)
+    (tmp_path / "variant.json").write_bytes(variant.to_json())
+    code = """
+import asyncio, sys
+from pathlib import Path
+import numpy as np
+from model_registry.variant import Variant
+from serving.engine_client import EngineClient
+async def main():
+    folder = Path(sys.argv[1])
+    client = await EngineClient.start(folder, Variant.model_validate_json((folder / "variant.json").read_bytes()))
+    forever = {"x": np.zeros((1, 2), dtype=np.float32), "steps": np.array([2**62])}
+    requests = [asyncio.create_task(client.infer(forever, ["y"])) for _ in range(8)]
+    await asyncio.sleep(0.2)
+    print(client.pid, flush=True)
+    await asyncio.sleep(60)
+asyncio.run(main())
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    engine = psutil.Process(int(parent.stdout.readline()))
+    assert engine.is_running()
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    gone, _ = psutil.wait_procs([engine], timeout=10)
+    assert gone
+
+
+def test_what_libraries_print_stays_out_of_the_frames(tmp_path: Path) -> None:
+    """ONNX Runtime and numpy write to descriptor 1; the process keeps another one for its frames."""
+    variant = log(tmp_path)
+
+    async def test() -> None:
+        client = await EngineClient.start(tmp_path, variant)
+        descriptors = Path(f"/proc/{client.pid}/fd")
+        assert (descriptors / "1").readlink() == (descriptors / "2").readlink()
+        found = await client.infer({"x": np.array([-1, 0, 1], dtype=np.float32)}, ["y"])
+        assert json.dumps(found["y"].tolist()) == "[NaN, -Infinity, 0.0]"
+        await client.stop()
+
+    run(test())
+
+
+def engines() -> list[int]:
+    """Engine processes below this one."""
+    children = psutil.Process().children(recursive=True)
+    return [c.pid for c in children if c.is_running() and "serving.engine_process" in " ".join(c.cmdline())]

@@ -1,0 +1,279 @@
+"""The Open Inference Protocol in JSON, read as the strictest reader would."""
+
+from __future__ import annotations
+
+import json
+import math
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from model_registry.variant import TensorSpec
+from serving.exceptions import InvalidRequest, ServingError, Unsupported
+from serving.limits import Limits
+from serving.protocol import InferRequest, answer, parse_request
+from serving.tensors import NUMPY, MalformedTensor, bytes_array, from_raw, to_raw
+
+X = TensorSpec(name="x", datatype="FP32", shape=(-1, 2))
+Y = TensorSpec(name="y", datatype="FP32", shape=(-1, 3))
+Z = TensorSpec(name="z", datatype="BYTES", shape=(-1,))
+LIMITS = Limits(elements=1000)
+JSON_DATATYPES = sorted(set(NUMPY) - {"FP16"})
+
+
+def parse(body: Any, inputs: tuple[TensorSpec, ...] = (X,), limits: Limits = LIMITS) -> InferRequest:
+    return parse_request(body if isinstance(body, bytes) else orjson.dumps(body), inputs, (Y, Z), limits)
+
+
+def tensor(**changes: Any) -> dict[str, Any]:
+    made = {"name": "x", "shape": [2, 2], "datatype": "FP32", "data": [1, 2.5, 3, 4], **changes}
+    return {name: value for name, value in made.items() if value is not ...}
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    return {"inputs": [tensor(**changes)]}
+
+
+def test_flat_and_nested_data_are_the_same_rows() -> None:
+    flat = parse(body()).inputs["x"]
+    nested = parse(body(data=[[1, 2.5], [3, 4]])).inputs["x"]
+    assert flat.dtype == np.float32
+    assert flat.tolist() == nested.tolist() == [[1.0, 2.5], [3.0, 4.0]]
+
+
+def test_optional_members_and_unknown_ones() -> None:
+    asked = parse(
+        {
+            "id": "7",
+            "parameters": {"timeout": 5, "who": "me", "flag": True, "half": 0.5},
+            "inputs": [tensor(parameters={"content_type": "np"})],
+            "outputs": [{"name": "z", "parameters": {"binary_data": False}}, {"name": "y"}],
+            "raw_output": 1,
+        }
+    )
+    assert asked.id == "7"
+    assert asked.outputs == ("z", "y")
+    assert parse({**body(), "id": None, "parameters": None, "outputs": None}).outputs == ("y", "z")
+    assert parse({**body(), "outputs": []}).outputs == ("y", "z")
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "empty": (b"", "not valid JSON"),
+    "cut off": (b'{"inputs": [', "not valid JSON"),
+    "not UTF-8": (b'{"id": "\xff"}', "not valid JSON"),
+    "NaN literal": (b'{"inputs":[{"name":"x","shape":[1,2],"datatype":"FP32","data":[NaN,1]}]}', "not valid JSON"),
+    "too deep": (b'{"inputs":' + b"[" * 5000 + b"]" * 5000 + b"}", "not valid JSON"),
+    "an array": ([], "must be a JSON object, got \\[\\]"),
+    "a number": (7, "must be a JSON object, got 7"),
+    "no inputs": ({}, "inputs must be a list of tensors, got None"),
+    "inputs an object": ({"inputs": {}}, "inputs must be a list"),
+    "inputs empty": ({"inputs": []}, "input 'x' is missing"),
+    "input a string": ({"inputs": ["x"]}, "each of inputs must be an object"),
+    "name missing": (body(name=...), "name of each of inputs must be a string, got None"),
+    "name a number": (body(name=1), "must be a string, got 1"),
+    "name unknown": (body(name="q"), r"no input 'q'; it has \['x'\]"),
+    "twice": ({"inputs": [tensor(), tensor()]}, "'x' is given twice"),
+    "datatype missing": (body(datatype=...), "must be FP32, got None"),
+    "datatype wrong": (body(datatype="FP64"), "must be FP32, got 'FP64'"),
+    "shape missing": (body(shape=...), "list of integers, got None"),
+    "shape a string": (body(shape="2,2"), "list of integers"),
+    "shape of floats": (body(shape=[2.0, 2]), "list of integers"),
+    "shape of booleans": (body(shape=[True, 2]), "list of integers"),
+    "shape negative": (body(shape=[-1, 2]), "at least 1"),
+    "shape zero": (body(shape=[0, 2], data=[]), "at least 1"),
+    "shape too long": (body(shape=[1] * 17), "at most 16 dimensions"),
+    "shape not the model's": (body(shape=[2, 3]), r"must be \[-1, 2\]"),
+    "shape of another rank": (body(shape=[4]), r"must be \[-1, 2\]"),
+    "shape overflowing": (body(shape=[2**62, 2], data=[1]), "9223372036854775808 elements, at most 1000"),
+    "too many elements": (body(shape=[501, 2], data=[1]), "1002 elements, at most 1000"),
+    "data missing": (body(data=...), "must be a list"),
+    "data a string": (body(data="1234"), "must be a list"),
+    "data an object": (body(data={"0": 1}), "must be a list"),
+    "data short": (body(data=[1, 2, 3]), "has 3 elements, its shape .* takes 4"),
+    "data long": (body(data=[1, 2, 3, 4, 5]), "has 5 elements"),
+    "data empty": (body(data=[]), "has 0 elements"),
+    "data ragged": (body(data=[[1, 2], [3]]), "nested as its shape"),
+    "data half nested": (body(data=[[1, 2], 3, 4]), "nested as its shape"),
+    "data nested too deep": (body(data=[[[1], [2]], [[3], [4]]]), r"must be numbers, got \[1\]"),
+    "data of the other way": (body(shape=[1, 2], data=[[1], [2]]), "nested as its shape"),
+    "strings for numbers": (body(data=["1", "2", "3", "4"]), "must be numbers, got '1'"),
+    "null for a number": (body(data=[1, None, 3, 4]), "must be numbers, got None"),
+    "boolean for a number": (body(data=[1, True, 3, 4]), "must be numbers, got True"),
+    "too large for FP32": (body(data=[1, 1e39, 3, 4]), "does not fit FP32"),
+    "id a number": ({**body(), "id": 7}, "id must be a string"),
+    "id too long": ({**body(), "id": "x" * 1025}, "1025 characters"),
+    "parameters a list": ({**body(), "parameters": []}, "parameters of the request must be an object"),
+    "parameter an object": ({**body(), "parameters": {"a": {}}}, "parameter 'a' of the request"),
+    "input parameter null": (body(parameters={"a": None}), "parameter 'a' of input 'x'"),
+    "outputs an object": ({**body(), "outputs": {}}, "outputs must be a list"),
+    "output unknown": ({**body(), "outputs": [{"name": "q"}]}, r"no output 'q'; it has \['y', 'z'\]"),
+    "output twice": ({**body(), "outputs": [{"name": "y"}, {"name": "y"}]}, "output 'y' is given twice"),
+    "output too large": (body(shape=[400, 2], data=[0] * 800), "output 'y' would hold 1200 elements"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_requests_are_refused_by_name(case: str) -> None:
+    sent, message = BAD[case]
+    with pytest.raises(InvalidRequest, match=message):
+        parse(sent)
+
+
+@pytest.mark.parametrize(
+    ("datatype", "value"),
+    [("UINT8", 256), ("UINT8", -1), ("INT8", 128), ("UINT32", 2**32), ("INT64", 2**63), ("UINT64", -1)],
+)
+def test_integers_must_fit(datatype: Any, value: int) -> None:
+    spec = TensorSpec(name="x", datatype=datatype, shape=(-1,))
+    with pytest.raises(InvalidRequest, match=f"does not fit {datatype}"):
+        parse(body(datatype=datatype, shape=[1], data=[value]), (spec,))
+
+
+def test_integers_and_booleans_are_not_floats() -> None:
+    for datatype, value, wanted in (("INT32", 1.0, "integers"), ("BOOL", 1, "true or false"), ("BYTES", 1, "strings")):
+        spec = TensorSpec(name="x", datatype=datatype, shape=(-1,))
+        with pytest.raises(InvalidRequest, match=f"must be {wanted}"):
+            parse(body(datatype=datatype, shape=[1], data=[value]), (spec,))
+
+
+def test_what_needs_the_binary_extension_says_so() -> None:
+    half = TensorSpec(name="x", datatype="FP16", shape=(-1,))
+    with pytest.raises(Unsupported, match="binary tensor data"):
+        parse(body(datatype="FP16", shape=[1], data=[1.0]), (half,))
+    with pytest.raises(Unsupported, match="binary tensor data"):
+        parse(body(data=..., parameters={"binary_data_size": 16}))
+    with pytest.raises(Unsupported, match="FP16"):
+        parse_request(orjson.dumps(body()), (X,), (half,), LIMITS)
+
+
+def test_inputs_must_agree_in_their_batch() -> None:
+    other = TensorSpec(name="b", datatype="FP32", shape=(-1,))
+    two = {"inputs": [tensor(), tensor(name="b", shape=[3], data=[1, 2, 3])]}
+    with pytest.raises(InvalidRequest, match=r"agree in their first dimension.*'x': 2, 'b': 3"):
+        parse(two, (X, other))
+
+
+def test_a_client_s_text_in_errors_is_short_and_escaped() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parse(body(name="a\n\x1b[31m" + "x" * 10000))
+    assert len(str(caught.value)) < 200
+    assert str(caught.value).isprintable()
+
+
+def test_an_overflowing_shape_allocates_nothing() -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest):
+            parse(body(shape=[2**40, 2], data=[1]))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_answers_stay_json_with_nan_and_infinity() -> None:
+    made = answer("m", "3", {"y": np.array([[np.nan, np.inf, -np.inf, 0.1]], dtype=np.float32)}, "7")
+
+    def never(constant: str) -> float:
+        raise AssertionError(f"{constant} is not JSON")
+
+    assert json.loads(made, parse_constant=never) == {
+        "model_name": "m",
+        "model_version": "3",
+        "id": "7",
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 4], "data": [None, None, None, 0.1]}],
+    }
+    assert b'"id"' not in answer("m", "3", {}, None)
+
+
+def test_an_fp16_answer_is_refused() -> None:
+    with pytest.raises(Unsupported, match="FP16"):
+        answer("m", "1", {"y": np.zeros(1, dtype=np.float16)}, None)
+
+
+# -- properties -------------------------------------------------------------------------------------------------
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=10,
+)
+members = st.sampled_from(["name", "shape", "datatype", "data", "parameters"])
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_refused_with_a_named_error(data: bytes) -> None:
+    with pytest.raises(ServingError):
+        parse(data)
+
+
+@settings(max_examples=200)
+@given(st.data())
+def test_a_request_with_one_member_changed_is_parsed_or_refused_and_nothing_else(data: st.DataObject) -> None:
+    request = {"id": "1", "inputs": [tensor()], "outputs": [{"name": "y"}]}
+    where: dict[str, Any] = data.draw(st.sampled_from([request, request["inputs"][0], request["outputs"][0]]))
+    where[data.draw(st.sampled_from(sorted(where)))] = data.draw(json_values)
+    try:
+        parsed = parse(request)
+    except ServingError as error:
+        assert str(error)
+        assert error.status in (400, 501)
+    else:
+        assert parsed.inputs["x"].dtype == np.float32
+        assert parsed.inputs["x"].size <= LIMITS.elements
+
+
+@settings(max_examples=200)
+@given(st.data(), st.sampled_from(JSON_DATATYPES), st.booleans())
+def test_what_is_sent_is_what_the_model_gets_and_what_it_answers_is_what_is_received(
+    data: st.DataObject, datatype: Any, nested: bool
+) -> None:
+    shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=4, max_side=4))
+    if datatype == "BYTES":
+        texts = data.draw(st.lists(st.text(max_size=5), min_size=math.prod(shape), max_size=math.prod(shape)))
+        array = bytes_array([text.encode() for text in texts], shape)
+        flat: list[Any] = texts
+    else:
+        numbers: dict[str, Any] = {"allow_nan": False, "allow_infinity": False} if datatype[:2] == "FP" else {}
+        array = data.draw(hnp.arrays(NUMPY[datatype], shape, elements=numbers or None))
+        flat = array.ravel().tolist()
+    sent: list[Any] = flat
+    if nested:
+        for size in reversed(shape[1:]):
+            sent = [sent[i : i + size] for i in range(0, len(sent), size)]
+    spec = TensorSpec(name="x", datatype=datatype, shape=(-1, *shape[1:]))
+    got = parse(body(datatype=datatype, shape=list(shape), data=sent), (spec,)).inputs["x"]
+    assert got.dtype == array.dtype
+    assert got.shape == shape
+    assert got.tolist() == array.tolist()
+
+    received = json.loads(answer("m", "1", {"y": got}, None))["outputs"][0]
+    assert received["datatype"] == datatype
+    assert tuple(received["shape"]) == shape
+    if datatype == "FP32":
+        assert np.array(received["data"], dtype=np.float32).tolist() == array.ravel().tolist()
+    else:
+        assert received["data"] == flat
+
+
+@given(st.data(), st.sampled_from(sorted(NUMPY)))
+def test_raw_form_round_trips_and_wrong_sizes_are_refused(data: st.DataObject, datatype: str) -> None:
+    shape = data.draw(hnp.array_shapes(max_dims=3, max_side=3))
+    if datatype == "BYTES":
+        elements = st.lists(st.binary(max_size=4), min_size=math.prod(shape), max_size=math.prod(shape))
+        array = bytes_array(data.draw(elements), shape)
+    else:
+        array = data.draw(hnp.arrays(NUMPY[datatype], shape))
+    raw = to_raw(array)
+    assert to_raw(from_raw(memoryview(raw), datatype, shape)) == raw
+    for wrong in (raw[:-1], raw + b"\0"):
+        with pytest.raises(MalformedTensor):
+            from_raw(memoryview(wrong), datatype, shape)
