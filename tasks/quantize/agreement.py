@@ -1,0 +1,40 @@
+"""How far an int8 model's answers are from its parent's, on the same rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from tasks.quantize.calibration import Feeds
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """``agreement``: share of the rows with the same arg max; None where the answer is no [N, classes].
+    ``error``: root mean square of the difference, relative to that of the parent's answers."""
+
+    agreement: float | None
+    error: float
+
+
+def answers(file: bytes, feeds: Feeds) -> NDArray[Any]:
+    """The first output for all rows."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+    output: NDArray[Any] = session.run([session.get_outputs()[0].name], feeds)[0]
+    return output
+
+
+def agree(parent: NDArray[Any], child: NDArray[Any]) -> Agreement:
+    """Compare two models' answers to the same rows."""
+    size = float(np.sqrt(np.mean(np.square(parent, dtype=np.float64))))
+    distance = float(np.sqrt(np.mean(np.square(child.astype(np.float64) - parent))))
+    same = None
+    if parent.ndim == 2 and parent.shape[1] > 1:
+        same = float(np.mean(parent.argmax(axis=1) == child.argmax(axis=1)))
+    return Agreement(same, distance / size if size else distance)

@@ -1,0 +1,30 @@
+"""Dynamic int8: weights quantized, activations at run time. For matrix products only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+
+def quantize_dynamically(model: ModelProto, folder: Path, *, per_channel: bool, reduce_range: bool) -> ModelProto:
+    """The model with its MatMul and Gemm nodes in int8.
+
+    Never Conv: ONNX Runtime has no u8 x s8 kernel for ConvInteger and refuses to load it, and the other one is many
+    times slower than fp32 (microsoft/onnxruntime#15888, #12854). Gemm becomes MatMul and Add on the way.
+    """
+    read, written = folder / "prepared.onnx", folder / "dynamic.onnx"
+    onnx.save_model(model, read)  # given the model itself, the quantizer would move its weights to a file
+    quantize_dynamic(
+        read,
+        written,
+        op_types_to_quantize=["MatMul"],
+        per_channel=per_channel,
+        reduce_range=reduce_range,
+        weight_type=QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": True},
+    )
+    quantized = onnx.load_model(written)
+    return quantized

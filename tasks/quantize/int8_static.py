@@ -1,0 +1,110 @@
+"""Static int8: weights and activations quantized, ranges from calibration data, written as Q and DQ nodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
+from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+
+from tasks.quantize.calibration import RowReader
+
+_METHODS = {
+    "minmax": CalibrationMethod.MinMax,
+    "percentile": CalibrationMethod.Percentile,
+    "entropy": CalibrationMethod.Entropy,
+}
+_PRODUCTS = ["Gemm", "MatMul"]
+# Between convolutions the activations should stay int8: operators that have int8 kernels or just move values.
+_AROUND_CONVOLUTIONS = [
+    "Conv", "Relu", "Clip", "LeakyRelu", "Sigmoid", "Add", "Concat", "MaxPool", "AveragePool", "GlobalAveragePool",
+    "Pad", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Resize",
+]  # fmt: skip
+
+
+def quantize_statically(
+    model: ModelProto,
+    reader: RowReader,
+    folder: Path,
+    *,
+    method: str,
+    percentile: float,
+    per_channel: bool,
+    reduce_range: bool,
+    signed_activations: bool,
+) -> ModelProto:
+    """The model in QDQ form.
+
+    Args:
+        model: prepared by :func:`tasks.quantize.prepared_graph.prepare`.
+        method: minmax, percentile (of ``percentile`` percent) or entropy.
+        reduce_range: weights in 7 bits, for CPUs whose 16-bit sums saturate.
+        signed_activations: int8 activations (ARM) instead of uint8 (x86).
+    """
+    convolutional = any(node.op_type == "Conv" for node in model.graph.node)
+    options: dict[str, Any] = {"MatMulConstBOnly": True}
+    if method == "percentile":
+        options["CalibPercentile"] = percentile
+    read, written = folder / "prepared.onnx", folder / "static.onnx"
+    onnx.save_model(model, read)  # given the model itself, the quantizer would move its weights to a file
+    reader.rewind()
+    quantize_static(
+        read,
+        written,
+        reader,
+        quant_format=QuantFormat.QDQ,
+        op_types_to_quantize=_PRODUCTS + (_AROUND_CONVOLUTIONS if convolutional else ["Relu", "Clip"]),
+        per_channel=per_channel,
+        reduce_range=reduce_range,
+        activation_type=QuantType.QInt8 if signed_activations else QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=_METHODS[method],
+        extra_options=options,
+    )
+    quantized = onnx.load_model(written)
+    _float_outputs(quantized)
+    _drop_zero_points(quantized)
+    return quantized
+
+
+def _float_outputs(model: ModelProto) -> None:
+    """Let a final Gemm or MatMul answer in fp32, as its int8 kernel can: rounding logits to 8 bits only loses."""
+    graph = model.graph
+    makers: dict[str, NodeProto] = {name: node for node in graph.node for name in node.output}
+    readers: dict[str, int] = {}
+    for node in graph.node:
+        for name in node.input:
+            readers[name] = readers.get(name, 0) + 1
+    for output in graph.output:
+        dequantize = makers.get(output.name)
+        if dequantize is None or dequantize.op_type != "DequantizeLinear" or readers.get(output.name):
+            continue
+        quantize = makers.get(dequantize.input[0])
+        if quantize is None or quantize.op_type != "QuantizeLinear" or readers[quantize.output[0]] > 1:
+            continue
+        maker = makers.get(quantize.input[0])
+        if maker is None or maker.op_type not in _PRODUCTS or readers[maker.output[0]] > 1:
+            continue
+        graph.node.remove(dequantize)
+        graph.node.remove(quantize)
+        maker.output[0] = output.name
+
+
+def _drop_zero_points(model: ModelProto) -> None:
+    """Weights and biases are symmetric: their zero points are zeros, which is the default of DequantizeLinear.
+
+    ONNX Runtime 1.31 joins Gemm and MatMul into their int8 kernels only where the weight's zero point is written out.
+    """
+    tensors = {i.name: i for i in model.graph.initializer}
+    products = {name for node in model.graph.node if node.op_type in _PRODUCTS for name in node.input[:2]}
+    for node in model.graph.node:
+        if node.op_type != "DequantizeLinear" or len(node.input) < 3 or node.output[0] in products:
+            continue
+        data, zero = tensors.get(node.input[0]), tensors.get(node.input[2])
+        if data is None or zero is None or data.data_type not in (TensorProto.INT8, TensorProto.INT32):
+            continue
+        if not np.any(numpy_helper.to_array(zero)):
+            del node.input[2]

@@ -1,0 +1,62 @@
+"""A graph ready for the quantizer: constants folded, BatchNorm in the convolutions, every node with a name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnxruntime
+from onnx import ModelProto, NodeProto
+from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+_INT8_OPERATORS = {"QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"}
+OLDEST_OPSET = 13
+"""The first with a scale per channel in QuantizeLinear."""
+
+
+def prepare(file: bytes, folder: Path) -> ModelProto:
+    """Optimise with ONNX Runtime's basic level, which keeps to standard operators.
+
+    The shapes of intermediate tensors are dropped: those that exporters leave are stale after folding, and the
+    quantizer infers them anew.
+    """
+    model = onnx.load_from_string(file)
+    del model.graph.value_info[:]
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    if 0 < opset < OLDEST_OPSET:
+        model = onnx.version_converter.convert_version(model, OLDEST_OPSET)
+    written = folder / "optimised.onnx"
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(written)
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    model = onnx.load_model(written)
+    del model.graph.value_info[:]
+    for number, node in enumerate(model.graph.node):
+        node.name = f"{node.op_type}_{number}"
+    add_pre_process_metadata(model)
+    return model
+
+
+def quantizable(model: ModelProto) -> list[NodeProto]:
+    """Convolutions and matrix products with constant weights: where the work and the bytes are."""
+    constants = {i.name for i in model.graph.initializer}
+    return [
+        node
+        for node in model.graph.node
+        if node.op_type in ("Conv", "Gemm", "MatMul") and node.domain == "" and node.input[1] in constants
+    ]
+
+
+def why_not(model: ModelProto, method: str) -> str:
+    """Why the method would give nothing for this prepared graph; '' if it gives something."""
+    done = sorted({n.op_type for n in model.graph.node if n.op_type in _INT8_OPERATORS})
+    if done:
+        return f"the file is quantized already ({', '.join(done)})"
+    layers = quantizable(model)
+    if not layers:
+        return "the graph has no Conv, Gemm or MatMul with constant weights"
+    if method == "dynamic" and all(node.op_type == "Conv" for node in layers):
+        return "the graph has no Gemm or MatMul with constant weights, and convolutions are slower in dynamic int8"
+    return ""
