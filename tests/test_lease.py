@@ -56,12 +56,12 @@ def test_an_uncontended_lease_is_cheap(store: Store) -> None:
 
 def test_the_second_is_told_who_holds_it_and_gives_up_in_time(store: Store) -> None:
     told: list[tuple[Owner | None, float]] = []
-    with lease(store, "busy"):
-        with (
-            pytest.raises(LeaseBusy, match=rf"held by process {Owner.current().pid} on "),
-            lease(store, "busy", wait_seconds=1.0, on_wait=lambda who, waited: told.append((who, waited))),
-        ):
-            pytest.fail("two holders")
+    with (
+        lease(store, "busy"),
+        pytest.raises(LeaseBusy, match=rf"held by process {Owner.current().pid} on "),
+        lease(store, "busy", wait_seconds=1.0, on_wait=lambda who, waited: told.append((who, waited))),
+    ):
+        pytest.fail("two holders")
     assert told and all(who == Owner.current() for who, _ in told)
     assert [waited for _, waited in told] == sorted(waited for _, waited in told)
 
