@@ -79,9 +79,7 @@ class ImageClassifier(nn.Module):
 def _scaled(units: int, width: float) -> int:
     """``units * width``, rounded, at least 2."""
     if not width > 0:
-        raise ValueError(
-            f"width {width} must be greater than 0: 1 is the full network, 0.5 half its channels and units"
-        )
+        raise ValueError(f"width {width} must be greater than 0: 1 is the full network, 0.5 half of its units")
     return max(2, round(units * width))
 
 

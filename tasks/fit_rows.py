@@ -1,0 +1,119 @@
+"""Rows of a split on their way through a model: fetched as batches, answered, judged."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tasks.errors import SpecError, WorkloadError
+from tasks.objective import TrainingBatch
+from tasks.splits import Columns
+from tasks.workload import Workload
+
+Outputs = NDArray[Any]
+
+_EVAL_ROWS = 512
+_RESIDENT_BYTES = 1 << 30
+"""Data up to this size moves to the accelerator once; more goes batch by batch."""
+
+
+def evaluate(
+    model: nn.Module, *, workload: Workload, columns: Columns, device: str = "auto"
+) -> tuple[float, float, Literal["higher", "lower"]]:
+    """Mean loss and mean metric of the model (in eval mode, float32) on a split, and which way is better."""
+    return judge(workload, *answers(model, Rows(workload, columns, torch_device(device))))
+
+
+def predict(model: nn.Module, *, workload: Workload, columns: Columns, device: str = "auto") -> Outputs:
+    """The model's outputs [N, ...] on every row of a split, in order; float32."""
+    return answers(model, Rows(workload, columns, torch_device(device)))[0]
+
+
+def answers(model: nn.Module, rows: Rows) -> tuple[Outputs, Outputs]:
+    """The model's outputs [N, ...] on all rows, in order, and the targets as the workload gives them.
+
+    Leaves the model in eval mode on the device of the rows.
+    """
+    model.to(rows.where).eval()
+    outputs, targets = [], []
+    with torch.no_grad():
+        for index in torch.split(torch.arange(rows.count), _EVAL_ROWS):
+            batch = rows(index, None)
+            outputs.append(call_model(model, batch.inputs).float().cpu())
+            targets.append(batch.targets.cpu())
+    return torch.cat(outputs).numpy(), torch.cat(targets).numpy()
+
+
+def judge(workload: Workload, outputs: Outputs, targets: Outputs) -> tuple[float, float, Literal["higher", "lower"]]:
+    """Mean loss and mean metric of outputs [N, ...] against targets [N, ...], and which way is better."""
+    metric = workload.metric(targets)
+    loss = float(workload.loss(torch.from_numpy(outputs), torch.from_numpy(targets)))
+    return loss, float(np.mean(metric.per_sample(outputs, targets))), metric.better
+
+
+def torch_device(name: str) -> torch.device:
+    """``auto`` (the accelerator if there is one), ``cpu``, ``cuda``, ``cuda:1``; SpecError for what is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise SpecError(f"device {name!r} is not there ({reason}); use auto, cpu or a cuda device") from error
+    return device
+
+
+class Rows:
+    """Rows of a split as batches on the device ``where``: the workload's batch, augmentation and preprocessing."""
+
+    def __init__(self, workload: Workload, columns: Columns, where: torch.device) -> None:
+        self.workload, self.where = workload, where
+        self.count = len(next(iter(columns.values())))
+        resident = where.type != "cpu" and sum(values.nbytes for values in columns.values()) <= _RESIDENT_BYTES
+        self.columns: dict[str, Tensor] = {}
+        for name, values in columns.items():
+            try:
+                tensor = torch.from_numpy(np.ascontiguousarray(values))
+            except TypeError as error:
+                raise WorkloadError(
+                    f"column {name!r} has dtype {values.dtype}, which torch cannot hold; make numbers of it in splits()"
+                ) from error
+            self.columns[name] = tensor.to(where) if resident else tensor
+
+    def __call__(self, index: Tensor, augment: torch.Generator | None) -> TrainingBatch:
+        """The rows of these numbers (int64 [N]); augmented if a generator is given."""
+        rows = {
+            name: values[index.to(values.device)].to(self.where, non_blocking=True)
+            for name, values in self.columns.items()
+        }
+        inputs, targets = self.workload.batch(rows)
+        if augment is not None and self.workload.augments:
+            inputs = self.workload.augment(inputs, augment)
+        return TrainingBatch(self.workload.preprocess(inputs), targets, index)
+
+
+def call_model(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """What the model answers to preprocessed inputs; WorkloadError names the shapes if it does not take them."""
+    shapes = ", ".join(f"{name} {describe(value)}" for name, value in inputs.items())
+    try:
+        outputs = model(**inputs)
+    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        raise WorkloadError(
+            f"{type(model).__name__} does not take the inputs {shapes}: {error}; inputs arrive by name, as "
+            "preprocess() returns them"
+        ) from error
+    rows = len(next(iter(inputs.values())))
+    if not isinstance(outputs, Tensor) or outputs.ndim < 1 or len(outputs) != rows:
+        found = describe(outputs) if isinstance(outputs, Tensor) else type(outputs).__name__
+        raise WorkloadError(f"{type(model).__name__} answered {found} to {shapes}; it must answer a tensor [N, ...]")
+    return outputs
+
+
+def describe(tensor: Tensor) -> str:
+    """Like ``float32[7, 10]``."""
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"

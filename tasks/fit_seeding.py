@@ -1,0 +1,50 @@
+"""Randomness that depends on nothing but the seed and the epoch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from model_registry.manifest import hash_bytes
+
+
+def derive(seed: int, epoch: int) -> int:
+    """A seed of its own for each epoch: resuming needs no generator's state."""
+    return int.from_bytes(bytes.fromhex(hash_bytes(f"{seed}/{epoch}".encode())[:12]), "little")
+
+
+def seed_everything(seed: int, epoch: int) -> None:
+    """Dropout and the user's own augmentations may use any of the global generators."""
+    derived = derive(seed, epoch)
+    torch.manual_seed(derived)
+    random.seed(derived)
+    np.random.seed(derived % (1 << 32))
+
+
+@contextlib.contextmanager
+def reproducible(where: torch.device, deterministic: bool) -> Iterator[None]:
+    """Leave the global generators and switches as they were found."""
+    before = torch.are_deterministic_algorithms_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    if deterministic and where.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        torch.use_deterministic_algorithms(deterministic)
+        torch.backends.cudnn.benchmark = not deterministic and benchmark
+        with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+            yield
+    except RuntimeError as error:
+        if "deterministic" in str(error):
+            error.add_note("set `deterministic: false` to allow it; results will then vary a little between runs")
+        raise
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.backends.cudnn.benchmark = benchmark
+        random.setstate(python)
+        np.random.set_state(numpy)
