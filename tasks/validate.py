@@ -71,7 +71,8 @@ def validate(
     extra = {
         "inputs": split_inputs(job, data)["test"].model_dump(mode="json"),
         "measurement": choice.chosen.model_dump(mode="json", by_alias=True),
-        "champion": champion.digest if champion else None,
+        # A champion chosen again has nobody to be compared with, and the answer of its own release is reused.
+        "champion": inputs["champion"].digest if "champion" in inputs else None,
         "reason": choice.reason,
         "predict_batch": predict_batch,
     }

@@ -125,8 +125,6 @@ class RunReport(Record):
     spec: dict[str, Any] = Field(default_factory=dict)
     prefect_run: str | None = None
     """Id of the Prefect flow run."""
-    prefect_run: str | None = None
-    """Id of the flow run."""
     owner: Owner | None = None
     """The process of the run; one that died without a word is shown as crashed."""
 

@@ -1,0 +1,232 @@
+"""validate: the choice on validation, the gates on the test split, and refusals that say everything."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from model_registry.measurement import (
+    Measurement,
+    Metric,
+    PairedComparison,
+)
+from model_registry.store import Store
+from model_registry.variant import Variant
+from tasks.errors import GateFailed
+from tasks.evidence.arrays import publish_arrays
+from tasks.evidence.decision import GateRow
+from tasks.evidence.paired import compare, summarise
+from tasks.evidence.scoring import accuracy_scores
+from tasks.gate_checks.choice import choose
+from tasks.splits import MetricRef
+from tasks.validate import GateSpec, decision_of, refuse_hopeless, validate
+
+if TYPE_CHECKING:
+    from tests.measured_models import blobs, linear, make_data, make_job, make_variant
+    from tests.measurements import measured
+else:
+    from measured_models import blobs, linear, make_data, make_job, make_variant
+    from measurements import measured
+
+VALIDATION_SEED, ROWS = 2, 300
+
+
+def measure_quickly(
+    store: Store, variant: Variant, weights: Any, reference: Measurement | None, **costs: Any
+) -> Measurement:
+    """A measurement with the scores that the weights really have, and latencies of our choice."""
+    columns = blobs(ROWS, VALIDATION_SEED)
+    scores = accuracy_scores(columns["features"] * 2 @ weights, columns["target"])
+    base = accuracy_scores(columns["features"] * 2 @ linear(), columns["target"])
+    return measured(
+        variant.name,
+        reference,
+        digest=variant.digest,
+        metric=summarise(scores, name="accuracy", better="higher"),
+        per_class={},
+        paired=compare(scores, base, better="higher", reference=reference.digest) if reference else None,
+        scores=publish_arrays(store, "scores.npz", score=scores),
+        bytes=variant.size,
+        **costs,
+    )
+
+
+class Case:
+    """A baseline, a good and fast variant and a bad and faster one, all real ONNX files."""
+
+    def __init__(self, store: Store, folder: Path) -> None:
+        self.store, self.job, self.data = store, make_job(store, folder), make_data(store)
+        self.teacher = make_variant(store, "teacher", linear(), width=64)
+        self.good = make_variant(store, "good", linear())
+        self.bad_weights = linear(noise=1.6, seed=3)
+        self.bad = make_variant(store, "bad", self.bad_weights)
+        self.baseline = measure_quickly(store, self.teacher, linear(), None, p50=2.0)
+        self.candidates = [
+            measure_quickly(store, self.good, linear(), self.baseline, p50=1.0),
+            measure_quickly(store, self.bad, self.bad_weights, self.baseline, p50=0.5),
+        ]
+
+    def run(self, spec: GateSpec, **changes: Any) -> Any:
+        arguments: dict[str, Any] = {"data": self.data, "baseline": self.baseline, "candidates": self.candidates}
+        arguments |= changes
+        return validate.task.fn(self.job, spec, **arguments)
+
+
+@pytest.fixture
+def case(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+    monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))
+    return Case(store, tmp_path)
+
+
+@pytest.mark.timeout(120)
+def test_the_good_variant_passes_once_and_is_reused(case: Case) -> None:
+    spec = GateSpec(margin=0.02, floor=0.8, max_bytes=10_000, max_p95_ms=5.0)
+    outcome = case.run(spec)
+    decision = decision_of(outcome)
+    assert decision.status == "passed" and decision.chosen == case.good.digest
+    assert decision.samples == ROWS and decision.champion is None
+    assert "1 of 2 variants pass on validation" in decision.reason
+    assert {g.gate: g.passed for g in decision.gates} == {
+        "non_inferior_to_baseline": True,
+        "floor": True,
+        "per_class": True,
+        "latency": True,
+        "size": True,
+        "faster": True,
+    }
+    chosen = next(s for s in decision.scored if s.role == "chosen")
+    columns = blobs(300, 3)
+    right = accuracy_scores(columns["features"] * 2 @ linear(), columns["target"])
+    assert chosen.metric.value == pytest.approx(right.mean())  # the test split's, not validation's
+    assert chosen.to_baseline is not None and chosen.to_baseline.better == chosen.to_baseline.worse == 0
+    assert chosen.to_baseline.bound == pytest.approx(1 - 0.05 ** (1 / 300))
+    assert case.run(spec).status == "reused"
+    # Chosen again as the champion in service: nobody new to be compared with, nothing to do again.
+    assert case.run(spec, champion=case.candidates[0]).status == "reused"
+
+
+@pytest.mark.timeout(120)
+def test_a_refusal_names_gates_and_variants_and_is_not_cached(case: Case) -> None:
+    champion = case.candidates[0]
+    with pytest.raises(GateFailed) as caught:
+        case.run(GateSpec(margin=0.5, champion_margin=0.02), candidates=[case.candidates[1]], champion=champion)
+    text, decision = str(caught.value), caught.value.details["decision"]
+    assert decision["status"] == "refused" and decision["champion"] == case.good.digest
+    refused = [g["gate"] for g in decision["gates"] if not g["passed"]]
+    assert "non_inferior_to_champion" in refused and "non_inferior_to_baseline" not in refused
+    assert "FAIL  non_inferior_to_champion" in text and "<= 0.02" in text
+    assert "bad is refused on the test split (300 samples)" in text
+    assert "All variants, on validation" in text and "teacher" in text.split("All variants")[1]
+    assert not case.store.list_records("stages/") or all(
+        b'"validate"' not in (case.store.read_record(k) or b"") for k in case.store.list_records("stages/")
+    )
+
+
+def test_nothing_to_choose_from_is_a_refusal(case: Case) -> None:
+    with pytest.raises(GateFailed, match="no compressed variant to choose from"):
+        case.run(GateSpec(), candidates=[case.baseline])
+
+
+def test_a_margin_that_can_never_be_proven_is_refused_before_training(case: Case) -> None:
+    small = make_data(case.store, test_rows=100)
+    with pytest.raises(GateFailed, match="at least 149 samples") as caught:
+        refuse_hopeless(GateSpec(margin=0.02), small)
+    assert caught.value.details == {"needed": 149, "samples": 100}
+    assert "gates.margin 0.02" in str(caught.value) and "test split of 100" in str(caught.value)
+    refuse_hopeless(GateSpec(margin=0.03), small)
+    with pytest.raises(GateFailed, match="champion_margin"):
+        refuse_hopeless(GateSpec(margin=0.03, champion_margin=0.01), small)
+    regression = make_data(case.store, test_rows=5, metric=MetricRef(name="mse", better="lower", builtin=True))
+    refuse_hopeless(GateSpec(margin=0.0001), regression)  # no smallest margin is known for such scores
+
+
+def test_missing_numbers_never_pass() -> None:
+    rows = [
+        GateRow(gate="nan", meaning="m", value=float("nan"), limit=1.0),
+        GateRow(gate="at_most", meaning="m", value=1.0, limit=1.0),
+        GateRow(gate="above", meaning="m", value=1.01, limit=1.0),
+        GateRow(gate="at_least", meaning="m", value=0.9, limit=0.8, at_most=False),
+        GateRow(gate="below", meaning="m", value=0.7, limit=0.8, at_most=False, severity="warning"),
+    ]
+    # In a process of its own, as the stage does it: Great Expectations takes seconds to import, and warns.
+    code = (
+        "import json, sys\n"
+        "from tasks.evidence.decision import GateRow\n"
+        "from tasks.gate_checks.expectations_of_gates import run_gates\n"
+        "rows = [GateRow(**{**row, 'value': float(row['value'])}) for row in json.load(sys.stdin)]\n"
+        "print(json.dumps({r.gate: r.passed for r in run_gates('v', rows)}))"
+    )
+    asked = json.dumps([row.model_dump() | {"value": str(row.value)} for row in rows])
+    done = subprocess.run([sys.executable, "-c", code], input=asked, capture_output=True, text=True, check=True)
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert results == {"nan": False, "at_most": True, "above": False, "at_least": True, "below": False}
+    assert [row.within for row in rows] == list(results.values())
+
+
+# -- the choice, on numbers alone --------------------------------------------------------------------------------
+BASE = measured("teacher", p50=4.0, bytes=1000)
+
+
+def loss(bound: float, reference: str = BASE.digest) -> PairedComparison:
+    return PairedComparison(
+        reference=reference, samples=500, better=1, worse=2, difference=-0.002, interval=(-0.01, 0.01),
+        bound=bound, p=0.5, test="mcnemar",
+    )  # fmt: skip
+
+
+def test_the_fastest_of_the_harmless_wins() -> None:
+    slow, fast = measured("slow", BASE, p50=2.0, bytes=100), measured("fast", BASE, p50=1.0, bytes=900)
+    wrong = measured("wrong", BASE, p50=0.1, bytes=10, paired=loss(0.05))
+    choice = choose(GateSpec(), [slow, fast, wrong], BASE, {})
+    assert choice.chosen.name == "fast" and choice.failing[wrong.digest] == ("non_inferior_to_baseline",)
+    assert choice.failing[fast.digest] == ()
+    assert choose(GateSpec(objective="size"), [slow, fast, wrong], BASE, {}).chosen.name == "slow"
+
+
+def test_variants_equally_fast_within_noise_are_told_apart_by_size() -> None:
+    first, second = measured("first", BASE, p50=1.00, bytes=900), measured("second", BASE, p50=1.03, bytes=100)
+    assert first.latency_interval.p50[1] > second.latency_interval.p50[0]
+    choice = choose(GateSpec(), [first, second], BASE, {})
+    assert choice.chosen.name == "second" and "equally fast within noise" in choice.reason
+
+
+def test_limits_and_the_champion_take_part_in_the_choice() -> None:
+    fast, small = measured("fast", BASE, p50=1.0, bytes=900), measured("small", BASE, p50=3.0, bytes=100)
+    assert choose(GateSpec(max_bytes=500), [fast, small], BASE, {}).chosen.name == "small"
+    assert choose(GateSpec(max_p95_ms=2.0), [fast, small], BASE, {}).chosen.name == "fast"
+    champion = {fast.digest: loss(0.5, "c" * 64), small.digest: loss(0.001, "c" * 64)}
+    choice = choose(GateSpec(), [fast, small], BASE, champion)
+    assert choice.chosen.name == "small" and choice.failing[fast.digest] == ("non_inferior_to_champion",)
+
+
+def test_where_nobody_passes_the_nearest_goes_to_the_gates_or_the_baseline_is_kept() -> None:
+    near, far = measured("near", BASE, paired=loss(0.03)), measured("far", BASE, paired=loss(0.3), p50=0.1)
+    choice = choose(GateSpec(), [far, near], BASE, {})
+    assert choice.chosen.name == "near" and "no variant passes on validation" in choice.reason
+    kept = choose(GateSpec(allow_baseline=True), [far, near], BASE, {})
+    assert kept.chosen is BASE and "allow_baseline" in kept.reason
+
+
+def test_a_class_that_is_lost_is_refused_although_the_mean_holds() -> None:
+    def classes(rare: float) -> dict[str, Metric]:
+        values = {"common": 0.98, "rare": rare}
+        return {k: Metric(name="accuracy", better="higher", value=v, interval=(v, v)) for k, v in values.items()}
+
+    base = measured("teacher", per_class=classes(0.9))
+    lost = measured("lost", base, per_class=classes(0.5))
+    choice = choose(GateSpec(), [lost], base, {})
+    assert choice.failing[lost.digest] == ("per_class",)
+    assert choose(GateSpec(per_class_margin=None), [lost], base, {}).failing[lost.digest] == ()
+
+
+def test_lower_is_better_turns_floor_and_class_losses() -> None:
+    error = Metric(name="mse", better="lower", value=0.5, interval=(0.4, 0.6))
+    base = measured("teacher", metric=error)
+    variant = measured("student", base, metric=error)
+    assert choose(GateSpec(floor=0.6), [variant], base, {}).failing[variant.digest] == ()
+    assert choose(GateSpec(floor=0.4), [variant], base, {}).failing[variant.digest] == ("floor",)
