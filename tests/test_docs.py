@@ -1,0 +1,283 @@
+"""What the documents say is true of the code: commands, options, targets, links, the file map, the examples."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import click
+import pytest
+import yaml
+
+from flows.cli import COMMANDS, cli
+from flows.spec import PipelineSpec, load_spec
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+PAGES += sorted((ROOT / "docs").rglob("*.md"))
+PACKAGES = ("flows", "tasks", "model_registry", "serving", "infra")
+SHELL = {"sh", "bash", "console", "shell"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@cache
+def blocks(page: Path) -> tuple[Block, ...]:
+    found, start, language, lines = [], 0, "", list[str]()
+    for number, line in enumerate(page.read_text().splitlines(), start=1):
+        if line.startswith("```"):
+            if start:
+                found.append(Block(page, start, language, "\n".join(lines) + "\n"))
+                start = 0
+            else:
+                start, language, lines = number, line[3:].strip(), []
+        elif start:
+            lines.append(line)
+    assert not start, f"{relative(page)}:{start}: block is not closed"
+    return tuple(found)
+
+
+def prose(page: Path) -> str:
+    """The page without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    """Every ``winnow ...`` of the page: lines of shell blocks, and code spans."""
+    found = []
+    for block in blocks(page):
+        if block.language in SHELL:
+            for line in block.text.replace("\\\n", " ").splitlines():
+                line = line.removeprefix("$ ").strip().removeprefix(".venv/bin/")
+                if line.startswith("winnow "):
+                    found.append(line)
+    found += [s for s in re.findall(r"`([^`\n]+)`", prose(page)) if s.startswith("winnow ")]
+    return found
+
+
+def command(name: str) -> click.Command:
+    found = cli.get_command(click.Context(cli), name)
+    assert found is not None, f"there is no command winnow {name}"
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_commands_and_options_exist(page: Path) -> None:
+    for line in commands(page):
+        words = shlex.split(line, comments=True)[1:]
+        words = words[: words.index("|")] if "|" in words else words
+        if words[0].startswith("-"):
+            assert words[0] in {"--help", "-h", "--version"}, f"{relative(page)}: {line}"
+            continue
+        known = {opt for p in command(words[0]).params for opt in (*p.opts, *p.secondary_opts)} | {"--help"}
+        used = {word.partition("=")[0] for word in words[1:] if word.startswith("-") and word != "--"}
+        assert used <= known, f"{relative(page)}: {line}: no option {used - known}"
+
+
+def test_every_command_and_option_is_documented() -> None:
+    text = "\n".join(page.read_text() for page in PAGES)
+    assert [name for name in COMMANDS if f"winnow {name}" not in text] == []
+    missing = {
+        f"winnow {name} {option}"
+        for name in COMMANDS
+        for parameter in command(name).params
+        for option in parameter.opts
+        if option.startswith("--") and f"`{option}" not in text and f" {option}" not in text
+    }
+    assert missing == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_make_targets_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    lines = [line for block in blocks(page) if block.language in SHELL for line in block.text.splitlines()]
+    lines += re.findall(r"`([^`\n]+)`", prose(page))
+    used = {
+        word
+        for line in lines
+        if line.startswith("make ")
+        for word in shlex.split(line, comments=True)[1:]
+        if "=" not in word
+    }
+    assert used <= targets, f"{relative(page)}: no target {used - targets}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if not re.match(r"[a-z]+:", target):
+            assert (page.parent / target).exists(), f"{relative(page)}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_files_named_in_code_spans_exist(page: Path) -> None:
+    for span in re.findall(r"`([^`\n]+)`", prose(page)):
+        if re.fullmatch(rf"({'|'.join((*PACKAGES, 'docs', 'tests', 'benchmarks'))})/[\w./]*", span):
+            assert (ROOT / span).exists(), f"{relative(page)}: {span}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_python_blocks_compile_and_import(page: Path) -> None:
+    for block in blocks(page):
+        if block.language == "python":
+            tree = ast.parse(block.text, filename=f"{relative(page)}:{block.line}")
+            names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
+            names += [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
+            for name in names:
+                assert importlib.util.find_spec(name) is not None, f"{relative(page)}:{block.line}: {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_yaml_blocks_parse_and_whole_specs_are_valid(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page):
+        if block.language == "yaml":
+            document = yaml.safe_load(block.text)
+            if isinstance(document, dict) and "schema" in document:
+                (tmp_path / "spec.yaml").write_text(block.text)
+                assert load_spec(tmp_path / "spec.yaml").schema_version == 1
+            elif isinstance(document, dict):  # a part of a spec: its keys exist
+                assert set(document) <= {f.alias or n for n, f in PipelineSpec.model_fields.items()}, block.text
+
+
+def test_the_quickstart_workload_loads_and_trains_on_its_own_words(tmp_path: Path) -> None:
+    (python,) = [b.text for b in blocks(ROOT / "docs" / "quickstart-own-model.md") if b.language == "python"]
+    (tmp_path / "moons.py").write_text(python)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-P", "-c"),
+            "import sys, torch\n"
+            "from tasks.stage import WorkloadRef\n"
+            "from tasks.workload import load_workload\n"
+            "w = load_workload(WorkloadRef(path='moons:Moons', folder=sys.argv[1]))\n"
+            "rows = w.splits()['train']\n"
+            "inputs, targets = w.batch({k: torch.from_numpy(v[:8]) for k, v in rows.items()})\n"
+            "for role in ('teacher', 'student'):\n"
+            "    outputs = w.model(role).eval()(**w.preprocess(inputs))\n"
+            "    assert len(outputs) == 8 and torch.isfinite(w.loss(outputs, targets))\n"
+            "print(w.labels(), len(rows['target']))\n",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("(")
+
+
+def test_the_page_of_the_spec_is_current() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "docs" / "spec_page.py"], cwd=ROOT, env=_python_path(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    found = (ROOT / "docs" / "spec.md").read_text()
+    assert found == done.stdout, "run: python docs/spec_page.py > docs/spec.md"
+    for name, field in PipelineSpec.model_fields.items():
+        assert f"`{field.alias or name}`" in found
+
+
+def _python_path() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT)}
+
+
+# -- the readme ----------------------------------------------------------------------------------------------------
+def file_map() -> list[str]:
+    """Paths of the README's file map: an entry a line, two blanks of indent for each level."""
+    text = (ROOT / "README.md").read_text().split("## File map")[1]
+    lines = re.findall(r"^```\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)[0].splitlines()
+    found, parents = [], list[str]()
+    for line in lines:
+        depth, entry = (len(line) - len(line.lstrip())) // 2, line.split()[0]
+        assert len(line.split()) > 1, f"{entry} is not explained"
+        parents = [*parents[:depth], entry]
+        found.append("".join(parents))
+    return found
+
+
+def test_the_file_map_is_true_and_complete() -> None:
+    entries = file_map()
+    assert [entry for entry in entries if not (ROOT / entry).exists()] == []
+    assert [entry for entry in entries if (ROOT / entry).is_dir() != entry.endswith("/")] == []
+    folders = {
+        f"{relative(path)}/"
+        for package in PACKAGES
+        for path in [ROOT / package, *(ROOT / package).rglob("*")]
+        if path.is_dir() and any(path.glob("*.py"))
+    }
+    assert folders - set(entries) == set()
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if tracked.returncode == 0:  # not so where the sources were unpacked without git
+        tops = {line.partition("/")[0] + ("/" if "/" in line else "") for line in tracked.stdout.splitlines()}
+        assert {t for t in tops if not t.startswith(".")} - set(entries) == set()
+
+
+def test_the_readme_runs_first_and_is_short() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 250
+    (first, *_) = [b for b in blocks(ROOT / "README.md") if b.language in SHELL]
+    assert "make demo" in first.text
+    assert first.line < 30
+
+
+def test_the_readme_names_what_the_tests_install() -> None:
+    text, script = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
+    for package in re.findall(r"need\+=\((\w+)\)", script):
+        assert f"`{package}`" in text
+
+
+# -- all pages -----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_pages_keep_to_themselves(page: Path) -> None:
+    for number, line in enumerate(page.read_text().splitlines(), start=1):
+        where = f"{relative(page)}:{number}: {line}"
+        assert not re.search(r"(^|[\s`\"'(])/(work|home|root|tmp/w|Users)\b", line), where
+        assert "TODO" not in line, where
+        if re.search(r"index-url|TORCH_INDEX=", line):
+            assert "download.pytorch.org" in line, where
+
+
+def test_the_changelog_has_its_form() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert "keepachangelog.com" in text
+    titles = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
+    assert titles[0] == "[Unreleased]"
+    assert all(re.fullmatch(r"\[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", title) for title in titles[1:])
+    kinds = set(re.findall(r"^### (.*)$", text, flags=re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+def test_decisions_are_numbered_and_say_why() -> None:
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    assert [int(p.name[:4]) for p in pages] == list(range(1, len(pages) + 1))
+    for page in pages:
+        text = page.read_text()
+        assert text.startswith(f"# {int(page.name[:4])}. ")
+        for part in ("**Context.**", "**Choice.**", "**Consequence.**"):
+            assert part in text, f"{relative(page)} lacks {part}"
+
+
+def test_the_benchmarks_log_is_dated() -> None:
+    titles = re.findall(r"^## (.*)$", (ROOT / "benchmarks" / "LOG.md").read_text(), flags=re.MULTILINE)
+    dates = [title[:10] for title in titles]
+    assert dates and all(re.fullmatch(r"\d{4}-\d\d-\d\d", date) for date in dates)
+    assert dates == sorted(dates, reverse=True)
