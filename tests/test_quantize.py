@@ -236,12 +236,10 @@ def test_rows_are_drawn_evenly_over_the_classes() -> None:
 def test_too_few_or_broken_rows_are_refused() -> None:
     with pytest.raises(CalibrationError, match="the calibration split has 15 rows; at least 16 are needed"):
         choose_rows(np.zeros(15, np.int64), 256, stratify=True, seed=0)
-    feeds = rows()
-    feeds["image"][[3, 9], 0, 0, 0] = [np.nan, np.inf]
-    with pytest.raises(
-        CalibrationError, match=r"'image' has NaN or infinite values in 2 of the 64 .* first in \[3, 9\]"
-    ):
-        check_finite(feeds)
+    found = np.zeros((4, 10))
+    found[[1, 3], 0] = [np.nan, np.inf]
+    with pytest.raises(CalibrationError, match=r"infinity for 2 of the 4 calibration rows, first rows \[20, 40\]"):
+        check_finite(found, np.array([10, 20, 30, 40]))
 
 
 def test_the_child_starts_without_torch_or_prefect() -> None:

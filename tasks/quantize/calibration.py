@@ -46,21 +46,25 @@ def choose_rows(targets: NDArray[Any], count: int, *, stratify: bool, seed: int)
     return rows
 
 
-def check_finite(feeds: Feeds) -> None:
-    """Refuse NaN and infinity: one such row would spoil the range of every activation.
+def check_finite(answers: NDArray[Any], rows: NDArray[np.int64]) -> None:
+    """Refuse rows that the model answers with NaN or infinity: one would spoil the range of every activation.
+
+    A model may well take NaN (filled inside the graph), so it is the answers that tell.
+
+    Args:
+        answers: [N, ...], the fp32 model's.
+        rows: their numbers in the calibration split, for the message.
 
     Raises:
-        CalibrationError: names the input and the first rows.
+        CalibrationError: names the first rows.
     """
-    for name, values in feeds.items():
-        if np.issubdtype(values.dtype, np.floating):
-            bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
-            if len(bad):
-                raise CalibrationError(
-                    f"input {name!r} has NaN or infinite values in {len(bad)} of the {len(values)} calibration rows "
-                    f"drawn, first in {bad[:5].tolist()}; remove or fill them in the data",
-                    input=name,
-                )
+    bad = rows[~np.isfinite(answers.reshape(len(answers), -1)).all(axis=1)]
+    if len(bad):
+        raise CalibrationError(
+            f"the fp32 model answers NaN or infinity for {len(bad)} of the {len(answers)} calibration rows, first rows "
+            f"{bad[:5].tolist()} of the split; look for NaN and extreme values there",
+            rows=bad.tolist(),
+        )
 
 
 class RowReader(CalibrationDataReader):  # type: ignore[misc]  # untyped library

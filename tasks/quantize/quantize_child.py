@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import onnx
 
 from model_registry.cpu_class import cpu_class, sums_saturate
@@ -20,9 +21,6 @@ from tasks.quantize.int8_static import quantize_statically
 from tasks.quantize.prepared_graph import prepare, why_not
 from tasks.quantize.raw_rows import read_rows
 
-_ALL_AT_ONCE = 512
-"""Rows for which int8 answers are compared with the parent's."""
-
 
 def main(child: Child) -> Result:
     """Quantize the parent with each method that suits its graph."""
@@ -30,28 +28,24 @@ def main(child: Child) -> Result:
     spec, parent = child.spec, child.inputs["parent"]
     here = cpu_class()
     columns, targets = read_rows(child, parent.inputs)
+    rows = np.arange(min(len(targets), spec["calibration_samples"]))
     if "static" in spec["methods"]:
-        rows = choose_rows(
-            targets,
-            spec["calibration_samples"],
-            stratify=child.data.task == "classification",
-            seed=child.job.seed,
-        )
-        columns = {name: values[rows] for name, values in columns.items()}
-    check_finite(columns)
+        stratify = child.data.task == "classification"
+        rows = choose_rows(targets, spec["calibration_samples"], stratify=stratify, seed=child.job.seed)
+    columns = {name: values[rows] for name, values in columns.items()}
     file = child.store.fetch_bytes(parent.file("model.onnx"))
+    wanted = answers(file, columns)
+    check_finite(wanted, rows)
     prepared = prepare(file, child.workdir)
     shapes = {name: (1, *values.shape[1:]) for name, values in columns.items()}
     cost = onnx_cost(prepared, shapes)
-    compared = {name: values[:_ALL_AT_ONCE] for name, values in columns.items()}
-    wanted = answers(file, compared)
     variants: list[Variant] = []
     values: dict[str, Any] = {
         "variants": {},
         "skipped": {},
         "cpu_class": here,
         "reduce_range": sums_saturate(here),
-        "calibration_rows": len(next(iter(columns.values()))) if "static" in spec["methods"] else 0,
+        "calibration_rows": len(rows) if "static" in spec["methods"] else 0,
     }
     for number, method in enumerate(spec["methods"]):
         child.progress(number / len(spec["methods"]), f"{method} int8 of {parent.name}")
@@ -81,7 +75,7 @@ def main(child: Child) -> Result:
             "macs": cost.macs,
             "bytes": len(data),
             **asdict(int8_share(prepared, quantized, shapes)),
-            **asdict(agree(wanted, answers(data, compared))),
+            **asdict(agree(wanted, answers(data, columns))),
         }
     return Result(variants=tuple(variants), values=values)
 
