@@ -131,7 +131,7 @@ def _config(app: Starlette, limits: Limits) -> uvicorn.Config:
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level="warning",
+        log_level="error",  # uvicorn warns of each malformed request: a way to fill a disk
         access_log=False,
         server_header=False,
         date_header=False,
