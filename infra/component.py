@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Component:
-    """What to run. ``environment`` is added to the caller's; ``health`` is an http URL that answers 200 when well.
+    """What to run. ``environment`` is added to the caller's; the ``health`` URLs all answer 200 when it is well.
 
     ``needs`` names the components that must be well before this one is started, ``patience`` is the number of
     seconds that it may take to become well, ``grace`` those that it has to end by itself.
@@ -25,7 +25,7 @@ class Component:
     folder: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     url: str = ""
-    health: str = ""
+    health: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     patience: float = 60.0
     grace: float = 5.0
@@ -34,13 +34,14 @@ class Component:
 
     @property
     def recipe(self) -> str:
-        """Changes when the component would be started differently."""
-        text = json.dumps([self.argv, str(self.folder), dict(self.environment)], sort_keys=True)
+        """Changes when the component would be started differently (the caller's proxy settings do not matter)."""
+        matters = {name: value for name, value in self.environment.items() if name.upper() != "NO_PROXY"}
+        text = json.dumps([self.argv, str(self.folder), matters], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def is_well(self, timeout: float = 1.0) -> bool:
-        """Whether the health URL answers 200 within the timeout, in seconds; True where there is none."""
-        return not self.health or fetch(self.health, timeout=timeout)[0] == 200
+        """Whether every health URL answers 200 within the timeout, in seconds."""
+        return all(fetch(url, timeout=timeout)[0] == 200 for url in self.health)
 
 
 def fetch(

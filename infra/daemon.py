@@ -39,7 +39,7 @@ class Daemon:
         self.name = name
         self.pid_file = home / "run" / f"{name}.json"
         self.log_file = home / "logs" / f"{name}.log"
-        self.mark = f"{MARK}={hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]}:{name}"
+        self.mark = f"{_mark(home)}{name}"
 
     def running(self) -> Running | None:
         """The live process that this stack started; None for a stale pid file or a pid that is somebody else's now."""
@@ -62,7 +62,7 @@ class Daemon:
             process
             for process in procfs.everyone()
             if process.pid != os.getpid()
-            and ((leader and process.session == leader.pid) or procfs.has_environment(process.pid, self.mark))
+            and ((leader and process.session == leader.pid) or procfs.marked(process.pid, self.mark) == "")
         ]
 
     def start(self, component: Component) -> Running:
@@ -128,6 +128,19 @@ class Daemon:
                 return log.read().decode(errors="replace").splitlines()[-lines:]
         except OSError:
             return []
+
+
+def census(home: Path) -> dict[str, list[procfs.Process]]:
+    """All processes of the folder's stack by component, in one walk over /proc."""
+    prefix, found = _mark(home), dict[str, list[procfs.Process]]()
+    for process in procfs.everyone():
+        if process.pid != os.getpid() and (name := procfs.marked(process.pid, prefix)):
+            found.setdefault(name, []).append(process)
+    return found
+
+
+def _mark(home: Path) -> str:
+    return f"{MARK}={hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]}:"
 
 
 def _signal(process: procfs.Process, number: signal.Signals) -> None:

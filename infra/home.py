@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,18 +21,21 @@ from infra.errors import StackMisconfigured
 SCHEMA = 1
 T = TypeVar("T", "Settings", "Secrets")
 
-#: SeaweedFS listens on nine more ports than people see.
-INNER_PORTS = (
-    "master",
-    "master.grpc",
-    "volume",
-    "volume.grpc",
-    "filer",
-    "filer.grpc",
-    "s3.grpc",
-    "admin",
-    "admin.grpc",
-)
+#: Ports that nobody needs to know: SeaweedFS listens on nine more, Prefect's worker on one.
+INNER_PORTS = ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3.grpc", "admin", "worker")
+#: SeaweedFS's own worker looks for the admin's gRPC so much above its HTTP port, whatever the flag says.
+ADMIN_GRPC = 10000
+
+
+def inner_ports(kept: Mapping[str, int] | None = None) -> dict[str, int]:
+    """A free port for each inner purpose, those given kept."""
+    found = dict(kept or {})
+    for name in INNER_PORTS:
+        while name not in found:
+            [port] = ports.pick(1, twin=ADMIN_GRPC if name == "admin" else 0)
+            if port not in found.values():
+                found[name] = port
+    return found
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Settings:
     """What was chosen, in ``stack.json``."""
 
     ports: dict[str, int] = field(default_factory=lambda: {port.name: port.default for port in ports.PUBLIC})
-    inner_ports: dict[str, int] = field(default_factory=lambda: dict(zip(INNER_PORTS, ports.pick(9), strict=True)))
+    inner_ports: dict[str, int] = field(default_factory=inner_ports)
     #: an S3 endpoint that is not ours; empty: the embedded server
     s3_endpoint: str = ""
     store: str = "s3://winnow"

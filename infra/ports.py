@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import random
 import socket
-from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 
 from infra.errors import PortTaken
 from infra.procfs import listener
@@ -50,13 +51,23 @@ def is_free(port: int) -> bool:
         return True
 
 
-def pick(count: int) -> list[int]:
-    """That many free ports, all different. They are free now; whoever needs them should take them soon."""
-    with ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((LOOPBACK, 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+def pick(count: int, *, twin: int = 0) -> list[int]:
+    """That many free ports, all different, below those that the kernel gives to outgoing connections.
+
+    They are free now, and only another server can take them; whoever needs them should take them soon.
+    With ``twin``, the ports that lie so much higher are free as well.
+    """
+    try:
+        ceiling = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except (OSError, ValueError):
+        ceiling = 32768
+    found: list[int] = []
+    for port in random.SystemRandom().sample(range(10240, max(ceiling, 24000) - twin), 2048):
+        if len(found) == count:
+            break
+        if is_free(port) and (not twin or is_free(port + twin)):
+            found.append(port)
+    return found
 
 
 def check(ports: dict[str, int]) -> None:

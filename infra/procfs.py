@@ -51,12 +51,19 @@ def everyone() -> list[Process]:
     return [found for pid in pids if (found := look(pid)) is not None and not found.zombie]
 
 
-def has_environment(pid: int, setting: str) -> bool:
-    """Whether the process was started with ``NAME=value`` in its environment; False for other users' processes."""
+def marked(pid: int, prefix: str) -> str | None:
+    """What follows ``NAME=prefix`` in the environment that the process was started with.
+
+    None where no variable begins so, and for other users' processes.
+    """
     try:
-        return setting.encode() in (_PROC / str(pid) / "environ").read_bytes().split(b"\0")
+        environment = (_PROC / str(pid) / "environ").read_bytes()
     except OSError:
-        return False
+        return None
+    for setting in environment.split(b"\0"):
+        if setting.startswith(prefix.encode()):
+            return setting[len(prefix) :].decode(errors="replace")
+    return None
 
 
 def boot_id() -> str:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from infra.component import Component
 from infra.errors import StackMisconfigured
-from infra.home import Secrets, Settings
+from infra.home import ADMIN_GRPC, Secrets, Settings
 from infra.ports import LOOPBACK
+
+WORK_POOL = "winnow"
 
 #: Set for everything that Winnow starts: no telemetry, and a user's own tasks/ folder never shadows ours.
 QUIET = {
@@ -31,7 +33,9 @@ def s3_server(home: Path, settings: Settings, secrets: Secrets) -> Component:
         f"-{server}.port{dot}{kind}={number}"
         for name, number in settings.inner_ports.items()
         for server, dot, kind in [name.partition(".")]
+        if server != "worker"
     )
+    admin_grpc = settings.inner_ports["admin"] + ADMIN_GRPC
     return Component(
         name="s3",
         title="S3 server (SeaweedFS)",
@@ -44,12 +48,16 @@ def s3_server(home: Path, settings: Settings, secrets: Secrets) -> Component:
             f"-ip.bind={LOOPBACK}",
             f"-s3.port={port}",
             *inner,
+            f"-admin.port.grpc={admin_grpc}",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
             "-webdav=false",
             "-admin.ui=false",
             "-master.telemetry=false",
+            # Resuming its raft log, a lone master burns 4 % of a core for ever; the volumes tell it all it needs.
+            "-master.resumeState=false",
             "-master.volumeSizeLimitMB=1024",
+            "-volume.max=1000",  # a bucket has volumes of its own: the default would allow few buckets on a small disk
             "-filer.localSocket=filer.sock",  # below the folder; the default is /tmp, shared with other users
             "-s3.localSocket=s3.sock",
         ),
@@ -63,11 +71,11 @@ def s3_server(home: Path, settings: Settings, secrets: Secrets) -> Component:
             "WEED_JWT_FILER_SIGNING_READ_KEY": secrets.signing_key,
         },
         url=f"http://{LOOPBACK}:{port}",
-        health=f"http://{LOOPBACK}:{port}/healthz",
+        health=(f"http://{LOOPBACK}:{port}/healthz",),
         # SeaweedFS names these sockets after its gRPC ports and leaves them behind when killed.
         litter=tuple(
             Path("/tmp") / f"seaweedfs-{name.removesuffix('.grpc')}-grpc-{number}.sock"
-            for name, number in settings.inner_ports.items()
+            for name, number in {**settings.inner_ports, "admin.grpc": admin_grpc}.items()
             if name.endswith(".grpc")
         ),
     )
@@ -83,6 +91,7 @@ def mlflow_server(home: Path, port: int, store: str, database: str, environment:
             *(sys.executable, "-m", "mlflow", "server"),
             *("--host", LOOPBACK, "--port", str(port), "--workers", "1"),
             *("--artifacts-destination", f"{store}/mlflow"),
+            *("--uvicorn-opts", "--log-level warning"),  # no line for every request
         ),
         folder=folder,
         environment={
@@ -95,8 +104,81 @@ def mlflow_server(home: Path, port: int, store: str, database: str, environment:
             "MLFLOW_TRACKING_URI": "",
         },
         url=f"http://{LOOPBACK}:{port}",
-        health=f"http://{LOOPBACK}:{port}/health",
-        patience=120,
+        health=(f"http://{LOOPBACK}:{port}/health",),
+        patience=180,
+    )
+
+
+def prefect_server(home: Path, port: int, environment: Mapping[str, str]) -> Component:
+    """The Prefect server on SQLite. Its first start takes long: it migrates an empty database step by step."""
+    folder, url = home / "prefect", f"http://{LOOPBACK}:{port}"
+    return Component(
+        name="prefect",
+        title="Prefect server",
+        argv=(sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)),
+        folder=folder,
+        environment={
+            **environment,
+            **QUIET,
+            "PREFECT_SERVER_API_HOST": LOOPBACK,
+            "PREFECT_SERVER_API_PORT": str(port),  # the UI calls the API under this address
+            "PREFECT_UI_STATIC_DIRECTORY": str(folder / "ui"),  # the default is inside the installed package
+            "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        },
+        url=url,
+        health=(f"{url}/api/health",),
+        patience=180,
+    )
+
+
+def prefect_worker(home: Path, inner_port: int, environment: Mapping[str, str]) -> Component:
+    """One process worker; it makes the work pool. Its flow runs start in the folder that holds ``.winnow``."""
+    return Component(
+        name="worker",
+        title="Prefect worker",
+        argv=(
+            *(sys.executable, "-m", "prefect", "worker", "start"),
+            *("--pool", WORK_POOL, "--type", "process", "--name", "winnow", "--limit", "4"),
+            *("--install-policy", "never", "--with-healthcheck"),
+        ),
+        folder=home.parent,
+        environment={
+            **environment,
+            **QUIET,
+            "PREFECT_WORKER_WEBSERVER_HOST": LOOPBACK,
+            "PREFECT_WORKER_WEBSERVER_PORT": str(inner_port),
+            "PREFECT_WORKER_QUERY_SECONDS": "2",  # a deployment's run starts after 2 s and not after 10
+        },
+        health=(
+            f"http://{LOOPBACK}:{inner_port}/health",
+            f"{environment['PREFECT_API_URL']}/work_pools/{WORK_POOL}",
+        ),
+        needs=("prefect",),
+        patience=90,
+        grace=8,  # its flow runs end their children and report their state
+    )
+
+
+def endpoint(home: Path, settings: Settings, secrets: Secrets, environment: Mapping[str, str]) -> Component:
+    """The serving endpoint of all models."""
+    url = f"http://{LOOPBACK}:{settings.ports['endpoint']}"
+    return Component(
+        name="endpoint",
+        title="serving endpoint",
+        argv=(sys.executable, "-m", "serving"),
+        folder=home / "endpoint",
+        environment={
+            **environment,
+            **QUIET,
+            "WINNOW_ENDPOINT_HOST": LOOPBACK,
+            "WINNOW_ENDPOINT_PORT": str(settings.ports["endpoint"]),
+            "WINNOW_ADMIN_PORT": str(settings.ports["admin"]),
+            "WINNOW_ADMIN_TOKEN": secrets.admin_token,
+        },
+        url=url,
+        health=(f"{url}/v2/health/live",),
+        needs=("s3",),
+        patience=60,
     )
 
 

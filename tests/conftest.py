@@ -16,7 +16,7 @@ import pytest
 from infra import ports
 from infra.component import Component
 from infra.daemon import Daemon
-from infra.home import INNER_PORTS, Secrets, Settings
+from infra.home import Secrets, Settings
 from infra.recipes import QUIET, s3_server
 from infra.recipes import mlflow_server as mlflow_recipe
 from model_registry.store import Store
@@ -76,9 +76,7 @@ def _start(component: Component, home: Path) -> Daemon:
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A SeaweedFS server on free ports with generated keys. Sets nothing in our own environment."""
     home = tmp_path_factory.mktemp("s3")
-    numbers = ports.pick(1 + len(INNER_PORTS))
-    settings = Settings(ports={"s3": numbers[0]}, inner_ports=dict(zip(INNER_PORTS, numbers[1:], strict=True)))
-    secrets = Secrets()
+    settings, secrets = Settings(ports={"s3": ports.pick(1)[0]}), Secrets()
     component = s3_server(home, settings, secrets)
     daemon = _start(component, home)
     environment = {

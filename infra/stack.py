@@ -1,0 +1,320 @@
+"""The embedded stack as a whole: brought up, taken down, looked at."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from infra import ports, procfs, recipes
+from infra.component import Component
+from infra.daemon import Daemon, census
+from infra.errors import StackDown, StackError, StackMisconfigured
+from infra.home import ADMIN_GRPC, Home, Secrets, Settings, inner_ports
+from infra.lock import exclusive
+from infra.ports import LOOPBACK
+from infra.startup import Event, Report, Startup, silent
+
+#: Ended in this order, those of a row together: who writes ends before what it writes to.
+_ENDING = (("worker",), ("endpoint", "mlflow", "prefect"), ("s3",))
+NAMES = ("s3", "mlflow", "prefect", "worker", "endpoint")
+_LOCK_PATIENCE = 300.0
+
+
+@dataclass(frozen=True)
+class ComponentState:
+    """What ``winnow status`` says of one component.
+
+    ``rss`` is in bytes and counts the children, ``since`` is in seconds since the epoch.
+    """
+
+    name: str
+    title: str
+    state: str  # up | hung (runs, does not answer) | dead | external
+    pid: int | None
+    url: str
+    rss: int
+    since: float | None
+    log: str
+
+
+class Stack:
+    """The stack of one folder."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = Home(home)
+
+    @classmethod
+    def from_environment(cls) -> Stack:
+        """The stack of WINNOW_HOME, by default ``.winnow`` in the working directory."""
+        return cls(Home.from_environment().path)
+
+    # -- looking ------------------------------------------------------------------------------------------------
+    def is_up(self) -> bool:
+        """Whether every component's process lives (their health is asked by :meth:`components`)."""
+        settings = self.home.settings()
+        return settings is not None and not self._missing(settings)
+
+    def environment(self) -> dict[str, str]:
+        """What a process needs to reach the stack.
+
+        Raises:
+            StackDown: the stack does not run, or not all of it.
+        """
+        settings, secrets = self.home.settings(), self.home.secrets()
+        if settings is None or secrets is None:
+            raise StackDown(f"no stack in {self.home.path}; start one with `winnow up`")
+        missing = self._missing(settings)
+        if missing:
+            whole = "is not running" if len(missing) == len(_wanted(settings)) else f"lacks {', '.join(missing)}"
+            raise StackDown(f"the stack in {self.home.path} {whole}; start it with `winnow up`")
+        return self._environment(settings, secrets)
+
+    def components(self) -> list[ComponentState]:
+        """The state of every component, asked over HTTP in parallel; empty where there never was a stack."""
+        settings, secrets = self.home.settings(), self.home.secrets()
+        if settings is None or secrets is None:
+            return []
+        known = self._components(settings, secrets)
+        members = census(self.home.path)
+        with ThreadPoolExecutor(max_workers=len(known)) as pool:
+            states = list(pool.map(lambda one: self._state(one, members.get(one.name, [])), known))
+        if settings.s3_endpoint:
+            states.insert(0, ComponentState("s3", "S3 (external)", "external", None, settings.s3_endpoint, 0, None, ""))
+        return states
+
+    def _state(self, component: Component, members: Sequence[procfs.Process]) -> ComponentState:
+        daemon = self._daemon(component.name)
+        running = daemon.running()
+        state = "dead" if running is None else "up" if component.is_well(timeout=0.6) else "hung"
+        return ComponentState(
+            component.name,
+            component.title,
+            state,
+            running.pid if running else None,
+            component.url,
+            sum(process.rss for process in members),
+            running.since if running else None,
+            str(daemon.log_file),
+        )
+
+    def _missing(self, settings: Settings) -> list[str]:
+        return [name for name in _wanted(settings) if self._daemon(name).running() is None]
+
+    def _daemon(self, name: str) -> Daemon:
+        return Daemon(name, self.home.path)
+
+    # -- up -----------------------------------------------------------------------------------------------------
+    def up(
+        self,
+        *,
+        ports: Mapping[str, int] | None = None,
+        s3: str | None = None,
+        mlflow_db: str | None = None,
+        store: str | None = None,
+        report: Report = silent,
+    ) -> list[ComponentState]:
+        """Start what is missing, in parallel where nothing stands against it, and wait until all of it is well.
+
+        ``ports`` by name (s3, mlflow, prefect, endpoint, admin); ``s3`` is the URL of an S3 that exists, or ``local``;
+        ``mlflow_db`` is a database URL, or ``sqlite``. What is not given is as it was the last time.
+
+        Raises:
+            PortTaken: before anything is started.
+            ComponentFailed: after everything that this call started was ended again.
+        """
+        self.home.create()
+        lock = self.home.path / "run" / "stack.lock"
+        with exclusive(lock, patience=_LOCK_PATIENCE, waiting=lambda text: report(Event("", "waiting", text))):
+            settings, secrets = self._choose(dict(ports or {}), s3, mlflow_db, store)
+            wanted = self._components(settings, secrets)
+            dead = {one.name for one in wanted if self._daemon(one.name).running() is None}
+            # A component is not blamed for silence while another that it needs is dead: it is asked afterwards.
+            later = [one for one in wanted if one.name not in dead and dead.intersection(one.needs)]
+            lacking = {one.name for one in wanted if one not in later and not self._keep(one, report)}
+            settings = self._check_ports(settings, lacking)
+            self.home.save(settings, secrets)
+            if settings.s3_endpoint and lacking:
+                self._prepare_store(settings, secrets)
+            self._start(settings, secrets, lacking, report)
+            self._start(settings, secrets, {one.name for one in later if not self._keep(one, report)}, report)
+        return self.components()
+
+    def _choose(
+        self, ports: dict[str, int], s3: str | None, mlflow_db: str | None, store: str | None
+    ) -> tuple[Settings, Secrets]:
+        """What was chosen now, over what was remembered, over the defaults."""
+        settings = self.home.settings() or Settings()
+        secrets = self.home.secrets() or Secrets()
+        unknown = set(ports) - set(settings.ports)
+        if unknown:
+            raise StackMisconfigured(
+                f"no port is called {', '.join(sorted(unknown))}; there are {', '.join(settings.ports)}"
+            )
+        given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+        own = f"http://{LOOPBACK}:{settings.ports['s3']}"
+        endpoint = s3 if s3 is not None else given or settings.s3_endpoint
+        if endpoint == "local" or endpoint.rstrip("/") == own:  # the shell has our own address exported
+            endpoint = ""
+        if endpoint and urlsplit(endpoint).scheme not in {"http", "https"}:
+            raise StackMisconfigured(f"the S3 endpoint {endpoint!r} is no URL; give one like https://s3.example.org")
+        if mlflow_db is not None:
+            secrets = replace(secrets, mlflow_db="" if mlflow_db == "sqlite" else mlflow_db)
+        _check_database(secrets.mlflow_db)
+        return (
+            replace(
+                settings,
+                ports={**settings.ports, **ports},
+                s3_endpoint=endpoint,
+                store=store or os.environ.get("WINNOW_STORE") or settings.store,
+                region=os.environ.get("AWS_REGION") or settings.region if endpoint else "us-east-1",
+            ),
+            secrets,
+        )
+
+    def _keep(self, component: Component, report: Report) -> bool:
+        """Whether the component runs as wanted and answers; what does not is ended, leftovers of a dead leader too."""
+        daemon = self._daemon(component.name)
+        running = daemon.running()
+        if running is not None and running.recipe == component.recipe and _answers(component, patience=8):
+            report(Event(component.name, "found"))
+            return True
+        if daemon.end(component.grace if running else 0):
+            why = "its settings changed" if running and running.recipe != component.recipe else "it did not answer"
+            report(Event(component.name, "ended", why if running else "its leader was dead"))
+        for left in component.litter:
+            left.unlink(missing_ok=True)
+        return False
+
+    def _start(self, settings: Settings, secrets: Secrets, names: set[str], report: Report) -> None:
+        chosen = [one for one in self._components(settings, secrets) if one.name in names]
+        Startup(self.home.path, chosen, report, prepare=lambda: self._prepare_store(settings, secrets)).run()
+
+    def _check_ports(self, settings: Settings, lacking: set[str]) -> Settings:
+        owners = {"admin": "endpoint"}
+        ports.check({name: port for name, port in settings.ports.items() if owners.get(name, name) in lacking})
+        kept = {
+            name: port
+            for name, port in settings.inner_ports.items()
+            if ("worker" if name == "worker" else "s3") not in lacking
+            or (ports.is_free(port) and (name != "admin" or ports.is_free(port + ADMIN_GRPC)))
+        }
+        return replace(settings, inner_ports=inner_ports(kept))
+
+    def _prepare_store(self, settings: Settings, secrets: Secrets) -> None:
+        """Make the buckets, in a process of its own: no keys in our environment, no boto3 in our memory."""
+        done = subprocess.run(
+            [sys.executable, "-m", "infra.store_probe", "prepare"],
+            env={**os.environ, **self._environment(settings, secrets)},
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise StackError(f"the store {settings.store} cannot be prepared: {done.stderr.strip()}")
+
+    # -- down ---------------------------------------------------------------------------------------------------
+    def down(self, *, report: Report = silent) -> dict[str, int]:
+        """End everything that belongs to the folder, whoever started it; returns the processes ended by component."""
+        if not self.home.path.exists():
+            return {}
+        lock = self.home.path / "run" / "stack.lock"
+        with exclusive(lock, patience=_LOCK_PATIENCE, waiting=lambda text: report(Event("", "waiting", text))):
+            settings, secrets = self.home.settings(), self.home.secrets()
+            known = {one.name: one for one in self._components(settings or Settings(), secrets or Secrets())}
+            strangers = tuple(set(census(self.home.path)) - set(NAMES))  # of another version of Winnow
+            ended: dict[str, int] = {}
+            for row in (*_ENDING, strangers):
+                with ThreadPoolExecutor(max_workers=max(1, len(row))) as pool:
+                    grace = [known[name].grace if name in known else 5.0 for name in row]
+                    counts = list(pool.map(lambda name, seconds: self._daemon(name).end(seconds), row, grace))
+                for name, count in zip(row, counts, strict=True):
+                    if count:
+                        ended[name] = count
+                        report(Event(name, "ended"))
+            for component in known.values():
+                for left in component.litter:
+                    left.unlink(missing_ok=True)
+        return ended
+
+    # -- what there is ------------------------------------------------------------------------------------------
+    def _components(self, settings: Settings, secrets: Secrets) -> list[Component]:
+        home, environment = self.home.path, self._environment(settings, secrets)
+        made = [
+            recipes.mlflow_server(home, settings.ports["mlflow"], settings.store, secrets.mlflow_db, environment),
+            recipes.prefect_server(home, settings.ports["prefect"], environment),
+            recipes.prefect_worker(home, settings.inner_ports["worker"], environment),
+            recipes.endpoint(home, settings, secrets, environment),
+        ]
+        if not settings.s3_endpoint:
+            made.insert(0, recipes.s3_server(home, settings, secrets))
+        return made
+
+    def _environment(self, settings: Settings, secrets: Secrets) -> dict[str, str]:
+        found = {
+            "WINNOW_HOME": str(self.home.path),
+            "WINNOW_STORE": settings.store,
+            "AWS_ENDPOINT_URL_S3": settings.s3_endpoint or f"http://{LOOPBACK}:{settings.ports['s3']}",
+            "AWS_REGION": settings.region,
+            "MLFLOW_TRACKING_URI": f"http://{LOOPBACK}:{settings.ports['mlflow']}",
+            "PREFECT_API_URL": f"http://{LOOPBACK}:{settings.ports['prefect']}/api",
+            "PREFECT_HOME": str(self.home.path / "prefect"),  # a profile in ~/.prefect shall not send runs elsewhere
+            "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+            "WINNOW_ENDPOINT": f"http://{LOOPBACK}:{settings.ports['endpoint']}",
+            "WINNOW_ENDPOINT_ADMIN": f"http://{LOOPBACK}:{settings.ports['admin']}",
+            "WINNOW_ADMIN_TOKEN": secrets.admin_token,
+            **dict.fromkeys(("NO_PROXY", "no_proxy"), _no_proxy()),
+            **recipes.QUIET,
+        }
+        if settings.s3_endpoint:  # the user's own keys; part of the recipes, so that other keys restart what uses them
+            return found | {name: os.environ[name] for name in _AWS_KEYS if name in os.environ}
+        return found | {"AWS_ACCESS_KEY_ID": secrets.access_key, "AWS_SECRET_ACCESS_KEY": secrets.secret_key}
+
+
+_AWS_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+
+
+def _wanted(settings: Settings) -> list[str]:
+    return [name for name in NAMES if name != "s3" or not settings.s3_endpoint]
+
+
+def _answers(component: Component, *, patience: float) -> bool:
+    """Whether it is well, given some seconds: a busy machine answers late."""
+    deadline = time.monotonic() + patience
+    while not component.is_well(timeout=2.0):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def _check_database(url: str) -> None:
+    """Refuse a database URL that MLflow cannot use, before it is tried."""
+    from importlib.util import find_spec
+
+    if not url:
+        return
+    scheme = urlsplit(url).scheme
+    if scheme.split("+")[0] not in {"postgresql", "mysql", "mssql", "sqlite"}:
+        raise StackMisconfigured(
+            f"the database URL of MLflow starts with {scheme!r}; give one like postgresql://user:password@host/mlflow"
+        )
+    if scheme == "postgresql" and find_spec("psycopg2") is None:
+        raise StackMisconfigured("PostgreSQL needs psycopg2; run pip install 'winnow-mlops[postgres]'")
+
+
+def _no_proxy() -> str:
+    """The user's exceptions plus loopback: a company's proxy must not be asked for 127.0.0.1."""
+    given = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or ""
+    parts = [part.strip() for part in given.split(",") if part.strip()]
+    return ",".join([*parts, *(host for host in (LOOPBACK, "localhost") if host not in parts)])
+
+
+def describe(states: Sequence[ComponentState]) -> list[dict[str, object]]:
+    """The states as JSON holds them."""
+    return [asdict(state) for state in states]
