@@ -22,7 +22,7 @@ def sound(seed: int = 0) -> dict[str, Columns]:
 
 
 class Flawed:
-    """Three-class images with the flaw named; the flaws are the functions below."""
+    """Three-class images with the flaws named, joined by ``+``; they are the functions below."""
 
     def __init__(self, flaw: str = "none") -> None:
         self.flaw = flaw
@@ -32,7 +32,8 @@ class Flawed:
 
     def splits(self) -> dict[str, Columns]:
         splits = sound()
-        globals()[f"flaw_{self.flaw}"](splits)
+        for flaw in self.flaw.split("+"):
+            globals()[f"flaw_{flaw}"](splits)
         return splits
 
     def labels(self) -> list[str]:

@@ -39,7 +39,7 @@ class Finding:
         where = f"{self.check}: {self.asset}" + (f", {self.column}" if self.column else "")
         if self.could_not_run:
             return f"{where}: could not run, the data was not judged: {self.could_not_run}"
-        shown = ", ".join(f"row {r} ({e})" for r, e in zip(self.rows, self.examples, strict=True))
+        shown = ", ".join(f"row {r} ({e})" for r, e in zip(self.rows, self.examples, strict=False))
         more = f" and {self.count - len(self.rows)} more" if self.rows and self.count > len(self.rows) else ""
         return f"{where}: {self.says!r} does not hold: {shown or '; '.join(self.examples)}{more}. Remedy: {self.remedy}"
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from model_registry.manifest import FileEntry, canonical_json, hash_bytes
 from tasks.child import Child, Result
-from tasks.data.frames import MAX_CLASSES, class_frame, class_name, schema_frame, split_frame
 from tasks.data.materialise import npz_bytes, storable
-from tasks.data.repeats import find_repeats
 from tasks.errors import DataCheckFailed, DataReadError
 from tasks.splits import TARGET, Columns, ColumnSpec, DataRef, SplitRef
 from tasks.workload import Workload, load_workload
@@ -23,13 +22,17 @@ PAGE = "data_docs.html"
 
 def main(child: Child) -> Result:
     """Materialise and check. Raises as :func:`tasks.data.check_data`."""
+    tempfile.tempdir = str(child.workdir)  # removed with it, whatever the libraries leave there
     child.progress(0.0, "reading the data")
     workload = load_workload(child.job.workload)
     splits = storable(_splits(workload))
     child.progress(0.2, "storing the splits")
     data = _store(child, workload, splits)
     child.progress(0.3, "checking")
-    checked = _check(workload, splits, data, child.spec)
+    # Great Expectations takes seconds to import; data that cannot even be read is told before.
+    from tasks.data.check_splits import check_splits
+
+    checked = check_splits(splits, task=data.task, labels=data.labels, own_frame=workload.frame, spec=child.spec)
     page = _page(child, data, checked)
     critical = checked.of("critical")
     if critical:
@@ -81,29 +84,6 @@ def _task(target: np.ndarray) -> Literal["classification", "regression", "other"
     if np.issubdtype(target.dtype, np.floating):
         return "regression"
     return "classification" if target.ndim == 1 else "other"
-
-
-def _check(workload: Workload, splits: dict[str, Columns], data: DataRef, spec: dict[str, Any]) -> Checked:
-    # Great Expectations takes seconds to import; data that cannot even be read is told before.
-    from tasks.data.checking import run_checks
-    from tasks.data.expectations import class_expectations, schema_expectations, split_expectations
-
-    repeats = find_repeats(splits)
-    frames = {
-        name: split_frame(columns, repeats[name], data.labels, workload.frame(columns))
-        for name, columns in splits.items()
-    }
-    classes = None
-    if data.task == "classification":
-        highest = int(splits["train"][TARGET].max())
-        count = len(data.labels) if data.labels is not None else max(highest, 0) + 1
-        classes = [class_name(value, data.labels) for value in range(count)]
-    assets = {"types": (schema_frame(splits), schema_expectations())}
-    for name, frame in frames.items():
-        assets[name] = (frame, split_expectations(frame, frames["train"], classes, spec))
-    if classes is not None and len(classes) <= MAX_CLASSES:
-        assets["classes"] = (class_frame(splits, data.labels), class_expectations(spec))
-    return run_checks(assets)
 
 
 def _page(child: Child, data: DataRef, checked: Checked) -> FileEntry:

@@ -1,0 +1,49 @@
+"""All checks over all splits: from arrays to findings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from tasks.data.checking import Checked, run_checks
+from tasks.data.expectations import class_expectations, schema_expectations, split_expectations
+from tasks.data.frames import MAX_CLASSES, class_frame, class_name, schema_frame, split_frame
+from tasks.data.repeats import find_repeats
+from tasks.splits import TARGET, Columns
+
+
+def check_splits(
+    splits: dict[str, Columns],
+    *,
+    task: str,
+    labels: tuple[str, ...] | None,
+    own_frame: Callable[[Columns], pd.DataFrame | None],
+    spec: dict[str, Any],
+) -> Checked:
+    """Check every split by itself and against the others.
+
+    Args:
+        splits: arrays [rows, ...] by split and column; ``target`` among them.
+        task: ``classification`` where the target is a class.
+        labels: names of the classes; without them the classes are 0 up to the highest in train.
+        own_frame: the workload's frame of a split, or None for the default.
+        spec: the fields of :class:`tasks.data.DataSpec`.
+
+    Raises:
+        WorkloadError: the workload's frame has another number of rows than its split.
+    """
+    repeats = find_repeats(splits)
+    frames = {name: split_frame(columns, repeats[name], labels, own_frame(columns)) for name, columns in splits.items()}
+    classes = None
+    if task == "classification":
+        highest = int(splits["train"][TARGET].max())
+        count = len(labels) if labels is not None else max(highest, 0) + 1
+        classes = [class_name(value, labels) for value in range(count)]
+    assets = {"types": (schema_frame(splits), schema_expectations())}
+    for name, frame in frames.items():
+        assets[name] = (frame, split_expectations(frame, frames["train"], classes, spec))
+    if classes is not None and len(classes) <= MAX_CLASSES:
+        assets["classes"] = (class_frame(splits, labels), class_expectations(spec))
+    return run_checks(assets)

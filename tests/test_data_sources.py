@@ -1,0 +1,57 @@
+"""Fingerprints of what a workload's arguments name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from model_registry.store import Store
+from tasks.data.sources import fingerprint, local
+from tasks.errors import DataReadError
+
+
+def test_files_and_folders_are_known_by_content(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("1")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "1.png").write_text("x")
+    arguments = {"source": {"train": "a.csv", "test": ["set", str(tmp_path / "a.csv")]}, "rows": 5, "target": "label"}
+    first = fingerprint(arguments, tmp_path)
+    assert sorted(first) == ["source.test[0]", "source.test[1]", "source.train"]
+    assert first["source.train"] == first["source.test[1]"]
+    assert fingerprint(arguments, tmp_path) == first
+
+    (tmp_path / "a.csv").write_text("2")
+    second = fingerprint(arguments, tmp_path)
+    assert second["source.train"] != first["source.train"] and second["source.test[0]"] == first["source.test[0]"]
+    (tmp_path / "set" / "1.png").rename(tmp_path / "set" / "2.png")
+    assert fingerprint(arguments, tmp_path)["source.test[0]"] != first["source.test[0]"]
+
+
+def test_plain_text_is_no_file(tmp_path: Path) -> None:
+    assert fingerprint({"target": "label", "empty": "", "odd": "a\0b", "long": "x" * 9000}, tmp_path) == {}
+
+
+def test_objects_are_known_by_name_and_content(store: Store) -> None:
+    store.put("user/set/a", b"1")
+    store.put("user/set/b", b"2")
+    store.put("user/settings", b"not below the folder")
+    arguments = {"one": f"s3://{store.bucket}/user/set/a", "all": f"s3://{store.bucket}/user/set"}
+    first = fingerprint(arguments, Path.cwd())
+    assert sorted(first) == ["all", "one"]
+    store.put("user/settings", b"other")
+    assert fingerprint(arguments, Path.cwd()) == first
+    store.put("user/set/b", b"3")
+    second = fingerprint(arguments, Path.cwd())
+    assert second["one"] == first["one"] and second["all"] != first["all"]
+    with pytest.raises(DataReadError, match="names no object"):
+        fingerprint({"gone": f"s3://{store.bucket}/user/gone"}, Path.cwd())
+
+
+def test_a_folder_of_objects_is_fetched_whole_and_removed_again(store: Store) -> None:
+    for name in ("set/a", "set/deep/b", "settings"):
+        store.put(f"user/{name}", name.encode())
+    with local(f"s3://{store.bucket}/user/set/") as folder:
+        found = {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
+    assert found == {"a": "set/a", "deep/b": "set/deep/b"}
+    assert not folder.exists()
