@@ -239,6 +239,21 @@ def test_the_readme_runs_first_and_is_short() -> None:
     assert first.line < 30
 
 
+def test_the_readmes_request_is_one_that_the_endpoint_takes() -> None:
+    from sklearn.datasets import load_digits
+
+    from model_registry.variant import TensorSpec
+    from serving.limits import Limits
+    from serving.protocol import parse_request
+
+    (text,) = [b.text for b in blocks(ROOT / "README.md") if b.text.startswith("curl")]
+    words = shlex.split(text)
+    assert words[2] == "http://127.0.0.1:8080/v2/models/digits/infer"
+    image = TensorSpec(name="image", datatype="FP32", shape=(-1, 1, 8, 8))
+    request = parse_request(words[-1].encode(), [image], [], Limits())
+    assert (request.inputs["image"][0, 0] == load_digits().images[0]).all()
+
+
 def test_the_readme_names_what_the_tests_install() -> None:
     text, script = (ROOT / "README.md").read_text(), (ROOT / ".ci" / "run").read_text()
     for package in re.findall(r"need\+=\((\w+)\)", script):
