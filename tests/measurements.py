@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from datetime import UTC, datetime
 from typing import Any
 
 from model_registry.manifest import FileEntry, hash_bytes
@@ -15,7 +16,9 @@ from model_registry.measurement import (
     Speedup,
     Throughput,
 )
+from tasks.evidence.decision import Decision, GateResult, Scored
 from tasks.evidence.proportion import loss_bound, mcnemar_p, paired_interval, wilson
+from tasks.report.run_report import RunError, RunReport, StageLine, Status, describe_variants
 
 HARDWARE = Hardware(
     cpu="AMD EPYC 7763", cores=2, cpu_class="x86-64/avx2", memory_bytes=8 << 30, python="3.11.7", onnxruntime="1.31.1"
@@ -86,3 +89,111 @@ def measured(
             test="mcnemar",
         )
     return Measurement(**(values | fields))
+
+
+def digits_measurements() -> list[Measurement]:
+    """What a run on digits looks like: the baseline first."""
+    teacher = measured("teacher", p50=0.046, right=354, bytes=402_113, parameters=98_000, macs=1_230_000)
+    rows = [
+        ("student", "distill", 0.021, 351, (2, 5), 76_204, 18_600, 61 << 20),
+        ("control", "distill", 0.021, 347, (3, 10), 76_204, 18_600, 61 << 20),
+        ("pruned", "prune", 0.015, 349, (3, 8), 27_890, 6_700, 59 << 20),
+        ("teacher-static-int8", "quantize", 0.024, 353, (1, 2), 108_800, 98_000, 60 << 20),
+        ("teacher-dynamic-int8", "quantize", 0.061, 354, (0, 0), 104_020, 98_000, 62 << 20),
+        ("student-static-int8", "quantize", 0.014, 350, (2, 6), 24_310, 18_600, 58 << 20),
+        ("student-dynamic-int8", "quantize", 0.033, 351, (2, 5), 22_950, 18_600, 60 << 20),
+        ("pruned-static-int8", "quantize", 0.0105, 348, (3, 9), 11_870, 6_700, 57 << 20),
+        ("pruned-dynamic-int8", "quantize", 0.028, 349, (3, 8), 11_020, 6_700, 59 << 20),
+    ]
+    made = [
+        measured(
+            name, teacher, stage=stage, p50=p50, right=right, flips=flips, bytes=size, parameters=parameters,
+            peak_rss_bytes=rss, macs=parameters * 12,
+        )
+        for name, stage, p50, right, flips, size, parameters, rss in rows
+    ]  # fmt: skip
+    return [teacher, *made]
+
+
+def decided(variant: Measurement, baseline: Measurement, *, passed: bool = True) -> Decision:
+    """A decision on 359 test samples."""
+    paired = PairedComparison(
+        reference=baseline.digest, samples=359, better=2, worse=3, difference=-1 / 359, interval=(-0.02, 0.014),
+        bound=0.0139 if passed else 0.0391, p=1.0, test="mcnemar",
+    )  # fmt: skip
+    classes = {m.digest: dict(m.per_class) for m in (variant, baseline)}
+    classes[variant.digest]["8"] = Metric(name="accuracy", better="higher", value=0.93, interval=(0.8, 0.98))
+    classes[variant.digest]["3"] = Metric(name="accuracy", better="higher", value=1.0, interval=(0.9, 1.0))
+    scored = tuple(
+        Scored(
+            digest=m.digest, name=m.name, role=role, metric=m.metric, per_class=classes[m.digest],
+            to_baseline=paired if role == "chosen" else None,
+        )
+        for role, m in (("chosen", variant), ("baseline", baseline))
+    )  # fmt: skip
+    meaning = "95 % bound of the loss of accuracy against the baseline, same 359 samples"
+    gates = (
+        GateResult(
+            gate="non_inferior_to_baseline", meaning=meaning, value=paired.bound, limit=0.02, passed=passed
+        ),
+        GateResult(gate="per_class", meaning="largest loss within one class (8)", value=0.042, limit=0.1, passed=True),
+        GateResult(gate="size", meaning="bytes", value=variant.bytes, limit=200_000, passed=True),
+        GateResult(
+            gate="faster", meaning="speed-up over the baseline, lower end of the 95 % interval", value=0.97,
+            limit=1.0, at_most=False, severity="warning", passed=False,
+        ),
+    )  # fmt: skip
+    return Decision(
+        status="passed" if passed else "refused",
+        chosen=variant.digest,
+        baseline=baseline.digest,
+        champion=None,
+        reason=f"7 of 9 variants pass on validation; {variant.name} is the fastest (p50 {variant.p50_ms} ms)",
+        samples=359,
+        scored=scored,
+        gates=gates,
+    )
+
+
+def run_report(status: Status = "released", **fields: Any) -> RunReport:
+    """A report of a run on digits that ended this way."""
+    measurements = digits_measurements()
+    chosen = next(m for m in measurements if m.name == "pruned-static-int8")
+    stages = (
+        ("data", "computed", 6.1), ("train", "computed", 21.4), ("distill", "computed", 17.9),
+        ("prune", "computed", 12.2), ("export:teacher", "computed", 7.3), ("quantize:teacher", "reused", 0.1),
+        ("measure:teacher", "computed", 4.4), ("validate", "computed", 5.2), ("register", "computed", 1.9),
+    )  # fmt: skip
+    values: dict[str, Any] = {
+        "run_id": "20261122-120455-digits-3f9a",
+        "status": status,
+        "model": "digits",
+        "stages": tuple(StageLine.model_validate({"name": n, "status": s, "seconds": t}) for n, s, t in stages),
+        "started": datetime(2026, 11, 22, 12, 4, 55, tzinfo=UTC),
+        "seconds": 148.2,
+        "git_commit": "1851539c0ffee",
+        "spec": {"model": "digits", "gates": {"margin": 0.02}},
+        "links": {"prefect": "http://127.0.0.1:4200/runs/flow-run/1", "mlflow": "http://127.0.0.1:5000/#/1"},
+    }
+    if status not in ("failed", "crashed", "interrupted", "running"):
+        parents = {m.digest: (measurements[0].digest,) for m in measurements[1:]}
+        values |= describe_variants(measurements, parents) | {
+            "chosen": chosen.digest,
+            "decision": decided(chosen, measurements[0], passed=status != "refused"),
+            "notes": ("Distillation gained 1.1 points over the same student trained without the teacher.",),
+            "warnings": ("duplicates: train: 2 rows occur twice",),
+        }
+    if status == "released":
+        url = "http://127.0.0.1:8600/v2/models/digits"
+        values |= {"version": 3, "endpoint": url, "curl": f"curl -s {url}/infer -d '{{\"inputs\": []}}'"}
+    if status in ("refused", "failed"):
+        values["error"] = RunError(
+            stage="validate" if status == "refused" else "prune",
+            type="GateFailed" if status == "refused" else "StageOutOfMemory",
+            message="pruned-static-int8 is refused on the test split (359 samples):\n  FAIL  non_inferior_to_baseline"
+            if status == "refused"
+            else "stage prune grew to 2048 MiB, past its limit of 1024 MiB, and was ended",
+            log=".winnow/runs/20261122-120455-digits-3f9a/prune.log",
+            resume="winnow run digits",
+        )
+    return RunReport(**(values | fields))

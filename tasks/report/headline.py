@@ -1,0 +1,105 @@
+"""The run in a sentence, and in four numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tasks.report.number_text import count_text, difference_text, metric_text, ms_text, points, size_text, times_text
+from tasks.report.run_report import RunReport, VariantRow
+
+_TONES = {"released": "good", "registered": "good", "running": "warn", "interrupted": "warn"}
+
+
+@dataclass(frozen=True)
+class Headline:
+    """``tone``: good, warn or bad."""
+
+    word: str
+    tone: str
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    name: str
+    value: str
+    note: str
+
+
+def headline(report: RunReport) -> Headline:
+    """What became of the run, for a person who reads one sentence."""
+    state = report.state
+    return Headline(state, _TONES.get(state, "bad"), _sentence(report, state))
+
+
+def tiles(report: RunReport) -> list[Tile]:
+    """Metric, latency, size and memory of the chosen variant against the baseline; empty if nothing was chosen."""
+    chosen, baseline = report.row(report.chosen), report.row(report.baseline)
+    if chosen is None or baseline is None or report.metric is None:
+        return []
+    name = report.metric.name
+    change = (
+        f"{difference_text(chosen.metric.value - baseline.metric.value, name)} to the baseline, validation"
+        if chosen.digest != baseline.digest
+        else "validation"
+    )
+    return [
+        Tile(name, metric_text(chosen.metric.value, name), change),
+        Tile(
+            "latency p50", f"{ms_text(chosen.p50_ms)} ms", _change(baseline.p50_ms, chosen.p50_ms, "faster", "slower")
+        ),
+        Tile("file size", size_text(chosen.bytes), _change(baseline.bytes, chosen.bytes, "smaller", "larger")),
+        Tile(
+            "peak memory",
+            size_text(chosen.peak_rss_bytes),
+            f"{size_text(baseline.peak_rss_bytes)} with the baseline",
+        ),
+        Tile("parameters", count_text(chosen.parameters), f"{count_text(baseline.parameters)} in the baseline"),
+    ]
+
+
+def _sentence(report: RunReport, state: str) -> str:
+    chosen, baseline = report.row(report.chosen), report.row(report.baseline)
+    if state in ("released", "registered") and chosen and baseline and report.metric:
+        end = "It answers at the endpoint" if state == "released" else "It is registered and was not deployed"
+        if chosen.digest == baseline.digest:
+            return f"No compressed variant was good enough; the baseline {baseline.name} itself was taken. {end}."
+        return f"{chosen.name} replaces {baseline.name}: {_gains(chosen, baseline)}. {_proof(report)}{end}."
+    if state == "refused":
+        failed = [g.gate.replace("_", " ") for g in report.decision.gates if not g.passed] if report.decision else []
+        if chosen is None or not failed:
+            return "The gates refused this run. Nothing was registered."
+        return f"{chosen.name} came nearest and did not pass: {', '.join(failed)}. Nothing was registered."
+    if state == "failed" and report.error:
+        return f"Stage {report.error.stage} failed: {report.error.type}. Nothing was released."
+    if state == "crashed":
+        return "The process of this run died without a word. Run it again: finished stages are kept."
+    if state == "interrupted":
+        return "The run was stopped. Run it again: finished stages are kept."
+    return "The run is under way." if state == "running" else "Nothing was released."
+
+
+def _gains(chosen: VariantRow, baseline: VariantRow) -> str:
+    size = _change(baseline.bytes, chosen.bytes, "smaller", "larger")
+    if chosen.speedup is not None and chosen.speedup.verdict == "not distinguishable":
+        return f"{size}, as fast within noise"
+    return f"{size}, {_change(baseline.p50_ms, chosen.p50_ms, 'faster', 'slower')}"
+
+
+def _proof(report: RunReport) -> str:
+    scored = {s.role: s for s in report.decision.scored} if report.decision else {}
+    if "chosen" not in scored or scored["chosen"].to_baseline is None:
+        return ""
+    paired, name = scored["chosen"].to_baseline, scored["chosen"].metric.name
+    margin = next((g.limit for g in (report.decision.gates if report.decision else ()) if "baseline" in g.gate), 0.0)
+    return (
+        f"On {paired.samples} test samples its {name} differs by {difference_text(paired.difference, name)}, "
+        f"and with 95 % confidence it loses less than {points(max(paired.bound, 0.0), name)} "
+        f"(margin {points(margin, name)}). "
+    )
+
+
+def _change(before: float, after: float, less: str, more: str) -> str:
+    if after <= 0 or before <= 0:
+        return ""
+    return f"{times_text(before / after)} {less}" if after <= before else f"{times_text(after / before)} {more}"

@@ -1,0 +1,88 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+from model_registry.measurement import Interval
+
+_SHARES = ("accuracy", "f1", "auc", "precision", "recall")
+
+
+def is_share(metric: str) -> bool:
+    """Whether the metric reads better in percent."""
+    return any(name in metric.lower() for name in _SHARES)
+
+
+def metric_text(value: float, metric: str) -> str:
+    """``97.2 %`` for shares, four digits otherwise."""
+    return f"{100 * value:.1f} %" if is_share(metric) else f"{value:.4g}"
+
+
+def metric_range(interval: Interval, metric: str) -> str:
+    """``95.0 – 98.5`` for shares, four digits otherwise."""
+    low, high = interval
+    return f"{100 * low:.1f} – {100 * high:.1f}" if is_share(metric) else f"{low:.4g} – {high:.4g}"
+
+
+def difference_text(value: float, metric: str) -> str:
+    """A difference of two metrics, with its sign: ``−0.3 points``, ``+0.012``."""
+    text = f"{100 * value:+.1f} points" if is_share(metric) else f"{value:+.4g}"
+    return text.replace("-", "−")
+
+
+def points(value: float, metric: str) -> str:
+    """A margin or bound: ``1.4 points``."""
+    return (f"{100 * value:.2g} points" if is_share(metric) else f"{value:.4g}").replace("-", "−")
+
+
+def size_text(size: float) -> str:
+    """``512 B``, ``38.2 KB``, ``4.31 MB``: multiples of 1024."""
+    for unit, scale in (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10)):
+        if size >= scale:
+            return f"{_three(size / scale)} {unit}"
+    return f"{size:.0f} B"
+
+
+def count_text(count: float | None) -> str:
+    """``24.6 k``, ``1.18 M``; a dash for what is unknown."""
+    if count is None:
+        return "–"
+    for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= scale:
+            return f"{_three(count / scale)} {unit}"
+    return f"{count:.0f}"
+
+
+def ms_text(milliseconds: float) -> str:
+    """Three digits: ``0.0213``, ``4.31``, ``128``."""
+    return _three(milliseconds)
+
+
+def ms_range(interval: Interval) -> str:
+    return f"{_three(interval[0])} – {_three(interval[1])}"
+
+
+def seconds_text(seconds: float) -> str:
+    """``0.4 s``, ``2 min 05 s``."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def times_text(ratio: float) -> str:
+    """``3.4×``."""
+    return f"{ratio:.1f}×" if ratio < 99.95 else f"{ratio:.0f}×"
+
+
+def _three(value: float) -> str:
+    """Three significant digits without an exponent."""
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    if abs(value) >= 10:
+        return f"{value:.1f}"
+    if abs(value) >= 1:
+        return f"{value:.2f}"
+    return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.2g}"

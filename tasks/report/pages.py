@@ -1,0 +1,141 @@
+"""Write the report's files: report.html, model_card.md, pareto.png and report.json."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.report import number_text
+from tasks.report.headline import headline, tiles
+from tasks.report.pareto_svg import pareto_svg
+from tasks.report.plot_points import plot_stages
+from tasks.report.run_report import RunReport
+
+HTML, CARD, PLOT, JSON = "report.html", "model_card.md", "pareto.png", "report.json"
+_MAX_CLASSES = 40
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class on the test split; ``share`` is the chosen variant's metric as a percentage of the best class."""
+
+    label: str
+    baseline: float
+    chosen: float
+    difference: float
+    """Positive: the chosen variant is better."""
+    share: float
+
+    @property
+    def tone(self) -> str:
+        return "yes" if self.difference > 0 else "no" if self.difference < 0 else "soft"
+
+
+def write_report(report: RunReport, folder: Path) -> dict[str, Path]:
+    """Write all four files, whatever became of the run; returns them by name.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    from tasks.report.pareto_png import pareto_png
+
+    folder.mkdir(parents=True, exist_ok=True)
+    contents = {
+        JSON: report.to_json() + b"\n",
+        HTML: render_html(report).encode(),
+        CARD: render_card(report).encode(),
+        PLOT: pareto_png(report),
+    }
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    return {name: folder / name for name in contents}
+
+
+def render_html(report: RunReport) -> str:
+    """The page: one file, light and dark, nothing loaded from elsewhere."""
+    return str(_environment(report, escape=True).get_template(HTML).render(_values(report)))
+
+
+def render_card(report: RunReport) -> str:
+    """The model card in Markdown."""
+    text: str = _environment(report, escape=False).get_template(CARD).render(_values(report))
+    while "\n\n\n" in text:
+        text = text.replace("\n\n\n", "\n\n")
+    return text.strip() + "\n"
+
+
+def _values(report: RunReport) -> dict[str, Any]:
+    import yaml
+    from markupsafe import Markup
+
+    return {
+        "run": report,
+        "headline": headline(report),
+        "tiles": tiles(report),
+        "metric": report.metric.name if report.metric else "metric",
+        "plot": Markup(pareto_svg(report)),  # built by us, with every text escaped
+        "stages": plot_stages(report),
+        "classes": _classes(report),
+        "chosen": report.row(report.chosen),
+        "lineage": _lineage(report),
+        "longest": max((s.seconds for s in report.stages), default=0.0) or 1.0,
+        "spec_text": yaml.safe_dump(report.spec, sort_keys=False),
+        "winnow_version": importlib.metadata.version("winnow-mlops"),
+    }
+
+
+def _classes(report: RunReport) -> list[ClassRow]:
+    scored = {s.role: s for s in report.decision.scored} if report.decision else {}
+    if not {"chosen", "baseline"} <= scored.keys() or not 0 < len(scored["chosen"].per_class) <= _MAX_CLASSES:
+        return []
+    chosen, baseline = scored["chosen"], scored["baseline"]
+    sign = 1.0 if chosen.metric.better == "higher" else -1.0
+    top = max(m.value for m in chosen.per_class.values()) or 1.0
+    return [
+        ClassRow(
+            label=label,
+            baseline=baseline.per_class[label].value,
+            chosen=metric.value,
+            difference=sign * (metric.value - baseline.per_class[label].value),
+            share=100 * max(0.0, metric.value) / top if top > 0 else 0.0,
+        )
+        for label, metric in chosen.per_class.items()
+        if label in baseline.per_class
+    ]
+
+
+def _lineage(report: RunReport) -> list[str]:
+    """Digests from the first ancestor known to the chosen variant."""
+    chain, current = [], report.chosen
+    while current is not None and current not in chain:
+        chain.append(current)
+        row = report.row(current)
+        current = row.parents[0] if row and row.parents else None
+    return chain[::-1]
+
+
+def _environment(report: RunReport, *, escape: bool) -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=escape,
+        undefined=StrictUndefined,
+        trim_blocks=escape,
+    )
+    name = report.metric.name if report.metric else ""
+    environment.filters |= {
+        "metric": lambda value: number_text.metric_text(value, name),
+        "metric_range": lambda interval: number_text.metric_range(interval, name),
+        "difference": lambda value: number_text.difference_text(value, name),
+        "ms": number_text.ms_text,
+        "ms_range": number_text.ms_range,
+        "size": number_text.size_text,
+        "count": number_text.count_text,
+        "seconds": number_text.seconds_text,
+        "times": number_text.times_text,
+        "capitalize_first": lambda text: text[:1].upper() + text[1:],
+    }
+    return environment

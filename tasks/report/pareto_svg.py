@@ -1,0 +1,118 @@
+"""The plot of the page: metric against latency as an SVG that takes its colours from the page's style sheet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+
+from tasks.report.axis_scale import AxisScale, fit_scale, tick_text
+from tasks.report.label_layout import Box, Spot, place_labels
+from tasks.report.number_text import is_share
+from tasks.report.plot_points import PlotPoint, frontier, plot_points
+from tasks.report.run_report import RunReport
+
+WIDTH, HEIGHT = 960, 520
+_LEFT, _RIGHT, _TOP, _BOTTOM = 72, 24, 20, 58
+_CHARACTER, _LINE = 7.2, 16.0  # of the 13 px label font
+
+
+def pareto_svg(report: RunReport) -> str:
+    """SVG of all variants with error bars and labels; empty where nothing was measured."""
+    points = plot_points(report)
+    if not points or report.metric is None:
+        return ""
+    higher, factor = report.metric.better == "higher", 100.0 if is_share(report.metric.name) else 1.0
+    across = fit_scale([v for p in points for v in p.latency_interval], log=True)
+    up = fit_scale([factor * v for p in points for v in p.metric_interval])
+
+    def x(latency: float) -> float:
+        return _LEFT + (WIDTH - _LEFT - _RIGHT) * across.place(latency)
+
+    def y(metric: float) -> float:
+        share = up.place(factor * metric)
+        return _TOP + (HEIGHT - _TOP - _BOTTOM) * ((1 - share) if higher else share)  # better is always up
+
+    parts = [
+        f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'aria-label="{escape(report.metric.name)} against latency of every variant">',
+        *_axes(across, up, x, lambda v: y(v / factor), _titles(report, across)),
+    ]
+    line = frontier(points, higher_is_better=higher)
+    steps = [f"M{x(line[0].latency):.1f},{y(line[0].metric):.1f}"]
+    steps += [f"H{x(p.latency):.1f}V{y(p.metric):.1f}" for p in line[1:]]
+    parts.append(f'<path class="frontier" d="{"".join(steps)}H{WIDTH - _RIGHT}"/>')
+    bars: list[Box] = []
+    for point in points:
+        (left, right), (low, high) = point.latency_interval, point.metric_interval
+        horizontal = Box(x(left), y(point.metric) - 1, x(right), y(point.metric) + 1)
+        ends = sorted((y(low), y(high)))
+        vertical = Box(x(point.latency) - 1, ends[0], x(point.latency) + 1, ends[1])
+        bars += [horizontal, vertical]
+        parts.append(
+            f'<path class="bar s{point.colour}{_faded(point)}" d="M{horizontal.left:.1f},{y(point.metric):.1f}'
+            f'H{horizontal.right:.1f}M{x(point.latency):.1f},{vertical.low:.1f}V{vertical.high:.1f}"/>'
+        )
+    spots = [
+        Spot(x(p.latency), y(p.metric), p.radius + (4 if p.chosen else 0), _CHARACTER * len(_text(p)), _LINE)
+        for p in points
+    ]
+    canvas = Box(_LEFT + 2, _TOP, WIDTH - 4, HEIGHT - _BOTTOM - 2)
+    for point, spot, label in zip(points, spots, place_labels(spots, bars, canvas), strict=True):
+        parts.append(f'<g class="point s{point.colour}{_faded(point)}"><title>{escape(point.tooltip)}</title>')
+        if label.leader:
+            x1, y1, x2, y2 = label.leader
+            parts.append(f'<path class="leader" d="M{x1:.1f},{y1:.1f}L{x2:.1f},{y2:.1f}"/>')
+        parts.append(_mark(point, spot))
+        anchor = (label.box.left + label.box.right) / 2
+        weight = " strong" if point.chosen or point.baseline else ""
+        place = f'x="{anchor:.1f}" y="{label.box.high - 4:.1f}"'
+        parts.append(f'<text class="label{weight}" {place}>{escape(_text(point))}</text></g>')
+    return "".join([*parts, "</svg>"])
+
+
+def _text(point: PlotPoint) -> str:
+    return point.name + (" · chosen" if point.chosen else " · baseline" if point.baseline else "")
+
+
+def _faded(point: PlotPoint) -> str:
+    return "" if point.pareto or point.chosen or point.baseline else " faded"
+
+
+def _mark(point: PlotPoint, spot: Spot) -> str:
+    if point.baseline:  # a square, so that it is told apart without colour too
+        side = 1.8 * point.radius
+        return (
+            f'<rect class="dot" x="{spot.x - side / 2:.1f}" y="{spot.y - side / 2:.1f}" '
+            f'width="{side:.1f}" height="{side:.1f}" rx="2"/>'
+        )
+    ring = f'<circle class="ring" cx="{spot.x:.1f}" cy="{spot.y:.1f}" r="{spot.radius:.1f}"/>' if point.chosen else ""
+    return f'{ring}<circle class="dot" cx="{spot.x:.1f}" cy="{spot.y:.1f}" r="{point.radius:.1f}"/>'
+
+
+def _titles(report: RunReport, across: AxisScale) -> tuple[str, str]:
+    assert report.metric is not None
+    batch = report.conditions.batch if report.conditions else 1
+    unit = " (%)" if is_share(report.metric.name) else ""
+    request = f"median latency of a request of {batch} sample{'s' * (batch > 1)}"
+    return f"{request}, ms{' (log scale)' * across.log} — left is better", f"{report.metric.name}{unit} — up is better"
+
+
+def _axes(
+    across: AxisScale,
+    up: AxisScale,
+    x: Callable[[float], float],
+    y: Callable[[float], float],
+    titles: tuple[str, str],
+) -> list[str]:
+    bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
+    parts = []
+    for tick in across.ticks:
+        parts.append(f'<path class="grid" d="M{x(tick):.1f},{_TOP}V{bottom}"/>')
+        parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{bottom + 20}">{tick_text(tick)}</text>')
+    for tick in up.ticks:
+        parts.append(f'<path class="grid" d="M{_LEFT},{y(tick):.1f}H{right}"/>')
+        parts.append(f'<text class="tick end" x="{_LEFT - 10}" y="{y(tick) + 4:.1f}">{tick_text(tick)}</text>')
+    middle = (_TOP + bottom) / 2
+    parts.append(f'<text class="title" x="{(_LEFT + right) / 2}" y="{HEIGHT - 12}">{escape(titles[0])}</text>')
+    parts.append(f'<text class="title" transform="translate(18 {middle}) rotate(-90)">{escape(titles[1])}</text>')
+    return parts
