@@ -33,7 +33,7 @@ class SimpleNet(nn.Module):
         self.head = nn.Linear(second, outputs)
 
     def forward(self, **inputs: Tensor) -> Tensor:
-        flat = [inputs[name].reshape(len(inputs[name]), -1) for name in sorted(inputs)]
+        flat = [inputs[name].reshape(inputs[name].shape[0], -1) for name in sorted(inputs)]
         joined = flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
         hidden = torch.relu(self.dense1(self.norm(joined)))
         answer: Tensor = self.head(torch.relu(self.dense2(hidden)))

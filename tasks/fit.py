@@ -45,6 +45,16 @@ class Fitted:
     resumed_at: int
     """Epochs that a killed training before this one had done."""
 
+    def summary(self) -> dict[str, Any]:
+        """The outcome as JSON; nothing in it tells whether training was interrupted."""
+        return {
+            "epochs": len(self.history),
+            "best_epoch": self.best_epoch,
+            "val_metric": self.val_metric,
+            "val_loss": self.val_loss,
+            "stopped_early": self.stopped_early,
+        }
+
 
 def fit(
     model: nn.Module,

@@ -50,8 +50,8 @@ def answers(model: nn.Module, rows: Rows) -> tuple[Outputs, Outputs]:
 
 def judge(workload: Workload, outputs: Outputs, targets: Outputs) -> tuple[float, float, Literal["higher", "lower"]]:
     """Mean loss and mean metric of outputs [N, ...] against targets [N, ...], and which way is better."""
-    metric = workload.metric(targets)
     loss = float(workload.loss(torch.from_numpy(outputs), torch.from_numpy(targets)))
+    metric = workload.metric(targets)
     return loss, float(np.mean(metric.per_sample(outputs, targets))), metric.better
 
 

@@ -1,0 +1,131 @@
+"""The teacher: trained here, or brought."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from model_registry.manifest import FileEntry, describe
+from model_registry.store import BucketMissing, ObjectMissing, Store
+from model_registry.variant import Frozen
+from tasks.errors import WeightsMismatch
+from tasks.policy import step
+from tasks.splits import DataRef
+from tasks.stage import Job, Outcome, Stage
+from tasks.stage_cache import planning, run_stage
+
+
+class TrainSpec(Frozen):
+    """Training of the teacher."""
+
+    epochs: int = Field(default=30, ge=1, description="at most so many passes over the training split")
+    batch_size: int = Field(default=64, ge=2, description="rows per step")
+    learning_rate: float = Field(default=2e-3, gt=0, description="peak of the learning rate")
+    weight_decay: float = Field(default=0.01, ge=0, description="decay of weights, not of biases and norms")
+    optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="adamw, or sgd with momentum 0.9")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="course of the learning rate after warm-up: cosine to 0, or constant"
+    )
+    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of all steps in which the rate rises linearly")
+    patience: int | None = Field(
+        default=10, ge=1, description="stop after so many epochs without a better one; null: never"
+    )
+    amp: Literal["auto", "off", "bf16", "fp16"] = Field(
+        default="auto", description="mixed precision; auto: bf16 or fp16 on CUDA, off elsewhere"
+    )
+    deterministic: bool = Field(default=True, description="refuse operations whose result varies between runs")
+    scale: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the workload's model() for the teacher, such as {width: 2.0}"
+    )
+
+
+class BringSpec(Frozen):
+    """Trained weights to bring instead of training."""
+
+    weights: str = Field(
+        min_length=1,
+        description="safetensors, a state_dict saved by torch, or an ONNX file; a path or s3:// (an ONNX file enters "
+        "at quantize: nothing is distilled or pruned)",
+    )
+    scale: dict[str, Any] = Field(
+        default_factory=dict, description="arguments of the workload's model() that fit the weights"
+    )
+
+    @field_validator("weights")
+    @classmethod
+    def _a_place(cls, weights: str) -> str:
+        scheme = re.match(r"([a-z0-9+]+)://", weights)
+        if scheme and scheme[1] != "s3":
+            raise ValueError(f"weights {weights!r} must be a path or s3://bucket/key; download {scheme[1]}:// first")
+        return weights
+
+
+TRAIN = Stage(
+    name="train",
+    entry="tasks.train.train_child:main",
+    libraries=("torch",),
+    preload=("torch._dynamo", "tasks.fit"),
+    yields=("teacher",),
+)
+BRING = Stage(
+    name="bring",
+    entry="tasks.train.bring_child:main",
+    libraries=("torch",),
+    preload=("torch._dynamo", "tasks.fit"),
+    seed_matters=False,
+    device_matters=False,
+    yields=("teacher",),
+)
+
+
+@step(TRAIN)
+def train(job: Job, spec: TrainSpec, *, data: DataRef) -> Outcome:
+    """Train the variant ``teacher``; the file ``teacher.history.jsonl`` holds its curves.
+
+    Values: ``parameters``, ``epochs`` done, ``best_epoch``, ``val_metric``, ``val_loss``, ``stopped_early``.
+
+    Raises:
+        TrainingDiverged: the loss became NaN or infinite.
+        WorkloadError: the model does not fit the data.
+    """
+    return run_stage(TRAIN, job, spec, data=data)
+
+
+@step(BRING)
+def bring(job: Job, spec: BringSpec, *, data: DataRef) -> Outcome:
+    """Take trained weights as the variant ``teacher``: a torch variant, or an ONNX one if the file is ONNX.
+
+    Values: ``parameters``, and for weights ``val_metric`` and ``val_loss``.
+
+    Raises:
+        WeightsMismatch: the file is not there, is no file of weights, or does not fit the model.
+    """
+    return run_stage(BRING, job, spec, data=data, extra={"file": _into_the_store(job, spec.weights).model_dump()})
+
+
+def _into_the_store(job: Job, weights: str) -> FileEntry:
+    """The file as a blob: the cache key has its hash, and the child reads it wherever it runs."""
+    store = Store(job.store)
+    with tempfile.TemporaryDirectory(prefix="winnow-bring-") as folder:
+        copy = Path(folder) / "weights"
+        if weights.startswith("s3://"):
+            try:
+                store.download(weights, copy)
+            except (ObjectMissing, BucketMissing) as error:
+                raise WeightsMismatch(f"weights {weights!r}: there is no such object: {error}") from error
+        else:
+            path = Path(job.workload.folder or ".") / weights
+            if not path.is_file():
+                raise WeightsMismatch(
+                    f"weights {weights!r}: there is no file {path}; relative paths start at the spec's folder"
+                )
+            shutil.copyfile(path, copy)
+        if planning.get() is not None:  # only asked what would be done
+            return describe(copy, "weights")
+        (entry,) = store.publish_folder(Path(folder))
+    return entry

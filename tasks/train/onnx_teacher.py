@@ -1,0 +1,98 @@
+"""An ONNX file that a user brings: checked against what the pipeline will ask of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+from onnx import ModelProto, TensorProto
+
+from model_registry.variant import TensorSpec
+from tasks.errors import WeightsMismatch
+from tasks.onnx_cost import OnnxCost, onnx_cost
+from tasks.onnx_graph import signature, strip
+
+Specs = tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class OnnxTeacher:
+    """The stripped file, its raw inputs and outputs, and its cost at batch 1."""
+
+    data: bytes
+    inputs: Specs
+    outputs: Specs
+    cost: OnnxCost
+
+
+def read_onnx(data: bytes, said: str, *, wanted: Specs, classes: int | None) -> OnnxTeacher:
+    """Check and strip the file.
+
+    Args:
+        said: the file as the user named it, for messages.
+        wanted: the raw inputs that the workload gives (name, datatype, shape; -1 = free).
+        classes: how many classes the first output must score; None = any output will do.
+
+    Raises:
+        WeightsMismatch: it is no ONNX model in one file, its batch is fixed, it wants other inputs, or its first
+            output is not the classes' scores.
+    """
+    try:
+        model = ModelProto.FromString(data)
+    except Exception as error:  # protobuf's DecodeError
+        raise WeightsMismatch(f"weights {said!r} is no ONNX model: {error}; export it again") from error
+    _refuse_external(model, said)
+    try:
+        onnx.checker.check_model(model)
+        inputs, outputs = signature(model)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        raise WeightsMismatch(f"weights {said!r} is no valid ONNX model: {error}; export it again") from error
+    wrong = [f"{what} {s.name!r} has shape {list(s.shape)}" for what, s in _fixed_batch(inputs, outputs)]
+    if wrong:
+        raise WeightsMismatch(
+            f"weights {said!r} fixes the batch: {', '.join(wrong)}; the first dimension must be free: export with "
+            'dynamic_shapes={"<input>": {0: Dim("batch")}}'
+        )
+    wrong = list(_misfits(inputs, wanted))
+    if wrong:
+        raise WeightsMismatch(
+            f"weights {said!r} does not take what the workload gives: {'; '.join(wrong)}. The file must take the raw "
+            "inputs, its preprocessing inside; or let the workload's batch() give what it takes"
+        )
+    first = outputs[0]
+    if classes is not None and (first.datatype != "FP32" or first.shape[1:] not in ((classes,), (-1,))):
+        raise WeightsMismatch(
+            f"weights {said!r}: its first output {first.name!r} is {first.datatype}{list(first.shape)}; it must be the "
+            f"scores of the {classes} classes, FP32[-1, {classes}]: put that output first"
+        )
+    return OnnxTeacher(strip(model), inputs, outputs, onnx_cost(model))
+
+
+def _refuse_external(model: ModelProto, said: str) -> None:
+    external = [t.name for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL]
+    if external:
+        raise WeightsMismatch(
+            f"weights {said!r} keeps {len(external)} tensors in another file; save it as one file: "
+            "onnx.save(onnx.load(path), path, save_as_external_data=False), or torch.onnx.export(external_data=False)"
+        )
+
+
+def _fixed_batch(inputs: Specs, outputs: Specs) -> list[tuple[str, TensorSpec]]:
+    named = [("input", s) for s in inputs] + [("output", s) for s in outputs]
+    return [(what, spec) for what, spec in named if not spec.shape or spec.shape[0] != -1]
+
+
+def _misfits(inputs: Specs, wanted: Specs) -> list[str]:
+    takes, gives = ({s.name: s for s in specs} for specs in (inputs, wanted))
+    wrong = [f"it has no input {name!r}" for name in gives if name not in takes]
+    wrong += [f"it wants an input {name!r}" for name in takes if name not in gives]
+    for name in takes.keys() & gives.keys():
+        here, there = takes[name], gives[name]
+        fits = len(here.shape) == len(there.shape) and all(
+            a == b or -1 in (a, b) for a, b in zip(here.shape, there.shape, strict=True)
+        )
+        if here.datatype != there.datatype or not fits:
+            wrong.append(
+                f"input {name!r} is {here.datatype}{list(here.shape)}, the data {there.datatype}{list(there.shape)}"
+            )
+    return wrong
