@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from prefect import State
     from rich.console import Console
 
     from flows.spec import PipelineSpec
@@ -112,7 +113,7 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool) -> int:
     with _Progress(console, quiet=as_json or not console.is_terminal) as progress:
         token = listener.set(progress.tell)
         try:
-            compress(spec, run_id=run_id, return_state=True)
+            state: State[Any] = compress(spec, run_id=run_id, return_state=True)
         finally:
             listener.reset(token)
             launch.end_standbys()
@@ -123,8 +124,8 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool) -> int:
             f"interrupted; finished stages are kept. Continue with: winnow run {os.environ['WINNOW_SPEC']}", err=True
         )
         return 130
-    if report is None:
-        click.secho("the run could not begin; see the log of the Prefect run", fg="red", err=True)
+    if report is None:  # it could not even begin: the store or Prefect refused
+        state.result()
         return 1
     written = log_folder(run_id) / "report"
     if folder is not None and written.is_dir():

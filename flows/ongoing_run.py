@@ -16,12 +16,15 @@ from typing import Any
 from prefect.runtime import flow_run
 
 from flows.dead_runs import mark_dead_runs
+from flows.lineage import Made
 from flows.spec import PipelineSpec, resolve_device
 from model_registry.owner import Owner
 from model_registry.store import Store, StoreError
 from tasks.errors import GateFailed, Interrupted
+from tasks.evidence.decision import Decision
 from tasks.journal import Journal, Line, journal
-from tasks.report.run_report import RunError, RunReport, StageLine, save_run
+from tasks.report.pages import write_report
+from tasks.report.run_report import RunError, RunReport, StageLine, describe_variants, save_run
 from tasks.stage import Job
 from tasks.stage_cache import log_folder
 
@@ -41,9 +44,55 @@ class OngoingRun:
         """Change fields of the report."""
         self.report = RunReport.model_validate({**dict(self.report), **changes})
 
-    def skip(self, stage: str, reason: str) -> None:
-        """Note a stage that the spec leaves out."""
-        self.journal.add(Line(stage, "skipped", 0.0, reason=reason))
+    def note(self, text: str) -> None:
+        """Add a sentence to the report."""
+        self.update(notes=(*self.report.notes, text))
+
+    def describe(self, made: Made) -> None:
+        """Put what was made and measured into the report."""
+        self.update(**describe_variants(made.measurements, made.parents), warnings=made.warnings)
+        for text in made.findings:
+            self.note(text)
+        for name in ("distill", "prune", "quantize"):
+            if getattr(self.spec, name) is None:
+                self.journal.add(Line(name, "skipped", 0.0, reason="not in the spec"))
+        self.save()
+
+    def decide(self, decision: Decision | None) -> None:
+        """Put the gates' decision into the report."""
+        if decision is not None:
+            self.update(decision=decision, chosen=decision.chosen, champion=decision.champion)
+
+    def settle(self, error: BaseException) -> None:
+        """The run ends with this error: say as what, in which stage, why and how to go on."""
+        stage, cause = self.journal.failure or ("flow", error)
+        interrupted = isinstance(error, KeyboardInterrupt | Interrupted | SystemExit)
+        log = log_folder(self.job.run_id) / f"{stage.replace(':', '-')}.log"
+        self.update(
+            status="refused" if isinstance(error, GateFailed) else "interrupted" if interrupted else "failed",
+            error=RunError(
+                stage=stage,
+                type=type(cause).__name__,
+                message=str(cause),
+                log=str(log) if log.exists() else None,
+                resume=f"winnow run {os.environ.get('WINNOW_SPEC', self.spec.model)}",
+            ),
+        )
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Tags that lead from MLflow back to Prefect and git."""
+        tags = {
+            "prefect.flow_run_id": self.report.prefect_run,
+            "prefect.flow_run_url": self.report.links.get("prefect"),
+            "mlflow.source.git.commit": self.report.git_commit,
+        }
+        return {name: value for name, value in tags.items() if value}
+
+    @property
+    def pages(self) -> Path:
+        """Where report.html and its companions are written."""
+        return log_folder(self.job.run_id) / "report"
 
     def save(self) -> RunReport:
         """Write the report to the store and beside the run's logs."""
@@ -81,7 +130,7 @@ def make_job(spec: PipelineSpec, run_id: str) -> Job:
 
 @contextmanager
 def open_run(spec: PipelineSpec, run_id: str | None = None) -> Iterator[OngoingRun]:
-    """Begin a run; whatever happens in the body, its record ends as released, registered, refused, failed or interrupted.
+    """Begin a run; whatever happens in the body, its record ends as what became of it.
 
     Raises:
         StoreUnavailable, StoreDenied: before anything is recorded.
@@ -114,24 +163,13 @@ def open_run(spec: PipelineSpec, run_id: str | None = None) -> Iterator[OngoingR
 
 
 def _failed(run: OngoingRun, error: BaseException) -> None:
-    stage, cause = run.journal.failure or ("flow", error)
-    interrupted = isinstance(error, KeyboardInterrupt | Interrupted | SystemExit)
-    status = "refused" if isinstance(error, GateFailed) else "interrupted" if interrupted else "failed"
-    log = log_folder(run.job.run_id) / f"{stage.replace(':', '-')}.log"
-    run.update(
-        status=status,
-        error=RunError(
-            stage=stage,
-            type=type(cause).__name__,
-            message=str(cause),
-            log=str(log) if log.exists() else None,
-            resume=f"winnow run {os.environ.get('WINNOW_SPEC', run.spec.model)}",
-        ),
-    )
+    if run.report.status not in {"refused", "failed", "interrupted"}:
+        run.settle(error)
     try:
         run.save()
-    except StoreError as lost:  # the store may be the very thing that failed; report.json beside the logs is written
-        error.add_note(f"and the run's record could not be written to the store: {lost}")
+        write_report(run.report, run.pages)
+    except (StoreError, OSError) as lost:  # what failed may be the store or the disk; the first error is what counts
+        error.add_note(f"and the run's record or report could not be written: {lost}")
 
 
 def _git_commit(folder: Path) -> str | None:

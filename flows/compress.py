@@ -1,0 +1,148 @@
+"""The main flow: train -> distill -> prune -> quantize -> validate -> register -> deploy, as it is, top to bottom."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import State, flow
+from prefect.states import Failed
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from flows.champion import refused_decision, standing_champion
+from flows.conclusion import concluding, curl_line
+from flows.lineage import CONTROL, Made, Step
+from flows.ongoing_run import OngoingRun, make_job, open_run
+from flows.spec import PipelineSpec, load_spec
+from model_registry.store import CorruptObject, ObjectMissing
+from tasks.data import check_data, data_ref
+from tasks.deploy import deploy
+from tasks.distill import distill
+from tasks.errors import GateFailed
+from tasks.export import export
+from tasks.measure import measure, measurement_of
+from tasks.prune import prune
+from tasks.quantize import quantize
+from tasks.register import register
+from tasks.report.run_report import RunReport
+from tasks.stage import Job
+from tasks.stage_cache import Plan, PlanLine, planning
+from tasks.track import track
+from tasks.train import TrainSpec, bring, train
+from tasks.validate import decision_of, refuse_hopeless, validate
+
+RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=2)
+
+
+@flow(name="compress", task_runner=RUNNER, persist_result=False)
+def compress(
+    spec: PipelineSpec | str = "digits", overrides: list[str] | None = None, run_id: str | None = None
+) -> RunReport | State[RunReport]:
+    """Make a model small, prove that it is as good, and put it behind the endpoint.
+
+    Args:
+        spec: the whole spec, or the name or path of one.
+        overrides: changes to a spec given by name, such as ``prune.ratio=0.2``.
+        run_id: its name in the store, MLflow and the logs; made up where absent.
+    """
+    spec = spec if isinstance(spec, PipelineSpec) else load_spec(spec, overrides or [])
+    try:
+        with open_run(spec, run_id) as run:
+            try:
+                made = make_variants(run.job, spec)
+            except (CorruptObject, ObjectMissing):
+                # What is broken was quarantined when it was opened: walking again makes it anew and reuses the rest.
+                made = make_variants(run.job, spec)
+            return release(run, made)
+    except GateFailed as refusal:
+        return Failed(name="Refused", message=refusal.message)
+
+
+def make_variants(job: Job, spec: PipelineSpec) -> Made:
+    """The chain from the data to every variant, measured. Each step is looked up before it is computed."""
+    data = check_data(job, spec.data)
+    checked = data_ref(data)
+    refuse_hopeless(spec.gates, checked)
+
+    brought = bring(job, spec.teacher, data=checked) if spec.teacher else None
+    trained = brought or train(job, spec.train or TrainSpec(), data=checked)
+    teacher = student = trained.variant
+    models = [Step(trained)]
+    if spec.distill:  # the student, and its control trained without the teacher
+        distilled = distill(job, spec.distill, data=checked, teacher=teacher)
+        models.append(Step(distilled, (teacher,)))
+        student = distilled.variants[0]
+    if spec.prune:
+        pruned = prune(job, spec.prune, data=checked, parent=student, teacher=teacher)
+        models.append(Step(pruned, (teacher, student)))
+
+    exported = [Step(trained)]  # an ONNX file that was brought enters here
+    if teacher.format == "torch":
+        futures = [(v, export.submit(job, spec.export, data=checked, parent=v)) for m in models for v in m.variants]
+        exported = [Step(future.result(), (model,)) for model, future in futures]
+    quantized = []
+    if spec.quantize:
+        floats = [v for e in exported for v in e.variants if not v.name.startswith(CONTROL)]
+        futures = [(v, quantize.submit(job, spec.quantize, data=checked, parent=v)) for v in floats]
+        quantized = [Step(future.result(), (model,)) for model, future in futures]
+
+    variants = [v for s in [*exported, *quantized] for v in s.variants]
+    baseline = measure(job, spec.measure, data=checked, variant=variants[0])
+    measured = [measure(job, spec.measure, data=checked, variant=v, baseline=baseline) for v in variants[1:]]
+    return Made(data, checked, (*models, *exported, *quantized), (baseline, *measured))
+
+
+def release(run: OngoingRun, made: Made) -> RunReport:
+    """From measured variants to the champion: proven on the test split, tracked, registered, deployed."""
+    job, spec, checked = run.job, run.spec, made.checked
+    champion = standing_champion(run, made)
+    opponent = None
+    if champion:
+        opponent = measure(job, spec.measure, data=checked, variant=champion.variant, baseline=made.measured[0])
+    run.describe(made)
+
+    decision = refusal = None
+    try:
+        proof = validate(
+            job,
+            spec.gates,
+            data=checked,
+            baseline=made.baseline,
+            candidates=made.candidates,
+            champion=measurement_of(opponent) if opponent else None,
+            predict_batch=spec.measure.predict_batch,
+        )
+        decision = decision_of(proof)
+    except GateFailed as error:
+        refusal, decision = error, refused_decision(error)
+    run.decide(decision)
+    rows = made.rows(run.report.chosen)
+    tracked = track(job, data=checked, rows=rows, origin=run.origin, links=run.report.links)
+
+    with concluding(run, made, rows, tracked):  # MLflow's run ends as ours does, whatever happens
+        if refusal or decision is None:
+            raise refusal or AssertionError("no decision and no refusal")
+        chosen = made.of(decision.chosen)
+        version = register(job, data=checked, variant=chosen.variant, measurement=chosen.measurement, tracked=tracked)
+        run.update(status="registered", version=version)
+        if spec.deploy:
+            deployed = deploy(
+                job.store,
+                job.model,
+                spec.deploy,
+                version=version,
+                digest=decision.chosen,
+                champion_seq=champion.entry.seq if champion else 0,
+            )
+            run.update(status="released", endpoint=deployed.url, curl=curl_line(run.store, made, chosen, deployed.url))
+    return run.report
+
+
+def plan(spec: PipelineSpec) -> list[PlanLine]:
+    """What a run of the spec would compute or reuse up to the measurements, and why. Computes nothing."""
+    plan = Plan()
+    token = planning.set(plan)
+    try:
+        make_variants(make_job(spec, "plan"), spec)
+    finally:
+        planning.reset(token)
+    return plan.lines

@@ -1,0 +1,108 @@
+"""How a run ends: its report is written, MLflow's run ends as ours did, Prefect shows table, plot and links."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
+
+from flows.lineage import Made, Measured
+from flows.ongoing_run import OngoingRun
+from model_registry.run_page import VariantRun
+from model_registry.store import Store
+from tasks.errors import Interrupted
+from tasks.report.pages import write_report
+from tasks.report.run_report import RunReport
+from tasks.splits import read_split
+from tasks.track import Tracked, conclude
+
+DATA_DOCS = "data_docs.html"
+_INLINE_ELEMENTS = 256
+
+
+@contextmanager
+def concluding(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: Tracked) -> Iterator[None]:
+    """Whatever happens in the body, write the report and end MLflow's run with the same status."""
+    run.update(links={**run.report.links, "mlflow": tracked.run.url})
+    try:
+        yield
+    except BaseException as error:
+        run.settle(error)
+        if not isinstance(error, KeyboardInterrupt | Interrupted):  # then there is no time; MLflow's run is ended later
+            _conclude(run, made, rows, tracked)
+        raise
+    _conclude(run, made, rows, tracked)
+
+
+def _conclude(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: Tracked) -> None:
+    report = run.save()
+    written = write_report(report, run.pages)
+    docs = made.data.file(DATA_DOCS)
+    if docs is not None:
+        written[DATA_DOCS] = run.store.fetch(docs, run.pages / DATA_DOCS)
+    tags = {"winnow.version": str(report.version or ""), "winnow.endpoint": report.endpoint or ""}
+    conclude(
+        tracked,
+        status=report.status,
+        rows=tuple(rows),
+        files=written,
+        tags={name: value for name, value in tags.items() if value},
+        links=report.links,
+    )
+    _show_in_prefect(report, tracked)
+
+
+def curl_line(store: Store, made: Made, chosen: Measured, url: str) -> str:
+    """A command that sends one raw row of the validation split to the endpoint, as a person would paste it."""
+    names = {spec.name: spec for spec in chosen.variant.inputs}
+    columns = read_split(store, made.checked, "validation")
+    inputs = [
+        {
+            "name": name,
+            "shape": [1, *columns[name].shape[1:]],
+            "datatype": spec.datatype,
+            "data": [int(v) if float(v).is_integer() else float(v) for v in np.ravel(columns[name][0])],
+        }
+        for name, spec in names.items()
+    ]
+    body: dict[str, object] = {"inputs": inputs}
+    if made.checked.labels:
+        body["outputs"] = [{"name": "label"}, {"name": "probability"}]
+    text = json.dumps(body, separators=(",", ":"))
+    if sum(len(item["data"]) for item in inputs) > _INLINE_ELEMENTS:
+        return f"curl -s {url}/infer -d @{_request_file(text, made)}"
+    return f"curl -s {url}/infer -d '{text}'"
+
+
+def _request_file(text: str, made: Made) -> Path:
+    home = Path(os.environ.get("WINNOW_HOME", ".winnow")).absolute()
+    path = home / "requests" / f"{made.checked.fingerprint[:16]}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _show_in_prefect(report: RunReport, tracked: Tracked) -> None:
+    table = [
+        {
+            "variant": row.name + (" (chosen)" if row.digest == report.chosen else ""),
+            report.metric.name if report.metric else "metric": f"{row.metric.value:.4f}",
+            "KB": f"{row.bytes / 1000:.1f}",
+            "p50 ms": f"{row.p50_ms:.3f}",
+            "p95 ms": f"{row.p95_ms:.3f}",
+            "per s": f"{row.throughput:.0f}",
+            "MB": f"{row.peak_rss_bytes / 1e6:.0f}",
+        }
+        for row in report.variants
+    ]
+    key = "".join(c if c.isalnum() else "-" for c in report.model.lower())
+    create_table_artifact(table, key=f"{key}-variants", description=f"Variants of {report.model}: {report.status}")
+    plot = f"{os.environ['MLFLOW_TRACKING_URI']}/get-artifact?path=pareto.png&run_uuid={tracked.run.mlflow_id}"
+    create_image_artifact(image_url=plot, key=f"{key}-pareto", description="Accuracy against latency, by file size")
+    for name, url in {**report.links, **({"endpoint": report.endpoint} if report.endpoint else {})}.items():
+        create_link_artifact(link=url, link_text=name, key=f"{key}-{name.replace(' ', '-')}")

@@ -1,0 +1,114 @@
+"""What a run made, and from what: the outcomes of the chain as rows for MLflow, the report and the gates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from model_registry.manifest import FileEntry
+from model_registry.measurement import Measurement
+from model_registry.run_page import VariantRun
+from model_registry.variant import Variant
+from tasks.evidence.pareto import pareto_digests
+from tasks.measure import measurement_of
+from tasks.splits import DataRef
+from tasks.stage import Outcome
+
+CONTROL = "control"
+"""Name of the student trained without the teacher: it shows what distillation gained and is never released."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One outcome and the variants it was made from."""
+
+    outcome: Outcome
+    parents: tuple[Variant, ...] = ()
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        return self.outcome.variants
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A variant and its measurement on validation."""
+
+    variant: Variant
+    measurement: Measurement
+
+
+@dataclass(frozen=True)
+class Made:
+    """Everything the chain made. ``steps`` in order; ``measured`` with the baseline first."""
+
+    data: Outcome
+    checked: DataRef
+    steps: tuple[Step, ...]
+    measured: tuple[Outcome, ...]
+
+    @cached_property
+    def measurements(self) -> tuple[Measurement, ...]:
+        """On validation, the baseline first; one per digest (two ways may lead to the same file)."""
+        return tuple({m.digest: m for m in map(measurement_of, self.measured)}.values())
+
+    @property
+    def baseline(self) -> Measurement:
+        """The teacher as exported, or the file that was brought."""
+        return self.measurements[0]
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What the data checks found that does not stop a run."""
+        return tuple(str(warning) for warning in self.data.values.get("warnings", ()))
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """Sentences of the stages for the report, such as what distillation gained over its control."""
+        return tuple(str(step.outcome.values["finding"]) for step in self.steps if "finding" in step.outcome.values)
+
+    @cached_property
+    def variants(self) -> dict[str, Variant]:
+        """Every variant by digest."""
+        return {v.digest: v for step in self.steps for v in step.variants}
+
+    @cached_property
+    def parents(self) -> dict[str, tuple[str, ...]]:
+        """Digests of what each variant was made from."""
+        return {v.digest: tuple(p.digest for p in s.parents) for s in self.steps for v in s.variants}
+
+    @property
+    def candidates(self) -> tuple[Measurement, ...]:
+        """What may be released: every measured variant but the baseline and the control."""
+        return tuple(m for m in self.measurements[1:] if not m.name.startswith(CONTROL))
+
+    def of(self, digest: str) -> Measured:
+        """The variant of that digest with its measurement; KeyError if it was not measured."""
+        return Measured(self.variants[digest], {m.digest: m for m in self.measurements}[digest])
+
+    def rows(self, chosen: str | None = None) -> tuple[VariantRun, ...]:
+        """One row per measured variant, the baseline first."""
+        front = pareto_digests(self.measurements)
+        return tuple(
+            VariantRun(
+                variant=self.variants[m.digest],
+                measurement=m,
+                parents=self.parents[m.digest],
+                method=self.variants[m.digest].stage,
+                history=self._history(m.digest),
+                pareto=m.digest in front,
+                chosen=m.digest == chosen,
+            )
+            for m in self.measurements
+        )
+
+    def _history(self, digest: str) -> FileEntry | None:
+        """The training curves of the variant, or of the nearest ancestor that was trained."""
+        for step in self.steps:
+            if digest in {v.digest for v in step.variants}:
+                name = self.variants[digest].name
+                found = step.outcome.file(f"{name}.history.jsonl") or step.outcome.file("history.jsonl")
+                if found or not step.parents:
+                    return found
+                return self._history(step.parents[-1].digest)
+        return None

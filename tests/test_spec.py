@@ -1,0 +1,96 @@
+"""Specs: what is accepted, what is refused, and that a refusal names key, value, rule and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flows.spec import SPECS, PipelineSpec, load_spec
+from tasks.errors import SpecError
+
+SMALL = "schema: 1\nmodel: m\nworkload: mine_workload:Mine\n"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "spec.yaml"
+    file.write_text(SMALL)
+    return file
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in SPECS.glob("*.yaml")))
+def test_shipped_specs_are_valid_and_say_how_to_run_them(name: str) -> None:
+    spec = load_spec(name)
+    first = (SPECS / f"{name}.yaml").read_text().splitlines()[0]
+    assert first.startswith("#")
+    assert "winnow run" in (SPECS / f"{name}.yaml").read_text()
+    assert PipelineSpec.model_validate(spec.model_dump(mode="json", by_alias=True)) == spec
+
+
+def test_absent_stages_are_skipped_and_empty_ones_take_defaults(path: Path) -> None:
+    spec = load_spec(path)
+    assert (spec.distill, spec.prune, spec.quantize) == (None, None, None)
+    path.write_text(SMALL + "distill: {}\nprune: {}\nquantize: {}\n")
+    spec = load_spec(path)
+    assert spec.distill is not None
+    assert spec.prune is not None
+    assert spec.quantize is not None
+
+
+def test_the_specs_own_folder_is_where_its_workload_is_looked_for(path: Path) -> None:
+    assert load_spec(path).workload.folder == str(path.parent)
+
+
+def test_overrides(path: Path) -> None:
+    spec = load_spec(path, ["seed=7", "prune.ratio=0.2", "workload.arguments.rows=5", "deploy=false"])
+    assert spec.seed == 7
+    assert spec.prune is not None
+    assert spec.prune.ratio == 0.2
+    assert spec.workload.path == "mine_workload:Mine"
+    assert spec.workload.arguments == {"rows": 5}
+    assert spec.deploy is False
+
+
+@pytest.mark.parametrize("override", ["seed", "=3", "a..b=3", ".a=1"])
+def test_a_malformed_override_shows_the_form(path: Path, override: str) -> None:
+    with pytest.raises(SpecError, match=r"must look like prune\.ratio=0\.2"):
+        load_spec(path, [override])
+
+
+def test_all_errors_at_once_with_the_users_spelling(path: Path) -> None:
+    path.write_text(SMALL + "sede: 1\nseed: minus one\nprune: {ratio: 3}\nlimits: {training: {seconds: 1}}\n")
+    with pytest.raises(SpecError) as caught:
+        load_spec(path)
+    text = str(caught.value)
+    assert "sede: unknown key; did you mean 'seed'?" in text
+    assert "seed: 'minus one' is refused" in text
+    assert "prune.ratio: 3 is refused" in text
+    assert "training" in text
+
+
+def test_teacher_and_train_exclude_each_other(path: Path) -> None:
+    path.write_text(SMALL + "teacher: {weights: w.safetensors}\ntrain: {}\n")
+    with pytest.raises(SpecError, match="exclude each other"):
+        load_spec(path)
+
+
+def test_what_is_not_a_spec(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"no spec 'nowhere'.*digits"):
+        load_spec("nowhere")
+    for content, says in (("a: [", "is not YAML"), ("- 1\n- 2\n", "holds list"), ("", "holds NoneType")):
+        (tmp_path / "bad.yaml").write_text(content)
+        with pytest.raises(SpecError, match=says):
+            load_spec(tmp_path / "bad.yaml")
+
+
+@given(st.dictionaries(st.text(max_size=8), st.one_of(st.none(), st.integers(), st.text(max_size=5)), max_size=5))
+def test_any_document_is_a_spec_or_a_spec_error(document: dict[str, object]) -> None:
+    from flows.spec import parse_spec
+
+    try:
+        parse_spec(dict(document), "here")
+    except SpecError as error:
+        assert str(error).startswith("here is not a valid spec:\n")

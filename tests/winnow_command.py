@@ -1,0 +1,77 @@
+"""Runs the ``winnow`` command as a user does: a process of its own, in a folder of its own, against the test stack."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+WINNOW = [sys.executable, "-P", "-m", "flows.cli"]
+_OURS = ("AWS_", "WINNOW_", "PREFECT_", "MLFLOW_")
+_KEPT = ("WINNOW_TEST_SESSION",)
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """A user's environment: nothing of ours but what is given."""
+    clean = {k: v for k, v in os.environ.items() if k in _KEPT or not k.startswith(_OURS)}
+    return {**clean, **extra}
+
+
+class Winnow:
+    """The command in one folder, with one environment."""
+
+    def __init__(self, folder: Path, home: Path, **extra: str) -> None:
+        self.folder, self.home = folder, home
+        self.environment = environment(WINNOW_HOME=str(home), **extra)
+
+    def __call__(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        """Run it to its end."""
+        return subprocess.run(
+            [*WINNOW, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start it and return at once."""
+        return subprocess.Popen(
+            [*WINNOW, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def report(self, *arguments: str, code: int = 0) -> dict[str, Any]:
+        """Run ``winnow run ... --json`` and return its report; asserts the exit code."""
+        done = self("run", *arguments, "--json")
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        report: dict[str, Any] = json.loads(done.stdout)
+        return report
+
+
+def wait_for(condition: Callable[[], Any], *, seconds: float = 60, what: str = "it", every: float = 0.1) -> Any:
+    """The condition's first true value; fails the test if there is none in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        value = condition()
+        if value:
+            return value
+        time.sleep(every)
+    raise AssertionError(f"{what} did not happen within {seconds:g} s")
+
+
+def stage_lines(report: Mapping[str, Any]) -> dict[str, str]:
+    """Stage name to status."""
+    return {line["name"]: line["status"] for line in report["stages"]}
