@@ -134,13 +134,13 @@ def decided(variant: Measurement, baseline: Measurement, *, passed: bool = True)
     meaning = "95 % bound of the loss of accuracy against the baseline, same 359 samples"
     gates = (
         GateResult(
-            gate="non_inferior_to_baseline", meaning=meaning, value=paired.bound, limit=0.02, passed=passed
+            gate="non_inferior_to_baseline", meaning=meaning, value=paired.bound, limit=0.02, unit="loss", passed=passed
         ),
-        GateResult(gate="per_class", meaning="largest loss within one class (8)", value=0.042, limit=0.1, passed=True),
-        GateResult(gate="size", meaning="bytes", value=variant.bytes, limit=200_000, passed=True),
+        GateResult(gate="per_class", meaning="largest loss (8)", value=0.042, limit=0.1, unit="loss", passed=True),
+        GateResult(gate="size", meaning="bytes", value=variant.bytes, limit=200_000, unit="bytes", passed=True),
         GateResult(
             gate="faster", meaning="speed-up over the baseline, lower end of the 95 % interval", value=0.97,
-            limit=1.0, at_most=False, severity="warning", passed=False,
+            limit=1.0, unit="ratio", at_most=False, severity="warning", passed=False,
         ),
     )  # fmt: skip
     return Decision(

@@ -119,7 +119,7 @@ def test_a_refusal_names_gates_and_variants_and_is_not_cached(case: Case) -> Non
     assert decision["status"] == "refused" and decision["champion"] == case.good.digest
     refused = [g["gate"] for g in decision["gates"] if not g["passed"]]
     assert "non_inferior_to_champion" in refused and "non_inferior_to_baseline" not in refused
-    assert "FAIL  non_inferior_to_champion" in text and "<= 0.02" in text
+    assert "FAIL  non_inferior_to_champion" in text and "<= 2.00 points" in text
     assert "bad is refused on the test split (300 samples)" in text
     assert "All variants, on validation" in text and "teacher" in text.split("All variants")[1]
     assert not case.store.list_records("stages/") or all(
@@ -147,11 +147,11 @@ def test_a_margin_that_can_never_be_proven_is_refused_before_training(case: Case
 
 def test_missing_numbers_never_pass() -> None:
     rows = [
-        GateRow(gate="nan", meaning="m", value=float("nan"), limit=1.0),
-        GateRow(gate="at_most", meaning="m", value=1.0, limit=1.0),
-        GateRow(gate="above", meaning="m", value=1.01, limit=1.0),
-        GateRow(gate="at_least", meaning="m", value=0.9, limit=0.8, at_most=False),
-        GateRow(gate="below", meaning="m", value=0.7, limit=0.8, at_most=False, severity="warning"),
+        GateRow(gate="nan", meaning="m", value=float("nan"), limit=1.0, unit="loss"),
+        GateRow(gate="at_most", meaning="m", value=1.0, limit=1.0, unit="loss"),
+        GateRow(gate="above", meaning="m", value=1.01, limit=1.0, unit="loss"),
+        GateRow(gate="at_least", meaning="m", value=0.9, limit=0.8, unit="loss", at_most=False),
+        GateRow(gate="below", meaning="m", value=0.7, limit=0.8, unit="loss", at_most=False, severity="warning"),
     ]
     # In a process of its own, as the stage does it: Great Expectations takes seconds to import, and warns.
     code = (

@@ -8,8 +8,10 @@ from pydantic import Field
 
 from model_registry.measurement import Metric, PairedComparison
 from model_registry.variant import Frozen, Record
+from tasks.evidence.number_text import gate_number
 
 Severity = Literal["critical", "warning"]
+Unit = Literal["loss", "metric", "ms", "bytes", "ratio"]
 
 
 class GateRow(Frozen):
@@ -19,6 +21,7 @@ class GateRow(Frozen):
     meaning: str
     value: float
     limit: float
+    unit: Unit
     at_most: bool = True
     severity: Severity = "critical"
 
@@ -65,9 +68,19 @@ class Decision(Record):
 
     def gate_table(self) -> str:
         """The gates as aligned text, a line each."""
-        lines = []
-        for gate in self.gates:
-            mark = "ok  " if gate.passed else ("FAIL" if gate.severity == "critical" else "warn")
-            sign = "<=" if gate.at_most else ">="
-            lines.append(f"  {mark}  {gate.gate:<26} {gate.value:>12.6g} {sign} {gate.limit:<10.6g}  {gate.meaning}")
-        return "\n".join(lines)
+        metric = self.scored[0].metric.name if self.scored else ""
+        rows = [
+            (
+                "ok" if gate.passed else "FAIL" if gate.severity == "critical" else "warn",
+                gate.gate,
+                gate_number(gate.value, gate.unit, metric),
+                ("<= " if gate.at_most else ">= ") + gate_number(gate.limit, gate.unit, metric),
+                gate.meaning,
+            )
+            for gate in self.gates
+        ]
+        widths = [max((len(row[i]) for row in rows), default=0) for i in range(5)]
+        return "\n".join(
+            "  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )

@@ -18,25 +18,31 @@ def gate_rows(spec: GateSpec, variant: Scored, baseline: Scored, costs: Measurem
         if paired is not None:
             other = gate.rpartition("_")[2]
             meaning = f"95 % bound of the loss of {name} against the {other}, same {paired.samples} samples"
-            rows.append(GateRow(gate=gate, meaning=meaning, value=paired.bound, limit=margin))
+            rows.append(GateRow(gate=gate, meaning=meaning, value=paired.bound, limit=margin, unit="loss"))
     if spec.floor is not None:
+        value = variant.metric.value
         rows.append(
-            GateRow(gate="floor", meaning=name, value=variant.metric.value, limit=spec.floor, at_most=higher is False)
+            GateRow(gate="floor", meaning=name, value=value, limit=spec.floor, unit="metric", at_most=not higher)
         )
     loss = worst_class(variant, baseline)
     if spec.per_class_margin is not None and loss is not None:
         label, value = loss
         meaning = f"largest loss of {name} within one class ({label})"
-        rows.append(GateRow(gate="per_class", meaning=meaning, value=value, limit=spec.per_class_margin))
+        rows.append(GateRow(gate="per_class", meaning=meaning, value=value, limit=spec.per_class_margin, unit="loss"))
     if spec.max_p95_ms is not None:
-        rows.append(GateRow(gate="latency", meaning="p95 in ms", value=costs.p95_ms, limit=spec.max_p95_ms))
+        meaning = f"95th percentile latency, batch {costs.batch}"
+        rows.append(GateRow(gate="latency", meaning=meaning, value=costs.p95_ms, limit=spec.max_p95_ms, unit="ms"))
     if spec.max_bytes is not None:
-        rows.append(GateRow(gate="size", meaning="bytes", value=float(costs.bytes), limit=float(spec.max_bytes)))
+        rows.append(GateRow(gate="size", meaning="model file", value=costs.bytes, limit=spec.max_bytes, unit="bytes"))
     if costs.speedup is not None:
         # Not everybody compresses for speed, so this one only warns.
         meaning = "speed-up over the baseline, lower end of the 95 % interval"
         low = costs.speedup.interval[0]
-        rows.append(GateRow(gate="faster", meaning=meaning, value=low, limit=1.0, at_most=False, severity="warning"))
+        rows.append(
+            GateRow(
+                gate="faster", meaning=meaning, value=low, limit=1.0, unit="ratio", at_most=False, severity="warning"
+            )
+        )
     return tuple(rows)
 
 

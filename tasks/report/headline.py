@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.report.number_text import count_text, difference_text, metric_text, ms_text, points, size_text, times_text
+from tasks.evidence.number_text import count_text, difference_text, metric_text, ms_text, points, size_text, times_text
 from tasks.report.run_report import RunReport, VariantRow
 
 _TONES = {"released": "good", "registered": "good", "running": "warn", "interrupted": "warn"}
@@ -66,7 +66,8 @@ def _sentence(report: RunReport, state: str) -> str:
             return f"No compressed variant was good enough; the baseline {baseline.name} itself was taken. {end}."
         return f"{chosen.name} replaces {baseline.name}: {_gains(chosen, baseline)}. {_proof(report)}{end}."
     if state == "refused":
-        failed = [g.gate.replace("_", " ") for g in report.decision.gates if not g.passed] if report.decision else []
+        gates = report.decision.gates if report.decision else ()
+        failed = [g.gate.replace("_", " ") for g in gates if not g.passed and g.severity == "critical"]
         if chosen is None or not failed:
             return "The gates refused this run. Nothing was registered."
         return f"{chosen.name} came nearest and did not pass: {', '.join(failed)}. Nothing was registered."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 
 @dataclass(frozen=True)
@@ -48,35 +49,47 @@ _DISTANCES = (4.0, 12.0, 24.0, 38.0, 54.0, 74.0, 98.0, 126.0)
 _NEAR = 14.0
 
 
-def place_labels(spots: Sequence[Spot], obstacles: Sequence[Box], canvas: Box) -> list[Label]:
+def place_labels(spots: Sequence[Spot], obstacles: Sequence[Box], canvas: Box, *, unit: float = 1.0) -> list[Label]:
     """Place a label for each spot, greedily, the crowded ones last; deterministic.
 
     Args:
-        obstacles: what no label may cover besides points and other labels (error bars, lines).
+        obstacles: thin lines that labels had better not cross: error bars, the frontier.
         canvas: labels stay inside.
+        unit: pixels per point of the screen, for distances.
     """
     points = [Box(s.x - s.radius, s.y - s.radius, s.x + s.radius, s.y + s.radius) for s in spots]
     placed: dict[int, Label] = {}
-    crowd = [sum(math.hypot(a.x - b.x, a.y - b.y) < 90 for b in spots) for a in spots]
+    crowd = [sum(math.hypot(a.x - b.x, a.y - b.y) < 90 * unit for b in spots) for a in spots]
     for index in sorted(range(len(spots)), key=lambda i: (crowd[i], i)):
-        taken = [*points, *obstacles, *(label.box for label in placed.values())]
-        placed[index] = _place(spots[index], taken, canvas)
+        taken = [*points, *(label.box for label in placed.values())]
+        placed[index] = _place(spots[index], taken, obstacles, canvas, unit)
     return [placed[i] for i in range(len(spots))]
 
 
-def _place(spot: Spot, taken: Sequence[Box], canvas: Box) -> Label:
+def staircase(corners: Sequence[tuple[float, float]], thickness: float = 2.0) -> list[Box]:
+    """Boxes along a line that goes across, then up or down, from corner to corner."""
+    boxes, half = [], thickness / 2
+    for (x1, y1), (x2, y2) in pairwise(corners):
+        boxes.append(Box(min(x1, x2), y1 - half, max(x1, x2), y1 + half))
+        boxes.append(Box(x2 - half, min(y1, y2), x2 + half, max(y1, y2)))
+    return boxes
+
+
+def _place(spot: Spot, taken: Sequence[Box], lines: Sequence[Box], canvas: Box, unit: float) -> Label:
+    """The cheapest place: never on a point or label if that can be, rather near than clear of every line."""
     best: tuple[float, Label] | None = None
     for distance in _DISTANCES:
         for angle in _DIRECTIONS:
-            box = _beside(spot, angle, distance)
-            outside = (
-                box.right > canvas.right or box.left < canvas.left or box.low < canvas.low or box.high > canvas.high
+            box = _beside(spot, angle, distance * unit)
+            inside = canvas.left <= box.left and box.right <= canvas.right and canvas.low <= box.low
+            cost = (
+                0.4 * distance
+                + 12.0 * sum(box.overlap(line) > 0 for line in lines)
+                + sum(1e3 + box.overlap(other) for other in taken if box.overlap(other) > 0)
+                + (0.0 if inside and box.high <= canvas.high else 1e6)
             )
-            cost = sum(box.overlap(other) for other in taken) + (1e6 if outside else 0.0)
             if best is None or cost < best[0]:
                 best = cost, Label(box, _leader(spot, box) if distance >= _NEAR else None)
-            if cost == 0.0:
-                return best[1]
     assert best is not None
     return best[1]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.report import number_text
+from tasks.evidence import number_text
 from tasks.report.headline import headline, tiles
 from tasks.report.pareto_svg import pareto_svg
 from tasks.report.plot_points import plot_stages
@@ -19,7 +19,7 @@ _MAX_CLASSES = 40
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class on the test split; ``share`` is the chosen variant's metric as a percentage of the best class."""
+    """One class on the test split; ``share`` is its difference as a percentage of the largest one."""
 
     label: str
     baseline: float
@@ -92,17 +92,15 @@ def _classes(report: RunReport) -> list[ClassRow]:
         return []
     chosen, baseline = scored["chosen"], scored["baseline"]
     sign = 1.0 if chosen.metric.better == "higher" else -1.0
-    top = max(m.value for m in chosen.per_class.values()) or 1.0
-    return [
-        ClassRow(
-            label=label,
-            baseline=baseline.per_class[label].value,
-            chosen=metric.value,
-            difference=sign * (metric.value - baseline.per_class[label].value),
-            share=100 * max(0.0, metric.value) / top if top > 0 else 0.0,
-        )
+    pairs = {
+        label: (baseline.per_class[label].value, metric.value)
         for label, metric in chosen.per_class.items()
         if label in baseline.per_class
+    }
+    largest = max((abs(after - before) for before, after in pairs.values()), default=0.0) or 1.0
+    return [
+        ClassRow(label, before, after, sign * (after - before), 100 * abs(after - before) / largest)
+        for label, (before, after) in pairs.items()
     ]
 
 
@@ -129,6 +127,7 @@ def _environment(report: RunReport, *, escape: bool) -> Any:
     environment.filters |= {
         "metric": lambda value: number_text.metric_text(value, name),
         "metric_range": lambda interval: number_text.metric_range(interval, name),
+        "gate": lambda value, unit: number_text.gate_number(value, unit, name),
         "difference": lambda value: number_text.difference_text(value, name),
         "ms": number_text.ms_text,
         "ms_range": number_text.ms_range,

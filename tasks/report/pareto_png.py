@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
-from tasks.report.label_layout import Box, Spot, place_labels
-from tasks.report.number_text import is_share
+from tasks.evidence.number_text import is_share
+from tasks.report.label_layout import Box, Spot, place_labels, staircase
 from tasks.report.plot_points import PlotPoint, frontier, plot_points, plot_stages
 from tasks.report.run_report import RunReport
 
@@ -82,8 +82,8 @@ def _draw(report: RunReport, points: list[PlotPoint], axes: Any, canvas: Any) ->
             xerr=_arms(point.latency, point.latency_interval),
             yerr=_arms(factor * point.metric, (factor * point.metric_interval[0], factor * point.metric_interval[1])),
             color=colour,
-            alpha=0.6 if strong else 0.3,
-            linewidth=1.3,
+            alpha=0.5 if strong else 0.25,
+            linewidth=1.2,
             zorder=2,
         )
         axes.scatter(
@@ -102,13 +102,23 @@ def _draw(report: RunReport, points: list[PlotPoint], axes: Any, canvas: Any) ->
         for i, stage in enumerate(plot_stages(report))
     ]
     axes.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(0, -0.1), ncols=len(handles), frameon=False, labelcolor=_SOFT
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(0, -0.1),
+        ncols=len(handles),
+        frameon=False,
+        labelcolor=_SOFT,
+        fontsize=9,
+        handletextpad=0.1,
+        columnspacing=1.2,
     )
     canvas.draw()  # the layout must stand before labels can be placed in pixels
-    _label(points, factor, axes, canvas)
+    _label(points, factor, axes, canvas, [*((p.latency, factor * p.metric) for p in line)])
 
 
-def _label(points: list[PlotPoint], factor: float, axes: Any, canvas: Any) -> None:
+def _label(points: list[PlotPoint], factor: float, axes: Any, canvas: Any, line: list[tuple[float, float]]) -> None:
+    from matplotlib.patheffects import withStroke
+
     to_pixels, to_data = axes.transData.transform, axes.transData.inverted().transform
     scale = _DPI / 72
     spots, bars, texts = [], [], []
@@ -121,6 +131,7 @@ def _label(points: list[PlotPoint], factor: float, axes: Any, canvas: Any) -> No
             color=_INK if point.pareto or point.chosen or point.baseline else _SOFT,
             fontweight="bold" if point.chosen or point.baseline else "normal",
             zorder=5,
+            path_effects=[withStroke(linewidth=3, foreground="white")],
         )
         size = text.get_window_extent(canvas.get_renderer())
         x, y = to_pixels((point.latency, factor * point.metric))
@@ -130,8 +141,10 @@ def _label(points: list[PlotPoint], factor: float, axes: Any, canvas: Any) -> No
         low, high = sorted(to_pixels((point.latency, factor * v))[1] for v in point.metric_interval)
         bars += [Box(left, y - 2, right, y + 2), Box(x - 2, low, x + 2, high)]
     frame = axes.get_window_extent(canvas.get_renderer())
+    corners = [tuple(map(float, to_pixels(corner))) for corner in line]
+    bars += staircase([*((x, y) for x, y in corners), (frame.x1, corners[-1][1])], thickness=4.0)
     canvas_box = Box(frame.x0, frame.y0, frame.x1, frame.y1)
-    for text, label in zip(texts, place_labels(spots, bars, canvas_box), strict=True):
+    for text, label in zip(texts, place_labels(spots, bars, canvas_box, unit=scale), strict=True):
         text.set_position(to_data((label.box.left + 2, label.box.low + 4)))
         if label.leader:
             (x1, y1), (x2, y2) = to_data([label.leader[:2], label.leader[2:]])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from html import escape
 
+from tasks.evidence.number_text import is_share
 from tasks.report.axis_scale import AxisScale, fit_scale, tick_text
-from tasks.report.label_layout import Box, Spot, place_labels
-from tasks.report.number_text import is_share
+from tasks.report.label_layout import Box, Spot, place_labels, staircase
 from tasks.report.plot_points import PlotPoint, frontier, plot_points
 from tasks.report.run_report import RunReport
 
@@ -37,11 +37,10 @@ def pareto_svg(report: RunReport) -> str:
         f'aria-label="{escape(report.metric.name)} against latency of every variant">',
         *_axes(across, up, x, lambda v: y(v / factor), _titles(report, across)),
     ]
-    line = frontier(points, higher_is_better=higher)
-    steps = [f"M{x(line[0].latency):.1f},{y(line[0].metric):.1f}"]
-    steps += [f"H{x(p.latency):.1f}V{y(p.metric):.1f}" for p in line[1:]]
-    parts.append(f'<path class="frontier" d="{"".join(steps)}H{WIDTH - _RIGHT}"/>')
-    bars: list[Box] = []
+    corners = [(x(p.latency), y(p.metric)) for p in frontier(points, higher_is_better=higher)]
+    steps = "".join(f"H{cx:.1f}V{cy:.1f}" for cx, cy in corners[1:])
+    parts.append(f'<path class="frontier" d="M{corners[0][0]:.1f},{corners[0][1]:.1f}{steps}H{WIDTH - _RIGHT}"/>')
+    bars = staircase([*corners, (float(WIDTH - _RIGHT), corners[-1][1])])
     for point in points:
         (left, right), (low, high) = point.latency_interval, point.metric_interval
         horizontal = Box(x(left), y(point.metric) - 1, x(right), y(point.metric) + 1)

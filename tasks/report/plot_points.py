@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from model_registry.measurement import Interval
+from tasks.evidence.number_text import metric_range, metric_text, ms_range, ms_text, size_text
 from tasks.report.run_report import RunReport, VariantRow
 
 _STAGE_ORDER = ("export", "train", "bring", "distill", "prune", "quantize")
@@ -69,8 +70,6 @@ def frontier(points: list[PlotPoint], *, higher_is_better: bool) -> list[PlotPoi
 
 
 def _tooltip(row: VariantRow, report: RunReport) -> str:
-    from tasks.report.number_text import metric_range, metric_text, ms_range, ms_text, size_text
-
     name = report.metric.name if report.metric else "metric"
     return (
         f"{row.name} ({row.stage}): {name} {metric_text(row.metric.value, name)} "

@@ -31,7 +31,7 @@ def difference_text(value: float, metric: str) -> str:
 
 def points(value: float, metric: str) -> str:
     """A margin or bound: ``1.4 points``."""
-    return (f"{100 * value:.2g} points" if is_share(metric) else f"{value:.4g}").replace("-", "−")
+    return (f"{_three(100 * value)} points" if is_share(metric) else f"{value:.4g}").replace("-", "−")
 
 
 def size_text(size: float) -> str:
@@ -86,3 +86,14 @@ def _three(value: float) -> str:
     if abs(value) >= 1:
         return f"{value:.2f}"
     return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.2g}"
+
+
+def gate_number(value: float, unit: str, metric: str) -> str:
+    """A gate's number in its unit: ``loss``, ``metric``, ``ms``, ``bytes`` or ``ratio``."""
+    if value != value:
+        return "missing"
+    if unit == "loss":
+        return points(value, metric)
+    if unit == "metric":
+        return metric_text(value, metric)
+    return {"ms": f"{ms_text(value)} ms", "bytes": size_text(value), "ratio": f"{value:.2f}×"}[unit]
