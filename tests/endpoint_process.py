@@ -17,7 +17,14 @@ from typing import Any
 import httpx
 
 TOKEN = "test-token"
+ASK = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [5, 5]}]}
+"""A request for the models of :func:`onnx_models.answer`."""
 _LISTENING = re.compile(r"serving on (\S+), admin on (\S+)")
+
+
+def long(steps: int) -> dict[str, Any]:
+    """A request for :func:`onnx_models.slow` that takes this many steps; 10 000 are a fraction of a second."""
+    return {"inputs": [*ASK["inputs"], {"name": "steps", "shape": [1], "datatype": "INT64", "data": [steps]}]}
 
 
 @dataclass
@@ -48,13 +55,20 @@ class Endpoint:
         swapped = self.admin("POST", f"/admin/models/{model}/traffic", {"version": version})
         assert swapped.status_code == 200, swapped.text
 
-    def wait_ready(self, seconds: float = 20) -> None:
+    def version(self, model: str, version: str) -> dict[str, Any]:
+        """What the admin listener says of a loaded version."""
+        models = self.admin("GET", "/admin/models").json()["models"]
+        found: dict[str, Any]
+        (found,) = (v for m in models if m["model"] == model for v in m["versions"] if v["version"] == version)
+        return found
+
+    def wait_ready(self, seconds: float = 40) -> None:
         wait_for(lambda: self.get("/v2/health/ready").status_code == 200, seconds)
 
-    def wait_log(self, text: str, seconds: float = 20) -> None:
+    def wait_log(self, text: str, seconds: float = 40) -> None:
         wait_for(lambda: any(text in line for line in self.log), seconds)
 
-    def terminate(self, seconds: float = 20) -> int:
+    def terminate(self, seconds: float = 40) -> int:
         self.process.terminate()
         return self.process.wait(timeout=seconds)
 
@@ -95,15 +109,15 @@ def endpoint(home: Path, *, launcher: list[str] | None = None, wait: bool = True
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(timeout=20)
+                process.wait(timeout=40)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        reader.join(timeout=20)
+        reader.join(timeout=40)
         stream.close()
 
 
-def wait_for(condition: Any, seconds: float = 20) -> None:
+def wait_for(condition: Any, seconds: float = 40) -> None:
     """Poll until the condition holds."""
     end = time.monotonic() + seconds
     while not condition():

@@ -152,6 +152,11 @@ def publish(store: Store, folder: Path, variant: Variant) -> Variant:
     return variant
 
 
+def numbered(store: Store, folder: Path, number: int) -> Variant:
+    """A published model whose every answer is its number."""
+    return publish(store, folder / str(number), answer(folder / str(number), number))
+
+
 def _info(spec: TensorSpec) -> onnx.ValueInfoProto:
     kinds = {"FP16": "FLOAT16", "FP32": "FLOAT", "FP64": "DOUBLE", "BYTES": "STRING"}
     kind = TensorProto.DataType.Value(kinds.get(spec.datatype, spec.datatype))

@@ -1,0 +1,207 @@
+"""How the endpoint starts and ends: champions, a store that is down, corrupted files, signals, dependencies."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from model_registry.ledger import Ledger
+from model_registry.store import Store
+from model_registry.variant import RuntimeSpec
+
+if TYPE_CHECKING:
+    from tests.endpoint_process import ASK, endpoint, long, wait_for
+    from tests.onnx_models import digits, numbered, publish, slow
+else:
+    from endpoint_process import ASK, endpoint, long, wait_for
+    from onnx_models import digits, numbered, publish, slow
+
+
+def release(store: Store, model: str, version: int, digest: str) -> None:
+    ledger = Ledger(store)
+    champion = ledger.champion(model)
+    ledger.commit(ledger.begin(model, version, digest, expected_champion_seq=champion.seq if champion else 0))
+
+
+def test_champions_are_served_from_the_start_and_a_broken_one_harms_no_other(store: Store, tmp_path: Path) -> None:
+    one, two = numbered(store, tmp_path, 1), numbered(store, tmp_path, 2)
+    alien = publish(store, tmp_path / "a", digits(tmp_path / "a", runtime=RuntimeSpec(cpu_class="sparc/vis")))
+    release(store, "good", 1, one.digest)
+    release(store, "good", 2, two.digest)
+    release(store, "alien", 7, alien.digest)
+    with endpoint(tmp_path / "home", wait=False) as running:
+        wait_for(lambda: running.infer("good", ASK).status_code == 200)
+        assert running.infer("good", ASK).json()["model_version"] == "2"
+        wait_for(lambda: "sparc/vis" in running.get("/v2/models/alien/ready").text)
+        assert running.get("/v2/models/alien/ready").status_code == 503
+        told = running.get("/v2/health/ready")
+        assert told.status_code == 503
+        assert "alien" in told.json()["error"]
+        assert "good" not in told.json()["error"]
+        assert running.get("/v2/health/live").status_code == 200
+
+
+def test_the_admin_listener_overrules_a_champion_that_is_still_tried(store: Store, tmp_path: Path) -> None:
+    one = numbered(store, tmp_path, 1)
+    release(store, "m", 1, "0" * 64)
+    with endpoint(tmp_path / "home", wait=False) as running:
+        wait_for(lambda: "has no variant" in running.get("/v2/models/m/ready").text)
+        running.deploy("m", "2", one.digest)
+        running.wait_ready()
+        assert running.infer("m", ASK).json()["model_version"] == "2"
+
+
+def test_a_corrupted_cache_is_fetched_anew_and_never_served(store: Store, tmp_path: Path) -> None:
+    one, two = numbered(store, tmp_path, 1), numbered(store, tmp_path, 2)
+    home = tmp_path / "home"
+    with endpoint(home) as running:
+        running.deploy("m", "1", one.digest)
+    file = home / "endpoint-cache" / one.digest / "files" / "model.onnx"
+    good, other = file.read_bytes(), (tmp_path / "2" / "model.onnx").read_bytes()
+    assert two.digest != one.digest
+    with endpoint(home) as running:
+        for damage in ("a valid other model, and a file too many", "the manifest of another", "a link"):
+            if damage == "a valid other model, and a file too many":
+                file.write_bytes(other)
+                file.with_name("more.bin").write_bytes(b"x")
+            elif damage == "the manifest of another":
+                file.parent.with_name("variant.json").write_bytes(two.to_json())
+            else:
+                file.unlink()
+                file.symlink_to(tmp_path / "1" / "model.onnx")
+            running.deploy("m", "1", one.digest)
+            assert running.infer("m", ASK).json()["outputs"][0]["data"] == [1.0, 1.0], damage
+            assert file.read_bytes() == good
+            assert not file.is_symlink()
+            running.admin("POST", "/admin/models/m/traffic", {"version": None})
+            running.admin("DELETE", "/admin/models/m/versions/1")
+    assert sorted(path.name for path in (home / "endpoint-cache").iterdir()) == [one.digest]
+
+
+class Door:
+    """A TCP port in front of the S3 server that can be closed and opened."""
+
+    def __init__(self, target: str) -> None:
+        where = urlsplit(target)
+        self._target = (where.hostname, where.port)
+        with closing(socket.socket()) as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        with socket.create_server(("127.0.0.1", self.port)) as listener, ThreadPoolExecutor(32) as pool:
+            pool.submit(self._accept, listener, pool)
+            yield
+            listener.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self, listener: socket.socket, pool: ThreadPoolExecutor) -> None:
+        while True:
+            try:
+                inner, _ = listener.accept()
+            except OSError:
+                return
+            pool.submit(self._carry, inner, pool)
+
+    def _carry(self, inner: socket.socket, pool: ThreadPoolExecutor) -> None:
+        with inner, socket.create_connection(self._target) as outer:
+            back = pool.submit(self._pump, outer, inner)
+            self._pump(inner, outer)
+            back.result()
+
+    @staticmethod
+    def _pump(source: socket.socket, sink: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                sink.sendall(data)
+            sink.shutdown(socket.SHUT_WR)
+
+
+def test_a_store_that_is_down_at_the_start_is_waited_for(store: Store, tmp_path: Path) -> None:
+    one = numbered(store, tmp_path, 1)
+    release(store, "m", 1, one.digest)
+    door = Door(store.client.meta.endpoint_url)
+    url = f"http://127.0.0.1:{door.port}"
+    with ExitStack() as stack, endpoint(tmp_path / "home", wait=False, AWS_ENDPOINT_URL_S3=url) as running:
+        wait_for(lambda: "ledger cannot be read" in running.get("/v2/health/ready").text)
+        assert running.get("/v2/health/live").status_code == 200
+        assert running.infer("m", ASK).status_code == 503
+        refused = running.admin("PUT", "/admin/models/m/versions/1", {"digest": one.digest})
+        assert refused.status_code == 503
+        assert "does not answer" in refused.json()["error"]
+        stack.enter_context(door.opened())
+        running.wait_ready(30)
+        assert running.infer("m", ASK).json()["outputs"][0]["data"] == [1.0, 1.0]
+
+
+def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing(store: Store, tmp_path: Path) -> None:
+    crawling = publish(store, tmp_path / "slow", slow(tmp_path / "slow"))
+    with endpoint(tmp_path / "home") as running, ThreadPoolExecutor(1) as pool:
+        running.deploy("m", "1", crawling.digest)
+        engine = psutil.Process(running.version("m", "1")["pid"])
+        waiting = pool.submit(running.infer, "m", long(30_000))
+        time.sleep(0.3)
+        assert running.terminate() == 0
+        assert waiting.result().status_code == 200
+        assert not engine.is_running()
+        assert any("stopped" in line for line in running.log)
+        assert not any("Traceback" in line for line in running.log)
+
+
+def test_engines_die_with_a_killed_endpoint(store: Store, tmp_path: Path) -> None:
+    one = numbered(store, tmp_path, 1)
+    with endpoint(tmp_path / "home") as running:
+        running.deploy("m", "1", one.digest)
+        engine = psutil.Process(running.version("m", "1")["pid"])
+        running.process.kill()
+        gone, _ = psutil.wait_procs([engine], timeout=10)
+        assert gone
+
+
+FORBIDDEN = {
+    *("torch", "torch_pruning", "onnx", "onnxscript", "prefect", "mlflow", "pandas", "sklearn", "scipy", "matplotlib"),
+    *("great_expectations", "pyarrow", "sqlalchemy", "fastapi", "jinja2", "safetensors", "PIL", "sympy"),
+}
+BLOCKER = f"""
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {FORBIDDEN}:
+            raise ModuleNotFoundError(f"{{name}} is not among the base dependencies", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+@pytest.mark.parametrize("command", ["python -m serving", "winnow serve"])
+def test_the_endpoint_runs_on_base_dependencies_alone(store: Store, tmp_path: Path, command: str) -> None:
+    """In every process it starts: the blocker comes in by sitecustomize, which they all read."""
+    variant = publish(store, tmp_path / "v", digits(tmp_path / "v"))
+    release(store, "digits", 1, variant.digest)
+    (tmp_path / "sitecustomize.py").write_text(BLOCKER)
+    check = subprocess.run(
+        [sys.executable, "-c", "import torch"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        check=False,
+    )
+    assert b"is not among the base dependencies" in check.stderr
+    launcher = {
+        "python -m serving": [sys.executable, "-m", "serving"],
+        "winnow serve": [sys.executable, "-c", "from flows.cli import main; main()", "serve", "--port", "0"],
+    }[command]
+    with endpoint(tmp_path / "home", launcher=launcher, PYTHONPATH=str(tmp_path)) as running:
+        image = {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [8] * 64}
+        assert running.infer("digits", {"inputs": [image]}).status_code == 200
+        assert running.terminate() == 0
