@@ -1,0 +1,178 @@
+"""A run's result in the terminal: a row per variant, the gates, the addresses, and a line to paste."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.evidence.number_text import (
+    count_text,
+    gate_number,
+    metric_range,
+    metric_text,
+    ms_range,
+    ms_text,
+    seconds_text,
+    size_text,
+)
+from tasks.report.headline import headline
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+
+    from tasks.report.run_report import RunReport, VariantRow
+
+_COLOURS = {"good": "green", "warn": "yellow", "bad": "red"}
+_COLUMNS = ("metric", "size", "p50 ms", "p95 ms", "speed-up", "samples/s", "peak memory")
+_FILE_WIDTH = 180
+"""Columns where the output is no terminal: a log must not be cut at 80."""
+
+
+def print_report(report: RunReport, *, folder: Path | None = None) -> None:
+    """Print everything a person wants to know at the end of a run."""
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=_FILE_WIDTH)
+    head = headline(report)
+    colour = _COLOURS[head.tone]
+    console.print()
+    title = f"{report.model}" + (f" version {report.version}" if report.version else "")
+    console.print(f"[bold]{title}[/] [bold {colour}]{head.word}[/] in {seconds_text(report.seconds)}")
+    console.print(head.sentence, highlight=False, markup=False)
+    if report.variants:
+        console.print()
+        console.print(variants(report, console))
+        console.print(f"[dim]{_conditions(report)}[/]", highlight=False)
+    if report.decision and report.status not in ("released", "registered"):
+        console.print()
+        console.print(gates(report))
+    if report.error and report.status not in ("released", "registered", "refused"):
+        console.print()
+        console.print(f"[bold red]{report.error.type}[/] in stage [bold]{report.error.stage}[/]", highlight=False)
+        console.print(report.error.message, highlight=False, markup=False)
+        if report.error.resume:
+            console.print(f"Continue with: [bold]{report.error.resume}[/] (finished stages are kept)", highlight=False)
+    for warning in report.warnings:
+        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+    for note in report.notes:
+        console.print(note, highlight=False, markup=False)
+    _addresses(report, folder, console)
+
+
+def variants(report: RunReport, console: Console) -> RenderableType:
+    """The table of variants: a line each where there is room, else intervals below their values, else two tables."""
+    from rich.console import Group
+
+    unlimited = console.options.update(width=1000)
+    for tables in (
+        [_variants(report, _COLUMNS, stacked=False)],
+        [_variants(report, _COLUMNS, stacked=True)],
+        [_variants(report, _COLUMNS[:3], stacked=True), _variants(report, _COLUMNS[3:], stacked=True)],
+    ):
+        if all(console.measure(table, options=unlimited).maximum <= console.width for table in tables):
+            break
+    return Group(*tables)
+
+
+def _variants(report: RunReport, columns: Sequence[str], *, stacked: bool) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    end = "\n" if stacked else " "
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("variant", no_wrap=True)
+    if not stacked:
+        table.add_column("stage", no_wrap=True)
+    for column in columns:
+        title = report.metric.name if column == "metric" and report.metric else column
+        interval = f"{end}[dim]\\[95 %][/]" if column in ("metric", "p50 ms", "p95 ms") else ""
+        table.add_column(title + interval, justify="right", no_wrap=True)
+    for row in report.variants:
+        chosen = row.digest == report.chosen
+        mark = "chosen" if chosen else "baseline" if row.digest == report.baseline else ""
+        if stacked:
+            labels = [f"{row.name}\n[dim]{row.stage}{', ' + mark if mark else ''}[/]"]
+        else:
+            labels = [f"{row.name}{' ◀ ' + mark if chosen else f' ({mark})' if mark else ''}", row.stage]
+        cells = _cells(report, row, end)
+        style = "bold green" if chosen and report.status != "refused" else None
+        table.add_row(*labels, *(cells[column] for column in columns), style=style)
+    return table
+
+
+def _cells(report: RunReport, row: VariantRow, end: str) -> dict[str, str]:
+    name = report.metric.name if report.metric else ""
+    return {
+        "metric": f"{metric_text(row.metric.value, name)}{end}[dim]{metric_range(row.metric.interval, name)}[/]",
+        "size": size_text(row.bytes),
+        "p50 ms": f"{ms_text(row.p50_ms)}{end}[dim]{ms_range(row.latency_interval.p50)}[/]",
+        "p95 ms": f"{ms_text(row.p95_ms)}{end}[dim]{ms_range(row.latency_interval.p95)}[/]",
+        "speed-up": _speedup(row),
+        "samples/s": count_text(row.throughput),
+        "peak memory": size_text(row.peak_rss_bytes),
+    }
+
+
+def gates(report: RunReport) -> Table:
+    """What the gates said on the test split."""
+    from rich import box
+    from rich.table import Table
+
+    assert report.decision is not None
+    name = report.metric.name if report.metric else ""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for title in ("", "gate", "what it looks at"):
+        table.add_column(title)
+    table.add_column("value", justify="right", no_wrap=True)
+    table.add_column("limit", justify="right", no_wrap=True)
+    for gate in report.decision.gates:
+        bad = "[bold red]refused[/]" if gate.severity == "critical" else "[yellow]warning[/]"
+        sign = "≤" if gate.at_most else "≥"
+        table.add_row(
+            "[green]passed[/]" if gate.passed else bad,
+            gate.gate.replace("_", " "),
+            gate.meaning,
+            gate_number(gate.value, gate.unit, name),
+            f"{sign} {gate_number(gate.limit, gate.unit, name)}",
+        )
+    return table
+
+
+def _speedup(row: VariantRow) -> str:
+    if row.speedup is None:
+        return "–"
+    if row.speedup.verdict == "not distinguishable":
+        return "[dim]≈ 1×[/]"
+    return f"{row.speedup.value:.2f}×"
+
+
+def _conditions(report: RunReport) -> str:
+    if report.conditions is None or report.hardware is None:
+        return ""
+    c, h = report.conditions, report.hardware
+    threads = f"{c.threads} thread{'s' * (c.threads > 1)}"
+    return (
+        f"{c.split} split, {c.samples} samples; {threads}, batch {c.batch}; {h.cpu}, {h.cores} cores, {h.cpu_class}; "
+        f"ONNX Runtime {h.onnxruntime}"
+    )
+
+
+def _addresses(report: RunReport, folder: Path | None, console: Console) -> None:
+    lines = [(name, url) for name, url in report.links.items()]
+    if report.endpoint:
+        lines.append(("endpoint", report.endpoint))
+    if folder is not None:
+        lines.append(("report", str(folder / "report.html")))
+    if lines:
+        console.print()
+    for name, address in lines:
+        console.print(f"{name:<10}[cyan]{address}[/]", highlight=False, soft_wrap=True)
+    if report.curl:
+        console.print()
+        console.print("Ask it:", highlight=False)
+        print(report.curl)  # as it is: rich would wrap it, and a wrapped line does not paste
