@@ -15,8 +15,8 @@ from typing import Any, cast
 from model_registry.cpu_class import CpuClassMismatch
 from model_registry.manifest import ManifestMismatch
 from model_registry.variant import TensorSpec, Variant
+from serving.engine_frames import Decoder, Frame, MalformedFrame, encode
 from serving.exceptions import EngineCrashed, EngineLoadError, EngineRunError, InferenceTimedOut, LoadFailed, Overloaded
-from serving.frames import Decoder, Frame, MalformedFrame, encode
 from serving.onnx_safety import UnsafeModel
 from serving.tensors import Array, MalformedTensor
 

@@ -23,8 +23,8 @@ from typing import Any
 
 from model_registry.variant import Variant
 from serving.engine import Engine
+from serving.engine_frames import PREFIX, Frame, decode, encode, sizes
 from serving.exceptions import EngineRunError
-from serving.frames import PREFIX, Frame, decode, encode, sizes
 from serving.tensors import Array
 
 MAX_WORKERS = 4

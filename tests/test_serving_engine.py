@@ -27,8 +27,8 @@ from model_registry.variant import RuntimeSpec, TensorSpec, Variant
 from serving import onnx_safety
 from serving.engine import Engine
 from serving.engine_client import EngineClient
+from serving.engine_frames import PREFIX, Decoder, Frame, MalformedFrame, encode
 from serving.exceptions import EngineCrashed, EngineLoadError, EngineRunError, InferenceTimedOut, LoadFailed
-from serving.frames import PREFIX, Decoder, Frame, MalformedFrame, encode
 from serving.onnx_safety import UnsafeModel, check_onnx
 from serving.tensors import Array, bytes_array
 
