@@ -111,7 +111,7 @@ def fit(
     rows, judged = Rows(workload, train, where), Rows(workload, validation, where)
     sample = _check_fit(model, rows, loss)
     with reproducible(where, deterministic), worthwhile_threads(model, sample.inputs, batch_size):
-        steps = math.ceil(rows.count / batch_size)
+        steps = _steps(rows.count, batch_size)
         loop = _Loop(model, rows, loss, _make_optimizer(model, optimizer, learning_rate, weight_decay), where, amp)
         state = _State(model, loop, _fingerprint(model, rows.count, *settings))
         resumed_at = state.resume(checkpoints)
@@ -295,8 +295,13 @@ def _fingerprint(model: nn.Module, *settings: object) -> str:
 
 
 def _batches(rows: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Row numbers in batches whose sizes differ by at most one: BatchNorm cannot train on a last batch of one row."""
-    return list(torch.tensor_split(torch.randperm(rows, generator=generator), math.ceil(rows / batch_size)))
+    """Row numbers in random batches whose sizes differ by at most one."""
+    return list(torch.tensor_split(torch.randperm(rows, generator=generator), _steps(rows, batch_size)))
+
+
+def _steps(rows: int, batch_size: int) -> int:
+    """Batches of an epoch, none of a single row: BatchNorm cannot train on that."""
+    return max(1, min(math.ceil(rows / batch_size), rows // 2))
 
 
 def _make_optimizer(model: nn.Module, name: Optimizer, lr: float, weight_decay: float) -> torch.optim.Optimizer:

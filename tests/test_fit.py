@@ -1,0 +1,334 @@
+"""The training loop: it learns, stops, resumes bit for bit, and says what is wrong."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from tasks.errors import SpecError, TrainingDiverged, WorkloadError
+from tasks.fit import Fitted, _batches, fit, history_jsonl, schedule_factor
+from tasks.fit_checkpoint import unpack
+from tasks.fit_rows import evaluate, predict
+from tasks.fit_threads import row_macs, worthwhile_threads
+from tasks.objective import TrainingBatch
+from tasks.torch_variant import build
+from tasks.workload import Workload
+
+if TYPE_CHECKING:
+    from tests.taught_workloads import taught
+else:  # tests/ is no package at run time
+    from taught_workloads import taught
+
+DEFAULTS = {"epochs": 4, "batch_size": 32, "learning_rate": 5e-3, "device": "cpu"}
+
+
+@dataclass
+class Memory:
+    """Checkpoints in memory; ``kill_at`` raises after that epoch was kept, as a killed process would end there."""
+
+    kill_at: int = 0
+    data: bytes | None = None
+    saved: list[int] = field(default_factory=list)
+
+    def save(self, epoch: int, make: Callable[[], bytes], *, last: bool) -> None:
+        self.data = make()
+        self.saved.append(epoch)
+        if epoch == self.kill_at:
+            raise KeyboardInterrupt
+
+    def load(self) -> bytes | None:
+        return self.data
+
+
+def run(workload: Workload, *, seed: int = 0, **changes: Any) -> tuple[nn.Module, Fitted]:
+    model = changes.pop("model", None) or build(workload, "teacher", changes.pop("scale", {}), seed=seed)
+    splits = workload.splits()
+    arguments = {**DEFAULTS, "train": splits["train"], "validation": splits["validation"], **changes}
+    return model, fit(model, workload=workload, seed=seed, **arguments)
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(one: nn.Module, other: nn.Module) -> None:
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_it_learns_and_reports_what_the_model_does() -> None:
+    workload = taught("Blobs")
+    told: list[tuple[float, str]] = []
+    model, fitted = run(workload, epochs=8, progress=lambda fraction, text: told.append((fraction, text)))
+    loss, metric, better = evaluate(model, workload=workload, columns=workload.splits()["validation"], device="cpu")
+    assert better == "higher"
+    assert metric > 0.8
+    assert (fitted.val_loss, fitted.val_metric) == (loss, metric)
+    assert not model.training
+    assert [row["epoch"] for row in fitted.history] == list(range(1, 9))
+    assert set(fitted.history[0]) == {"epoch", "train_loss", "val_loss", "val_metric", "lr"}
+    assert fitted.history[-1]["train_loss"] < fitted.history[0]["train_loss"] / 2
+    assert [fraction for fraction, _ in told] == sorted(fraction for fraction, _ in told)
+    assert told[-1][0] == 1.0
+    assert history_jsonl(fitted.history).count(b"\n") == 8
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(("name", "arguments"), [("Blobs", {"dropout": 0.3}), ("NoisyBlobs", {}), ("Squares", {})])
+def test_an_interrupted_training_ends_in_the_same_bits(name: str, arguments: dict[str, Any], optimizer: str) -> None:
+    """With dropout (global generator), augmentation (its own), BatchNorm buffers and the optimizer's moments."""
+    workload = taught(name, **arguments)
+    whole, straight = run(workload, optimizer=optimizer)
+    checkpoints = Memory(kill_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(workload, optimizer=optimizer, checkpoints=checkpoints)
+    checkpoints.kill_at = 0
+    torch.rand(7)  # the process that goes on has another past
+    resumed, fitted = run(workload, optimizer=optimizer, checkpoints=checkpoints)
+    assert fitted.resumed_at == 2
+    assert checkpoints.saved == [1, 2, 3, 4]
+    assert fitted.history == straight.history
+    assert fitted.summary() == straight.summary()
+    assert_same(whole, resumed)
+
+
+def test_equal_seeds_give_equal_bits_and_others_do_not() -> None:
+    workload = taught("Blobs", dropout=0.3)
+    (one, _), (same, _), (other, _) = run(workload), run(workload), run(workload, seed=1)
+    assert_same(one, same)
+    assert not torch.equal(next(one.parameters()), next(other.parameters()))
+
+
+def test_a_finished_training_is_not_repeated() -> None:
+    workload, checkpoints = taught("Blobs"), Memory()
+    model, fitted = run(workload, checkpoints=checkpoints)
+    again, repeated = run(workload, checkpoints=checkpoints)
+    assert checkpoints.saved == [1, 2, 3, 4]
+    assert repeated.resumed_at == 4
+    assert repeated.history == fitted.history
+    assert_same(model, again)
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 1e-3}, {"seed": 5}, {"epochs": 5}, {"scale": {"width": 0.5}}])
+def test_a_checkpoint_of_another_training_is_not_taken(change: dict[str, Any]) -> None:
+    workload, checkpoints = taught("Blobs"), Memory()
+    run(workload, checkpoints=checkpoints)
+    assert run(workload, checkpoints=checkpoints, **change)[1].resumed_at == 0
+
+
+def test_a_damaged_checkpoint_is_not_taken() -> None:
+    workload, checkpoints = taught("Blobs"), Memory()
+    run(workload, checkpoints=checkpoints)
+    assert checkpoints.data is not None
+    checkpoints.data = checkpoints.data[:-9]
+    assert run(workload, checkpoints=checkpoints)[1].resumed_at == 0
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_training() -> None:
+    """A learning rate that ruins the model after a good start."""
+    workload = taught("Blobs")
+    seen: list[float] = []
+
+    def ruin(outputs: Tensor, batch: TrainingBatch) -> Tensor:
+        loss = workload.loss(outputs, batch.targets)
+        seen.append(float(loss.detach()))
+        return loss if len(seen) < 30 else -loss.clamp(max=50)
+
+    checkpoints = Memory()
+    model, fitted = run(workload, objective=ruin, epochs=20, patience=3, schedule="constant", checkpoints=checkpoints)
+    assert fitted.stopped_early
+    assert len(fitted.history) == fitted.best_epoch + 3 < 20
+    assert fitted.val_metric == max(row["val_metric"] for row in fitted.history)
+    splits = workload.splits()
+    assert evaluate(model, workload=workload, columns=splits["validation"], device="cpu")[1] == fitted.val_metric
+    tree = unpack(checkpoints.data or b"")
+    assert tree["finished"]
+    for name, value in model.state_dict().items():
+        assert torch.equal(tree["best"][name], value)
+
+
+def test_lower_is_better_where_the_metric_says_so() -> None:
+    _, fitted = run(taught("Sums"), epochs=6)
+    assert fitted.val_metric == min(row["val_metric"] for row in fitted.history)
+    assert fitted.val_metric < 0.5 * fitted.history[0]["val_metric"]
+
+
+def test_among_equal_metrics_the_lower_loss_is_better() -> None:
+    _, fitted = run(taught("Squares"), epochs=6)
+    ties = [row for row in fitted.history if row["val_metric"] == fitted.val_metric]
+    assert len(ties) > 1
+    assert fitted.val_loss == min(row["val_loss"] for row in ties)
+
+
+def test_nan_in_the_data_ends_training_at_once() -> None:
+    workload = taught("Blobs")
+    splits = workload.splits()
+    splits["train"]["features"][17, 2] = np.nan
+    with pytest.raises(TrainingDiverged, match=r"became nan in epoch 1.*learning_rate") as caught:
+        run(workload, train=splits["train"])
+    assert caught.value.details["epoch"] == 1
+
+
+def test_nan_in_validation_ends_training() -> None:
+    workload = taught("Blobs")
+    splits = workload.splits()
+    splits["validation"]["features"][3, 0] = np.inf
+    with pytest.raises(TrainingDiverged, match="validation loss became nan in epoch 1"):
+        run(workload, validation=splits["validation"])
+
+
+def test_an_exploding_loss_is_named() -> None:
+    with pytest.raises(TrainingDiverged, match="lower learning_rate"):
+        run(taught("Sums"), optimizer="sgd", learning_rate=1e12)
+
+
+class Wrong(nn.Module):
+    """Answers whatever it is told to."""
+
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.answer = answer
+
+    def forward(self, features: Tensor) -> Any:
+        return self.answer(self.layer(features))
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        (lambda x: (x, x), r"answered tuple to features float32\[2, 4\].*must answer a tensor"),
+        (lambda x: x.sum(), r"answered float32\[\]"),
+        (lambda x: x[:1], r"answered float32\[1, 3\]"),
+        (lambda x: x[:, :1], r"loss does not take outputs float32\[2, 1\] and targets int64\[2\]"),
+        (lambda x: x @ x, r"does not take the inputs features float32\[2, 4\].*cannot be multiplied"),
+    ],
+)
+def test_a_model_that_does_not_fit_is_told_with_shapes(answer: Callable[[Tensor], Any], says: str) -> None:
+    with pytest.raises(WorkloadError, match=says):
+        run(taught("Blobs"), model=Wrong(answer))
+
+
+def test_inputs_of_other_names_are_told() -> None:
+    with pytest.raises(WorkloadError, match=r"inputs features.*unexpected keyword argument 'features'"):
+        run(taught("Blobs"), model=taught("Squares").model("teacher"))
+
+
+def test_text_columns_are_told() -> None:
+    workload = taught("Blobs")
+    splits = workload.splits()
+    splits["train"]["features"] = np.array(["a"] * 200)
+    with pytest.raises(WorkloadError, match=r"column 'features' has dtype <U1"):
+        run(workload, train=splits["train"])
+
+
+def test_nothing_to_train_is_told() -> None:
+    model = Wrong(lambda x: x).requires_grad_(False)
+    with pytest.raises(WorkloadError, match="no parameters that can be trained"):
+        run(taught("Blobs"), model=model)
+
+
+@pytest.mark.parametrize("device", ["cuda:77", "nonsense"])
+def test_a_device_that_is_not_there_is_told(device: str) -> None:
+    with pytest.raises(SpecError, match=rf"device '{device}' is not there.*use auto"):
+        run(taught("Blobs"), device=device)
+
+
+def test_frozen_parameters_stay() -> None:
+    workload = taught("Blobs")
+    model = build(workload, "teacher", {})
+    frozen = dict(model.named_parameters())["dense1.weight"].requires_grad_(False)
+    before = frozen.detach().clone()
+    run(workload, model=model)
+    assert torch.equal(frozen, before)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_learns_and_resumes(amp: str) -> None:
+    workload, checkpoints = taught("Blobs"), Memory(kill_at=2)
+    _, straight = run(workload, amp=amp)
+    with pytest.raises(KeyboardInterrupt):
+        run(workload, amp=amp, checkpoints=checkpoints)
+    checkpoints.kill_at = 0
+    model, fitted = run(workload, amp=amp, checkpoints=checkpoints)
+    assert fitted.history == straight.history
+    assert fitted.val_metric > 0.7
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_the_callers_generators_and_switches_are_left_alone() -> None:
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)
+    threads = torch.get_num_threads()
+    expected = (torch.rand(1).item(), random.random(), np.random.rand())
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)
+    run(taught("NoisyBlobs", dropout=0.2))
+    assert (torch.rand(1).item(), random.random(), np.random.rand()) == expected
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.get_num_threads() == threads
+
+
+def test_the_learning_rate_rises_and_falls() -> None:
+    rates = [schedule_factor(step, 100, "cosine", 0.1) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert max(rates) == 1.0
+    assert 0 < rates[-1] < 0.001
+    assert [schedule_factor(step, 100, "constant", 0.0) for step in (0, 99)] == [1.0, 1.0]
+
+
+@given(rows=st.integers(2, 500), batch_size=st.integers(2, 64))
+@settings(max_examples=50, deadline=None)
+def test_every_row_is_seen_once_and_no_batch_is_tiny(rows: int, batch_size: int) -> None:
+    batches = _batches(rows, batch_size, torch.Generator().manual_seed(0))
+    assert sorted(torch.cat(batches).tolist()) == list(range(rows))
+    sizes = {len(batch) for batch in batches}
+    assert 2 <= min(sizes) <= max(sizes) <= max(batch_size, 3)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_predictions_come_in_order_and_in_chunks() -> None:
+    workload = taught("Blobs")
+    columns = workload.splits()["train"]
+    many = {name: np.concatenate([values] * 4) for name, values in columns.items()}
+    model = build(workload, "teacher", {})
+    outputs = predict(model, workload=workload, columns=many, device="cpu")
+    assert outputs.shape == (800, 3)
+    np.testing.assert_allclose(outputs[600:], outputs[:200], atol=1e-6)
+
+
+def test_only_large_models_get_several_threads() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 100))
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model
+
+        def forward(self, image: Tensor) -> Tensor:
+            answer: Tensor = self.net(image)
+            return answer
+
+    inputs = {"image": torch.zeros(2, 1, 8, 8)}
+    assert row_macs(Named(), inputs) == 6400
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with worthwhile_threads(Named(), inputs, batch_size=64):
+            assert torch.get_num_threads() == 1
+        with worthwhile_threads(Named(), inputs, batch_size=1 << 20):
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
