@@ -33,7 +33,7 @@ class Recording(Record):
 
 
 def record(store: Store, variant: Variant, inputs: Mapping[str, Array], outputs: Array) -> Recording:
-    """Store the first rows of inputs (by name) and of the first output, as measured; the first recording stays.
+    """Store the first rows of inputs (by name) and of the first output, as measured last.
 
     Args:
         inputs: arrays [N, ...] by input name; others than the variant's inputs are ignored.
@@ -59,7 +59,7 @@ def record(store: Store, variant: Variant, inputs: Mapping[str, Array], outputs:
         rows=rows,
         file=store.publish_bytes(stream.getvalue(), "recording.npz"),
     )
-    store.create_record(_path(variant.digest), made.to_json())
+    store.write_record(_path(variant.digest), made.to_json())
     return made
 
 

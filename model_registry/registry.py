@@ -11,6 +11,7 @@ import json
 import os
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CHAMPION, CHALLENGER = "champion", "challenger"
-_ENDED: dict[str, str] = {"failed": "FAILED", "killed": "KILLED"}  # any other status ends FINISHED
+_ENDED = {"failed": "FAILED", "interrupted": "KILLED", "crashed": "KILLED"}  # any other status ends FINISHED
 _BATCH = 900  # metrics a request; the server takes 1000
 
 
@@ -66,8 +67,13 @@ class ModelVersion(Frozen):
 
 
 def preload() -> threading.Thread:
-    """Import MLflow in the background (two seconds) while the flow's children compute; importing it is idempotent."""
-    thread = threading.Thread(target=_client_class, name="import-mlflow", daemon=True)
+    """Import MLflow in the background (three seconds) while the flow's children compute."""
+
+    def load() -> None:
+        _client_class()
+        _import_flavour()
+
+    thread = threading.Thread(target=load, name="import-mlflow", daemon=True)
     thread.start()
     return thread
 
@@ -180,7 +186,7 @@ class Registry:
                 children = f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{run.info.run_id}'"
                 for child in self._client.search_runs([run.info.experiment_id], children):
                     self._client.set_terminated(child.info.run_id, "KILLED")
-                self._tag(run.info.run_id, {"winnow.status": "killed"})
+                self._tag(run.info.run_id, {"winnow.status": "crashed"})
                 self._client.set_terminated(run.info.run_id, "KILLED")
                 ended.append(str(run.data.tags["winnow.run_id"]))
         return ended
@@ -213,6 +219,7 @@ class Registry:
                 run_id=child_id,
                 model_id=model_id,
                 description=description,
+                await_creation_for=0,  # ready at once on every SQL store; waiting would only log a line
                 tags={**tags, "winnow.digest": digest, "winnow.run_id": run.run_id},
             )
             return int(version.version)
@@ -329,6 +336,7 @@ class Registry:
         onnx_file: Path,
         example: Mapping[str, NDArray[Any]] | None,
     ) -> str:
+        _import_flavour()
         import onnx
         from mlflow.entities import LoggedModelOutput
         from mlflow.models import Model
@@ -402,6 +410,13 @@ def _client_class() -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient
+
+
+def _import_flavour() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow warns about the type hints of its own chat models
+        import mlflow.onnx
+        import mlflow.pyfunc  # noqa: F401 - save_model would load it late, warnings and all
 
 
 def _rest_exception() -> Any:

@@ -14,8 +14,8 @@ from model_registry.manifest import FileEntry
 from model_registry.measurement import Measurement
 from model_registry.variant import Frozen, Variant
 
-Status = Literal["running", "released", "registered", "refused", "failed", "killed"]
-"""Tag ``winnow.status`` of a parent run; ``registered`` is a run that stopped before deployment."""
+Status = Literal["running", "released", "registered", "refused", "failed", "interrupted", "crashed"]
+"""Tag ``winnow.status`` of a parent run; ``registered``: deployment was switched off, ``refused``: by the gates."""
 
 _NAME = re.compile(r"[^A-Za-z0-9_./: -]")  # what MLflow does not take in a metric name
 

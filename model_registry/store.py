@@ -47,7 +47,7 @@ class ObjectMissing(StoreError):
 
 
 class BucketMissing(StoreError):
-    """The store has no such bucket. `winnow up` makes both; on another S3 create them, or name others in WINNOW_STORE."""
+    """The store has no such bucket. `winnow up` makes both; elsewhere create them, or name others in WINNOW_STORE."""
 
 
 class CorruptObject(StoreError):

@@ -1,0 +1,90 @@
+"""What a release needs, for tests: registered versions of a model, with recorded predictions."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from mlflow import MlflowClient
+
+from model_registry.endpoint_client import Endpoint
+from model_registry.ledger import Ledger
+from model_registry.recording import record
+from model_registry.registry import Registry
+from model_registry.store import Store
+from model_registry.variant import Variant
+from tasks.ledger_protocol import Rollout
+
+if TYPE_CHECKING:
+    from tests.onnx_models import answer, publish
+else:
+    from onnx_models import answer, publish
+
+INPUTS = {"x": np.array([[1, 2], [3, 4], [5, 6]], dtype=np.float32)}
+
+
+@dataclass
+class World:
+    """One model with its versions; version n answers n to everything, unless told otherwise."""
+
+    store: Store
+    registry: Registry
+    endpoint: Endpoint
+    model: str
+    folder: Path
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(self.store)
+
+    def rollout(self) -> Rollout:
+        return Rollout(self.store, self.endpoint, self.registry, self.model)
+
+    def register(self, version: int, *, number: float | None = None, recorded: float | None = None) -> Variant:
+        """Register a version that answers ``number`` (its own by default), and is said to have answered ``recorded``
+        (the truth by default)."""
+        folder = self.folder / f"v{version}"
+        number = version if number is None else number
+        variant = publish(self.store, folder, answer(folder, number))
+        claimed = np.full((3, 2), number if recorded is None else recorded, dtype=np.float32)
+        record(self.store, variant, INPUTS, claimed)
+        client = MlflowClient(self.registry.uri, self.registry.uri)
+        if version == 1:
+            client.create_registered_model(self.model)
+        made = client.create_model_version(
+            self.model, f"s3://nowhere/{variant.digest}", tags={"winnow.digest": variant.digest}, await_creation_for=0
+        )
+        assert int(made.version) == version
+        return variant
+
+    def release(self, version: int) -> None:
+        self.rollout().release(version, self.digest(version))
+
+    def digest(self, version: int) -> str:
+        return self.registry.version(self.model, version).digest
+
+    def answers(self) -> float | None:
+        """What the traffic gets: the number of the serving version; None if nothing serves."""
+        if self.endpoint.model(self.model).serving is None:
+            return None
+        variant = self.store.load_variant(self.digest(1))
+        return float(self.endpoint.infer(self.model, None, INPUTS, variant.inputs)["y"][0, 0])
+
+    def champion(self) -> int | None:
+        entry = self.ledger.champion(self.model)
+        return entry.to_version if entry else None
+
+    def loaded(self) -> list[int]:
+        return [v.version for v in self.endpoint.model(self.model).versions]
+
+    def state(self) -> tuple[int | None, float | None, int | None, list[int]]:
+        """Champion by the ledger, what the traffic gets, where the alias points, what is loaded."""
+        return self.champion(), self.answers(), self.registry.alias(self.model, "champion"), self.loaded()
+
+
+def new_name() -> str:
+    """A model of one's own on a shared MLflow server."""
+    return f"m-{uuid.uuid4().hex[:8]}"
