@@ -5,7 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 from tasks.evidence.number_text import (
     count_text,
@@ -18,12 +23,7 @@ from tasks.evidence.number_text import (
     size_text,
 )
 from tasks.report.headline import headline
-
-if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
-    from rich.table import Table
-
-    from tasks.report.run_report import RunReport, VariantRow
+from tasks.report.run_report import RunReport, VariantRow
 
 _COLOURS = {"good": "green", "warn": "yellow", "bad": "red"}
 _COLUMNS = ("metric", "size", "p50 ms", "p95 ms", "speed-up", "samples/s", "peak memory")
@@ -32,42 +32,63 @@ _FILE_WIDTH = 180
 
 
 def print_report(report: RunReport, *, folder: Path | None = None) -> None:
-    """Print everything a person wants to know at the end of a run."""
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=_FILE_WIDTH)
-    head = headline(report)
+    """Print everything a person wants to know at the end of a run; ``folder`` is where its pages were written."""
+    console, head = open_console(), headline(report)
+    title = f"{report.model} version {report.version}" if report.version else report.model
     colour = _COLOURS[head.tone]
-    console.print()
-    title = f"{report.model}" + (f" version {report.version}" if report.version else "")
-    console.print(f"[bold]{title}[/] [bold {colour}]{head.word}[/] in {seconds_text(report.seconds)}")
+    console.print(f"\n[bold]{title}[/]  [bold {colour}]{head.word}[/] in {seconds_text(report.seconds)}")
     console.print(head.sentence, highlight=False, markup=False)
     if report.variants:
-        console.print()
-        console.print(variants(report, console))
-        console.print(f"[dim]{_conditions(report)}[/]", highlight=False)
+        _print_variants(report, console)
     if report.decision and report.status not in ("released", "registered"):
-        console.print()
         console.print(gates(report))
     if report.error and report.status not in ("released", "registered", "refused"):
-        console.print()
-        console.print(f"[bold red]{report.error.type}[/] in stage [bold]{report.error.stage}[/]", highlight=False)
+        console.print(f"\n[bold red]{report.error.type}[/] in stage [bold]{report.error.stage}[/]", highlight=False)
         console.print(report.error.message, highlight=False, markup=False)
+        if report.error.log:
+            console.print(f"Log: {report.error.log}", highlight=False, markup=False, soft_wrap=True)
         if report.error.resume:
             console.print(f"Continue with: [bold]{report.error.resume}[/] (finished stages are kept)", highlight=False)
     for warning in report.warnings:
-        console.print(f"[yellow]warning:[/] {warning}", highlight=False)
+        console.print(Text.assemble(("warning: ", "yellow"), warning))
     for note in report.notes:
         console.print(note, highlight=False, markup=False)
-    _addresses(report, folder, console)
+    _print_addresses(report, folder, console)
+
+
+def print_variants(report: RunReport) -> None:
+    """Print the table of variants alone."""
+    _print_variants(report, open_console())
+
+
+def print_stages(report: RunReport) -> None:
+    """Print the stages with their times, and why those that were computed were."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("stage", no_wrap=True)
+    table.add_column("status", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
+    table.add_column("why")
+    for line in report.stages:
+        style = {"reused": "green", "failed": "bold red", "skipped": "dim"}.get(line.status, "default")
+        table.add_row(line.name, Text(line.status, style=style), seconds_text(line.seconds), Text(line.reason))
+    open_console().print(table)
+
+
+def open_console() -> Console:
+    """Standard output, wide where it is no terminal."""
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        return Console(width=_FILE_WIDTH)
+    return console
+
+
+def _print_variants(report: RunReport, console: Console) -> None:
+    console.print(variants(report, console))
+    console.print(f"[dim]{_conditions(report)}[/]", highlight=False)
 
 
 def variants(report: RunReport, console: Console) -> RenderableType:
     """The table of variants: a line each where there is room, else intervals below their values, else two tables."""
-    from rich.console import Group
-
     unlimited = console.options.update(width=1000)
     for tables in (
         [_variants(report, _COLUMNS, stacked=False)],
@@ -80,9 +101,6 @@ def variants(report: RunReport, console: Console) -> RenderableType:
 
 
 def _variants(report: RunReport, columns: Sequence[str], *, stacked: bool) -> Table:
-    from rich import box
-    from rich.table import Table
-
     end = "\n" if stacked else " "
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("variant", no_wrap=True)
@@ -91,14 +109,17 @@ def _variants(report: RunReport, columns: Sequence[str], *, stacked: bool) -> Ta
     for column in columns:
         title = report.metric.name if column == "metric" and report.metric else column
         interval = f"{end}[dim]\\[95 %][/]" if column in ("metric", "p50 ms", "p95 ms") else ""
-        table.add_column(title + interval, justify="right", no_wrap=True)
+        table.add_column(escape(title) + interval, justify="right", no_wrap=True)
     for row in report.variants:
         chosen = row.digest == report.chosen
         mark = "chosen" if chosen else "baseline" if row.digest == report.baseline else ""
         if stacked:
-            labels = [f"{row.name}\n[dim]{row.stage}{', ' + mark if mark else ''}[/]"]
+            labels = [f"{escape(row.name)}\n[dim]{escape(row.stage)}{', ' + mark if mark else ''}[/]"]
         else:
-            labels = [f"{row.name}{' ◀ ' + mark if chosen else f' ({mark})' if mark else ''}", row.stage]
+            labels = [
+                f"{escape(row.name)}{' ◀ ' + mark if chosen else f' ({mark})' if mark else ''}",
+                escape(row.stage),
+            ]
         cells = _cells(report, row, end)
         style = "bold green" if chosen and report.status != "refused" else None
         table.add_row(*labels, *(cells[column] for column in columns), style=style)
@@ -120,9 +141,6 @@ def _cells(report: RunReport, row: VariantRow, end: str) -> dict[str, str]:
 
 def gates(report: RunReport) -> Table:
     """What the gates said on the test split."""
-    from rich import box
-    from rich.table import Table
-
     assert report.decision is not None
     name = report.metric.name if report.metric else ""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
@@ -136,7 +154,7 @@ def gates(report: RunReport) -> Table:
         table.add_row(
             "[green]passed[/]" if gate.passed else bad,
             gate.gate.replace("_", " "),
-            gate.meaning,
+            escape(gate.meaning),
             gate_number(gate.value, gate.unit, name),
             f"{sign} {gate_number(gate.limit, gate.unit, name)}",
         )
@@ -162,7 +180,7 @@ def _conditions(report: RunReport) -> str:
     )
 
 
-def _addresses(report: RunReport, folder: Path | None, console: Console) -> None:
+def _print_addresses(report: RunReport, folder: Path | None, console: Console) -> None:
     lines = [(name, url) for name, url in report.links.items()]
     if report.endpoint:
         lines.append(("endpoint", report.endpoint))
@@ -171,8 +189,7 @@ def _addresses(report: RunReport, folder: Path | None, console: Console) -> None
     if lines:
         console.print()
     for name, address in lines:
-        console.print(f"{name:<10}[cyan]{address}[/]", highlight=False, soft_wrap=True)
+        console.print(Text.assemble(name.ljust(10), (address, "cyan")), soft_wrap=True)
     if report.curl:
-        console.print()
-        console.print("Ask it:", highlight=False)
+        console.print("\nAsk it:", highlight=False)
         print(report.curl)  # as it is: rich would wrap it, and a wrapped line does not paste

@@ -55,6 +55,7 @@ def _linear_ticks(low: float, high: float) -> tuple[float, ...]:
 
 
 def _log_ticks(low: float, high: float) -> tuple[float, ...]:
-    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = (1, 2, 5) if high / low < 1e3 else (1,)
+    span = math.log10(high / low)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1, max(1, round(span / 6)))
+    steps = (1, 2, 5) if span < 3 else (1,)
     return tuple(round(s * 10.0**d, 12) for d in decades for s in steps if low <= s * 10.0**d <= high)
