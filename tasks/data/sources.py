@@ -45,9 +45,9 @@ def local(source: str) -> Iterator[Path]:
 def fingerprint(arguments: dict[str, Any], base: Path) -> dict[str, str]:
     """What the files named in a workload's arguments hold, by their path in the arguments.
 
-    Every text that names a local file or folder (relative to ``base``) or starts with ``s3://`` counts, at any depth:
-    local content by sha256, S3 objects by their names and etags. It goes into the cache key of the data stage, so
-    that changed data is noticed under an unchanged name.
+    Every text that names a local file or folder (below ``base``, else below the current folder) or starts with
+    ``s3://`` counts, at any depth: local content by sha256, S3 objects by their names and etags. It goes into the
+    cache key of the data stage, so that changed data is noticed under an unchanged name.
 
     Raises:
         DataReadError: an s3:// source names nothing.
@@ -58,7 +58,7 @@ def fingerprint(arguments: dict[str, Any], base: Path) -> dict[str, str]:
             store = Store.from_environment()
             found[where] = hash_bytes(canonical_json(sorted(_etags(store, value).items())))
         elif value and len(value) < 4096 and "\0" not in value:
-            path = base / value
+            path = next((folder / value for folder in (base, Path.cwd()) if (folder / value).exists()), base / value)
             if path.is_file():
                 found[where] = hash_file(path)
             elif path.is_dir():
