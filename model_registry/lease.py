@@ -32,11 +32,11 @@ _KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*(/[A-Za-z0-9][A-Za-z0-9_.-]*)*")
 _log = logging.getLogger(__name__)
 
 
-class LeaseBusy(Exception):
+class LeaseBusy(StoreError):
     """Somebody else holds the lease and did not let go in the time given; names the holder."""
 
 
-class LeaseLost(Exception):
+class LeaseLost(StoreError):
     """The lease was taken over, or could not be renewed before it ran out: stop, another may be at work."""
 
 

@@ -15,7 +15,7 @@ from typing import Literal, TypeVar
 from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
 from model_registry.owner import Owner
-from model_registry.store import Store
+from model_registry.store import Store, StoreError
 from model_registry.variant import ModelName, Record
 
 Kind = Literal["release", "rollback"]
@@ -24,8 +24,8 @@ _MODEL: TypeAdapter[str] = TypeAdapter(ModelName)
 _KEY = re.compile(r"ledger/(?P<model>[^/]+)/(?P<seq>\d{8,})(?P<outcome>\.outcome)?\.json")
 
 
-class LedgerError(Exception):
-    """Base of what the ledger raises."""
+class LedgerError(StoreError):
+    """Base of what the ledger raises: what the store holds does not allow it."""
 
 
 class LedgerCorrupt(LedgerError):

@@ -53,6 +53,12 @@ class Reconciled(Frozen):
     entry: Entry | None = None
     champion: Entry | None = None
 
+    def __str__(self) -> str:
+        if self.entry is not None:
+            why = f": {self.entry.reason}" if self.entry.reason else ""
+            return f"{self.entry.kind} {self.entry.seq} to version {self.entry.to_version} was {self.action}{why}"
+        return "its traffic was given back to the champion" if self.action == "rerouted" else "nothing to do"
+
 
 class Rollout:
     """The parties of a release, for one model. ``note`` is told each step that was reached."""
