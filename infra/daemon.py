@@ -110,15 +110,17 @@ class Daemon:
 
     def end(self, grace: float) -> int:
         """SIGTERM to all members, SIGKILL after ``grace`` seconds; returns how many there were. None is left."""
-        count = len(self.ask_to_end())
+        members = first = self.ask_to_end()
         deadline = time.monotonic() + grace
-        while members := self.members():
-            if time.monotonic() >= deadline:
-                for process in members:
-                    _signal(process, signal.SIGKILL)
-            time.sleep(0.05)
+        while members:
+            while any(_lives(process) for process in members) and time.monotonic() < deadline:
+                time.sleep(0.03)
+            for process in members:
+                _signal(process, signal.SIGKILL)
+            time.sleep(0.03)
+            members = self.members()  # what was started meanwhile, too
         self.pid_file.unlink(missing_ok=True)
-        return count
+        return len(first)
 
     def tail(self, lines: int) -> list[str]:
         """The last lines of the log."""
@@ -141,6 +143,12 @@ def census(home: Path) -> dict[str, list[procfs.Process]]:
 
 def _mark(home: Path) -> str:
     return f"{MARK}={hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]}:"
+
+
+def _lives(process: procfs.Process) -> bool:
+    _reap(process.pid)
+    now = procfs.look(process.pid)
+    return now is not None and now.started == process.started and not now.zombie
 
 
 def _signal(process: procfs.Process, number: signal.Signals) -> None:

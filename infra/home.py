@@ -103,6 +103,14 @@ class Home:
         self._store(self.settings_file, settings, 0o644)
         self._store(self.secrets_file, secrets, 0o600)
 
+    def restore(self, settings: Settings | None, secrets: Secrets | None) -> None:
+        """Write what was there before; None: there was nothing."""
+        if settings is not None and secrets is not None:
+            self.save(settings, secrets)
+        else:
+            self.settings_file.unlink(missing_ok=True)
+            self.secrets_file.unlink(missing_ok=True)
+
     def _load(self, path: Path, kind: type[T]) -> T | None:
         try:
             found: dict[str, Any] = json.loads(path.read_bytes())

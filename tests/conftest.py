@@ -19,6 +19,7 @@ from infra.daemon import Daemon
 from infra.home import Secrets, Settings
 from infra.recipes import QUIET, s3_server
 from infra.recipes import mlflow_server as mlflow_recipe
+from infra.stack import Stack
 from model_registry.store import Store
 
 # Reads its pipe until pytest is gone, however it went (kill -9 too), and then kills all that carry the session's mark.
@@ -89,6 +90,32 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     daemon.end(grace=0)
     for left in component.litter:
         left.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class RunningStack:
+    """The embedded stack of the session: its folder, and what a process needs in its environment to reach it."""
+
+    home: Path
+    environment: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """The whole embedded stack on free ports. Sets nothing in our own environment; tests that harm it mend it."""
+    home = tmp_path_factory.mktemp("stack") / ".winnow"
+    whole = Stack(home)
+    names = [port.name for port in ports.PUBLIC]
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(("AWS_", "WINNOW_"))]:
+            if name != "WINNOW_TEST_SESSION":
+                patch.delenv(name)
+        try:
+            whole.up(ports=dict(zip(names, ports.pick(len(names)), strict=True)))
+            environment = whole.environment()
+            yield RunningStack(home, environment)
+        finally:
+            whole.down()
 
 
 @pytest.fixture

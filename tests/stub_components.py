@@ -1,0 +1,47 @@
+"""Components that start in a blink, for what is said of all components: a tiny HTTP server with chosen vices."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from infra.component import Component
+
+_SERVER = """
+import http.server, os, signal, subprocess, sys, time
+port, vices = int(sys.argv[1]), sys.argv[2:]
+if "deaf" in vices:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+if "parent" in vices:  # a child that leaves the session, as Prefect's flow runs do
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+if "dies" in vices:
+    sys.exit("the database is on fire")
+if "slow" in vices:
+    time.sleep(600)
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+
+
+def stub(
+    name: str, port: int, folder: Path, *vices: str, needs: Sequence[str] = (), patience: float = 20, grace: float = 2
+) -> Component:
+    """A component that answers 200 on the port. Vices: deaf, parent, dies, slow."""
+    url = f"http://127.0.0.1:{port}"
+    return Component(
+        name=name,
+        title=f"stub {name}",
+        argv=(sys.executable, "-S", "-c", _SERVER, str(port), *vices),
+        folder=folder,
+        url=url,
+        health=(url,),
+        needs=tuple(needs),
+        patience=patience,
+        grace=grace,
+    )
