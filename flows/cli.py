@@ -90,7 +90,7 @@ def quiet_environment() -> None:
     os.environ.update(TELEMETRY_OFF)
     os.environ["PYTHONSAFEPATH"] = "1"
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "ERROR")
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
 def _assert_ours() -> None:

@@ -111,6 +111,8 @@ class Measurement(Record):
     hardware: Hardware
     threads: int = Field(ge=1)
     batch: int = Field(ge=1)
+    predict_batch: int = Field(default=1, ge=1)
+    """Samples per run when the split was predicted: a dynamically quantized model answers by the batch it sees."""
 
     metric: Metric
     accuracy: float | None = None

@@ -29,10 +29,12 @@ class Recording(Record):
     digest: str
     output: str
     rows: int = Field(ge=1)
+    batch: int = Field(default=1, ge=1)
+    """Rows per request: a dynamically quantized model takes its scale from the whole batch it sees."""
     file: FileEntry
 
 
-def record(store: Store, variant: Variant, inputs: Mapping[str, Array], outputs: Array) -> Recording:
+def record(store: Store, variant: Variant, inputs: Mapping[str, Array], outputs: Array, *, batch: int = 1) -> Recording:
     """Store the first rows of inputs (by name) and of the first output, as measured last.
 
     Args:
@@ -49,7 +51,8 @@ def record(store: Store, variant: Variant, inputs: Mapping[str, Array], outputs:
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"recorded inputs and outputs of {variant.name!r} differ in length or are empty: {lengths}")
     elements = sum(max(1, inputs[name][0].size) for name in names)
-    rows = min(lengths.pop(), MAX_ROWS, max(1, _MAX_ELEMENTS // elements))
+    rows = min(MAX_ROWS, max(1, _MAX_ELEMENTS // elements))
+    rows = min(lengths.pop(), -(-rows // batch) * batch)  # whole batches, as they were measured
     stream = io.BytesIO()
     arrays = {f"input/{name}": inputs[name][:rows] for name in names} | {"output": outputs[:rows]}
     np.savez(stream, allow_pickle=False, **arrays)
@@ -57,6 +60,7 @@ def record(store: Store, variant: Variant, inputs: Mapping[str, Array], outputs:
         digest=variant.digest,
         output=variant.outputs[0].name,
         rows=rows,
+        batch=batch,
         file=store.publish_bytes(stream.getvalue(), "recording.npz"),
     )
     store.write_record(_path(variant.digest), made.to_json())

@@ -345,7 +345,11 @@ class Registry:
         variant = row.variant
         logged = self._client.create_logged_model(
             # MLflow's model names take no dots; its run names, which people read, do.
-            experiment, name=variant.name.replace(".", "-"), source_run_id=child_id, model_type="onnx", params=run_page.params(row)
+            experiment,
+            name=variant.name.replace(".", "-"),
+            source_run_id=child_id,
+            model_type="onnx",
+            params=run_page.params(row),
         )
         model_id = str(logged.model_id)
         try:

@@ -153,12 +153,16 @@ class Rollout:
         """Ask the version, by its number and over HTTP, for what it answered when it was measured."""
         recording, inputs, expected = replay(self.store, digest)
         variant = self.store.load_variant(digest)
-        answer = self.endpoint.infer(self.model, version, inputs, variant.inputs)
-        if recording.output not in answer:
-            raise EndpointUnhealthy(
-                f"{self.model} version {version} has no output {recording.output!r}: {list(answer)}"
-            )
-        found = np.asarray(answer[recording.output], dtype=np.float64)
+        answers = []
+        for start in range(0, recording.rows, recording.batch):
+            rows = {name: values[start : start + recording.batch] for name, values in inputs.items()}
+            answer = self.endpoint.infer(self.model, version, rows, variant.inputs)
+            if recording.output not in answer:
+                raise EndpointUnhealthy(
+                    f"{self.model} version {version} has no output {recording.output!r}: {list(answer)}"
+                )
+            answers.append(np.asarray(answer[recording.output], dtype=np.float64))
+        found = np.concatenate(answers)
         wanted = np.asarray(expected, dtype=np.float64)
         scale = max(float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)), 1e-12)
         if found.shape != wanted.shape or not np.allclose(

@@ -36,7 +36,7 @@ def register(job: Job, *, data: DataRef, variant: Variant, measurement: Measurem
     store, registry = Store(job.store), Registry.from_environment()
     with np.load(io.BytesIO(store.fetch_bytes(measurement.predictions)), allow_pickle=False) as archive:
         outputs = archive["outputs"]
-    record(store, variant, read_split(store, data, measurement.split), outputs)
+    record(store, variant, read_split(store, data, measurement.split), outputs, batch=measurement.predict_batch)
     # Two runs that chose the same digest must not make two versions: MLflow itself would.
     with lease(store, f"register-{job.model}", wait_seconds=_WAIT_SECONDS):
         version = registry.find_version(job.model, variant.digest)

@@ -53,6 +53,7 @@ def main(child: Child) -> Result:
         hardware=Hardware.model_validate(probed["hardware"]),
         threads=probed["threads"],
         batch=probed["batch"],
+        predict_batch=child.spec["predict_batch"],
         metric=summarise(scores, name=data.metric.name, better=data.metric.better),
         accuracy=float(np.mean(accuracy_scores(outputs, targets))) if is_classifier(outputs, targets) else None,
         per_class=per_class(data, scores, targets),
