@@ -71,12 +71,13 @@ def build(workload: Workload, role: str, scale: dict[str, Any], *, seed: int = 0
     Raises:
         WorkloadError: the workload's ``model`` does not take this scale.
     """
+    signature = inspect.signature(workload.user.model)
     try:
-        inspect.signature(workload.user.model).bind(role, **scale)
+        signature.bind(role, **scale)
     except TypeError as error:
         raise WorkloadError(
-            f"{workload.ref.path}.model{inspect.signature(workload.user.model)} does not take role {role!r} with "
-            f"scale {scale}: {error}; use the names of its own parameters in `scale`"
+            f"{workload.ref.path}.model({', '.join(signature.parameters)}) does not take role {role!r} with scale "
+            f"{scale}: {error}; a scale has the names of its own parameters"
         ) from error
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
