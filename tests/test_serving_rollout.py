@@ -128,7 +128,7 @@ def test_taking_a_version_away_lets_its_requests_finish(running: Endpoint, store
     with ThreadPoolExecutor(1) as pool:
         running.deploy("m", "1", crawling.digest)
         assert running.admin("PUT", "/admin/models/m/versions/2", {"digest": one.digest}).status_code == 200
-        waiting = pool.submit(running.infer, "m", long(60_000))
+        waiting = pool.submit(running.infer, "m", long(200_000))
         time.sleep(0.2)
         running.deploy("m", "2", one.digest)
         assert running.infer("m", ASK).json()["outputs"][0]["data"] == [1.0, 1.0]
