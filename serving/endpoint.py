@@ -156,6 +156,7 @@ def _listen(host: str, port: int, variable: str) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
+        sock.listen(2048)  # at once: whoever reads "serving on" may connect, and no other process gets the port
     except OSError as error:
         sock.close()
         raise EndpointMisconfigured(

@@ -36,17 +36,19 @@ class Endpoint:
     url: str = ""
     admin_url: str = ""
     log: list[str] = field(default_factory=list)
+    # One client for all calls (a TLS context takes 0.1 s), without TLS checks, which plain HTTP does not need.
+    client: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=60, verify=False))
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(f"{self.url}{path}", timeout=30)
+        return self.client.get(f"{self.url}{path}")
 
     def infer(self, model: str, body: Any, version: str = "") -> httpx.Response:
         part = f"/versions/{version}" if version else ""
-        return httpx.post(f"{self.url}/v2/models/{model}{part}/infer", json=body, timeout=30)
+        return self.client.post(f"{self.url}/v2/models/{model}{part}/infer", json=body)
 
     def admin(self, method: str, path: str, body: Any = None, token: str = TOKEN) -> httpx.Response:
         headers = {"authorization": f"Bearer {token}"} if token else {}
-        return httpx.request(method, f"{self.admin_url}{path}", json=body, headers=headers, timeout=60)
+        return self.client.request(method, f"{self.admin_url}{path}", json=body, headers=headers)
 
     def deploy(self, model: str, version: str, digest: str) -> None:
         """Load a version and give it the traffic."""
@@ -115,6 +117,7 @@ def endpoint(home: Path, *, launcher: list[str] | None = None, wait: bool = True
                 process.wait()
         reader.join(timeout=40)
         stream.close()
+        running.client.close()
 
 
 def wait_for(condition: Any, seconds: float = 40) -> None:

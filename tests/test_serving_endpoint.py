@@ -120,7 +120,9 @@ def test_infer_with_outputs_chosen_a_batch_and_nested_data(served: Endpoint) -> 
 
 def test_infer_takes_what_curl_sends(served: Endpoint) -> None:
     form = {"content-type": "application/x-www-form-urlencoded"}
-    found = httpx.post(f"{served.url}/v2/models/digits/infer", content=json.dumps({"inputs": [IMAGE]}), headers=form)
+    found = served.client.post(
+        f"{served.url}/v2/models/digits/infer", content=json.dumps({"inputs": [IMAGE]}), headers=form
+    )
     assert found.status_code == 200
 
 
@@ -190,7 +192,7 @@ def test_wrong_paths_get_an_error_in_json(served: Endpoint, path: str) -> None:
 @pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "BREW"])
 def test_wrong_methods(served: Endpoint, method: str) -> None:
     status = 400 if method == "BREW" else 405  # no HTTP method at all: refused by the HTTP parser
-    assert httpx.request(method, f"{served.url}/v2/models/digits/infer").status_code == status
+    assert served.client.request(method, f"{served.url}/v2/models/digits/infer").status_code == status
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,7 @@ def test_wrong_methods(served: Endpoint, method: str) -> None:
     ],
 )
 def test_bad_bodies(served: Endpoint, headers: dict[str, str], content: bytes, status: int, message: str) -> None:
-    found = httpx.post(f"{served.url}/v2/models/digits/infer", headers=headers, content=content)
+    found = served.client.post(f"{served.url}/v2/models/digits/infer", headers=headers, content=content)
     assert found.status_code == status
     assert message in found.json()["error"]
 
@@ -217,7 +219,7 @@ def test_a_body_that_is_too_large_is_cut_off_without_its_length_too(served: Endp
             yield b" " * (1 << 20)
 
     try:
-        found = httpx.post(f"{served.url}/v2/models/digits/infer", content=chunks(), timeout=30)
+        found = served.client.post(f"{served.url}/v2/models/digits/infer", content=chunks())
     except httpx.WriteError:  # answered and closed while we were still sending
         return
     assert found.status_code == 413

@@ -69,7 +69,7 @@ def load_from_threads(running: Endpoint, model: str, count: int = 3) -> Iterator
     stop = threading.Event()
 
     def client() -> None:
-        with httpx.Client(base_url=running.url, timeout=30) as session:
+        with httpx.Client(base_url=running.url, timeout=60, verify=False) as session:
             while not stop.is_set():
                 found = session.post(f"/v2/models/{model}/infer", json=ASK)
                 body = found.json()
