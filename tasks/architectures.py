@@ -18,16 +18,14 @@ _GRID = 8
 class SimpleNet(nn.Module):
     """Two hidden layers (64 and 32 units, times ``width``) with ReLU.
 
-    Takes any inputs [N, ...] by name, floating point; each is flattened and all are joined in the order of their
-    names: ``shape`` is the shape of one row of that, or of the one input. A BatchNorm in front standardises the
-    values, so columns of any scale will do. Answers [N, ``outputs``].
+    Takes any inputs [N, ...] by name, floating point and standardised; each is flattened and all are joined in the
+    order of their names: ``shape`` is the shape of one row of that, or of the one input. Answers [N, ``outputs``].
     """
 
     def __init__(self, shape: tuple[int, ...], outputs: int, width: float = 1.0) -> None:
         super().__init__()
         values = math.prod(shape)
         first, second = (_scaled(units, width) for units in _HIDDEN)
-        self.norm = nn.BatchNorm1d(values)
         self.dense1 = nn.Linear(values, first)
         self.dense2 = nn.Linear(first, second)
         self.head = nn.Linear(second, outputs)
@@ -35,7 +33,7 @@ class SimpleNet(nn.Module):
     def forward(self, **inputs: Tensor) -> Tensor:
         flat = [inputs[name].reshape(inputs[name].shape[0], -1) for name in sorted(inputs)]
         joined = flat[0] if len(flat) == 1 else torch.cat(flat, dim=1)
-        hidden = torch.relu(self.dense1(self.norm(joined)))
+        hidden = torch.relu(self.dense1(joined))
         answer: Tensor = self.head(torch.relu(self.dense2(hidden)))
         return answer
 
