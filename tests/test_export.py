@@ -58,6 +58,11 @@ class FixedBatch(nn.Module):
         return x.reshape(2, 4) + 1
 
 
+class CountedBatch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.reshape(len(x), -1) * 2
+
+
 class TwoAnswers(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
@@ -152,6 +157,12 @@ def test_a_branch_on_values_is_refused_with_its_line() -> None:
 def test_a_fixed_batch_is_refused_with_its_line() -> None:
     module = RawInputs(FixedBatch(), unchanged, ("x",))
     with pytest.raises(ExportRefused, match=r"two rows but not for three.*`return x.reshape\(2, 4\) \+ 1`"):
+        export_onnx(module, {"x": torch.rand(4, 4)}, output="logits")
+
+
+def test_a_batch_size_made_a_number_is_refused_with_its_line() -> None:
+    module = RawInputs(CountedBatch(), unchanged, ("x",))
+    with pytest.raises(ExportRefused, match=r"at test_export.py:\d+ in forward a size became a number \(len"):
         export_onnx(module, {"x": torch.rand(4, 4)}, output="logits")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from contextlib import contextmanager
 import onnx
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from tasks.errors import ExportRefused
 from tasks.export.raw_inputs import Inputs, RawInputs
@@ -84,12 +87,32 @@ def _refusing(module: RawInputs, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        where = blame(error, module.model)
+        where = blame(error, module.model) or _fixed_size(error)
         said = str(error).strip().partition("\n")[0][:300]
         raise ExportRefused(
             f"{_class(module.model)} {what}: {where}{type(error).__name__}: {said}. Write the forward pass with tensor "
             "operations on the shapes of its inputs: no Python branch on values, no .numpy(), .item() or fixed batch"
         ) from error
+
+
+def _fixed_size(error: BaseException) -> str:
+    """Where the code made a number of a free dimension (``len(x)``, ``int(x.shape[0])``); '' if it did not.
+
+    The exception does not say, but the frames it came through hold torch's record of its assumptions.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        for frame, _ in traceback.walk_tb(cause.__traceback__):
+            for value in tuple(frame.f_locals.values()):
+                if isinstance(value, ShapeEnv):
+                    fixed = [str(guard.sloc) for guard in value.guards if str(guard.expr).startswith("Eq(")]
+                    places = [
+                        found.group(1) for text in fixed if (found := re.search(r"([\w.-]+\.py:\d+ in \w+)", text))
+                    ]
+                    if places:
+                        return f"at {places[0]} a size became a number (len(x)? take x.shape[0]): "
+        cause = cause.__cause__ or cause.__context__
+    return ""
 
 
 def _class(model: nn.Module) -> str:

@@ -1,0 +1,61 @@
+"""The export stage in its process."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import onnx
+import torch
+
+from model_registry.manifest import canonical_json
+from model_registry.variant import Variant
+from tasks.child import Child, Result
+from tasks.export.onnx_export import OPSET, export_onnx
+from tasks.export.parity import BATCHES, check_parity
+from tasks.export.raw_inputs import RawInputs
+from tasks.onnx_cost import onnx_cost
+from tasks.onnx_graph import signature
+from tasks.splits import read_split
+from tasks.torch_variant import load
+from tasks.workload import load_workload
+
+_ROWS = max(BATCHES)
+
+
+def main(child: Child) -> Result:
+    """Export the parent, prove it equal to the model, and publish it with its labels."""
+    assert child.data is not None
+    parent = child.inputs["parent"]
+    workload = load_workload(child.job.workload)
+    child.progress(0.1, f"loading {parent.name}")
+    model = load(child.store, parent, workload=workload)
+    columns = read_split(child.store, child.data, "validation")
+    rows = {name: torch.from_numpy(values[:_ROWS].copy()) for name, values in columns.items()}
+    inputs, _ = workload.batch(rows)
+    module = RawInputs(model, workload.preprocess, tuple(inputs))
+    child.progress(0.2, f"tracing {parent.name}")
+    (output,) = (spec.name for spec in parent.outputs)
+    data = export_onnx(module, inputs, output=output, dynamic=workload.dynamic_dims())
+    child.progress(0.8, "comparing with ONNX Runtime")
+    parity = check_parity(module, data, inputs, tolerance=child.spec["tolerance"])
+    files = [child.store.publish_bytes(data, "model.onnx")]
+    labels = workload.labels()
+    if labels is not None:
+        files.append(child.store.publish_bytes(canonical_json(list(labels)), "assets/labels.json"))
+    graph = onnx.load_from_string(data)
+    specs, answers = signature(graph)
+    cost = onnx_cost(graph, {name: (1, *value.shape[1:]) for name, value in inputs.items()})
+    variant = Variant(
+        name=f"{parent.name}.fp32",
+        stage="export",
+        format="onnx",
+        files=tuple(files),
+        inputs=specs,
+        outputs=answers,
+    )
+    values = {
+        "variants": {variant.digest: {"name": variant.name, **asdict(cost), "bytes": len(data)}},
+        "opset": OPSET,
+        "parity": [asdict(p) for p in parity],
+    }
+    return Result(variants=(variant,), values=values)

@@ -1,0 +1,165 @@
+"""Prune, measure BatchNorm again, fine-tune; as often as there are steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from tasks.fit import History, fit
+from tasks.fit_checkpoint import Checkpoints
+from tasks.fit_rows import Rows, evaluate, torch_device
+from tasks.fit_seeding import derive, reproducible
+from tasks.objective import Objective, TrainingBatch
+from tasks.prune.batchnorm import reestimate_batchnorm
+from tasks.prune.channels import ChannelPruner, Importance, Scope
+from tasks.prune.torch_cost import TorchCost, torch_cost
+from tasks.pruning_plan import Plan
+from tasks.splits import Columns
+from tasks.workload import Workload
+
+_TRACED_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Narrowed:
+    """What pruning came to; the model itself was changed in place.
+
+    ``layers``: channels before and after by layer. ``validation``: the metric of the ``parent``, of the ``pruned``
+    model before its last fine-tuning, and of the ``tuned`` one. ``untraced``: layers the graph did not reach.
+    """
+
+    plan: Plan
+    before: TorchCost
+    after: TorchCost
+    layers: dict[str, tuple[int, int]]
+    untraced: tuple[str, ...]
+    batchnorm_layers: int
+    validation: dict[str, float]
+    history: History
+
+
+def narrow(
+    model: nn.Module,
+    *,
+    workload: Workload,
+    train: Columns,
+    validation: Columns,
+    objective: Objective,
+    ratio: float,
+    importance: Importance,
+    scope: Scope,
+    steps: int,
+    round_to: int,
+    ignore: tuple[str, ...],
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float,
+    patience: int | None,
+    batchnorm_batches: int,
+    gradient_batches: int,
+    seed: int,
+    device: str,
+    checkpoints: Callable[[int], Checkpoints | None],
+    progress: Callable[[float, str], None],
+) -> Narrowed:
+    """Prune and fine-tune the model in place; it ends on the device, in eval mode.
+
+    Args:
+        objective: what fine-tuning minimises.
+        steps: the ratio is reached in so many equal steps, each followed by its share of the ``epochs``.
+        batchnorm_batches: training batches over which BatchNorm's statistics are measured again before fine-tuning.
+        gradient_batches: training batches whose gradients ``taylor`` adds up.
+        checkpoints: of the fine-tuning of each step.
+        progress: told a fraction of the whole and a line of text.
+
+    Raises:
+        PruningRefused: see :class:`tasks.prune.channels.ChannelPruner`.
+        TrainingDiverged: the loss became NaN or infinite.
+    """
+    where = torch_device(device)
+    model.to(where)
+    rows = Rows(workload, train, where)
+    sample = rows(torch.arange(_TRACED_ROWS), None).inputs
+    score = partial(evaluate, model, workload=workload, columns=validation, device=device)
+    metric = {"parent": score()[1]}
+    before, layers, history = torch_cost(model, sample), 0, History()
+    pruner = ChannelPruner(
+        model,
+        sample,
+        ratio=ratio,
+        steps=steps,
+        importance=importance,
+        scope=scope,
+        round_to=round_to,
+        ignore=ignore,
+    )
+    widths = pruner.widths()
+    for step in range(steps):
+        done = step / steps
+        progress(done, f"step {step + 1}/{steps}: removing channels")
+        with reproducible(where, True):
+            if importance == "taylor":
+                _add_gradients(model, _batches(rows, batch_size, gradient_batches, derive(seed, step)), workload)
+            pruner.step()
+            model.zero_grad(set_to_none=True)
+            batches = _batches(rows, batch_size, batchnorm_batches, derive(seed, step))
+            layers = reestimate_batchnorm(model, (batch.inputs for batch in batches))
+        metric["pruned"] = score()[1]
+
+        def tell(fraction: float, text: str, done: float = done) -> None:
+            progress(done + fraction / steps, text)
+
+        fitted = fit(
+            model,
+            workload=workload,
+            train=train,
+            validation=validation,
+            objective=objective,
+            epochs=_share(epochs, steps, step),
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            patience=patience,
+            seed=seed + step,
+            device=device,
+            checkpoints=checkpoints(step),
+            progress=tell,
+        )
+        metric["tuned"] = fitted.val_metric
+        first = len(history)
+        history += [{**row, "epoch": first + int(row["epoch"]), "step": step + 1} for row in fitted.history]
+    return Narrowed(
+        plan=pruner.plan,
+        before=before,
+        after=torch_cost(model, sample),
+        layers={name: (width, pruner.widths()[name]) for name, width in widths.items()},
+        untraced=pruner.untraced,
+        batchnorm_layers=layers,
+        validation=metric,
+        history=history,
+    )
+
+
+def _add_gradients(model: nn.Module, batches: Iterable[TrainingBatch], workload: Workload) -> None:
+    """Gradients of the workload's loss, summed over the batches, in evaluation mode: what ``taylor`` multiplies."""
+    model.eval()
+    model.zero_grad(set_to_none=True)
+    for batch in batches:
+        torch.autograd.backward(workload.loss(model(**batch.inputs), batch.targets))
+
+
+def _batches(rows: Rows, size: int, count: int, seed: int) -> Iterator[TrainingBatch]:
+    """At most ``count`` batches of random training rows, no row twice."""
+    order = torch.randperm(rows.count, generator=torch.Generator().manual_seed(seed))
+    parts: tuple[Tensor, ...] = torch.split(order, size)
+    return (rows(part, None) for part in parts[:count] if len(part) > 1)
+
+
+def _share(epochs: int, steps: int, step: int) -> int:
+    """Epochs of one step: an even share of all, and at least one."""
+    return max(1, (step + 1) * epochs // steps - step * epochs // steps)

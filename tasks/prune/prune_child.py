@@ -1,0 +1,89 @@
+"""The prune stage in its process."""
+
+from __future__ import annotations
+
+import torch
+
+from tasks.child import Child, Result
+from tasks.fit import history_jsonl
+from tasks.fit_checkpoint import StoreCheckpoints
+from tasks.fit_rows import predict, torch_device
+from tasks.objective import LiveAnswers, Objective, StoredAnswers, TeacherAnswers, distillation
+from tasks.prune.narrow import narrow
+from tasks.splits import Columns, read_split
+from tasks.torch_variant import load, read_architecture, save
+from tasks.workload import Workload, load_workload
+
+
+def main(child: Child) -> Result:
+    """Prune the parent, fine-tune it with the teacher's help, and publish it with its plan."""
+    assert child.data is not None
+    spec, parent = child.spec, child.inputs["parent"]
+    workload = load_workload(child.job.workload)
+    train, validation = (read_split(child.store, child.data, name) for name in ("train", "validation"))
+    model = load(child.store, parent, workload=workload)
+    hints = workload.prune_hints()
+    narrowed = narrow(
+        model,
+        workload=workload,
+        train=train,
+        validation=validation,
+        objective=_objective(child, workload, train),
+        ratio=spec["ratio"],
+        importance=spec["importance"],
+        scope=spec["scope"],
+        steps=spec["steps"],
+        round_to=spec["round_to"] or hints.get("round_to", 1),
+        ignore=(*hints.get("ignore", ()), *spec["ignore"]),
+        epochs=spec["epochs"],
+        batch_size=spec["batch_size"],
+        learning_rate=spec["learning_rate"],
+        weight_decay=spec["weight_decay"],
+        patience=spec["patience"],
+        batchnorm_batches=spec["batchnorm_batches"],
+        gradient_batches=spec["gradient_batches"],
+        seed=child.job.seed,
+        device=child.job.device,
+        checkpoints=lambda step: StoreCheckpoints(child.store, f"{child.checkpoint_prefix}step-{step}"),
+        progress=child.progress,
+    )
+    architecture = read_architecture(child.store, parent)
+    variant = save(
+        child.store,
+        model,
+        workload=workload,
+        role=architecture.role,
+        scale=architecture.scale,
+        sample=validation,
+        name="pruned",
+        stage="prune",
+        pruning=[*(architecture.pruning or []), *narrowed.plan],
+    )
+    values = {
+        "variants": {variant.digest: {"name": variant.name, **narrowed.after.as_json()}},
+        "before": narrowed.before.as_json(),
+        "layers": narrowed.layers,
+        "untraced": narrowed.untraced,
+        "batchnorm_layers": narrowed.batchnorm_layers,
+        "validation": narrowed.validation,
+    }
+    files = (child.store.publish_bytes(history_jsonl(narrowed.history), "pruned.history.jsonl"),)
+    return Result(variants=(variant,), values=values, files=files)
+
+
+def _objective(child: Child, workload: Workload, train: Columns) -> Objective:
+    assert child.data is not None
+    teacher = load(child.store, child.inputs["teacher"], workload=workload)
+    answers: TeacherAnswers
+    if workload.augments:
+        answers = LiveAnswers(teacher.to(torch_device(child.job.device)))
+    else:
+        outputs = predict(teacher, workload=workload, columns=train, device=child.job.device)
+        answers = StoredAnswers(torch.from_numpy(outputs))
+    return distillation(
+        workload.loss,
+        answers,
+        classification=child.data.task == "classification",
+        temperature=child.spec["temperature"],
+        alpha=child.spec["alpha"],
+    )

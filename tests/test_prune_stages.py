@@ -1,0 +1,102 @@
+"""Prune, export and quantize as stages: children of their own, a real store, the results handed on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from model_registry.cpu_class import cpu_class
+from model_registry.store import Store
+from tasks.errors import CalibrationError, PruningRefused
+from tasks.export import ExportSpec, export
+from tasks.prune import PruneSpec, prune
+from tasks.quantize import QuantizeSpec, quantize
+from tasks.splits import read_split
+from tasks.torch_variant import load, read_architecture
+from tasks.workload import load_workload
+
+if TYPE_CHECKING:
+    from tests.digits_world import DigitsWorld, digits_world, store_splits
+else:
+    from digits_world import DigitsWorld, digits_world, store_splits
+
+
+@pytest.fixture
+def world(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DigitsWorld:
+    monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))
+    return digits_world(store)
+
+
+def test_a_model_goes_through_prune_export_and_quantize_and_few_rows_are_refused(
+    store: Store, world: DigitsWorld
+) -> None:
+    job, data = world.job, world.data
+    workload = load_workload(job.workload)
+    spec = PruneSpec(ratio=0.5, epochs=10, steps=2, learning_rate=4e-3)
+    pruned = prune.task.fn(job, spec, data=data, parent=world.teacher, teacher=world.teacher)
+    model = load(store, pruned.variant, workload=workload)
+    parameters = sum(p.numel() for p in model.parameters())
+    values = pruned.values
+    assert values["layers"] == {"conv1": [8, 4], "conv2": [16, 8], "dense": [32, 16], "head": [10, 10]}
+    assert values["variants"][pruned.variant.digest]["parameters"] == parameters < values["before"]["parameters"] / 2
+    assert values["variants"][pruned.variant.digest]["macs"] < values["before"]["macs"] / 2
+    assert values["batchnorm_layers"] == 2 and values["untraced"] == []
+    assert values["validation"]["parent"] > 0.9 and values["validation"]["tuned"] > 0.85
+    assert len(read_architecture(store, pruned.variant).pruning or []) == 6
+    entry = pruned.file("pruned.history.jsonl")
+    assert entry is not None
+    rows = [json.loads(line) for line in store.fetch_bytes(entry).splitlines()]
+    assert [row["epoch"] for row in rows] == [*range(1, 11)]
+    assert [row["step"] for row in rows] == [1] * 5 + [2] * 5
+
+    exported = export.task.fn(job, ExportSpec(), data=data, parent=pruned.variant)
+    file = store.fetch_bytes(exported.variant.file("model.onnx"))
+    assert exported.variant.name == "pruned.fp32"
+    assert [s.name for s in exported.variant.inputs] == ["image"]
+    assert [(s.name, s.shape) for s in exported.variant.outputs] == [("logits", (-1, 10))]
+    assert json.loads(store.fetch_bytes(exported.variant.file("assets/labels.json"))) == [str(i) for i in range(10)]
+    cost = exported.values["variants"][exported.variant.digest]
+    assert cost["macs"] == values["variants"][pruned.variant.digest]["macs"]
+    assert cost["bytes"] == len(file) < 4 * parameters + 1200
+    images = read_split(store, data, "validation")["image"][:5]
+    with torch.no_grad():
+        wanted = model(image=torch.from_numpy(images) / 16).numpy()
+    found = onnxruntime.InferenceSession(file).run(["logits"], {"image": images})[0]
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+    quantized = quantize.task.fn(job, QuantizeSpec(), data=data, parent=exported.variant)
+    assert [v.name for v in quantized.variants] == ["pruned.int8-static", "pruned.int8-dynamic"]
+    for variant in quantized.variants:
+        report = quantized.values["variants"][variant.digest]
+        assert variant.runtime.cpu_class == cpu_class()
+        assert variant.file("assets/labels.json") == exported.variant.file("assets/labels.json")
+        assert report["agreement"] > 0.97
+        assert (report["parameters"], report["macs"]) == (cost["parameters"], cost["macs"])
+        assert report["bytes"] == variant.file("model.onnx").size < cost["bytes"]
+        onnx.checker.check_model(onnx.load_from_string(store.fetch_bytes(variant.file("model.onnx"))))
+    static, dynamic = (quantized.values["variants"][v.digest] for v in quantized.variants)
+    assert (static["quantized"], static["quantizable"], static["share"]) == (4, 4, 1.0)
+    assert (dynamic["quantized"], dynamic["quantizable"]) == (2, 4) and len(dynamic["fp32_layers"]) == 2
+    assert quantized.values["calibration_rows"] == 176
+
+    assert export.task.fn(job, ExportSpec(), data=data, parent=pruned.variant).status == "reused"
+    assert quantize.task.fn(job, QuantizeSpec(), data=data, parent=exported.variant).status == "reused"
+
+    splits = {name: read_split(store, data, name) for name in ("train", "calibration", "validation", "test")}
+    splits["calibration"] = {name: values[:9] for name, values in splits["calibration"].items()}
+    few = store_splits(store, splits)
+    with pytest.raises(CalibrationError, match="the calibration split has 9 rows; at least 16 are needed"):
+        quantize.task.fn(job, QuantizeSpec(), data=few, parent=exported.variant)
+
+
+def test_a_layer_that_would_be_emptied_is_refused_in_the_parent_process(store: Store, world: DigitsWorld) -> None:
+    spec = PruneSpec(ratio=0.97, epochs=1)
+    with pytest.raises(PruningRefused, match=r"prune.ratio 0.97 would leave no channel in .*'conv1' \(8 channels\)"):
+        prune.task.fn(world.job, spec, data=world.data, parent=world.teacher, teacher=world.teacher)
