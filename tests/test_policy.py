@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 
 import pytest
+from conftest import RunningStack
 from prefect import flow
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from model_registry.store import StoreDenied, StoreUnavailable
 from tasks import policy
@@ -51,7 +53,7 @@ def test_a_step_is_a_prefect_task_without_prefects_cache() -> None:
         planning.reset(token)
 
 
-def test_retries_in_a_real_flow(prefect_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_retries_in_a_real_flow(stack: RunningStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy, "RETRY_DELAYS", [0.0, 0.0])
     attempts = {"passing": 0, "final": 0}
 
@@ -74,5 +76,6 @@ def test_retries_in_a_real_flow(prefect_server: str, monkeypatch: pytest.MonkeyP
             final()
         return result
 
-    assert both() == "done"
+    with temporary_settings({PREFECT_API_URL: stack.environment["PREFECT_API_URL"]}):
+        assert both() == "done"
     assert attempts == {"passing": 3, "final": 1}
