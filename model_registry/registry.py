@@ -63,7 +63,6 @@ class ModelVersion(Frozen):
     version: int
     digest: str
     run_id: str
-    aliases: tuple[str, ...] = ()
 
 
 def preload() -> threading.Thread:
@@ -243,7 +242,6 @@ class Registry:
                 version=int(v.version),
                 digest=v.tags.get("winnow.digest", ""),
                 run_id=v.tags.get("winnow.run_id", ""),
-                aliases=tuple(v.aliases),
             )
             for v in by_number
         ]

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
-import numpy as np
-
 from model_registry.lease import lease
 from model_registry.measurement import Measurement
 from model_registry.recording import record
@@ -13,8 +9,10 @@ from model_registry.registry import CHALLENGER, CHAMPION, Registry
 from model_registry.run_page import VariantRun, variant_note
 from model_registry.store import Store
 from model_registry.variant import Variant
+from tasks.evidence.arrays import fetch_arrays
+from tasks.evidence.split_inputs import split_inputs
 from tasks.policy import step
-from tasks.splits import DataRef, read_split
+from tasks.splits import DataRef
 from tasks.stage import Job
 from tasks.track import Tracked
 
@@ -34,9 +32,9 @@ def register(job: Job, *, data: DataRef, variant: Variant, measurement: Measurem
         RegistryUnavailable, StoreUnavailable, LeaseBusy: may pass; no half version is left.
     """
     store, registry = Store(job.store), Registry.from_environment()
-    with np.load(io.BytesIO(store.fetch_bytes(measurement.predictions)), allow_pickle=False) as archive:
-        outputs = archive["outputs"]
-    record(store, variant, read_split(store, data, measurement.split), outputs, batch=measurement.predict_batch)
+    inputs = fetch_arrays(store, split_inputs(job, data)[measurement.split])
+    outputs = fetch_arrays(store, measurement.predictions)["outputs"]
+    record(store, variant, inputs, outputs, batch=measurement.predict_batch)
     # Two runs that chose the same digest must not make two versions: MLflow itself would.
     with lease(store, f"register-{job.model}", wait_seconds=_WAIT_SECONDS):
         version = registry.find_version(job.model, variant.digest)

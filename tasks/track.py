@@ -10,8 +10,10 @@ from model_registry.registry import Registry, TrackedRun
 from model_registry.run_page import Dataset, Status, VariantRun, run_note
 from model_registry.store import Store
 from model_registry.variant import Frozen
+from tasks.evidence.arrays import fetch_arrays
+from tasks.evidence.split_inputs import split_inputs
 from tasks.policy import step
-from tasks.splits import DataRef, read_split
+from tasks.splits import DataRef
 from tasks.stage import Job
 
 MODEL_LIMIT_BYTES = 32 << 20
@@ -50,7 +52,8 @@ def track(
     origin = origin or {}
     run = registry.open_run(job.model, job.run_id, origin)
     dataset = _dataset(store, job, data)
-    example = {name: values[:_EXAMPLE_ROWS] for name, values in read_split(store, data, "validation").items()}
+    arrays = fetch_arrays(store, split_inputs(job, data)["validation"])
+    example = {name: values[:_EXAMPLE_ROWS] for name, values in arrays.items()}
     children = {}
     with tempfile.TemporaryDirectory() as folder:
         for row in rows:

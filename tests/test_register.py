@@ -1,0 +1,135 @@
+"""track, register and conclude as a run uses them: one version per digest, whoever asks and however often."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from model_registry.measurement import Measurement
+from model_registry.recording import replay
+from model_registry.registry import Registry
+from model_registry.run_page import VariantRun
+from model_registry.store import Store
+from model_registry.variant import Variant
+from tasks.evidence.arrays import fetch_arrays, publish_arrays
+from tasks.evidence.split_inputs import split_inputs
+from tasks.register import register
+from tasks.splits import DataRef
+from tasks.stage import Job
+from tasks.track import Tracked, conclude, track
+
+if TYPE_CHECKING:
+    from tests.measured_models import linear, make_data, make_job, make_variant
+    from tests.measurements import measured
+    from tests.release_world import new_name
+else:
+    from measured_models import linear, make_data, make_job, make_variant
+    from measurements import measured
+    from release_world import new_name
+
+
+@pytest.fixture
+def job(store: Store, mlflow_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))
+    return make_job(store, tmp_path).model_copy(update={"model": new_name()})
+
+
+def measurement(store: Store, job: Job, data: DataRef, variant: Variant, baseline: Measurement | None) -> Measurement:
+    """Made-up numbers, but true predictions: what an endpoint will have to answer."""
+    inputs = fetch_arrays(store, split_inputs(job, data)["validation"])
+    outputs = inputs["x"] @ linear(seed=1 if baseline else 0)
+    predictions = publish_arrays(store, "predictions.npz", outputs=outputs.astype(np.float32))
+    return measured(variant.name, baseline, digest=variant.digest, predictions=predictions)
+
+
+@pytest.fixture
+def rows(store: Store, job: Job) -> tuple[DataRef, tuple[VariantRun, ...]]:
+    data = make_data(store)
+    made: list[VariantRun] = []
+    baseline = None
+    for seed, name in enumerate(("teacher", "student")):
+        variant = make_variant(store, name, linear(seed=seed, noise=0.1 * seed))
+        numbers = measurement(store, job, data, variant, baseline)
+        baseline = baseline or numbers
+        history = store.publish_bytes(b'{"epoch": 1, "loss": 1.0}\n', "history.jsonl")
+        made.append(VariantRun(variant=variant, measurement=numbers, history=history, chosen=bool(seed)))
+    return data, tuple(made)
+
+
+def test_a_run_is_tracked_registered_and_concluded(
+    store: Store, job: Job, rows: tuple[DataRef, tuple[VariantRun, ...]], tmp_path: Path
+) -> None:
+    data, variants = rows
+    origin = {"mlflow.source.git.commit": "c" * 40, "prefect.flow_run_id": "p1"}
+    tracked = track.task.fn(job, data=data, rows=variants, origin=origin, links={"prefect": "http://p"})
+    assert track.task.fn(job, data=data, rows=variants, origin=origin) == tracked  # tried again, nothing doubled
+    assert tracked.children.keys() == {v.variant.digest for v in variants}
+
+    chosen = variants[1]
+    assert chosen.measurement is not None
+    version = register.task.fn(job, data=data, variant=chosen.variant, measurement=chosen.measurement, tracked=tracked)
+    registry = Registry.from_environment()
+    assert (version, registry.alias(job.model, "challenger"), registry.alias(job.model, "champion")) == (1, 1, None)
+    assert registry.version(job.model, 1).digest == chosen.variant.digest
+    recording, inputs, outputs = replay(store, chosen.variant.digest)
+    assert (recording.rows, recording.output, inputs["x"].shape, outputs.shape) == (16, "logits", (16, 4), (16, 3))
+
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "index.html").write_text("<p>docs</p>")
+    (tmp_path / "report.html").write_text("<p>report</p>")
+    files = {"report.html": tmp_path / "report.html", "data_docs": tmp_path / "docs"}
+    page = conclude.task.fn(tracked, status="released", rows=variants, files=files, tags={"winnow.version": "1"})
+    assert page == tracked.run.url
+    client = MlflowClient(registry.uri)
+    parent = client.get_run(tracked.run.mlflow_id)
+    assert (parent.info.status, parent.data.tags["winnow.status"]) == ("FINISHED", "released")
+    assert (parent.data.tags["mlflow.source.git.commit"], parent.data.tags["winnow.data"]) == ("c" * 40, "f" * 64)
+    assert f"[report.html]({page}/artifacts/report.html)" in parent.data.tags["mlflow.note.content"]
+    assert sorted(f.path for f in client.list_artifacts(tracked.run.mlflow_id)) == ["data_docs", "report.html"]
+    assert [f.path for f in client.list_artifacts(tracked.run.mlflow_id, "data_docs")] == ["data_docs/index.html"]
+
+
+def test_the_same_digest_from_two_runs_at_once_is_one_version(
+    store: Store, job: Job, rows: tuple[DataRef, tuple[VariantRun, ...]]
+) -> None:
+    data, variants = rows
+    chosen = variants[1]
+    jobs = [job.model_copy(update={"run_id": f"run-{i}"}) for i in range(3)]
+    tracked: list[Tracked] = [track.task.fn(j, data=data, rows=variants) for j in jobs]
+    versions: list[int] = []
+
+    def go(index: int) -> None:
+        assert chosen.measurement is not None
+        versions.append(
+            register.task.fn(
+                jobs[index],
+                data=data,
+                variant=chosen.variant,
+                measurement=chosen.measurement,
+                tracked=tracked[index],
+            )
+        )
+
+    threads = [threading.Thread(target=go, args=(index,)) for index in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert versions == [1, 1, 1]
+    assert len(Registry.from_environment().versions(job.model)) == 1
+
+
+def test_a_variant_too_large_for_mlflow_is_kept_there_only_if_chosen(
+    store: Store, job: Job, rows: tuple[DataRef, tuple[VariantRun, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.track.MODEL_LIMIT_BYTES", 10)
+    data, variants = rows
+    tracked = track.task.fn(job, data=data, rows=variants)
+    models = MlflowClient(Registry.from_environment().uri).search_logged_models([tracked.run.experiment])
+    assert [m.name for m in models] == ["student"]

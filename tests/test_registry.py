@@ -1,0 +1,297 @@
+"""The MLflow registry on a real server: get-or-create, comparable runs, one version per digest, aliases, outages."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+
+from model_registry import registry as registry_module
+from model_registry.owner import Owner
+from model_registry.registry import ModelVersion, Registry, RegistryError, RegistryUnavailable, VersionMissing
+from model_registry.run_page import Dataset, VariantRun
+
+if TYPE_CHECKING:
+    from tests.measurements import measured
+    from tests.onnx_models import digits
+    from tests.release_world import new_name
+else:
+    from measurements import measured
+    from onnx_models import digits
+    from release_world import new_name
+
+DATASET = Dataset(
+    name="digits",
+    fingerprint="f" * 64,
+    source="s3://winnow/blobs/ab/abc",
+    rows={"train": 1000, "validation": 360},
+    columns={"image": ("float32", (1, 8, 8)), "target": ("int64", ())},
+)
+HISTORY = b'{"epoch": 1, "train_loss": 1.5, "note": "x"}\n{"epoch": 2, "train_loss": 0.5}\n'
+
+
+@pytest.fixture
+def model() -> str:
+    return new_name()
+
+
+@pytest.fixture
+def registry(mlflow_server: str) -> Registry:
+    return Registry(mlflow_server)
+
+
+@pytest.fixture
+def client(mlflow_server: str) -> MlflowClient:
+    return MlflowClient(mlflow_server, mlflow_server)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[VariantRun, Path]]]:
+    """A baseline, and a faster variant made from it, with the folders of their files."""
+    made = {}
+    baseline = None
+    for seed, name in enumerate(("teacher", "student")):
+        folder = tmp_path_factory.mktemp(name)
+        variant = digits(folder, seed=seed).model_copy(update={"name": name})
+        numbers = measured(
+            name, baseline, digest=variant.digest, p50=1.0 / (seed + 1), flips=(2, 3) if seed else (0, 0)
+        )
+        baseline = baseline or numbers
+        row = VariantRun(
+            variant=variant, measurement=numbers, parents=("p" * 64,) if seed else (), method=name, chosen=bool(seed)
+        )
+        made[name] = (row, folder)
+    yield made
+
+
+def log(registry: Registry, model: str, rows: dict[str, tuple[VariantRun, Path]], run_id: str = "r1") -> Any:
+    run = registry.open_run(model, run_id, {"prefect.flow_run_id": "abc"})
+    children = {
+        name: registry.log_variant(
+            run,
+            row,
+            dataset=DATASET,
+            history=HISTORY,
+            onnx_file=folder / "model.onnx",
+            example={"image": np.zeros((2, 1, 8, 8), np.float32)},
+            tags={"prefect.flow_run_id": "abc"},
+        )
+        for name, (row, folder) in rows.items()
+    }
+    return run, children
+
+
+def test_a_run_and_its_variants_can_be_compared(
+    registry: Registry, client: MlflowClient, model: str, rows: dict[str, tuple[VariantRun, Path]]
+) -> None:
+    run, children = log(registry, model, rows)
+    again = log(registry, model, rows)
+    assert again == (run, children)  # tried again: the same runs, not second ones
+
+    found = client.search_runs([run.experiment], "tags.`mlflow.parentRunId` != ''")
+    assert {r.info.run_name for r in found} == {"teacher", "student"}
+    teacher, student = (client.get_run(children[name]) for name in ("teacher", "student"))
+    assert teacher.data.metrics.keys() == student.data.metrics.keys()  # the same few names on every variant
+    names = {n for n in student.data.metrics if not n.startswith("curve/")}
+    assert names == {
+        *("accuracy", "d_accuracy", "p50_ms", "p95_ms", "throughput", "speedup", "size_kb", "parameters", "macs"),
+        *("peak_rss_mb", "cpu_seconds"),
+    }
+    assert student.data.metrics["speedup"] == pytest.approx(2.0) and teacher.data.metrics["speedup"] == 1.0
+    assert student.data.metrics["d_accuracy"] == pytest.approx(-1 / 360)
+    assert student.data.params == {"stage": "export", "method": "student"}
+    assert student.data.tags["winnow.parent"] == "p" * 64
+    assert student.data.tags["winnow.digest"] == rows["student"][0].variant.digest
+    assert student.data.tags["winnow.chosen"] == "true" and teacher.data.tags["winnow.chosen"] == "false"
+    assert student.data.tags["prefect.flow_run_id"] == "abc"
+    assert "2 better, 3 worse" in student.data.tags["mlflow.note.content"]
+    assert (student.info.status, student.info.run_name) == ("FINISHED", "student")
+    curve = client.get_metric_history(children["student"], "curve/train_loss")
+    assert [(m.step, m.value) for m in curve] == [(1, 1.5), (2, 0.5)]
+    assert len(client.get_metric_history(children["student"], "p50_ms")) == 1  # written twice, there once
+    (data,) = student.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("digits", "f" * 36)
+    assert {t.key: t.value for t in data.tags} == {"mlflow.data.context": "validation"}
+    models = client.search_logged_models([run.experiment])
+    assert sorted(m.name for m in models) == ["student", "teacher"]
+    assert {m.status.value for m in models} == {"READY"}
+    assert {m.key for m in models[0].metrics} == names  # so the Models tab can sort and chart them
+
+
+def test_the_logged_model_answers(
+    registry: Registry, model: str, rows: dict[str, tuple[VariantRun, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, children = log(registry, model, rows)
+    row, _ = rows["student"]
+    version = registry.create_version(run, children["student"], row.variant.digest, description="d", tags={"a": "b"})
+    registry.set_alias(model, "champion", version)
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", registry.uri)
+    loaded = mlflow.pyfunc.load_model(f"models:/{model}@champion")
+    answer = loaded.predict({"image": np.ones((3, 1, 8, 8), np.float32)})
+    assert answer["logits"].shape == (3, 10)
+    assert loaded.metadata.signature.inputs.input_names() == ["image"]
+    assert loaded.metadata.saved_input_example_info is not None
+    assert loaded.metadata.metadata == {"winnow.digest": row.variant.digest}
+
+
+def test_one_version_per_digest(
+    registry: Registry, model: str, rows: dict[str, tuple[VariantRun, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, children = log(registry, model, rows)
+    digest = rows["student"][0].variant.digest
+    assert registry.find_version(model, digest) is None and registry.versions(model) == []
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "create_model_version", _fails)
+        with pytest.raises(RegistryUnavailable):
+            registry.create_version(run, children["student"], digest, description="", tags={})
+    assert registry.versions(model) == []  # nothing half-registered
+    assert registry.create_version(run, children["student"], digest, description="", tags={}) == 1
+    assert registry.find_version(model, digest) == 1
+    assert registry.version(model, 1) == ModelVersion(model=model, version=1, digest=digest, run_id="r1")
+    with pytest.raises(VersionMissing, match=rf"model '{model}' has no version 2; it has: 1"):
+        registry.version(model, 2)
+    with pytest.raises(VersionMissing, match="it has: none; run the pipeline first"):
+        registry.version("nobody", 1)
+
+
+def _fails(*_: Any, **__: Any) -> None:
+    import requests
+
+    raise requests.ConnectionError("connection reset")
+
+
+def test_a_variant_without_a_model_cannot_be_registered(
+    registry: Registry, model: str, rows: dict[str, tuple[VariantRun, Path]]
+) -> None:
+    run = registry.open_run(model, "r1")
+    row, _ = rows["student"]
+    child = registry.log_variant(run, row, dataset=DATASET)
+    with pytest.raises(RegistryError, match="logged no model"):
+        registry.create_version(run, child, row.variant.digest, description="", tags={})
+
+
+def test_an_upload_that_failed_is_marked_and_made_again(
+    registry: Registry,
+    client: MlflowClient,
+    model: str,
+    rows: dict[str, tuple[VariantRun, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(MlflowClient, "log_model_artifacts", _fails)
+        with pytest.raises(RegistryUnavailable):
+            log(registry, model, rows)
+    run, _ = log(registry, model, rows)
+    models = client.search_logged_models([run.experiment])
+    assert sorted((m.name, m.status.value) for m in models) == [
+        ("student", "READY"),
+        ("teacher", "FAILED"),
+        ("teacher", "READY"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "in_mlflow"),
+    [
+        ("released", "FINISHED"),
+        ("registered", "FINISHED"),
+        ("refused", "FINISHED"),
+        ("failed", "FAILED"),
+        ("interrupted", "KILLED"),
+    ],
+)
+def test_a_run_ends_as_it_ended(
+    registry: Registry,
+    client: MlflowClient,
+    model: str,
+    rows: dict[str, tuple[VariantRun, Path]],
+    tmp_path: Path,
+    status: Any,
+    in_mlflow: str,
+) -> None:
+    run = registry.open_run(model, "r1")
+    assert client.get_run(run.mlflow_id).info.status == "RUNNING"
+    registry.describe_run(run, [rows["student"][0]], dataset=DATASET, note="| a |", tags={"x": "y"})
+    (tmp_path / "report.html").write_text("<p>hello</p>")
+    registry.log_folder(run, tmp_path)
+    registry.end_run(run, status, {"winnow.version": "3"})
+    ended = client.get_run(run.mlflow_id)
+    assert (ended.info.status, ended.data.tags["winnow.status"]) == (in_mlflow, status)
+    assert (ended.data.tags["winnow.version"], ended.data.tags["mlflow.note.content"]) == ("3", "| a |")
+    assert ended.data.metrics["p50_ms"] == 0.5  # the chosen variant's
+    assert [f.path for f in client.list_artifacts(run.mlflow_id)] == ["report.html"]
+    assert registry.file_url(run, "report.html") == f"{run.url}/artifacts/report.html"
+
+
+def test_runs_of_dead_processes_are_ended(registry: Registry, client: MlflowClient, model: str) -> None:
+    dead = Owner.current().model_copy(update={"started": 1})
+    elsewhere = Owner(host="h", space="other", pid=1, started=1)
+    registry.open_run(model, "alive")
+    gone = registry.open_run(model, "gone", {"winnow.owner": dead.model_dump_json()})
+    registry.open_run(model, "elsewhere", {"winnow.owner": elsewhere.model_dump_json()})
+    child = client.create_run(gone.experiment, tags={"mlflow.parentRunId": gone.mlflow_id})
+    assert registry.end_dead_runs(model) == ["gone"]
+    for run_id in (gone.mlflow_id, child.info.run_id):
+        assert client.get_run(run_id).info.status == "KILLED"
+    assert client.get_run(gone.mlflow_id).data.tags["winnow.status"] == "crashed"
+    assert registry.end_dead_runs(model) == []
+
+
+def test_aliases(registry: Registry, model: str, rows: dict[str, tuple[VariantRun, Path]]) -> None:
+    assert registry.alias(model, "champion") is None  # not even the model is there
+    run, children = log(registry, model, rows)
+    version = registry.create_version(
+        run, children["student"], rows["student"][0].variant.digest, description="", tags={}
+    )
+    assert registry.alias(model, "champion") is None
+    registry.set_alias(model, "champion", version)
+    assert registry.alias(model, "champion") == version
+    registry.drop_alias(model, "champion")
+    registry.drop_alias(model, "champion")
+    assert registry.alias(model, "champion") is None
+
+
+def test_a_deleted_experiment_comes_back(registry: Registry, client: MlflowClient, model: str) -> None:
+    run = registry.open_run(model, "r1")
+    client.delete_experiment(run.experiment)
+    assert registry.open_run(model, "r2").experiment == run.experiment
+
+
+def test_a_server_that_is_down_is_told_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        registry = Registry(f"http://127.0.0.1:{closed.getsockname()[1]}")
+        started = time.monotonic()
+        with pytest.raises(RegistryUnavailable, match="winnow status"):
+            registry.versions("m")
+        assert time.monotonic() - started < 10
+    assert issubclass(RegistryUnavailable, ConnectionError)  # what the steps' policy tries again
+
+
+def test_no_server_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(RegistryError, match="winnow up"):
+        Registry.from_environment()
+
+
+def test_preloading_is_an_import_and_nothing_else() -> None:
+    thread = registry_module.preload()
+    thread.join(60)
+    assert not thread.is_alive()
+
+
+def test_the_dataset_says_what_it_is() -> None:
+    schema = json.loads(DATASET.features_json())["mlflow_tensorspec"]
+    assert [c["name"] for c in json.loads(schema["features"])] == ["image"]
+    assert json.loads(schema["targets"])[0]["tensor-spec"] == {"dtype": "int64", "shape": [-1]}
+    assert json.loads(DATASET.rows_json())["rows_validation"] == 360

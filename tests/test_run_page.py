@@ -1,0 +1,83 @@
+"""What MLflow's pages show: the same names everywhere, readable notes, curves that fit."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model_registry.manifest import FileEntry
+from model_registry.measurement import Metric
+from model_registry.run_page import VariantRun, curves, metric_name, metrics, params, run_note, tags, variant_note
+from model_registry.variant import Variant
+
+if TYPE_CHECKING:
+    from tests.measurements import measured
+else:
+    from measurements import measured
+
+
+def row(name: str, **fields: object) -> VariantRun:
+    variant = Variant(
+        name=name,
+        stage="quantize",
+        format="onnx",
+        files=(FileEntry(path="model.onnx", sha256="a" * 64, size=1),),
+        inputs=(),
+        outputs=(),
+    )
+    return VariantRun.model_validate({"variant": variant, **fields})
+
+
+def test_a_metric_of_the_users_own_stands_beside_accuracy() -> None:
+    own = Metric(name="f1 (macro)", better="higher", value=0.5, interval=(0.4, 0.6))
+    assert metric_name("f1 (macro)") == "f1 _macro_"
+    found = metrics(measured("v", metric=own))
+    assert (found["f1 _macro_"], found["d_f1 _macro_"], found["accuracy"]) == (0.5, 0.0, 350 / 360)
+    regression = metrics(measured("v", metric=own.model_copy(update={"name": "mse"}), accuracy=None, macs=None))
+    assert "accuracy" not in regression and "macs" not in regression and regression["mse"] == 0.5
+
+
+def test_the_note_of_a_run_is_a_table_with_links() -> None:
+    teacher = measured("teacher")
+    rows = [
+        row("teacher", measurement=teacher, pareto=True),
+        row("int8", measurement=measured("int8", teacher, p50=0.25, flips=(1, 2)), chosen=True, pareto=True),
+        row("unmeasured"),
+    ]
+    text = run_note(rows, "released", [("report", "http://x/report"), ("nothing", "")])
+    lines = text.splitlines()
+    assert lines[0] == "### released"
+    table = [line for line in lines if line.startswith("|")]
+    assert len({line.count("|") for line in table}) == 1  # every row has every column
+    assert "teacher ◆" in table[2] and "**int8** (chosen)" in table[3] and "4.00x" in table[3]
+    assert "AMD EPYC 7763" in text and "1 thread(s), batch 1" in text
+    assert "[report](http://x/report)" in text and "nothing" not in text
+
+
+def test_the_note_of_a_variant_says_who_flipped() -> None:
+    text = variant_note(row("int8", measurement=measured("int8", measured("teacher"), flips=(1, 2))))
+    assert "on the same 360 samples: 1 better, 2 worse" in text and "mcnemar p = 1" in text
+    assert "Not measured by itself" in variant_note(row("torch"))
+
+
+def test_tags_and_params() -> None:
+    made = row("v", parents=("a", "b"), params={"ratio": "0.5"}, method="")
+    assert tags(made, "r1")["winnow.parent"] == "a b" and tags(made, "r1")["winnow.pareto"] == "false"
+    assert params(made) == {"stage": "quantize", "method": "quantize", "ratio": "0.5"}
+
+
+@given(st.integers(0, 5000), st.integers(2, 300))
+def test_long_curves_are_thinned_and_keep_their_end(lines: int, limit: int) -> None:
+    history = b"".join(json.dumps({"epoch": i, "loss": float(i), "flag": True}).encode() + b"\n" for i in range(lines))
+    points = list(curves(history, limit))
+    assert len(points) <= limit + 1
+    assert {name for name, _, _ in points} <= {"curve/loss"}
+    if lines:
+        assert points[0] == ("curve/loss", 0, 0.0) and points[-1] == ("curve/loss", lines - 1, float(lines - 1))
+
+
+def test_curves_of_nothing() -> None:
+    assert list(curves(b"")) == list(curves(b"\n\n")) == []
