@@ -49,6 +49,9 @@ def print_report(report: RunReport, *, folder: Path | None = None) -> None:
             console.print(f"Log: {report.error.log}", highlight=False, markup=False, soft_wrap=True)
         if report.error.resume:
             console.print(f"Continue with: [bold]{report.error.resume}[/] (finished stages are kept)", highlight=False)
+    for gate in report.decision.warnings if report.decision else ():
+        number = gate_number(gate.value, gate.unit, report.metric.name if report.metric else "")
+        console.print(Text.assemble(("warning: ", "yellow"), f"not {gate.gate}: {gate.meaning} is {number}"))
     for warning in report.warnings:
         console.print(Text.assemble(("warning: ", "yellow"), warning))
     for note in report.notes:

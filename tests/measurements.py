@@ -93,17 +93,17 @@ def measured(
 
 def digits_measurements() -> list[Measurement]:
     """What a run on digits looks like: the baseline first."""
-    teacher = measured("teacher", p50=0.046, right=354, bytes=402_113, parameters=98_000, macs=1_230_000)
+    teacher = measured("teacher.fp32", p50=0.046, right=354, bytes=402_113, parameters=98_000, macs=1_230_000)
     rows = [
-        ("student", "distill", 0.021, 351, (2, 5), 76_204, 18_600, 61 << 20),
-        ("control", "distill", 0.021, 347, (3, 10), 76_204, 18_600, 61 << 20),
-        ("pruned", "prune", 0.015, 349, (3, 8), 27_890, 6_700, 59 << 20),
-        ("teacher-static-int8", "quantize", 0.024, 353, (1, 2), 108_800, 98_000, 60 << 20),
-        ("teacher-dynamic-int8", "quantize", 0.061, 354, (0, 0), 104_020, 98_000, 62 << 20),
-        ("student-static-int8", "quantize", 0.014, 350, (2, 6), 24_310, 18_600, 58 << 20),
-        ("student-dynamic-int8", "quantize", 0.033, 351, (2, 5), 22_950, 18_600, 60 << 20),
-        ("pruned-static-int8", "quantize", 0.0105, 348, (3, 9), 11_870, 6_700, 57 << 20),
-        ("pruned-dynamic-int8", "quantize", 0.028, 349, (3, 8), 11_020, 6_700, 59 << 20),
+        ("student.fp32", "export", 0.021, 351, (2, 5), 76_204, 18_600, 61 << 20),
+        ("control.fp32", "export", 0.021, 347, (3, 10), 76_204, 18_600, 61 << 20),
+        ("pruned.fp32", "export", 0.015, 349, (3, 8), 27_890, 6_700, 59 << 20),
+        ("teacher.int8-static", "quantize", 0.024, 353, (1, 2), 108_800, 98_000, 60 << 20),
+        ("teacher.int8-dynamic", "quantize", 0.061, 354, (0, 0), 104_020, 98_000, 62 << 20),
+        ("student.int8-static", "quantize", 0.014, 350, (2, 6), 24_310, 18_600, 58 << 20),
+        ("student.int8-dynamic", "quantize", 0.033, 351, (2, 5), 22_950, 18_600, 60 << 20),
+        ("pruned.int8-static", "quantize", 0.0105, 348, (3, 9), 11_870, 6_700, 57 << 20),
+        ("pruned.int8-dynamic", "quantize", 0.028, 349, (3, 8), 11_020, 6_700, 59 << 20),
     ]
     made = [
         measured(
@@ -158,7 +158,7 @@ def decided(variant: Measurement, baseline: Measurement, *, passed: bool = True)
 def run_report(status: Status = "released", **fields: Any) -> RunReport:
     """A report of a run on digits that ended this way."""
     measurements = digits_measurements()
-    chosen = next(m for m in measurements if m.name == "pruned-static-int8")
+    chosen = next(m for m in measurements if m.name == "pruned.int8-static")
     stages = (
         ("data", "computed", 6.1), ("train", "computed", 21.4), ("distill", "computed", 17.9),
         ("prune", "computed", 12.2), ("export:teacher", "computed", 7.3), ("quantize:teacher", "reused", 0.1),
@@ -190,7 +190,7 @@ def run_report(status: Status = "released", **fields: Any) -> RunReport:
         values["error"] = RunError(
             stage="validate" if status == "refused" else "prune",
             type="GateFailed" if status == "refused" else "StageOutOfMemory",
-            message="pruned-static-int8 is refused on the test split (359 samples):\n  FAIL  non_inferior_to_baseline"
+            message="pruned.int8-static is refused on the test split (359 samples):\n  FAIL  non_inferior_to_baseline"
             if status == "refused"
             else "stage prune grew to 2048 MiB, past its limit of 1024 MiB, and was ended",
             log=".winnow/runs/20261122-120455-digits-3f9a/prune.log",

@@ -68,7 +68,7 @@ def test_runs_lists_them_newest_first_and_sees_the_dead(three_runs: Store) -> No
         ("aaaa", "failed"),
         ("3f9a", "released"),
     ]
-    assert found["runs"][2]["chosen_name"] == "pruned-static-int8" and found["runs"][1]["error"] == "StageOutOfMemory"
+    assert found["runs"][2]["chosen_name"] == "pruned.int8-static" and found["runs"][1]["error"] == "StageOutOfMemory"
     only = json.loads(winnow("runs", "--json", "--model", "digits", "-n", "1").stdout)
     assert [r["run_id"] for r in only["runs"]] == ["20261122-130455-digits-aaaa"]
     table = winnow("runs").stdout
@@ -80,7 +80,7 @@ def test_show_finds_a_run_by_id_beginning_and_latest(three_runs: Store) -> None:
     assert whole["schema"] == 1 and whole["status"] == "released" and len(whole["variants"]) == 10
     assert json.loads(winnow("show", "20261122-12", "--json").stdout) == whole
     text = winnow("show", "20261122-12").stdout
-    assert "pruned-static-int8" in text and "validate" in text and "curl -s http" in text
+    assert "pruned.int8-static" in text and "validate" in text and "curl -s http" in text
     assert "died without a word" in winnow("show", "latest").stdout
     missing = winnow("show", "nothing-like-it")
     assert missing.returncode == 1 and "`winnow runs`" in missing.stderr
@@ -92,7 +92,7 @@ def test_compare_takes_the_latest_run_that_measured_something(three_runs: Store)
     found = json.loads(done.stdout)
     assert found["run_id"] == "20261122-120455-digits-3f9a" and len(found["variants"]) == 10
     assert {"metric", "hardware", "baseline", "chosen"} <= found.keys()
-    assert "teacher-dynamic-int8" in winnow("compare", "digits").stdout
+    assert "teacher.int8-dynamic" in winnow("compare", "digits").stdout
     empty = winnow("compare", "blobs")
     assert empty.returncode == 1 and "measured no variant" in empty.stderr
 

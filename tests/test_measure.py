@@ -133,3 +133,30 @@ def test_costs_of_convolutions_and_quantized_graphs() -> None:
     free.CopyFrom(model)
     free.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
     assert graph_costs(free.SerializeToString()).macs is None
+
+
+def test_scales_of_dynamic_quantization_are_no_parameters() -> None:
+    """The form that quantize_dynamic gives a dense layer, with meaningless names."""
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["x"], ["a", "b", "c"]),
+        helper.make_node("MatMulInteger", ["a", "w", "c", "z"], ["d"]),
+        helper.make_node("Cast", ["d"], ["e"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["b", "s"], ["f"]),
+        helper.make_node("Mul", ["e", "f"], ["g"]),
+        helper.make_node("Add", ["g", "h"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "dense",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 64])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", 32])],
+        initializer=[
+            numpy_helper.from_array(np.ones((64, 32), np.int8), "w"),
+            numpy_helper.from_array(np.zeros(32, np.int8), "z"),
+            numpy_helper.from_array(np.ones(32, np.float32), "s"),
+            numpy_helper.from_array(np.ones(32, np.float32), "h"),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    costs = graph_costs(model.SerializeToString())
+    assert (costs.parameters, costs.macs) == (64 * 32 + 32, 64 * 32)

@@ -130,9 +130,9 @@ def test_a_lower_is_better_metric_is_drawn_upwards_and_not_in_percent() -> None:
     html = render_html(report)
     assert "mse — up is better" in html and "0.5" in html and "50.0 %" not in html
     labels = {m[1]: float(m[0]) for m in re.findall(r'<text class="label[^"]*" x="[\d.]+" y="([\d.]+)">([^<]+)<', html)}
-    assert labels["teacher · baseline"] < labels["pruned-dynamic-int8"]  # smaller error, higher up
+    assert labels["teacher.fp32 · baseline"] < labels["pruned.int8-dynamic"]  # smaller error, higher up
     points = plot_points(report)
-    assert frontier(points, higher_is_better=False)[-1].name == "teacher"
+    assert frontier(points, higher_is_better=False)[-1].name == "teacher.fp32"
 
 
 def test_labels_lie_apart_from_points_and_each_other() -> None:

@@ -14,7 +14,15 @@ _PRODUCTS = {"MatMul", "MatMulInteger", "QLinearMatMul", "Gemm"}
 # Where the second factor (the weight) is among the inputs.
 _WEIGHT = {"QLinearConv": 3, "QLinearMatMul": 3}
 _TRANSPOSED_CONVOLUTION = "ConvTranspose"
-_QUANTIZERS = {"QuantizeLinear", "DequantizeLinear"}
+# Inputs that hold scales and zero points, by operator.
+_BOOKKEEPING = {
+    "QuantizeLinear": (1, 2),
+    "DequantizeLinear": (1, 2),
+    "ConvInteger": (2, 3),
+    "MatMulInteger": (2, 3),
+    "QLinearConv": (1, 2, 4, 5, 6, 7),
+    "QLinearMatMul": (1, 2, 4, 5, 6, 7),
+}
 
 
 @dataclass(frozen=True)
@@ -41,16 +49,16 @@ def graph_costs(data: bytes) -> GraphCosts:
 def _parameters(graph: Any) -> int:
     """Elements of all weight initializers; scales, zero points, shapes and scalars are not parameters."""
     side: set[str] = set()
+    dynamic_scales = {node.output[1] for node in graph.node if node.op_type == "DynamicQuantizeLinear"}
     for node in graph.node:
-        if node.op_type in _QUANTIZERS:
-            side.update(node.input[1:3])
-    total = 0
-    for tensor in graph.initializer:
-        size = math.prod(tensor.dims)
-        bookkeeping = tensor.name in side or tensor.name.endswith(("_scale", "_zero_point"))
-        if size > 1 and tensor.data_type != TensorProto.INT64 and not bookkeeping:
-            total += size
-    return total
+        side.update(node.input[i] for i in _BOOKKEEPING.get(node.op_type, ()) if i < len(node.input))
+        if node.op_type == "Mul" and dynamic_scales & set(node.input):  # input scale times weight scale
+            side.update(node.input)
+    return sum(
+        size
+        for tensor in graph.initializer
+        if (size := math.prod(tensor.dims)) > 1 and tensor.data_type != TensorProto.INT64 and tensor.name not in side
+    )
 
 
 def _macs(model: Any) -> int | None:

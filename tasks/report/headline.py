@@ -45,9 +45,7 @@ def tiles(report: RunReport) -> list[Tile]:
     )
     return [
         Tile(name, metric_text(chosen.metric.value, name), change),
-        Tile(
-            "latency p50", f"{ms_text(chosen.p50_ms)} ms", _change(baseline.p50_ms, chosen.p50_ms, "faster", "slower")
-        ),
+        Tile("latency p50", f"{ms_text(chosen.p50_ms)} ms", _speed(chosen, baseline)),
         Tile("file size", size_text(chosen.bytes), _change(baseline.bytes, chosen.bytes, "smaller", "larger")),
         Tile(
             "peak memory",
@@ -81,10 +79,16 @@ def _sentence(report: RunReport, state: str) -> str:
 
 
 def _gains(chosen: VariantRow, baseline: VariantRow) -> str:
-    size = _change(baseline.bytes, chosen.bytes, "smaller", "larger")
-    if chosen.speedup is not None and chosen.speedup.verdict == "not distinguishable":
-        return f"{size}, as fast within noise"
-    return f"{size}, {_change(baseline.p50_ms, chosen.p50_ms, 'faster', 'slower')}"
+    return f"{_change(baseline.bytes, chosen.bytes, 'smaller', 'larger')}, {_speed(chosen, baseline)}"
+
+
+def _speed(chosen: VariantRow, baseline: VariantRow) -> str:
+    """From interleaved rounds where there are any: two separate medians compare the machine's moods."""
+    if chosen.speedup is None:
+        return _change(baseline.p50_ms, chosen.p50_ms, "faster", "slower")
+    if chosen.speedup.verdict == "not distinguishable":
+        return "as fast as the baseline, within noise"
+    return _change(chosen.speedup.value, 1.0, "faster", "slower")
 
 
 def _proof(report: RunReport) -> str:
@@ -103,4 +107,5 @@ def _proof(report: RunReport) -> str:
 def _change(before: float, after: float, less: str, more: str) -> str:
     if after <= 0 or before <= 0:
         return ""
-    return f"{times_text(before / after)} {less}" if after <= before else f"{times_text(after / before)} {more}"
+    ratio, word = (before / after, less) if after <= before else (after / before, more)
+    return f"{times_text(ratio)} {word}" if ratio >= 1.05 else f"{100 * (ratio - 1):.0f} % {word}"

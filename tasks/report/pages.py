@@ -9,8 +9,8 @@ from typing import Any
 
 from tasks.evidence import number_text
 from tasks.report.headline import headline, tiles
-from tasks.report.pareto_svg import pareto_svg
-from tasks.report.plot_points import plot_stages
+from tasks.report.pareto_svg import legend, pareto_svg
+from tasks.report.plot_points import plot_families
 from tasks.report.run_report import RunReport
 
 HTML, CARD, PLOT, JSON = "report.html", "model_card.md", "pareto.png", "report.json"
@@ -76,7 +76,8 @@ def _values(report: RunReport) -> dict[str, Any]:
         "tiles": tiles(report),
         "metric": report.metric.name if report.metric else "metric",
         "plot": Markup(pareto_svg(report)),  # built by us, with every text escaped
-        "stages": plot_stages(report),
+        "legend": [(Markup(drawing), text) for drawing, text in legend(report)],
+        "families": plot_families(report),
         "classes": _classes(report),
         "chosen": report.row(report.chosen),
         "lineage": _lineage(report),

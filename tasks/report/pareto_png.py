@@ -7,12 +7,13 @@ from typing import Any
 
 from tasks.evidence.number_text import is_share
 from tasks.report.label_layout import Box, Spot, place_labels, staircase
-from tasks.report.plot_points import PlotPoint, frontier, plot_points, plot_stages
+from tasks.report.plot_points import FORMS, PlotPoint, frontier, plot_families, plot_forms, plot_points
 from tasks.report.run_report import RunReport
 
 _COLOURS = ("#64748b", "#2f6fdb", "#b4551d", "#0b8a7d", "#8a4fc7", "#a8327a")
 _INK, _SOFT, _LINE = "#1c2024", "#5c6670", "#e3e5e8"
 _DPI = 160
+_MARKS = {"circle": "o", "diamond": "D", "triangle": "^", "cross": "P"}
 
 
 def pareto_png(report: RunReport) -> bytes:
@@ -90,17 +91,34 @@ def _draw(report: RunReport, points: list[PlotPoint], axes: Any, canvas: Any) ->
             point.latency,
             factor * point.metric,
             s=(1.5 * point.radius) ** 2,
-            marker="s" if point.baseline else "o",
+            marker=_MARKS[FORMS[point.form]],
             color=colour,
             alpha=1.0 if strong else 0.4,
-            edgecolors=_INK if point.chosen else "white",
-            linewidths=2.0 if point.chosen else 1.0,
+            edgecolors="white",
+            linewidths=1.0,
             zorder=3,
         )
+        if point.chosen or point.baseline:
+            axes.scatter(
+                point.latency,
+                factor * point.metric,
+                s=(1.5 * point.radius + 9) ** 2,
+                facecolors="none",
+                edgecolors=_INK if point.chosen else _SOFT,
+                linewidths=1.8,
+                linestyles="-" if point.chosen else (0, (2, 2)),
+                zorder=4,
+            )
     handles = [
-        Line2D([], [], marker="o", linestyle="", color=_COLOURS[i % len(_COLOURS)], label=stage)
-        for i, stage in enumerate(plot_stages(report))
+        Line2D([], [], marker="o", linestyle="", color=_COLOURS[i % len(_COLOURS)], label=family)
+        for i, family in enumerate(plot_families(report))
     ]
+    forms = plot_forms(report)
+    if len(forms) > 1:
+        handles += [
+            Line2D([], [], marker=_MARKS[FORMS[min(i, len(FORMS) - 1)]], linestyle="", color=_SOFT, label=form)
+            for i, form in enumerate(forms)
+        ]
     axes.legend(
         handles=handles,
         loc="upper left",
@@ -135,7 +153,8 @@ def _label(points: list[PlotPoint], factor: float, axes: Any, canvas: Any, line:
         )
         size = text.get_window_extent(canvas.get_renderer())
         x, y = to_pixels((point.latency, factor * point.metric))
-        spots.append(Spot(x, y, (0.75 * point.radius + 2) * scale, size.width + 4, size.height + 4))
+        ring = 4 if point.chosen or point.baseline else 0
+        spots.append(Spot(x, y, (0.75 * point.radius + 2 + ring) * scale, size.width + 4, size.height + 4))
         texts.append(text)
         left, right = (to_pixels((v, factor * point.metric))[0] for v in point.latency_interval)
         low, high = sorted(to_pixels((point.latency, factor * v))[1] for v in point.metric_interval)

@@ -8,7 +8,7 @@ from html import escape
 from tasks.evidence.number_text import is_share
 from tasks.report.axis_scale import AxisScale, fit_scale, tick_text
 from tasks.report.label_layout import Box, Spot, place_labels, staircase
-from tasks.report.plot_points import PlotPoint, frontier, plot_points
+from tasks.report.plot_points import FORMS, PlotPoint, frontier, plot_families, plot_forms, plot_points
 from tasks.report.run_report import RunReport
 
 WIDTH, HEIGHT = 960, 520
@@ -48,16 +48,16 @@ def pareto_svg(report: RunReport) -> str:
         vertical = Box(x(point.latency) - 1, ends[0], x(point.latency) + 1, ends[1])
         bars += [horizontal, vertical]
         parts.append(
-            f'<path class="bar s{point.colour}{_faded(point)}" d="M{horizontal.left:.1f},{y(point.metric):.1f}'
+            f'<path class="bar s{point.colour % 6}{_faded(point)}" d="M{horizontal.left:.1f},{y(point.metric):.1f}'
             f'H{horizontal.right:.1f}M{x(point.latency):.1f},{vertical.low:.1f}V{vertical.high:.1f}"/>'
         )
     spots = [
-        Spot(x(p.latency), y(p.metric), p.radius + (4 if p.chosen else 0), _CHARACTER * len(_text(p)), _LINE)
+        Spot(x(p.latency), y(p.metric), p.radius + 5 * (p.chosen or p.baseline), _CHARACTER * len(_text(p)), _LINE)
         for p in points
     ]
     canvas = Box(_LEFT + 2, _TOP, WIDTH - 4, HEIGHT - _BOTTOM - 2)
     for point, spot, label in zip(points, spots, place_labels(spots, bars, canvas), strict=True):
-        parts.append(f'<g class="point s{point.colour}{_faded(point)}"><title>{escape(point.tooltip)}</title>')
+        parts.append(f'<g class="point s{point.colour % 6}{_faded(point)}"><title>{escape(point.tooltip)}</title>')
         if label.leader:
             x1, y1, x2, y2 = label.leader
             parts.append(f'<path class="leader" d="M{x1:.1f},{y1:.1f}L{x2:.1f},{y2:.1f}"/>')
@@ -78,14 +78,35 @@ def _faded(point: PlotPoint) -> str:
 
 
 def _mark(point: PlotPoint, spot: Spot) -> str:
-    if point.baseline:  # a square, so that it is told apart without colour too
-        side = 1.8 * point.radius
-        return (
-            f'<rect class="dot" x="{spot.x - side / 2:.1f}" y="{spot.y - side / 2:.1f}" '
-            f'width="{side:.1f}" height="{side:.1f}" rx="2"/>'
-        )
-    ring = f'<circle class="ring" cx="{spot.x:.1f}" cy="{spot.y:.1f}" r="{spot.radius:.1f}"/>' if point.chosen else ""
-    return f'{ring}<circle class="dot" cx="{spot.x:.1f}" cy="{spot.y:.1f}" r="{point.radius:.1f}"/>'
+    ring = ""
+    if point.chosen or point.baseline:
+        kind = "ring" if point.chosen else "ring base"
+        ring = f'<circle class="{kind}" cx="{spot.x:.1f}" cy="{spot.y:.1f}" r="{spot.radius:.1f}"/>'
+    return ring + mark_svg(FORMS[point.form], spot.x, spot.y, point.radius)
+
+
+def mark_svg(form: str, x: float, y: float, radius: float) -> str:
+    """A mark of about equal area whatever its form."""
+    if form == "circle":
+        return f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}"/>'
+    r = 1.25 * radius
+    corners = {
+        "diamond": ((0, -r), (r, 0), (0, r), (-r, 0)),
+        "triangle": ((0, -1.15 * r), (1.1 * r, 0.8 * r), (-1.1 * r, 0.8 * r)),
+        "cross": ((-r, -r / 2), (-r, r / 2), (r, r / 2), (r, -r / 2)),
+    }[form]
+    return f'<path class="dot" d="M{"L".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)}Z"/>'
+
+
+def legend(report: RunReport) -> list[tuple[str, str]]:
+    """(small SVG, text) of every colour and mark in the plot."""
+
+    def sample(form: str, colour: str) -> str:
+        return f'<svg class="key {colour}" viewBox="0 0 16 16">{mark_svg(form, 8, 8, 5)}</svg>'
+
+    families = [(sample("circle", f"s{i % 6}"), name) for i, name in enumerate(plot_families(report))]
+    forms = [(sample(FORMS[min(i, len(FORMS) - 1)], "plain"), name) for i, name in enumerate(plot_forms(report))]
+    return families + (forms if len(forms) > 1 else [])
 
 
 def _titles(report: RunReport, across: AxisScale) -> tuple[str, str]:

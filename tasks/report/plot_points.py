@@ -9,7 +9,8 @@ from model_registry.measurement import Interval
 from tasks.evidence.number_text import metric_range, metric_text, ms_range, ms_text, size_text
 from tasks.report.run_report import RunReport, VariantRow
 
-_STAGE_ORDER = ("export", "train", "bring", "distill", "prune", "quantize")
+FORMS = ("circle", "diamond", "triangle", "cross")
+"""Marks, by form: float first, then the others in the order of the table."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,9 @@ class PlotPoint:
     radius: float
     """In pixels; the area grows with the file size."""
     colour: int
-    """Index of its stage's colour."""
+    """Index of its family: the model it is a form of (``student`` of ``student.int8-static``)."""
+    form: int
+    """Index into FORMS: what was done to the exported model."""
     pareto: bool
     chosen: bool
     baseline: bool
@@ -34,7 +37,7 @@ class PlotPoint:
 def plot_points(report: RunReport) -> list[PlotPoint]:
     """A point per variant, in the order of the table."""
     largest = max((row.bytes for row in report.variants), default=1)
-    stages = plot_stages(report)
+    families, forms = plot_families(report), plot_forms(report)
     return [
         PlotPoint(
             name=row.name,
@@ -43,7 +46,8 @@ def plot_points(report: RunReport) -> list[PlotPoint]:
             metric=row.metric.value,
             metric_interval=row.metric.interval,
             radius=5.0 + 9.0 * math.sqrt(row.bytes / largest),
-            colour=stages.index(row.stage),
+            colour=families.index(_family(row)),
+            form=min(forms.index(_form(row)), len(FORMS) - 1),
             pareto=row.pareto,
             chosen=row.digest == report.chosen,
             baseline=row.digest == report.baseline,
@@ -53,10 +57,22 @@ def plot_points(report: RunReport) -> list[PlotPoint]:
     ]
 
 
-def plot_stages(report: RunReport) -> list[str]:
-    """The stages that occur, in the order of the pipeline; their index is their colour."""
-    found = {row.stage for row in report.variants}
-    return [s for s in _STAGE_ORDER if s in found] + sorted(found - set(_STAGE_ORDER))
+def plot_families(report: RunReport) -> list[str]:
+    """The models that the variants are forms of, in the order of the table; their index is their colour."""
+    return list(dict.fromkeys(_family(row) for row in report.variants))
+
+
+def plot_forms(report: RunReport) -> list[str]:
+    """The forms that occur; their index is their mark."""
+    return list(dict.fromkeys(_form(row) for row in report.variants))
+
+
+def _family(row: VariantRow) -> str:
+    return row.name.partition(".")[0]
+
+
+def _form(row: VariantRow) -> str:
+    return row.name.partition(".")[2] or row.stage
 
 
 def frontier(points: list[PlotPoint], *, higher_is_better: bool) -> list[PlotPoint]:
