@@ -13,6 +13,7 @@ from torch import nn
 from model_registry.manifest import FileEntry
 from model_registry.variant import Variant
 from tasks.child import Child, Result
+from tasks.evidence.paired import compare
 from tasks.fit import fit, history_jsonl
 from tasks.fit_checkpoint import StoreCheckpoints
 from tasks.fit_rows import Rows, answers, predict, torch_device
@@ -119,8 +120,6 @@ def _scores(model: nn.Module, workload: Workload, columns: Columns, device: str)
 
 def _gain(student: Pupil, control: Pupil, better: str) -> dict[str, Any]:
     """The student against the control on the same validation samples, turned so that more is better."""
-    from tasks.evidence.paired import compare  # its statistics are slow to import and needed only now
-
     paired = compare(
         student.scores,
         control.scores,
