@@ -20,7 +20,7 @@ class MeasureSpec(Frozen):
     batch: int = Field(default=1, ge=1, description="samples per request; latency and throughput are of such requests")
     rounds: int = Field(default=40, ge=5, description="interleaved rounds; each times baseline and variant once")
     seconds: float = Field(
-        default=2.0, gt=0, description="time given to the rounds of one variant, both sides together"
+        default=1.0, gt=0, description="time given to the rounds of one variant, both sides together"
     )
     predict_batch: int = Field(
         default=1,
