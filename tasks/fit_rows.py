@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 import numpy as np
@@ -57,10 +58,11 @@ def judge(workload: Workload, outputs: Outputs, targets: Outputs) -> tuple[float
 
 def torch_device(name: str) -> torch.device:
     """``auto`` (the accelerator if there is one), ``cpu``, ``cuda``, ``cuda:1``; SpecError for what is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name != "cpu":
+        # cuBLAS reads it when it starts, and gives repeatable sums only with it.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
-        device = torch.device(name)
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
@@ -69,32 +71,32 @@ def torch_device(name: str) -> torch.device:
 
 
 class Rows:
-    """Rows of a split as batches on the device ``where``: the workload's batch, augmentation and preprocessing."""
+    """Rows of a split as batches on the device ``where``: the workload's batch, augmentation and preprocessing.
+
+    Augmentation runs on the CPU: its generator is one of the CPU, so the same seed means the same on every device.
+    """
 
     def __init__(self, workload: Workload, columns: Columns, where: torch.device) -> None:
         self.workload, self.where = workload, where
         self.count = len(next(iter(columns.values())))
-        resident = where.type != "cpu" and sum(values.nbytes for values in columns.values()) <= _RESIDENT_BYTES
+        small = sum(values.nbytes for values in columns.values()) <= _RESIDENT_BYTES
+        resident = where if small and not workload.augments else torch.device("cpu")
         self.columns: dict[str, Tensor] = {}
         for name, values in columns.items():
             try:
-                tensor = torch.from_numpy(np.ascontiguousarray(values))
+                self.columns[name] = torch.from_numpy(np.ascontiguousarray(values)).to(resident)
             except TypeError as error:
                 raise WorkloadError(
                     f"column {name!r} has dtype {values.dtype}, which torch cannot hold; make numbers of it in splits()"
                 ) from error
-            self.columns[name] = tensor.to(where) if resident else tensor
 
     def __call__(self, index: Tensor, augment: torch.Generator | None) -> TrainingBatch:
         """The rows of these numbers (int64 [N]); augmented if a generator is given."""
-        rows = {
-            name: values[index.to(values.device)].to(self.where, non_blocking=True)
-            for name, values in self.columns.items()
-        }
-        inputs, targets = self.workload.batch(rows)
+        inputs, targets = self.workload.batch({n: v[index.to(v.device)] for n, v in self.columns.items()})
         if augment is not None and self.workload.augments:
             inputs = self.workload.augment(inputs, augment)
-        return TrainingBatch(self.workload.preprocess(inputs), targets, index)
+        inputs = {name: value.to(self.where) for name, value in inputs.items()}
+        return TrainingBatch(self.workload.preprocess(inputs), targets.to(self.where), index)
 
 
 def call_model(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import random
 from collections.abc import Iterator
 
@@ -31,8 +30,6 @@ def reproducible(where: torch.device, deterministic: bool) -> Iterator[None]:
     """Leave the global generators and switches as they were found."""
     before = torch.are_deterministic_algorithms_enabled()
     benchmark = torch.backends.cudnn.benchmark
-    if deterministic and where.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
     python, numpy = random.getstate(), np.random.get_state()
     try:
         torch.use_deterministic_algorithms(deterministic)
