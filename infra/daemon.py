@@ -101,26 +101,23 @@ class Daemon:
         partial.replace(self.pid_file)
         return running
 
-    def ask_to_end(self) -> list[procfs.Process]:
-        """SIGTERM to all members; returns them."""
-        members = self.members()
-        for process in members:
-            _signal(process, signal.SIGTERM)
-        return members
+    def end(self, grace: float, *, epilogue: float = 0.0) -> int:
+        """SIGTERM to all members, SIGKILL after ``grace`` seconds; returns how many there were. None is left.
 
-    def end(self, grace: float) -> int:
-        """SIGTERM to all members, SIGKILL after ``grace`` seconds; returns how many there were. None is left."""
-        members = first = self.ask_to_end()
-        deadline = time.monotonic() + grace
+        Members outside the leader's session are ended before it, and where there were any, the leader is given
+        ``epilogue`` seconds to report what became of them.
+        """
+        members = self.members()
+        count, leader = len(members), self.running()
+        strays = [process for process in members if leader is not None and process.session != leader.pid]
+        if strays:
+            _end(strays, grace)
+            time.sleep(epilogue)
         while members:
-            while any(_lives(process) for process in members) and time.monotonic() < deadline:
-                time.sleep(0.03)
-            for process in members:
-                _signal(process, signal.SIGKILL)
-            time.sleep(0.03)
+            _end(members, grace)
             members = self.members()  # what was started meanwhile, too
         self.pid_file.unlink(missing_ok=True)
-        return len(first)
+        return count
 
     def tail(self, lines: int) -> list[str]:
         """The last lines of the log."""
@@ -143,6 +140,18 @@ def census(home: Path) -> dict[str, list[procfs.Process]]:
 
 def _mark(home: Path) -> str:
     return f"{MARK}={hashlib.sha256(str(home.resolve()).encode()).hexdigest()[:16]}:"
+
+
+def _end(processes: list[procfs.Process], grace: float) -> None:
+    """Each is watched by itself until it is gone: a dying process shows no environment any more."""
+    for process in processes:
+        _signal(process, signal.SIGTERM)
+    deadline = time.monotonic() + grace
+    while processes := [process for process in processes if _lives(process)]:
+        if time.monotonic() >= deadline:
+            for process in processes:
+                _signal(process, signal.SIGKILL)
+        time.sleep(0.03)
 
 
 def _lives(process: procfs.Process) -> bool:

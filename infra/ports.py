@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import time
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from infra.errors import PortTaken
 from infra.procfs import listening_pid, name
 
 LOOPBACK = "127.0.0.1"
+_DYING_PATIENCE = 3.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,18 @@ def check(ports: Mapping[str, int], ours: Set[int] = frozenset()) -> None:
     Raises:
         PortTaken: with the port, who needs it, who has it where that can be seen, and the flag.
     """
-    wrong = []
+    deadline = time.monotonic() + _DYING_PATIENCE
+    while (wrong := _wrong(ports, ours)) and time.monotonic() < deadline:
+        if not all(dying for _, dying in wrong):
+            break
+        time.sleep(0.1)
+    if wrong:
+        raise PortTaken("\n".join(text for text, _ in wrong))
+
+
+def _wrong(ports: Mapping[str, int], ours: Set[int]) -> list[tuple[str, bool]]:
+    """What is wrong with the ports, and whether time may mend it: a process that is dying holds its port unseen."""
+    found = []
     for port in PUBLIC:
         if port.name not in ports:
             continue
@@ -93,11 +106,11 @@ def check(ports: Mapping[str, int], ours: Set[int] = frozenset()) -> None:
         remedy = f"choose another with {port.flag} or {port.variable}"
         twins = [other for other, value in ports.items() if value == number and other != port.name]
         if not 0 < number < 65536:
-            wrong.append(f"port {number} for {port.owner} is not between 1 and 65535; {remedy}")
+            found.append((f"port {number} for {port.owner} is not between 1 and 65535; {remedy}", False))
         elif twins:
-            wrong.append(f"port {number} for {port.owner} is also that of {', '.join(twins)}; {remedy}")
+            found.append((f"port {number} for {port.owner} is also that of {', '.join(twins)}; {remedy}", False))
         elif not is_free(number) and listening_pid(number) not in ours:
-            by = f" by {holder}" if (holder := listener(number)) else ""
-            wrong.append(f"port {number} is taken{by}, and {port.owner} needs it; {remedy}")
-    if wrong:
-        raise PortTaken("\n".join(wrong))
+            holder = listener(number)
+            by = f" by {holder}" if holder else ""
+            found.append((f"port {number} is taken{by}, and {port.owner} needs it; {remedy}", not holder))
+    return found

@@ -156,7 +156,8 @@ def prefect_worker(home: Path, inner_port: int, environment: Mapping[str, str]) 
         ),
         needs=("prefect",),
         patience=90,
-        grace=8,  # its flow runs end their children and report their state
+        grace=8,  # its flow runs end their children first
+        epilogue=2.5,  # it tells Prefect that they crashed; else they would be Running for ever
     )
 
 

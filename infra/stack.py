@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -95,7 +96,7 @@ class Stack:
     def _state(self, component: Component, members: Sequence[procfs.Process]) -> ComponentState:
         daemon = self._daemon(component.name)
         running = daemon.running()
-        state = "down" if running is None else "up" if component.is_well(timeout=0.6) else "hung"
+        state = "down" if running is None else "up" if component.is_well(timeout=3.0) else "hung"
         return ComponentState(
             component.name,
             component.title,
@@ -171,9 +172,10 @@ class Stack:
             endpoint = ""
         if endpoint and urlsplit(endpoint).scheme not in {"http", "https"}:
             raise StackMisconfigured(f"the S3 endpoint {endpoint!r} is no URL; give one like https://s3.example.org")
-        if mlflow_db:
-            secrets = replace(secrets, mlflow_db="" if mlflow_db == "sqlite" else mlflow_db)
-        _check_database(secrets.mlflow_db)
+        known, database = secrets.mlflow_db, mlflow_db or secrets.mlflow_db
+        secrets = replace(secrets, mlflow_db="" if database == "sqlite" else database)
+        if secrets.mlflow_db and (secrets.mlflow_db != known or self._daemon("mlflow").running() is None):
+            _check_database(secrets.mlflow_db)
         return (
             replace(
                 settings,
@@ -259,9 +261,8 @@ class Stack:
             strangers = tuple(set(census(self.home.path)) - set(NAMES))  # of another version of Winnow
             ended: dict[str, int] = {}
             for row in (*_ENDING, strangers):
-                with ThreadPoolExecutor(max_workers=max(1, len(row))) as pool:
-                    grace = [known[name].grace if name in known else 5.0 for name in row]
-                    counts = list(pool.map(lambda name, seconds: self._daemon(name).end(seconds), row, grace))
+                with ThreadPoolExecutor(max_workers=len(row) or 1) as pool:
+                    counts = list(pool.map(lambda name: self._end(name, known.get(name)), row))
                 for name, count in zip(row, counts, strict=True):
                     if count:
                         ended[name] = count
@@ -269,6 +270,11 @@ class Stack:
             for component in known.values():
                 _remove(component.litter)
         return ended
+
+    def _end(self, name: str, component: Component | None) -> int:
+        if component is None:
+            return self._daemon(name).end(5.0)
+        return self._daemon(name).end(component.grace, epilogue=component.epilogue)
 
     # -- what there is ------------------------------------------------------------------------------------------
     def _components(self, settings: Settings, secrets: Secrets) -> list[Component]:
@@ -327,11 +333,7 @@ def _answers(component: Component, *, patience: float) -> bool:
 
 
 def _check_database(url: str) -> None:
-    """Refuse a database URL that MLflow cannot use, before it is tried."""
-    from importlib.util import find_spec
-
-    if not url:
-        return
+    """Refuse a database URL that cannot work. MLflow itself would try for two minutes before it says so."""
     scheme = urlsplit(url).scheme
     if scheme.split("+")[0] not in {"postgresql", "mysql", "mssql", "sqlite"}:
         raise StackMisconfigured(
@@ -339,6 +341,28 @@ def _check_database(url: str) -> None:
         )
     if scheme == "postgresql" and find_spec("psycopg2") is None:
         raise StackMisconfigured("PostgreSQL needs psycopg2; run pip install 'winnow-mlops[postgres]'")
+    done = subprocess.run(
+        [sys.executable, "-c", _TRY_DATABASE],
+        env={**os.environ, "MLFLOW_BACKEND_STORE_URI": url},  # not as an argument, which every user could read
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        told = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("(Background")]
+        raise StackMisconfigured(
+            f"the database of MLflow cannot be used: {told[-1] if told else 'no answer'}; "
+            "give its URL with --mlflow-db, or `--mlflow-db sqlite` for a file"
+        )
+
+
+_TRY_DATABASE = """
+import os, sys, sqlalchemy
+try:
+    sqlalchemy.create_engine(os.environ["MLFLOW_BACKEND_STORE_URI"]).connect().close()
+except Exception as error:
+    sys.exit(" ".join(str(getattr(error, "orig", None) or error).split()))
+"""
 
 
 def _ports_of_environment() -> dict[str, int]:

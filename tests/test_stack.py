@@ -1,0 +1,198 @@
+"""The real stack: what it opens, what it gives away, and that nothing is lost when it is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from infra import procfs
+from infra.component import fetch
+from infra.daemon import census
+from infra.recipes import QUIET
+from infra.stack import NAMES, Stack
+
+if TYPE_CHECKING:
+    from tests.conftest import RunningStack
+
+pytestmark = pytest.mark.stack
+
+# Stands for a stage: a process in a session of its own that would live for ten minutes.
+_FLOW = """
+import subprocess, sys, time
+from pathlib import Path
+from prefect import flow
+
+@flow
+def linger(note: str) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    Path(note).write_text(str(child.pid))
+    time.sleep(600)
+"""
+
+
+def wait_until(true: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+    return found
+
+
+def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    status, answer = fetch(
+        url, method="POST", body=json.dumps(body).encode(), headers={"Content-Type": "application/json"}, timeout=20
+    )
+    assert status in {200, 201}, (status, answer)
+    found: dict[str, Any] = json.loads(answer)
+    return found
+
+
+def in_store(stack: RunningStack, code: str) -> str:
+    """Run code with ``store`` in a process that has the stack's environment."""
+    prelude = "from model_registry.store import Store; store = Store.from_environment(); "
+    done = subprocess.run(
+        [sys.executable, "-c", prelude + code],
+        env={**os.environ, **stack.environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.strip()
+
+
+def members(stack: RunningStack) -> list[procfs.Process]:
+    return [process for found in census(stack.home).values() for process in found]
+
+
+def test_every_component_answers_and_is_told_with_its_memory(stack: RunningStack) -> None:
+    states = Stack(stack.home).components()
+    assert {state.name: state.state for state in states} == dict.fromkeys(NAMES, "up")
+    assert all(10e6 < state.rss < 2e9 for state in states)
+    assert sum(state.rss for state in states) < 2e9
+
+
+def test_everything_listens_on_loopback_only(stack: RunningStack) -> None:
+    ours = {f"socket:[{row[9]}]" for row in listeners()}
+    addresses = {row[9]: row[1].rsplit(":", 1)[0] for row in listeners()}
+    open_by_us = set()
+    for process in members(stack):
+        for entry in Path(f"/proc/{process.pid}/fd").iterdir():
+            try:
+                open_by_us.add(os.readlink(entry))  # noqa: PTH115 - a socket is no path
+            except OSError:
+                continue
+    inodes = {name.removeprefix("socket:[").removesuffix("]") for name in open_by_us & ours}
+    assert len(inodes) >= 14  # S3 and its nine, MLflow, Prefect, its worker, the endpoint twice
+    assert {addresses[inode] for inode in inodes} == {"0100007F"}  # 127.0.0.1
+
+
+def listeners() -> list[list[str]]:
+    rows = []
+    for table in ("tcp", "tcp6"):
+        rows += [line.split() for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
+    return [row for row in rows if row[3] == "0A"]
+
+
+def test_nothing_calls_home_and_no_secret_is_on_a_command_line(stack: RunningStack) -> None:
+    for process in members(stack):
+        settings = Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0")
+        for name, value in QUIET.items():
+            assert f"{name}={value}".encode() in settings, (process.pid, name)
+        line = Path(f"/proc/{process.pid}/cmdline").read_bytes()
+        for name in ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "WINNOW_ADMIN_TOKEN"):
+            assert stack.environment[name].encode() not in line
+        if b"weed" in line:
+            assert b"telemetry=false" in line
+
+
+def test_the_environment_reaches_every_component(stack: RunningStack) -> None:
+    assert in_store(stack, "store.put('reach', b'1'); print(store.get('reach'))") == "b'1'"
+    post(f"{stack.environment['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments/search", {"max_results": 1})
+    post(f"{stack.environment['PREFECT_API_URL']}/flows/filter", {})
+    assert fetch(f"{stack.environment['WINNOW_ENDPOINT']}/v2/health/live", timeout=5)[0] == 200
+    admin = f"{stack.environment['WINNOW_ENDPOINT_ADMIN']}/admin/models"
+    token = {"Authorization": f"Bearer {stack.environment['WINNOW_ADMIN_TOKEN']}"}
+    assert fetch(admin, timeout=5, headers=token)[0] == 200
+    assert fetch(admin, timeout=5)[0] == 401
+
+
+def test_the_s3_servers_inner_ports_refuse_who_has_no_key(stack: RunningStack) -> None:
+    in_store(stack, "store.put('private', b'1')")
+    settings = Stack(stack.home).home.settings()
+    assert settings is not None
+    filer = f"http://127.0.0.1:{settings.inner_ports['filer']}/buckets/winnow"
+    assert fetch(f"{filer}/private", timeout=5)[0] == 401
+    assert fetch(f"{filer}/?limit=10", timeout=5)[0] == 401
+    assert fetch(f"{filer}/planted", method="PUT", body=b"x", timeout=5)[0] == 401
+
+
+def test_all_of_it_killed_comes_back_with_the_data(stack: RunningStack) -> None:
+    in_store(stack, "store.put('kept', b'blob'); store.write_record('kept.json', b'record')")
+    mlflow = f"{stack.environment['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments"
+    prefect = stack.environment["PREFECT_API_URL"]
+    experiment = post(f"{mlflow}/create", {"name": "kept"})["experiment_id"]
+    flow = post(f"{prefect}/flows/", {"name": "kept"})["id"]
+    whole = Stack(stack.home)
+    before = {state.name: state.pid for state in whole.components()}
+    for process in members(stack):
+        os.kill(process.pid, signal.SIGKILL)
+    wait_until(lambda: {state.state for state in whole.components()} == {"down"})
+
+    whole.up()
+
+    assert {state.state for state in whole.components()} == {"up"}
+    assert all(state.pid != before[state.name] for state in whole.components())
+    assert whole.environment() == stack.environment
+    assert in_store(stack, "print(store.get('kept'), store.read_record('kept.json'))") == "b'blob' b'record'"
+    assert fetch(f"{mlflow}/get-by-name?experiment_name=kept", timeout=10)[0] == 200
+    assert json.loads(fetch(f"{mlflow}/get-by-name?experiment_name=kept", timeout=10)[1])["experiment"][
+        "experiment_id"
+    ] == str(experiment)
+    assert fetch(f"{prefect}/flows/{flow}", timeout=10)[0] == 200
+
+
+def test_down_leaves_nothing_running_not_even_a_flow_run(stack: RunningStack, tmp_path: Path) -> None:
+    api, note = stack.environment["PREFECT_API_URL"], tmp_path / "pid"
+    (tmp_path / "lingering.py").write_text(_FLOW)
+    flow = post(f"{api}/flows/", {"name": "linger"})["id"]
+    deployment = post(
+        f"{api}/deployments/",
+        {
+            "name": "linger",
+            "flow_id": flow,
+            "entrypoint": "lingering.py:linger",
+            "work_pool_name": "winnow",
+            "pull_steps": [{"prefect.deployments.steps.set_working_directory": {"directory": str(tmp_path)}}],
+        },
+    )["id"]
+    run = post(f"{api}/deployments/{deployment}/create_flow_run", {"parameters": {"note": str(note)}})["id"]
+    stage = int(wait_until(lambda: note.exists() and note.read_text()))
+    whole = Stack(stack.home)
+    pids = [process.pid for process in members(stack)]
+    assert stage in pids  # it left the session and is known all the same
+    os.kill(next(state.pid for state in whole.components() if state.name == "mlflow") or 0, signal.SIGKILL)
+
+    ended = whole.down()
+
+    assert ended["worker"] >= 3 and set(ended) >= {"s3", "prefect", "worker", "endpoint"}
+    assert members(stack) == []
+    assert [pid for pid in pids if (now := procfs.look(pid)) and not now.zombie] == []
+    assert not list(Path("/tmp").glob(f"seaweedfs-*-{inner_port(whole, 'filer.grpc')}.sock"))
+    whole.up()
+    state = json.loads(fetch(f"{api}/flow_runs/{run}", timeout=10)[1])["state"]
+    assert state["type"] in {"CRASHED", "CANCELLED", "FAILED"}  # and not for ever Running
+
+
+def inner_port(stack: Stack, name: str) -> int:
+    settings = stack.home.settings()
+    assert settings is not None
+    return settings.inner_ports[name]
