@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tasks.launch import prewarm
+
 if TYPE_CHECKING:
     from prefect import State
     from rich.console import Console
@@ -51,6 +53,8 @@ def run(
       winnow run my/spec.yaml --set prune.ratio=0.3 --plan
     """
     down = _reach_stack(start=up)  # before Prefect is imported: it reads its settings then
+    if down is None and not plan:
+        prewarm("checks")  # the first stage's process imports its libraries while we import ours
     from flows.spec import load_spec
 
     loaded = load_spec(spec, [*overrides, *(["deploy=false"] if no_deploy else [])])
@@ -116,7 +120,6 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool) -> int:
             state: State[Any] = compress(spec, run_id=run_id, return_state=True)
         finally:
             listener.reset(token)
-            launch.end_standbys()
     report = _read_report(log_folder(run_id) / "report.json")
     if stopping.is_set():
         _tell_prefect_cancelled(run_id)

@@ -23,6 +23,7 @@ from model_registry.store import Store, StoreError
 from tasks.errors import GateFailed, Interrupted
 from tasks.evidence.decision import Decision
 from tasks.journal import Journal, Line, journal
+from tasks.launch import kept_processes
 from tasks.report.pages import write_report
 from tasks.report.run_report import RunError, RunReport, StageLine, describe_variants, save_run
 from tasks.stage import Job
@@ -154,7 +155,8 @@ def open_run(spec: PipelineSpec, run_id: str | None = None) -> Iterator[OngoingR
     run.save()
     token = journal.set(run.journal)
     try:
-        yield run
+        with kept_processes():
+            yield run
     except BaseException as error:
         _failed(run, error)
         raise

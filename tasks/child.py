@@ -1,16 +1,19 @@
 """The child's side of a stage: ``python -m tasks.child`` runs one algorithm in a process of its own.
 
-Protocol: the request is one JSON line on stdin; stdin then stays open as the lifeline, and its end means that the
-parent died: the child kills its whole process group. Progress and the result are JSON lines on the descriptor in
+Protocol: a request is one JSON line on stdin; after a result the child waits for the next one, so that the stages of a
+run share the seconds that importing torch takes. stdin is the lifeline too: its end means that the parent died or needs
+the child no more, and the child kills its whole process group. Progress and results are JSON lines on the descriptor in
 WINNOW_CHILD_FD; stdout and stderr are the stage's log.
 """
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.machinery
 import json
 import os
+import queue
 import signal
 import sys
 import threading
@@ -71,35 +74,46 @@ def send(messages: int, message: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Wait for the request, run its entry, answer. Arguments: modules to import while waiting."""
+    """Serve requests until one fails or the lifeline ends. Arguments: modules to import while waiting."""
     messages = int(os.environ.pop("WINNOW_CHILD_FD"))
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     _skip_stage_packages()
     for module in sys.argv[1:]:
         importlib.import_module(module)
-    line = sys.stdin.buffer.readline()
-    if not line:  # a standby that was not needed
-        return
-    threading.Thread(target=_lifeline, daemon=True).start()
-    request = json.loads(line)
-    try:
-        result = _run(request, messages)
-        message: dict[str, Any] = {
-            "result": {
-                "variants": [v.model_dump(mode="json", by_alias=True) for v in result.variants],
-                "values": result.values,
-                "files": [f.model_dump(mode="json") for f in result.files],
+    failed = False
+    while not failed:
+        request = json.loads(requests.get())
+        _use_threads(request["threads"])
+        try:
+            result = _run(request, messages)
+            message: dict[str, Any] = {
+                "result": {
+                    "variants": [v.model_dump(mode="json", by_alias=True) for v in result.variants],
+                    "values": result.values,
+                    "files": [f.model_dump(mode="json") for f in result.files],
+                }
             }
-        }
-        json.dumps(message, allow_nan=False)  # a NaN among the values is this stage's error, not the protocol's
-    except BaseException as error:  # noqa: BLE001 - reported to the parent, which raises it there
-        traceback.print_exc()
-        details = getattr(error, "details", {})
-        message = {"error": {"type": type(error).__name__, "message": str(error), "details": details}}
-    sys.stdout.flush()
-    sys.stderr.flush()
-    send(messages, message)
+            json.dumps(message, allow_nan=False)  # a NaN among the values is this stage's error, not the protocol's
+        except BaseException as error:  # noqa: BLE001 - reported to the parent, which raises it there
+            traceback.print_exc()
+            details = getattr(error, "details", {})
+            message = {"error": {"type": type(error).__name__, "message": str(error), "details": details}}
+            failed = True  # who knows what it left behind
+        sys.stdout.flush()
+        sys.stderr.flush()
+        send(messages, message)
+        del request, message
+        gc.collect()  # what one stage held must not count against the next one's memory limit
     # Interpreter shutdown of torch and friends costs up to half a second and can only go wrong from here on.
     os._exit(0)
+
+
+def _use_threads(threads: int) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)  # read when a library is imported
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
 
 
 def _run(request: dict[str, Any], messages: int) -> Result:
@@ -127,10 +141,9 @@ def _skip_stage_packages() -> None:
             sys.modules[name] = package
 
 
-def _lifeline() -> None:
-    # A raw read: a buffered one would hold a lock that blocks interpreter exit.
-    while os.read(0, 1):
-        continue
+def _listen(requests: queue.SimpleQueue[bytes]) -> None:
+    for line in sys.stdin.buffer:
+        requests.put(line)
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,12 @@ from tasks.stage import Limits
 
 Progress = Callable[[float, str], None]
 _TAIL = 15
+POOLS = {
+    "checks": ("great_expectations", "torch", "tasks.workload"),
+    "torch": ("torch._dynamo", "tasks.fit"),
+    "numbers": ("onnxruntime.quantization",),
+}
+"""What the processes of each pool of stages need, and a standby imports ahead."""
 _TELEMETRY_OFF = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -37,14 +43,14 @@ _TELEMETRY_OFF = {
 class _Process:
     popen: subprocess.Popen[bytes]
     messages: int
-    preload: tuple[str, ...]
-    threads: int
+    pool: str
 
 
 _table: dict[int, _Process] = {}
 _standby: list[_Process] = []
 _lock = threading.Lock()
 _closing = threading.Event()
+_keeping = threading.Event()
 
 
 def run_child(
@@ -53,7 +59,7 @@ def run_child(
     name: str,
     limits: Limits,
     log_path: Path,
-    preload: tuple[str, ...] = (),
+    pool: str = "",
     threads: int | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -64,14 +70,17 @@ def run_child(
         name: the stage, for messages.
         limits: wall-clock seconds and resident bytes of the child's process group.
         log_path: where stdout and stderr of the child go.
-        preload: modules the child needs; a standby that has imported them is taken if there is one.
+        pool: stages of one pool use the same libraries: a standby of the pool is taken if there is one, and inside
+            :func:`kept_processes` the child becomes a standby again when it has answered well.
+        threads: compute threads; None = all cores.
 
     Raises:
         StageTimedOut, StageOutOfMemory: a limit was passed; names the limit, the peak and the last log lines.
         ChildFailed: the child raised an unknown exception or died.
         Exception: any error of :mod:`tasks.errors` or of the store that the child raised, as the same class.
     """
-    process = _take(preload, threads or _cores())
+    process = _take(pool)
+    request = {**request, "threads": threads or _cores()}
     tail: deque[str] = deque(maxlen=_TAIL)
     answer: dict[str, Any] | None = None
     peak = 0
@@ -124,7 +133,11 @@ def run_child(
                             f"{_last(tail, log_path)}"
                         )
     finally:
-        _end(process)
+        if pool and _keeping.is_set() and answer is not None and "result" in answer:
+            with _lock:
+                _standby.append(process)
+        else:
+            _end(process)
     if answer is None:
         if _closing.is_set():
             raise Interrupted(f"stage {name} was ended because the run was asked to stop")
@@ -139,12 +152,31 @@ def run_child(
     return result
 
 
-def prewarm(preload: tuple[str, ...], threads: int | None = None) -> None:
-    """Start a standby that imports these modules while something else computes."""
+def prewarm(pool: str) -> None:
+    """Start a standby for the pool, which imports its libraries while something else computes."""
     if not _closing.is_set():
-        process = _start(preload, threads or _cores())
+        process = _start(POOLS.get(pool, ()), pool)
         with _lock:
             _standby.append(process)
+
+
+def prewarm_if_kept(pool: str) -> None:
+    """The same inside :func:`kept_processes`, unless one stands by already."""
+    with _lock:
+        there = any(process.pool == pool for process in _standby)
+    if pool and _keeping.is_set() and not there:
+        prewarm(pool)
+
+
+@contextlib.contextmanager
+def kept_processes() -> Iterator[None]:
+    """Let the stages of one run share processes; none is left when the body ends."""
+    _keeping.set()
+    try:
+        yield
+    finally:
+        _keeping.clear()
+        end_standbys()
 
 
 def end_standbys() -> None:
@@ -164,20 +196,19 @@ def end_all() -> None:
         _kill_group(process.popen.pid)
 
 
-def _take(preload: tuple[str, ...], threads: int) -> _Process:
+def _take(pool: str) -> _Process:
     if _closing.is_set():
         raise Interrupted("the run was asked to stop; no new process is started")
     with _lock:
         for process in _standby:
-            if process.preload == preload and process.threads == threads and process.popen.poll() is None:
+            if process.pool == pool and process.popen.poll() is None:
                 _standby.remove(process)
                 return process
-    return _start((), threads)
+    return _start((), pool)
 
 
-def _start(preload: tuple[str, ...], threads: int) -> _Process:
+def _start(preload: tuple[str, ...], pool: str) -> _Process:
     reader, writer = os.pipe()
-    count = str(threads)
     environment = {
         **os.environ,
         **_TELEMETRY_OFF,
@@ -185,9 +216,6 @@ def _start(preload: tuple[str, ...], threads: int) -> _Process:
         "PYTHONUNBUFFERED": "1",
         "PYTHONHASHSEED": "0",
         "WINNOW_CHILD_FD": str(writer),
-        "OMP_NUM_THREADS": count,
-        "MKL_NUM_THREADS": count,
-        "OPENBLAS_NUM_THREADS": count,
     }
     popen = subprocess.Popen(
         [sys.executable, "-m", "tasks.child", *preload],
@@ -199,7 +227,7 @@ def _start(preload: tuple[str, ...], threads: int) -> _Process:
         start_new_session=True,  # a group of its own, so that everything it starts ends with it
     )
     os.close(writer)
-    process = _Process(popen, reader, preload, threads)
+    process = _Process(popen, reader, pool)
     with _lock:
         _table[popen.pid] = process
     return process

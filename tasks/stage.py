@@ -47,14 +47,16 @@ class Job(Frozen):
 class Stage:
     """A step that computes in a child process and is cached by content.
 
-    ``libraries``: distributions whose versions are part of the cache key. ``preload``: modules a standby process
-    may import ahead. ``exclusive``: nothing else of Winnow may compute meanwhile (measurements).
+    ``libraries``: distributions whose versions are part of the cache key. ``pool``: stages of
+    one pool use the same libraries and may share a process; ``warms``: the pool of which a process is started ahead while
+    this stage computes. ``exclusive``: nothing else of Winnow may compute meanwhile (measurements).
     """
 
     name: str
     entry: str
     libraries: tuple[str, ...] = ()
-    preload: tuple[str, ...] = ()
+    pool: str = ""
+    warms: str = ""
     seed_matters: bool = True
     device_matters: bool = True
     cpu_class_matters: bool = False

@@ -28,7 +28,7 @@ from model_registry.manifest import FileEntry, canonical_json, hash_bytes
 from model_registry.store import Store
 from model_registry.variant import Record, Variant
 from tasks.journal import journal
-from tasks.launch import Progress, run_child
+from tasks.launch import Progress, prewarm_if_kept, run_child
 from tasks.machine_lock import machine_lock
 from tasks.source_hash import closure_hash
 from tasks.splits import DataRef
@@ -255,6 +255,7 @@ def _compute(
     folder = log_folder(job.run_id)
     folder.mkdir(parents=True, exist_ok=True)
     workdir = Path(tempfile.mkdtemp(prefix=f"winnow-{stage.name}-"))
+    prewarm_if_kept(stage.warms)
     on_progress: Progress = lambda fraction, text: _tell(name, fraction, text)  # noqa: E731
     try:
         return run_child(
@@ -271,7 +272,7 @@ def _compute(
             name=stage.name,
             limits=job.limits_of(stage.name),
             log_path=folder / f"{name.replace(':', '-')}.log",
-            preload=stage.preload,
+            pool=stage.pool,
             threads=stage.threads,
             on_progress=on_progress,
         )

@@ -27,6 +27,7 @@ __all__ = ["STAGE", "GateSpec", "decision_of", "refuse_hopeless", "validate"]
 
 STAGE = Stage(
     name="validate",
+    pool="checks",
     entry="tasks.gate_checks.gates_child:main",
     libraries=("great-expectations", "onnxruntime", "numpy"),
     seed_matters=False,

@@ -23,6 +23,11 @@ def echo(child: Child) -> Result:
     return Result(values={"spec": child.spec, "seed": child.job.seed, "modules": sorted(sys.modules)}, files=(entry,))
 
 
+def whoami(child: Child) -> Result:
+    """Tell the process."""
+    return Result(values={"pid": os.getpid()})
+
+
 def slow(child: Child) -> Result:
     """Count, then take a while."""
     result = echo(child)

@@ -73,19 +73,42 @@ def test_a_result_comes_back_and_the_log_is_kept(store: Store, tmp_path: Path) -
     assert not heavy
 
 
-def test_a_standby_is_used_once(store: Store, tmp_path: Path) -> None:
-    launch.prewarm(("fractions",))
+def test_a_standby_has_imported_what_its_pool_needs(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(launch.POOLS, "trial", ("fractions",))
+    launch.prewarm("trial")
     (standby,) = launch._standby
     answer = launch.run_child(
-        request(store.uri, "echo", {}, tmp_path),
-        name="echo",
-        limits=Limits(),
-        log_path=tmp_path / "log",
-        preload=("fractions",),
+        request(store.uri, "echo", {}, tmp_path), name="echo", limits=Limits(), log_path=tmp_path / "log", pool="trial"
     )
     assert "fractions" in answer["values"]["modules"]
-    assert standby.popen.poll() is not None
+    assert standby.popen.poll() is not None  # used once: nobody asked to keep it
     assert launch._standby == []
+
+
+def test_stages_of_a_pool_share_a_process_until_one_fails(store: Store, tmp_path: Path) -> None:
+    def pid(pool: str) -> int:
+        asked = request(store.uri, "whoami", {}, tmp_path)
+        values = launch.run_child(asked, name="x", limits=Limits(), log_path=tmp_path / "log", pool=pool)["values"]
+        return int(values["pid"])
+
+    with launch.kept_processes():
+        first = pid("one")
+        assert pid("one") == first
+        assert pid("two") != first
+        with pytest.raises(DataCheckFailed):
+            launch.run_child(
+                request(store.uri, "refuse", {}, tmp_path),
+                name="x",
+                limits=Limits(),
+                log_path=tmp_path / "log",
+                pool="one",
+            )
+        assert pid("one") != first
+        left = [process.popen.pid for process in launch._standby]
+        assert len(left) == 2
+    assert wait_gone(left) == []
 
 
 def test_named_errors_cross_the_process_boundary(tmp_path: Path) -> None:

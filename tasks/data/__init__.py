@@ -53,9 +53,10 @@ class DataSpec(Frozen):
 
 STAGE = Stage(
     name="data",
+    pool="checks",
+    warms="torch",
     entry="tasks.data.data_child:main",
     libraries=("great-expectations", "numpy", "pandas", "pyarrow", "scikit-learn"),
-    preload=("great_expectations", "torch"),
     seed_matters=False,  # the division into splits has a seed of its own, in the workload's arguments
     device_matters=False,
 )

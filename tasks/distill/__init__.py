@@ -48,9 +48,9 @@ class DistillSpec(Frozen):
 
 STAGE = Stage(
     name="distill",
+    pool="torch",
     entry="tasks.distill.distill_child:main",
     libraries=("torch",),
-    preload=("torch._dynamo", "tasks.fit"),
     yields=("student", "control"),
 )
 

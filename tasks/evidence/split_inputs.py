@@ -14,9 +14,9 @@ from tasks.stage_cache import run_stage
 
 STAGE = Stage(
     name="inputs",
+    pool="torch",
     entry="tasks.evidence.split_inputs_child:main",
     libraries=("torch", "numpy"),
-    preload=("torch",),
     seed_matters=False,
     device_matters=False,
 )

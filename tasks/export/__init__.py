@@ -24,9 +24,10 @@ class ExportSpec(Frozen):
 
 STAGE = Stage(
     name="export",
+    pool="torch",
+    warms="numbers",
     entry="tasks.export.export_child:main",
     libraries=("torch", "onnx", "onnxscript", "onnxruntime"),
-    preload=("torch.export._trace", "onnxscript.function_libs.torch_lib.ops", "onnxruntime"),
     seed_matters=False,
     device_matters=False,
     yields=("fp32",),

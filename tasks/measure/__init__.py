@@ -31,6 +31,8 @@ class MeasureSpec(Frozen):
 
 STAGE = Stage(
     name="measure",
+    pool="numbers",
+    warms="checks",
     entry="tasks.measure.measure_child:main",
     libraries=("onnxruntime", "numpy"),
     seed_matters=False,

@@ -57,9 +57,10 @@ class PruneSpec(Frozen):
 
 STAGE = Stage(
     name="prune",
+    pool="torch",
+    warms="torch",
     entry="tasks.prune.prune_child:main",
     libraries=("torch", "torch-pruning"),
-    preload=("torch._dynamo", "tasks.fit"),
     yields=("pruned",),
 )
 

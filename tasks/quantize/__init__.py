@@ -37,9 +37,9 @@ class QuantizeSpec(Frozen):
 
 STAGE = Stage(
     name="quantize",
+    pool="numbers",
     entry="tasks.quantize.quantize_child:main",
     libraries=("onnxruntime", "onnx", "numpy"),
-    preload=("onnxruntime.quantization",),
     device_matters=False,
     cpu_class_matters=True,
     yields=("int8-static", "int8-dynamic"),

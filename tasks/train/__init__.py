@@ -67,16 +67,16 @@ class BringSpec(Frozen):
 
 TRAIN = Stage(
     name="train",
+    pool="torch",
     entry="tasks.train.train_child:main",
     libraries=("torch",),
-    preload=("torch._dynamo", "tasks.fit"),
     yields=("teacher",),
 )
 BRING = Stage(
     name="bring",
+    pool="torch",
     entry="tasks.train.bring_child:main",
     libraries=("torch",),
-    preload=("torch._dynamo", "tasks.fit"),
     seed_matters=False,
     device_matters=False,
     yields=("teacher",),
