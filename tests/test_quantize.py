@@ -197,7 +197,7 @@ def test_products_of_activations_stay_in_float(tmp_path: Path) -> None:
     text = """<ir_version: 8, opset_import: ["" : 20]>
     g (float[N, 4, 4] image) => (float[N, 4, 4] scores)
     <float[4, 4] query = {1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16}>
-    { q = MatMul(image, query) scores = MatMul(q, image) }"""
+    { q = MatMul(image, query) k = Transpose<perm = [0, 2, 1]>(q) scores = MatMul(q, k) }"""
     prepared = prepare(onnx.parser.parse_model(text).SerializeToString(), tmp_path)
     reader = RowReader({"image": np.random.default_rng(0).normal(size=(32, 4, 4)).astype(np.float32)})
     quantized = quantize_statically(
@@ -212,7 +212,14 @@ def test_products_of_activations_stay_in_float(tmp_path: Path) -> None:
     )
     share = int8_share(prepared, quantized, {"image": (1, 4, 4)})
     assert (share.quantized, share.quantizable) == (1, 1)
-    assert [n.op_type for n in quantized.graph.node].count("MatMul") == 2
+    products = [n for n in quantized.graph.node if n.op_type == "MatMul"]
+    made = {n.output[0]: n.op_type for n in quantized.graph.node}
+    assert [[made.get(name, name) for name in n.input] for n in products] == [
+        ["DequantizeLinear", "DequantizeLinear"],
+        ["MatMul", "Transpose"],
+    ]
+    ran = operators_run(strip(quantized), tmp_path)
+    assert ran["MatMulIntegerToFloat"] == 1 and "QLinearMatMul" not in ran
 
 
 def test_an_old_opset_is_brought_forward(tmp_path: Path) -> None:

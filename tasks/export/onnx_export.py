@@ -73,7 +73,20 @@ def export_onnx(
     found = next(o.version for o in proto.opset_import if o.domain == "")
     if found != OPSET:  # a failed down-conversion is only a warning in torch
         raise ExportRefused(f"torch.onnx wrote opset {found} for {_class(module.model)} instead of {OPSET}")
+    _name_free_dimensions(proto, free)
     return strip(proto)
+
+
+def _name_free_dimensions(proto: onnx.ModelProto, free: dict[str, dict[int, str]]) -> None:
+    """Put the labels back: torch writes its own symbols (``s75``) where a dimension is computed with."""
+    labels: dict[str, str] = {}
+    for value in proto.graph.input:
+        for axis, label in free[value.name].items():
+            labels[value.type.tensor_type.shape.dim[axis].dim_param] = label
+    for value in [*proto.graph.input, *proto.graph.output]:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in labels:
+                dim.dim_param = labels[dim.dim_param]
 
 
 def _check_batch_is_free(module: RawInputs, inputs: Inputs) -> None:
