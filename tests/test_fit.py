@@ -299,6 +299,19 @@ def test_every_row_is_seen_once_and_no_batch_is_tiny(rows: int, batch_size: int)
     assert max(sizes) - min(sizes) <= 1
 
 
+def test_each_epoch_has_an_order_of_its_own() -> None:
+    workload = taught("Blobs")
+    orders: list[list[int]] = []
+
+    def watch(outputs: Tensor, batch: TrainingBatch) -> Tensor:
+        orders.append(batch.index.tolist())
+        return workload.loss(outputs, batch.targets)
+
+    run(workload, objective=watch, epochs=2, batch_size=200)
+    assert sorted(orders[-1]) == sorted(orders[-2]) == list(range(200))
+    assert orders[-1] != orders[-2]
+
+
 def test_predictions_come_in_order_and_in_chunks() -> None:
     workload = taught("Blobs")
     columns = workload.splits()["train"]
