@@ -225,6 +225,7 @@ def test_idx_says_what_is_wrong(tmp_path: Path) -> None:
         b"GIF8": "two zero bytes",
         b"\0\0\x07\x01\0\0\0\x01\0": "type 0x07 is unknown",
         good[:6]: "ends before them",
+        good + b"x": r"shape \(2, 3\) = 6 bytes, 7 follow",
         good[:-1]: r"shape \(2, 3\) = 6 bytes, 5 follow",
         gzip.compress(good)[:-6]: "cannot be unpacked",
         b"\x1f\x8bgarbage": "cannot be unpacked",

@@ -30,8 +30,8 @@ details{margin:.5rem 0}details>div{padding:.2rem .8rem}
 .text-danger,.bad{color:var(--bad)}.text-success,.good{color:var(--good)}.text-warning,.warn{color:var(--warn)}
 .fa-check-circle::before{content:"\\2713"}.fa-times::before{content:"\\2717"}
 .fa-exclamation-triangle::before{content:"\\26a0"}
-.ge-section .table{table-layout:fixed}.ge-section .table>thead th:first-child{width:4rem}
-.ge-section .table>thead th:last-child{width:16rem}
+.ge-section .table{table-layout:fixed}.ge-section .table>thead{display:none}
+.ge-section .table>tbody>tr>td:first-child{width:1.5rem}.ge-section .table>tbody>tr>td:last-child{width:16rem}
 i{font-style:normal;font-weight:700}.table-bordered{width:auto;font-size:.9em}
 a[data-toggle],.collapse{display:none}
 code{font-size:.92em;overflow-wrap:anywhere}
