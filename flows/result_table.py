@@ -40,16 +40,17 @@ def print_report(report: RunReport, *, folder: Path | None = None) -> None:
     console.print(head.sentence, highlight=False, markup=False)
     if report.variants:
         _print_variants(report, console)
-    if report.decision and report.status not in ("released", "registered"):
+    decision, passed = report.decision, report.status in ("released", "registered")
+    if decision and not passed:
         console.print(gates(report))
-    if report.error and report.status not in ("released", "registered", "refused"):
+    if report.error and not passed and report.status != "refused":
         console.print(f"\n[bold red]{report.error.type}[/] in stage [bold]{report.error.stage}[/]", highlight=False)
         console.print(report.error.message, highlight=False, markup=False)
         if report.error.log:
             console.print(f"Log: {report.error.log}", highlight=False, markup=False, soft_wrap=True)
         if report.error.resume:
             console.print(f"Continue with: [bold]{report.error.resume}[/] (finished stages are kept)", highlight=False)
-    for gate in report.decision.warnings if report.decision else ():
+    for gate in decision.warnings if decision and passed else ():
         number = gate_number(gate.value, gate.unit, report.metric.name if report.metric else "")
         console.print(Text.assemble(("warning: ", "yellow"), f"not {gate.gate}: {gate.meaning} is {number}"))
     for warning in report.warnings:

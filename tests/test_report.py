@@ -176,6 +176,7 @@ def test_axes_hold_all_values_and_have_ticks(values: list[float], log: bool) -> 
         (number_text.seconds_text(3725), "1 h 02 min"),
         (number_text.gate_number(float("nan"), "loss", "accuracy"), "missing"),
         (number_text.gate_number(200_000, "bytes", ""), "195 KB"),
+        (number_text.gate_number(0.9996, "metric", "accuracy"), "99.96 %"),
     ],
 )
 def test_numbers_read_well(found: str, wanted: str) -> None:

@@ -94,6 +94,6 @@ def gate_number(value: float, unit: str, metric: str) -> str:
         return "missing"
     if unit == "loss":
         return points(value, metric)
-    if unit == "metric":
-        return metric_text(value, metric)
+    if unit == "metric":  # one digit more than elsewhere: 99.96 % is not 100 %
+        return f"{100 * value:.2f} %" if is_share(metric) else f"{value:.5g}"
     return {"ms": f"{ms_text(value)} ms", "bytes": size_text(value), "ratio": f"{value:.2f}×"}[unit]
