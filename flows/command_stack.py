@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -239,18 +239,21 @@ def _print_status(found: StackStatus) -> None:
     if found.disk:
         parts = ", ".join(f"{name} {_size(size)}" for name, size in found.disk.items() if size > 1 << 20)
         free = f"; {_size(found.disk_free)} free" if found.disk_free is not None else ""
-        console.print(f"\n[bold]disk[/]    {escape(found.home)}: {_size(sum(found.disk.values()))} ({parts}){free}")
+        total = _size(sum(found.disk.values()))
+        console.print()
+        console.print(f"[bold]disk[/]   {escape(found.home)}: {total} ({parts}){free}", highlight=False, soft_wrap=True)
     if found.store:
         usage = found.store_usage
         counted = ", ".join(f"{bucket} {_size(size)}" for bucket, size in usage.items()) if usage else "not counted"
-        console.print(f"[bold]store[/]   {found.store}: {counted}")
+        console.print(f"[bold]store[/]  {found.store}: {counted}", highlight=False, soft_wrap=True)
     if found.models:
         console.print()
         console.print(_models_table(found))
-    for run in found.dead_runs:
-        console.print(f"[yellow]dead run[/] {escape(run)}: its process is gone; the next `winnow run` continues it")
-    for problem in found.problems:
-        console.print(f"[red]{escape(problem)}[/]")
+    remarks = list(_remarks(found))
+    if remarks:
+        console.print()
+    for remark in remarks:
+        console.print(remark, highlight=False, soft_wrap=True)
 
 
 def _components_table(found: StackStatus) -> RenderableType:
@@ -271,25 +274,40 @@ def _components_table(found: StackStatus) -> RenderableType:
 
 
 def _models_table(found: StackStatus) -> RenderableType:
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table("model", "champion", "digest", "since", "", box=None, pad_edge=False, header_style="bold")
+    table = Table("model", "champion", "digest", "since", box=None, pad_edge=False, header_style="bold")
     for model in found.models:
-        notes = [f"[yellow]{escape(model.pending)}[/]"] if model.pending else []
-        if model.problem:
-            notes.append(f"[red]{escape(model.problem)}[/]")
-        if model.hand_moved:
-            now = f"points to version {model.alias}" if model.alias else "is missing"
-            notes.append(f"[yellow]MLflow's alias champion {now}: moved by hand, not followed[/]")
         table.add_row(
             model.model,
             f"version {model.champion}" if model.champion else "none",
             (model.digest or "")[:12],
             (model.since or "")[:16].replace("T", " "),
-            "; ".join(notes),
         )
     return table
+
+
+def _remarks(found: StackStatus) -> Iterator[str]:
+    """What somebody should know or do, in rich's markup."""
+    from rich.markup import escape
+
+    for model in found.models:
+        name = escape(model.model)
+        if model.pending:
+            yield f"[yellow]{name}[/]: {escape(model.pending)} is under way"
+        if model.problem:
+            yield f"[red]{name}[/]: {escape(model.problem)}"
+        if model.hand_moved:
+            alias = f"points to version {model.alias}" if model.alias else "is missing"
+            ledger = f"version {model.champion}" if model.champion else "none"
+            yield (
+                f"[yellow]{name}[/]: MLflow's alias champion {alias}; the ledger says {ledger}, and it decides. "
+                "Use `winnow promote` to change the champion"
+            )
+    for run in found.dead_runs:
+        yield f"[yellow]{escape(run)}[/]: the process of this run is gone; run the same spec again to continue it"
+    for problem in found.problems:
+        yield f"[red]{escape(problem)}[/]"
 
 
 def _size(count: float | None) -> str:

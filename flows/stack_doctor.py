@@ -62,7 +62,7 @@ def examine(stack: Stack) -> Iterator[Check]:
     os.environ.update(environment)
     yield _store()
     yield _mlflow(environment["MLFLOW_TRACKING_URI"])
-    yield from _prefect(environment["PREFECT_API_URL"])
+    yield from _prefect(environment["PREFECT_API_URL"], deploying="deploy" in census(stack.home.path))
     yield _endpoint(environment["WINNOW_ENDPOINT"])
 
 
@@ -227,7 +227,7 @@ def _mlflow(url: str) -> Check:
     return Check("MLflow", "ok", f"{url}, version {version}")
 
 
-def _prefect(api: str) -> Iterator[Check]:
+def _prefect(api: str, *, deploying: bool = False) -> Iterator[Check]:
     status, body = fetch(f"{api}/admin/version", timeout=3)
     if status != 200:
         yield Check("Prefect", "fail", f"{api} does not answer: {body.decode(errors='replace')[:200]}", "winnow up")
@@ -244,7 +244,9 @@ def _prefect(api: str) -> Iterator[Check]:
     else:
         yield Check("worker", "fail", f"work pool {WORK_POOL} is {state}", "winnow up; `winnow logs worker` says more")
     lacking = deployments.missing(api)
-    if lacking and deployments.PREFECT_FILE.exists():
+    if lacking and deploying:
+        yield Check("deployments", "ok", "being made")
+    elif lacking and deployments.PREFECT_FILE.exists():
         remedy = "`winnow logs deploy` says why; or run prefect --no-prompt deploy --all"
         yield Check("deployments", "warn", f"missing: {', '.join(lacking)}", remedy)
     elif not lacking:
