@@ -68,7 +68,8 @@ def _sentence(report: RunReport, state: str) -> str:
         failed = [g.gate.replace("_", " ") for g in gates if not g.passed and g.severity == "critical"]
         if chosen is None or not failed:
             return "The gates refused this run. Nothing was registered."
-        return f"{chosen.name} was chosen on validation and did not pass the test split: {', '.join(failed)}. Nothing was registered."
+        gates_failed = ", ".join(failed)
+        return f"{chosen.name} did not pass on the test split: {gates_failed}. Nothing was registered."
     if state == "failed" and report.error:
         return f"Stage {report.error.stage} failed: {report.error.type}. Nothing was released."
     if state == "crashed":
