@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -22,7 +21,6 @@ PAGE = "data_docs.html"
 
 def main(child: Child) -> Result:
     """Materialise and check. Raises as :func:`tasks.data.check_data`."""
-    tempfile.tempdir = str(child.workdir)  # removed with it, whatever the libraries leave there
     child.progress(0.0, "reading the data")
     workload = load_workload(child.job.workload)
     splits = storable(_splits(workload))
