@@ -42,6 +42,7 @@ def strip(model: ModelProto, *, merge_equal: bool = False) -> bytes:
     stripped = ModelProto()
     stripped.CopyFrom(model)
     graph = stripped.graph
+    _one_spelling(stripped)
     _drop_text(stripped)
     _drop_defaults(stripped)
     _constants_to_initializers(graph)
@@ -80,6 +81,13 @@ def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
         )
     shape = tuple(d.dim_value if d.HasField("dim_value") else -1 for d in kind.shape.dim)
     return TensorSpec(name=value.name, datatype=datatype, shape=shape)
+
+
+def _one_spelling(model: ModelProto) -> None:
+    """The standard domain is "", though some files spell it out."""
+    for part in [*model.opset_import, *_walk(model.graph)]:
+        if part.domain == "ai.onnx":
+            part.domain = ""
 
 
 def _walk(graph: GraphProto) -> Iterator[NodeProto]:
@@ -130,7 +138,11 @@ def _drop_defaults(model: ModelProto) -> None:
         if node.domain != "":
             continue
         defined = onnx.defs.get_schema(node.op_type, versions[""], "").attributes
-        kept = [a for a in node.attribute if not _is_default(a, node.op_type, defined[a.name].default_value)]
+        kept = [
+            a
+            for a in node.attribute
+            if a.name not in defined or not _is_default(a, node.op_type, defined[a.name].default_value)
+        ]
         if len(kept) < len(node.attribute):
             copies = [AttributeProto.FromString(a.SerializeToString()) for a in kept]
             del node.attribute[:]

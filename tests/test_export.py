@@ -222,3 +222,10 @@ def test_strip_keeps_branches_and_drops_the_dead() -> None:
     session = onnxruntime.InferenceSession(data)
     assert session.run(None, {"some_input": np.array([1, 2], np.float32)})[0].tolist() == [2, 4]
     assert session.run(None, {"some_input": np.array([-1, -2], np.float32)})[0].tolist() == [-0.5, -1]
+
+
+def test_strip_knows_both_spellings_of_the_standard_domain() -> None:
+    text = '<ir_version: 8, opset_import: ["ai.onnx" : 20]> g (float[N] x) => (float[N] y) { y = ai.onnx.Relu (x) }'
+    small = onnx.load_from_string(strip(onnx.parser.parse_model(text)))
+    assert [(o.domain, o.version) for o in small.opset_import] == [("", 20)]
+    assert onnxruntime.InferenceSession(small.SerializeToString()).run(None, {"x": np.array([-1], np.float32)})[0] == 0

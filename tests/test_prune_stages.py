@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from model_registry.cpu_class import cpu_class
 from model_registry.store import Store
 from tasks.errors import CalibrationError, PruningRefused
 from tasks.export import ExportSpec, export
+from tasks.launch import kept_processes
 from tasks.prune import PruneSpec, prune
 from tasks.quantize import QuantizeSpec, quantize
 from tasks.splits import read_split
@@ -29,9 +31,10 @@ else:
 
 
 @pytest.fixture
-def world(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DigitsWorld:
+def world(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[DigitsWorld]:
     monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))
-    return digits_world(store)
+    with kept_processes():
+        yield digits_world(store)
 
 
 def test_a_model_goes_through_prune_export_and_quantize_and_few_rows_are_refused(
