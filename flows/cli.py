@@ -106,7 +106,7 @@ def _assert_ours() -> None:
 
 
 def _tell(error: Exception) -> int:
-    from infra.errors import StackError
+    from infra.faults import StackError
     from model_registry.store import StoreError
     from tasks.errors import WinnowError
 

@@ -155,7 +155,7 @@ def pull(name: str, output: Path, as_json: bool) -> int:
 
 def _store() -> Store:
     """The store of the embedded stack, or of the environment where there is none."""
-    from infra.errors import StackDown
+    from infra.faults import StackDown
     from infra.stack import Stack
 
     try:

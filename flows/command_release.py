@@ -84,7 +84,7 @@ def _reach_stack() -> None:
     Raises:
         StackDown: neither is there.
     """
-    from infra.errors import StackDown
+    from infra.faults import StackDown
     from infra.stack import Stack
 
     try:

@@ -68,7 +68,7 @@ def run(
 
 def _reach_stack(*, start: bool) -> Exception | None:
     """Export how to reach the stack; the error if there is none and it was not to be started."""
-    from infra.errors import StackDown
+    from infra.faults import StackDown
     from infra.stack import Stack
 
     stack = Stack.from_environment()

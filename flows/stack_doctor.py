@@ -18,7 +18,7 @@ from flows import deployments
 from infra import ports, procfs
 from infra.component import fetch
 from infra.daemon import census
-from infra.errors import StackDown, StackError
+from infra.faults import StackDown, StackError
 from infra.recipes import WORK_POOL, weed
 from infra.stack import Stack
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 from infra.component import fetch
-from infra.errors import StackDown
+from infra.faults import StackDown
 from infra.stack import ComponentState, Stack
 
 if TYPE_CHECKING:

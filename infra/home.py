@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from infra import ports
-from infra.errors import StackMisconfigured
+from infra.faults import StackMisconfigured
 
 SCHEMA = 1
 T = TypeVar("T", "Settings", "Secrets")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from infra.errors import StackBusy
+from infra.faults import StackBusy
 
 
 @contextmanager

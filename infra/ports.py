@@ -9,7 +9,7 @@ from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.errors import PortTaken
+from infra.faults import PortTaken
 from infra.procfs import listening_pid, name
 
 LOOPBACK = "127.0.0.1"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infra.component import Component
-from infra.errors import StackMisconfigured
+from infra.faults import StackMisconfigured
 from infra.home import ADMIN_GRPC, Secrets, Settings
 from infra.ports import LOOPBACK
 

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from infra import ports, procfs, recipes
 from infra.component import Component
 from infra.daemon import Daemon, census
-from infra.errors import StackDown, StackError, StackMisconfigured
+from infra.faults import StackDown, StackError, StackMisconfigured
 from infra.home import ADMIN_GRPC, Home, Secrets, Settings, inner_ports
 from infra.lock import exclusive
 from infra.ports import LOOPBACK

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from infra.component import Component
 from infra.daemon import Daemon
-from infra.errors import ComponentFailed
+from infra.faults import ComponentFailed
 
 
 @dataclass(frozen=True)

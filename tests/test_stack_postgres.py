@@ -18,7 +18,7 @@ import pytest
 from infra import ports
 from infra.component import Component, fetch
 from infra.daemon import Daemon, census
-from infra.errors import StackMisconfigured
+from infra.faults import StackMisconfigured
 from infra.home import Secrets, Settings
 from infra.recipes import mlflow_server as mlflow_recipe
 from infra.stack import Stack

@@ -18,7 +18,7 @@ import pytest
 
 from infra import ports, procfs
 from infra.daemon import Daemon, census
-from infra.errors import PortTaken, StackBusy, StackMisconfigured
+from infra.faults import PortTaken, StackBusy, StackMisconfigured
 from infra.home import INNER_PORTS, Home, Secrets, Settings, inner_ports
 from infra.lock import exclusive
 from infra.logs import follow, tail

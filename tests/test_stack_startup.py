@@ -18,7 +18,7 @@ import pytest
 from infra import ports, procfs
 from infra.component import Component
 from infra.daemon import Daemon, census
-from infra.errors import ComponentFailed, PortTaken, StackDown, StackError, StackMisconfigured
+from infra.faults import ComponentFailed, PortTaken, StackDown, StackError, StackMisconfigured
 from infra.home import Secrets, Settings
 from infra.stack import NAMES, Stack
 from infra.startup import Event
