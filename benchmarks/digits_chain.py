@@ -18,6 +18,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -45,6 +46,7 @@ def main() -> int:
     parser.add_argument("--spec", default="digits")
     parser.add_argument("--output", type=Path, default=Path("digits_chain.json"))
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that the stack does not stay behind
     result: dict[str, Any] = {
         "schema": 1,
         "spec": arguments.spec,
