@@ -54,6 +54,9 @@ class TrackedRun(Frozen):
     experiment: str
     mlflow_id: str
     url: str
+    variants_url: str
+    """Page that compares the variants of all runs of the model, this run's first."""
+    started_ms: int
 
 
 class ModelVersion(Frozen):
@@ -109,8 +112,16 @@ class Registry:
                 }
                 run = self._client.create_run(experiment, tags={**ours, **(tags or {})}, run_name=run_id)
         mlflow_id = str(run.info.run_id)
-        url = f"{self.uri}/#/experiments/{experiment}/runs/{mlflow_id}"
-        return TrackedRun(model=model, run_id=run_id, experiment=experiment, mlflow_id=mlflow_id, url=url)
+        page = f"{self.uri}/#/experiments/{experiment}/runs"
+        return TrackedRun(
+            model=model,
+            run_id=run_id,
+            experiment=experiment,
+            mlflow_id=mlflow_id,
+            url=f"{page}/{mlflow_id}?{_PAGES}",
+            variants_url=f"{page}?viewStateShareKey={_VIEW}&{_PAGES}",
+            started_ms=int(run.info.start_time),
+        )
 
     def log_variant(
         self,
@@ -122,8 +133,12 @@ class Registry:
         onnx_file: Path | None = None,
         example: Mapping[str, NDArray[Any]] | None = None,
         tags: Mapping[str, str] | None = None,
+        position: int = 0,
     ) -> str:
-        """Write one variant as a finished child run, with its model where ``onnx_file`` is given; returns its id."""
+        """Write one variant as a finished child run, with its model where ``onnx_file`` is given; returns its id.
+
+        ``position`` is its place in the chain: MLflow lists the newest run first, so that later ones start earlier.
+        """
         digest = row.variant.digest
         with self._told():
             where = f"tags.`mlflow.parentRunId` = '{run.mlflow_id}' and tags.`winnow.digest` = '{digest}'"
@@ -135,7 +150,10 @@ class Registry:
                     "mlflow.source.type": "JOB",
                 }
                 child = self._client.create_run(
-                    run.experiment, tags={**(tags or {}), **ours}, run_name=row.variant.name
+                    run.experiment,
+                    start_time=run.started_ms - 1 - position,
+                    tags={**(tags or {}), **ours},
+                    run_name=row.variant.name,
                 )
             child_id = str(child.info.run_id)
             model_id = child.data.tags.get("winnow.model_id")
@@ -149,7 +167,8 @@ class Registry:
     def describe_run(
         self, run: TrackedRun, rows: Sequence[VariantRun], *, dataset: Dataset, note: str, tags: Mapping[str, str]
     ) -> None:
-        """Give the parent run its description, its data and the numbers of the chosen variant."""
+        """Give the parent run its description, its data and the numbers of the chosen variant, and the experiment a
+        view that compares variants."""
         with self._told():
             parent = self._client.get_run(run.mlflow_id)
             self._log_inputs(run.mlflow_id, dataset, "train")
@@ -157,6 +176,10 @@ class Registry:
             if chosen is not None:
                 self._log_numbers(parent, run_page.params(chosen), chosen, b"", dataset, None)
             self._tag(run.mlflow_id, {**tags, "mlflow.note.content": note})
+            measured = next((row.measurement for row in rows if row.measurement is not None), None)
+            if measured is not None:
+                saved = run_page.view(measured.metric.name, run.started_ms)
+                self._client.set_experiment_tag(run.experiment, f"mlflow.sharedViewState.{_VIEW}", saved)
 
     def log_folder(self, run: TrackedRun, folder: Path) -> None:
         """Put everything below the folder among the parent run's artifacts, where MLflow's UI shows it."""
@@ -165,7 +188,7 @@ class Registry:
 
     def file_url(self, run: TrackedRun, path: str) -> str:
         """Page of an artifact of the parent run; a browser needs no S3 keys for it."""
-        return f"{run.url}/artifacts/{path}"
+        return f"{run.url.removesuffix(f'?{_PAGES}')}/artifacts/{path}?{_PAGES}"
 
     def end_run(self, run: TrackedRun, status: Status, tags: Mapping[str, str] | None = None) -> None:
         """End the parent run: refused, registered and released runs are FINISHED, the others FAILED or KILLED."""
@@ -273,7 +296,7 @@ class Registry:
         found = self._client.get_experiment_by_name(model)
         if found is None:
             try:
-                return str(self._client.create_experiment(model, tags={"mlflow.note.content": _EXPERIMENT_NOTE}))
+                return str(self._client.create_experiment(model, tags=_EXPERIMENT_TAGS))
             except _rest_exception() as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run was quicker
                     raise
@@ -389,11 +412,16 @@ class Registry:
             raise RegistryError(text) from error
 
 
-_EXPERIMENT_NOTE = (
-    "One parent run per pipeline run, and below it one run per variant, all with the same metrics: tick the variants "
-    "and press **Compare**, or open the chart view. `winnow.pareto = 'true'` finds the ones on the Pareto front, "
-    "`winnow.status = 'released'` the runs that went into service."
-)
+_VIEW = "variants"
+_PAGES = "workflowType=machine_learning"  # MLflow's pages for models; the other ones are for chat agents
+_EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": (
+        "One run per pipeline run and, within it, one per variant, all with the same metrics. The view **Variants** "
+        "(top right) lists and charts them; tick some and press **Compare**. `tags.winnow.status = 'released'` finds "
+        "the runs that went into service."
+    ),
+}
 
 
 def _may_pass(error: Any) -> bool:

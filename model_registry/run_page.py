@@ -94,7 +94,58 @@ def metrics(measurement: Measurement) -> dict[str, float]:
         "peak_rss_mb": m.peak_rss_bytes / 2**20,
         "cpu_seconds": m.cpu_seconds,
     }
-    return {key: float(value) for key, value in found.items() if value is not None}
+    return {key: _rounded(float(value)) for key, value in found.items() if value is not None}
+
+
+def view(metric: str, created_ms: int) -> str:
+    """A saved view of MLflow's run table and charts, as the value of an experiment tag ``mlflow.sharedViewState.*``.
+
+    Without it the table shows no metric at all and folds the variants away. The form is what MLflow 3.17's page
+    writes when a person saves a view; a later page that does not know it falls back to its own table.
+    """
+    name = metric_name(metric)
+    shown = [name, f"d_{name}", "p50_ms", "p95_ms", "speedup", "throughput", "size_kb", "peak_rss_mb", "cpu_seconds"]
+    columns = [
+        *(f"metrics.`{key}`" for key in shown),
+        "params.`method`",
+        "tags.`winnow.pareto`",
+        "tags.`winnow.chosen`",
+    ]
+    cards: list[dict[str, object]] = [
+        *({"type": "SCATTER", "xaxis": _axis(x), "yaxis": _axis(name)} for x in ("p50_ms", "size_kb")),
+        *({"type": "BAR", "metricKey": key} for key in (f"d_{name}", "p50_ms", "size_kb", "throughput")),
+    ]
+    section = "winnow"
+    fixed = {"runsCountToCompare": 20, "deleted": False, "isGenerated": False, "metricSectionId": section}
+    state = {
+        "searchFilter": "tags.`winnow.stage` != ''",
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": False,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "modelVersionFilter": "All Runs",
+        "datasetsFilter": [],
+        "selectedColumns": columns,
+        "columnOrder": columns,
+        "groupBy": {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": "winnow.run_id"}]},
+        "useGroupedValuesInCharts": False,
+        "runsHiddenMode": "FIRST_20_RUNS",
+        "compareRunCharts": [{"uuid": f"winnow-{i}", **fixed, **card} for i, card in enumerate(cards)],
+        "compareRunSections": [
+            {"uuid": section, "name": f"{metric} against cost", "display": True, "isReordered": False}
+        ],
+    }
+    saved = {"name": "Variants", "createdAt": created_ms, "updatedAt": created_ms, "state": json.dumps(state)}
+    return json.dumps(saved)
+
+
+def _axis(key: str) -> dict[str, str]:
+    return {"key": key, "type": "METRIC"}
+
+
+def _rounded(value: float) -> float:
+    """Five significant digits: MLflow's table shows all there are, and no measurement here has more."""
+    return float(f"{value:.5g}")
 
 
 def tags(row: VariantRun, run_id: str) -> dict[str, str]:

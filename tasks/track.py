@@ -56,7 +56,7 @@ def track(
     example = {name: values[:_EXAMPLE_ROWS] for name, values in arrays.items()}
     children = {}
     with tempfile.TemporaryDirectory() as folder:
-        for row in rows:
+        for position, row in enumerate(rows):
             variant, onnx_file = row.variant, None
             if variant.format == "onnx" and (row.chosen or variant.size <= MODEL_LIMIT_BYTES):
                 onnx_file = store.fetch(variant.file("model.onnx"), Path(folder) / f"{variant.digest}.onnx")
@@ -68,6 +68,7 @@ def track(
                 onnx_file=onnx_file,
                 example={spec.name: example[spec.name] for spec in variant.inputs if spec.name in example},
                 tags=origin,
+                position=position,
             )
     note = run_note(rows, "running", list((links or {}).items()))
     tags = {**origin, "winnow.data": data.fingerprint}

@@ -82,8 +82,9 @@ def log(registry: Registry, model: str, rows: dict[str, tuple[VariantRun, Path]]
             onnx_file=folder / "model.onnx",
             example={"image": np.zeros((2, 1, 8, 8), np.float32)},
             tags={"prefect.flow_run_id": "abc"},
+            position=position,
         )
-        for name, (row, folder) in rows.items()
+        for position, (name, (row, folder)) in enumerate(rows.items())
     }
     return run, children
 
@@ -105,7 +106,7 @@ def test_a_run_and_its_variants_can_be_compared(
         *("peak_rss_mb", "cpu_seconds"),
     }
     assert student.data.metrics["speedup"] == pytest.approx(2.0) and teacher.data.metrics["speedup"] == 1.0
-    assert student.data.metrics["d_accuracy"] == pytest.approx(-1 / 360)
+    assert student.data.metrics["d_accuracy"] == pytest.approx(-1 / 360, abs=1e-6)
     assert student.data.params == {"stage": "export", "method": "student"}
     assert student.data.tags["winnow.parent"] == "p" * 64
     assert student.data.tags["winnow.digest"] == rows["student"][0].variant.digest
@@ -119,6 +120,7 @@ def test_a_run_and_its_variants_can_be_compared(
     (data,) = student.inputs.dataset_inputs
     assert (data.dataset.name, data.dataset.digest) == ("digits", "f" * 36)
     assert {t.key: t.value for t in data.tags} == {"mlflow.data.context": "validation"}
+    assert teacher.info.start_time > student.info.start_time  # the newest is listed first, so the chain is in order
     models = client.search_logged_models([run.experiment])
     assert sorted(m.name for m in models) == ["student", "teacher"]
     assert {m.status.value for m in models} == {"READY"}
@@ -228,8 +230,12 @@ def test_a_run_ends_as_it_ended(
     assert (ended.info.status, ended.data.tags["winnow.status"]) == (in_mlflow, status)
     assert (ended.data.tags["winnow.version"], ended.data.tags["mlflow.note.content"]) == ("3", "| a |")
     assert ended.data.metrics["p50_ms"] == 0.5  # the chosen variant's
+    experiment = client.get_experiment(run.experiment)
+    assert json.loads(experiment.tags["mlflow.sharedViewState.variants"])["name"] == "Variants"
+    assert "viewStateShareKey=variants" in run.variants_url
     assert [f.path for f in client.list_artifacts(run.mlflow_id)] == ["report.html"]
-    assert registry.file_url(run, "report.html") == f"{run.url}/artifacts/report.html"
+    where = f"{registry.uri}/#/experiments/{run.experiment}/runs/{run.mlflow_id}"
+    assert registry.file_url(run, "report.html") == f"{where}/artifacts/report.html?workflowType=machine_learning"
 
 
 def test_runs_of_dead_processes_are_ended(registry: Registry, client: MlflowClient, model: str) -> None:

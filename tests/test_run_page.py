@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 
 from model_registry.manifest import FileEntry
 from model_registry.measurement import Metric
-from model_registry.run_page import VariantRun, curves, metric_name, metrics, params, run_note, tags, variant_note
+from model_registry.run_page import (
+    VariantRun,
+    curves,
+    metric_name,
+    metrics,
+    params,
+    run_note,
+    tags,
+    variant_note,
+    view,
+)
 from model_registry.variant import Variant
 
 if TYPE_CHECKING:
@@ -35,7 +45,7 @@ def test_a_metric_of_the_users_own_stands_beside_accuracy() -> None:
     own = Metric(name="f1 (macro)", better="higher", value=0.5, interval=(0.4, 0.6))
     assert metric_name("f1 (macro)") == "f1 _macro_"
     found = metrics(measured("v", metric=own))
-    assert (found["f1 _macro_"], found["d_f1 _macro_"], found["accuracy"]) == (0.5, 0.0, 350 / 360)
+    assert (found["f1 _macro_"], found["d_f1 _macro_"], found["accuracy"]) == (0.5, 0.0, 0.97222)
     regression = metrics(measured("v", metric=own.model_copy(update={"name": "mse"}), accuracy=None, macs=None))
     assert "accuracy" not in regression and "macs" not in regression and regression["mse"] == 0.5
 
@@ -77,6 +87,21 @@ def test_long_curves_are_thinned_and_keep_their_end(lines: int, limit: int) -> N
     assert {name for name, _, _ in points} <= {"curve/loss"}
     if lines:
         assert points[0] == ("curve/loss", 0, 0.0) and points[-1] == ("curve/loss", lines - 1, float(lines - 1))
+
+
+def test_the_saved_view_shows_what_the_variants_have() -> None:
+    saved = json.loads(view("f1 (macro)", 5))
+    assert (saved["name"], saved["createdAt"], saved["updatedAt"]) == ("Variants", 5, 5)
+    state = json.loads(saved["state"])  # a string within: MLflow's page reads it so
+    own = Metric(name="f1 (macro)", better="higher", value=1 / 3, interval=(0.3, 0.4))
+    there = metrics(measured("v", metric=own))
+    columns = [c.removeprefix("metrics.`").removesuffix("`") for c in state["selectedColumns"] if "metrics" in c]
+    assert columns[:2] == ["f1 _macro_", "d_f1 _macro_"] and set(columns) <= there.keys()
+    for card in state["compareRunCharts"]:
+        keys = [card["metricKey"]] if card["type"] == "BAR" else [card["xaxis"]["key"], card["yaxis"]["key"]]
+        assert set(keys) <= there.keys()
+    assert len(view("f1 (macro)", 5)) < 5000  # what an experiment tag may hold
+    assert there["f1 _macro_"] == 0.33333  # as many digits as a table column shows
 
 
 def test_curves_of_nothing() -> None:
