@@ -154,5 +154,6 @@ class Measurement(Record):
     def key(self) -> str:
         """Record key: ``measurements/<digest>/<machine>/<key>.json``."""
         conditions = {"baseline": self.baseline, "split": self.split, "data": self.data, "threads": self.threads}
-        short = hashlib.sha256(canonical_json(conditions | {"batch": self.batch})).hexdigest()[:16]
+        batches = {"batch": self.batch, "predict_batch": self.predict_batch}
+        short = hashlib.sha256(canonical_json(conditions | batches)).hexdigest()[:16]
         return f"measurements/{self.digest}/{self.hardware.key}/{short}.json"

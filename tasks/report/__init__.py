@@ -1,0 +1,1 @@
+"""report: the run as a value, and the pages made from it."""
