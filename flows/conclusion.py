@@ -12,10 +12,9 @@ import numpy as np
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
 
 from flows.lineage import Made, Measured
-from flows.ongoing_run import OngoingRun
+from flows.ongoing_run import STOPPED, OngoingRun
 from model_registry.run_page import VariantRun
 from model_registry.store import Store
-from tasks.errors import Interrupted
 from tasks.report.pages import write_report
 from tasks.report.run_report import RunReport
 from tasks.splits import read_split
@@ -33,7 +32,7 @@ def concluding(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked:
         yield
     except BaseException as error:
         run.settle(error)
-        if not isinstance(error, KeyboardInterrupt | Interrupted):  # then there is no time; MLflow's run is ended later
+        if not isinstance(error, STOPPED):  # then there is no time; MLflow's run is ended later
             _conclude(run, made, rows, tracked)
         raise
     _conclude(run, made, rows, tracked)

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 
 from flows.dead_runs import mark_dead_runs
@@ -23,11 +24,15 @@ from model_registry.store import Store, StoreError
 from tasks.errors import GateFailed, Interrupted
 from tasks.evidence.decision import Decision
 from tasks.journal import Journal, Line, journal
-from tasks.launch import kept_processes
+from tasks.launch import end_all, kept_processes
 from tasks.report.pages import write_report
 from tasks.report.run_report import RunError, RunReport, StageLine, describe_variants, save_run
 from tasks.stage import Job
 from tasks.stage_cache import log_folder
+
+
+STOPPED = (KeyboardInterrupt, SystemExit, TerminationSignal, Interrupted)
+"""What a run raises that somebody stopped: a person, or the worker that supervises it."""
 
 
 @dataclass
@@ -67,7 +72,7 @@ class OngoingRun:
     def settle(self, error: BaseException) -> None:
         """The run ends with this error: say as what, in which stage, why and how to go on."""
         stage, cause = self.journal.failure or ("flow", error)
-        interrupted = isinstance(error, KeyboardInterrupt | Interrupted | SystemExit)
+        interrupted = isinstance(error, STOPPED)
         log = log_folder(self.job.run_id) / f"{stage.replace(':', '-')}.log"
         self.update(
             status="refused" if isinstance(error, GateFailed) else "interrupted" if interrupted else "failed",
@@ -100,7 +105,13 @@ class OngoingRun:
         self.update(
             seconds=time.monotonic() - self._began,
             stages=tuple(
-                StageLine(name=line.name, status=line.status, seconds=round(line.seconds, 3), reason=line.reason)
+                StageLine(
+                    name=line.name,
+                    status=line.status,
+                    seconds=round(line.seconds, 3),
+                    compute_seconds=round(line.compute_seconds, 3),
+                    reason=line.reason,
+                )
                 for line in self.journal.lines
             ),
         )
@@ -165,6 +176,8 @@ def open_run(spec: PipelineSpec, run_id: str | None = None) -> Iterator[OngoingR
 
 
 def _failed(run: OngoingRun, error: BaseException) -> None:
+    if isinstance(error, STOPPED):
+        end_all()  # Prefect waits for its threads, and these for their processes
     if run.report.status not in {"refused", "failed", "interrupted"}:
         run.settle(error)
     try:

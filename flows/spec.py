@@ -56,6 +56,12 @@ class PipelineSpec(Frozen):
     def _one_teacher(self) -> Self:
         if self.teacher is not None and self.train is not None:
             raise ValueError("teacher and train exclude each other: weights are either brought or trained; remove one")
+        later = [name for name in ("distill", "prune") if getattr(self, name) is not None]
+        if self.teacher is not None and self.teacher.weights.endswith(".onnx") and later:
+            raise ValueError(
+                f"teacher.weights {self.teacher.weights!r} is an ONNX file, which enters at quantize and cannot be "
+                f"trained; remove {' and '.join(later)}"
+            )
         return self
 
 

@@ -190,13 +190,14 @@ def test_two_runs_of_one_model_at_once(world: World) -> None:
     assert [e.to_version for e in history if e.state == "committed"][-1] == 1
 
 
-def test_ctrl_c_leaves_nothing_behind(world: World) -> None:
-    arguments = ("--set", "model=stopped", "--set", "seed=51", "--set", "distill.epochs=200")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_leaves_nothing_behind(world: World, number: signal.Signals) -> None:
+    arguments = ("--set", "model=stopped", "--set", f"seed={50 + number}", "--set", "distill.epochs=200")
     process, folder = world.start(*arguments)
     wait_for(lambda: _reached(world, folder, "distill"), seconds=90, what="distill")
     time.sleep(1)
     pressed = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the whole foreground group
+    os.killpg(process.pid, number)  # as a terminal does, to the whole foreground group
     _, err = process.communicate(timeout=30)
     assert time.monotonic() - pressed < 10
     assert process.returncode == 130, err[-2000:]

@@ -77,6 +77,12 @@ def test_teacher_and_train_exclude_each_other(path: Path) -> None:
         load_spec(path)
 
 
+def test_an_onnx_teacher_is_not_distilled_or_pruned(path: Path) -> None:
+    path.write_text(SMALL + "teacher: {weights: model.onnx}\nprune: {}\ndistill: {}\n")
+    with pytest.raises(SpecError, match="remove distill and prune"):
+        load_spec(path)
+
+
 def test_what_is_not_a_spec(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match=r"no spec 'nowhere'.*digits"):
         load_spec("nowhere")

@@ -38,6 +38,8 @@ class StageLine(Frozen):
     name: str
     status: Literal["computed", "reused", "skipped", "failed"]
     seconds: float
+    compute_seconds: float = 0.0
+    """The part spent in the stage's own process; the rest is orchestration."""
     reason: str = ""
 
 
