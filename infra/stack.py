@@ -10,14 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from infra import ports, procfs, recipes
+from infra.choices import choose
 from infra.component import Component
 from infra.daemon import Daemon, census
-from infra.faults import StackDown, StackError, StackMisconfigured
+from infra.faults import StackDown, StackError
 from infra.home import ADMIN_GRPC, Home, Secrets, Settings, inner_ports
 from infra.lock import exclusive
 from infra.ports import LOOPBACK
@@ -137,7 +136,7 @@ class Stack:
         self.home.create()
         lock = self.home.path / "run" / "stack.lock"
         with exclusive(lock, patience=_LOCK_PATIENCE, waiting=lambda text: report(Event("", "waiting", text))):
-            settings, secrets = self._choose(dict(ports or {}), s3, mlflow_db, store)
+            settings, secrets = choose(self.home, dict(ports or {}), s3, mlflow_db, store)
             known = self._components(settings, secrets)
             dead = {one.name for one in known if self._daemon(one.name).running() is None}
             # A component is not blamed for silence while another that it needs is dead: it is asked afterwards.
@@ -151,41 +150,6 @@ class Stack:
                 self._start(settings, secrets, lacking, report)
                 self._start(settings, secrets, self._faults(later, report), report)
         return self.components()
-
-    def _choose(
-        self, ports: dict[str, int], s3: str | None, mlflow_db: str | None, store: str | None
-    ) -> tuple[Settings, Secrets]:
-        """Arguments over the environment, over what was chosen before, over the defaults."""
-        settings = self.home.settings() or Settings()
-        secrets = self.home.secrets() or Secrets()
-        ports = {**_ports_of_environment(), **ports}
-        mlflow_db = mlflow_db if mlflow_db is not None else os.environ.get("WINNOW_MLFLOW_DB")
-        unknown = set(ports) - set(settings.ports)
-        if unknown:
-            raise StackMisconfigured(
-                f"no port is called {', '.join(sorted(unknown))}; there are {', '.join(settings.ports)}"
-            )
-        given = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-        own = f"http://{LOOPBACK}:{settings.ports['s3']}"
-        endpoint = s3 if s3 is not None else given or settings.s3_endpoint
-        if endpoint == "local" or endpoint.rstrip("/") == own:  # the shell has our own address exported
-            endpoint = ""
-        if endpoint and urlsplit(endpoint).scheme not in {"http", "https"}:
-            raise StackMisconfigured(f"the S3 endpoint {endpoint!r} is no URL; give one like https://s3.example.org")
-        known, database = secrets.mlflow_db, mlflow_db or secrets.mlflow_db
-        secrets = replace(secrets, mlflow_db="" if database == "sqlite" else database)
-        if secrets.mlflow_db and (secrets.mlflow_db != known or self._daemon("mlflow").running() is None):
-            _check_database(secrets.mlflow_db)
-        return (
-            replace(
-                settings,
-                ports={**settings.ports, **ports},
-                s3_endpoint=endpoint,
-                store=store or os.environ.get("WINNOW_STORE") or settings.store,
-                region=os.environ.get("AWS_REGION") or settings.region if endpoint else "us-east-1",
-            ),
-            secrets,
-        )
 
     def _faults(self, components: Sequence[Component], report: Report) -> dict[str, str]:
         """Why each of them must be started (again); those that run as wanted and answer are left out."""
@@ -330,50 +294,6 @@ def _answers(component: Component, *, patience: float) -> bool:
             return False
         time.sleep(0.2)
     return True
-
-
-def _check_database(url: str) -> None:
-    """Refuse a database URL that cannot work. MLflow itself would try for two minutes before it says so."""
-    scheme = urlsplit(url).scheme
-    if scheme.split("+")[0] not in {"postgresql", "mysql", "mssql", "sqlite"}:
-        raise StackMisconfigured(
-            f"the database URL of MLflow starts with {scheme!r}; give one like postgresql://user:password@host/mlflow"
-        )
-    if scheme == "postgresql" and find_spec("psycopg2") is None:
-        raise StackMisconfigured("PostgreSQL needs psycopg2; run pip install 'winnow-mlops[postgres]'")
-    done = subprocess.run(
-        [sys.executable, "-c", _TRY_DATABASE],
-        env={**os.environ, "MLFLOW_BACKEND_STORE_URI": url},  # not as an argument, which every user could read
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        told = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("(Background")]
-        raise StackMisconfigured(
-            f"the database of MLflow cannot be used: {told[-1] if told else 'no answer'}; "
-            "give its URL with --mlflow-db, or `--mlflow-db sqlite` for a file"
-        )
-
-
-_TRY_DATABASE = """
-import os, sys, sqlalchemy
-try:
-    sqlalchemy.create_engine(os.environ["MLFLOW_BACKEND_STORE_URI"]).connect().close()
-except Exception as error:
-    sys.exit(" ".join(str(getattr(error, "orig", None) or error).split()))
-"""
-
-
-def _ports_of_environment() -> dict[str, int]:
-    found = {}
-    for port in ports.PUBLIC:
-        given = os.environ.get(port.variable)
-        if given:
-            if not given.isdecimal():
-                raise StackMisconfigured(f"{port.variable}={given!r} is no port; set a number between 1 and 65535")
-            found[port.name] = int(given)
-    return found
 
 
 def _no_proxy() -> str:

@@ -188,6 +188,20 @@ def test_a_failure_does_not_end_what_ran_before(stubbed: StubbedStack) -> None:
     assert {name for name in ALL if before[name] == after[name]} == ALL - {"mlflow"}
 
 
+def test_choices_of_a_failed_up_are_not_remembered(stubbed: StubbedStack) -> None:
+    stubbed.vices = {"mlflow": ("dies",)}
+    with pytest.raises(ComponentFailed):
+        stubbed.start()
+    assert stubbed.home.settings() is None and stubbed.home.secrets() is None
+    stubbed.vices = {}
+    stubbed.start()
+    before = stubbed.home.settings()
+    stubbed.vices = {"mlflow": ("dies",)}
+    with pytest.raises(ComponentFailed):
+        stubbed.start(ports={"mlflow": ports.pick(1)[0]})
+    assert stubbed.home.settings() == before
+
+
 def test_ctrl_c_leaves_nothing_behind(stubbed: StubbedStack) -> None:
     stubbed.vices = {"mlflow": ("slow",)}
     threading.Timer(1.5, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
