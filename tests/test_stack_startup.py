@@ -141,6 +141,9 @@ def test_a_changed_setting_restarts_what_it_concerns(stubbed: StubbedStack) -> N
     after = stubbed.pids()
     assert {name for name in ALL if before[name] != after[name]} == {"mlflow"}
     assert stubbed.environment()["MLFLOW_TRACKING_URI"] == f"http://127.0.0.1:{moved}"
+    stubbed.vices = {"prefect": ("deaf",)}  # another recipe on the same port, which its predecessor still holds
+    stubbed.start()
+    assert {name for name in ALL if after[name] != stubbed.pids()[name]} == {"prefect"}
 
 
 def test_a_taken_port_is_told_before_anything_is_started_or_ended(stubbed: StubbedStack) -> None:
