@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from model_registry import run_page
 from model_registry.owner import Owner
-from model_registry.run_page import Dataset, Status, VariantRun
+from model_registry.run_page import Dataset, Status, TrackedRun, VariantRun
 from model_registry.variant import Frozen, TensorSpec, Variant
 
 if TYPE_CHECKING:
@@ -43,20 +43,6 @@ class RegistryUnavailable(RegistryError, ConnectionError):
 
 class VersionMissing(RegistryError):
     """The model has no such version; names those it has."""
-
-
-class TrackedRun(Frozen):
-    """A parent run in MLflow."""
-
-    model: str
-    run_id: str
-    """Winnow's run id, tag ``winnow.run_id``."""
-    experiment: str
-    mlflow_id: str
-    url: str
-    variants_url: str
-    """Page that compares the variants of all runs of the model, this run's first."""
-    started_ms: int
 
 
 class ModelVersion(Frozen):
@@ -112,14 +98,12 @@ class Registry:
                 }
                 run = self._client.create_run(experiment, tags={**ours, **(tags or {})}, run_name=run_id)
         mlflow_id = str(run.info.run_id)
-        page = f"{self.uri}/#/experiments/{experiment}/runs"
         return TrackedRun(
+            uri=self.uri,
             model=model,
             run_id=run_id,
             experiment=experiment,
             mlflow_id=mlflow_id,
-            url=f"{page}/{mlflow_id}?{_PAGES}",
-            variants_url=f"{page}?viewStateShareKey={_VIEW}&{_PAGES}",
             started_ms=int(run.info.start_time),
         )
 
@@ -179,16 +163,12 @@ class Registry:
             measured = next((row.measurement for row in rows if row.measurement is not None), None)
             if measured is not None:
                 saved = run_page.view(measured.metric.name, run.started_ms)
-                self._client.set_experiment_tag(run.experiment, f"mlflow.sharedViewState.{_VIEW}", saved)
+                self._client.set_experiment_tag(run.experiment, run_page.VIEW_TAG, saved)
 
     def log_folder(self, run: TrackedRun, folder: Path) -> None:
         """Put everything below the folder among the parent run's artifacts, where MLflow's UI shows it."""
         with self._told():
             self._client.log_artifacts(run.mlflow_id, str(folder))
-
-    def file_url(self, run: TrackedRun, path: str) -> str:
-        """Page of an artifact of the parent run; a browser needs no S3 keys for it."""
-        return f"{run.url.removesuffix(f'?{_PAGES}')}/artifacts/{path}?{_PAGES}"
 
     def end_run(self, run: TrackedRun, status: Status, tags: Mapping[str, str] | None = None) -> None:
         """End the parent run: refused, registered and released runs are FINISHED, the others FAILED or KILLED."""
@@ -296,7 +276,7 @@ class Registry:
         found = self._client.get_experiment_by_name(model)
         if found is None:
             try:
-                return str(self._client.create_experiment(model, tags=_EXPERIMENT_TAGS))
+                return str(self._client.create_experiment(model, tags=run_page.EXPERIMENT_TAGS))
             except _rest_exception() as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":  # another run was quicker
                     raise
@@ -410,18 +390,6 @@ class Registry:
             if isinstance(error, RequestException) or _may_pass(error):
                 raise RegistryUnavailable(f"{text}; `winnow status` tells whether it runs") from error
             raise RegistryError(text) from error
-
-
-_VIEW = "variants"
-_PAGES = "workflowType=machine_learning"  # MLflow's pages for models; the other ones are for chat agents
-_EXPERIMENT_TAGS = {
-    "mlflow.experimentKind": "custom_model_development",
-    "mlflow.note.content": (
-        "One run per pipeline run and, within it, one per variant, all with the same metrics. The view **Variants** "
-        "(top right) lists and charts them; tick some and press **Compare**. `tags.winnow.status = 'released'` finds "
-        "the runs that went into service."
-    ),
-}
 
 
 def _may_pass(error: Any) -> bool:

@@ -20,6 +20,49 @@ Status = Literal["running", "released", "registered", "refused", "failed", "inte
 _NAME = re.compile(r"[^A-Za-z0-9_./: -]")  # what MLflow does not take in a metric name
 
 
+EXPERIMENT_TAGS = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": (
+        "One run per pipeline run and, within it, one per variant, all with the same metrics. The view **Variants** "
+        "(top right) lists and charts them; tick some and press **Compare**. `tags.winnow.status = 'released'` finds "
+        "the runs that went into service."
+    ),
+}
+_VIEW = "variants"
+VIEW_TAG = f"mlflow.sharedViewState.{_VIEW}"
+_PAGES = "workflowType=machine_learning"  # MLflow's pages for models; the other ones are for chat agents
+
+
+class TrackedRun(Frozen):
+    """A parent run in MLflow, and where its pages are."""
+
+    uri: str
+    model: str
+    run_id: str
+    """Winnow's run id, tag ``winnow.run_id``."""
+    experiment: str
+    mlflow_id: str
+    started_ms: int
+
+    @property
+    def url(self) -> str:
+        """The run's own page: description, numbers of the chosen variant, child runs, artifacts."""
+        return f"{self._runs}/{self.mlflow_id}?{_PAGES}"
+
+    @property
+    def variants_url(self) -> str:
+        """Page that compares the variants of all runs of the model, the newest run's first."""
+        return f"{self._runs}?viewStateShareKey={_VIEW}&{_PAGES}"
+
+    def file_url(self, path: str) -> str:
+        """Page of one of the run's artifacts; a browser needs no S3 keys for it."""
+        return f"{self._runs}/{self.mlflow_id}/artifacts/{path}?{_PAGES}"
+
+    @property
+    def _runs(self) -> str:
+        return f"{self.uri}/#/experiments/{self.experiment}/runs"
+
+
 class VariantRun(Frozen):
     """One variant of a pipeline run, as it becomes a child run; ``measurement`` is None for what was not measured."""
 
@@ -111,10 +154,11 @@ def view(metric: str, created_ms: int) -> str:
         "tags.`winnow.pareto`",
         "tags.`winnow.chosen`",
     ]
-    cards: list[dict[str, object]] = [
-        *({"type": "SCATTER", "xaxis": _axis(x), "yaxis": _axis(name)} for x in ("p50_ms", "size_kb")),
-        *({"type": "BAR", "metricKey": key} for key in (f"d_{name}", "p50_ms", "size_kb", "throughput")),
-    ]
+    cards: list[dict[str, object]] = []
+    for x in ("p50_ms", "size_kb"):
+        cards.append({"type": "SCATTER", "xaxis": _axis(x), "yaxis": _axis(name)})
+    for key in (f"d_{name}", "p50_ms", "size_kb", "throughput"):
+        cards.append({"type": "BAR", "metricKey": key})
     section = "winnow"
     fixed = {"runsCountToCompare": 20, "deleted": False, "isGenerated": False, "metricSectionId": section}
     state = {

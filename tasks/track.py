@@ -6,8 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from model_registry.registry import Registry, TrackedRun
-from model_registry.run_page import Dataset, Status, VariantRun, run_note
+from model_registry.registry import Registry
+from model_registry.run_page import Dataset, Status, TrackedRun, VariantRun, run_note
 from model_registry.store import Store
 from model_registry.variant import Frozen
 from tasks.evidence.arrays import fetch_arrays
@@ -101,7 +101,7 @@ def conclude(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copytree(path, target) if path.is_dir() else shutil.copyfile(path, target)
             registry.log_folder(run, Path(folder))
-    pages = {name: registry.file_url(run, name) for name in files or {} if not name.endswith(".json")}
+    pages = {name: run.file_url(name) for name in files or {} if not name.endswith(".json")}
     note = {"mlflow.note.content": run_note(rows, status, list({**(links or {}), **pages}.items()))} if rows else {}
     registry.end_run(run, status, {**(tags or {}), **note})
     return run.url

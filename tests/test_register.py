@@ -90,7 +90,7 @@ def test_a_run_is_tracked_registered_and_concluded(
     parent = client.get_run(tracked.run.mlflow_id)
     assert (parent.info.status, parent.data.tags["winnow.status"]) == ("FINISHED", "released")
     assert (parent.data.tags["mlflow.source.git.commit"], parent.data.tags["winnow.data"]) == ("c" * 40, "f" * 64)
-    assert f"[report.html]({registry.file_url(tracked.run, 'report.html')})" in parent.data.tags["mlflow.note.content"]
+    assert f"[report.html]({tracked.run.file_url('report.html')})" in parent.data.tags["mlflow.note.content"]
     assert sorted(f.path for f in client.list_artifacts(tracked.run.mlflow_id)) == ["data_docs", "report.html"]
     assert [f.path for f in client.list_artifacts(tracked.run.mlflow_id, "data_docs")] == ["data_docs/index.html"]
 

@@ -235,7 +235,7 @@ def test_a_run_ends_as_it_ended(
     assert "viewStateShareKey=variants" in run.variants_url
     assert [f.path for f in client.list_artifacts(run.mlflow_id)] == ["report.html"]
     where = f"{registry.uri}/#/experiments/{run.experiment}/runs/{run.mlflow_id}"
-    assert registry.file_url(run, "report.html") == f"{where}/artifacts/report.html?workflowType=machine_learning"
+    assert run.file_url("report.html") == f"{where}/artifacts/report.html?workflowType=machine_learning"
 
 
 def test_runs_of_dead_processes_are_ended(registry: Registry, client: MlflowClient, model: str) -> None:
