@@ -28,11 +28,12 @@ def seed_everything(seed: int, epoch: int) -> None:
 @contextlib.contextmanager
 def reproducible(where: torch.device, deterministic: bool) -> Iterator[None]:
     """Leave the global generators and switches as they were found."""
-    before = torch.are_deterministic_algorithms_enabled()
+    before = torch.get_deterministic_debug_mode()
     benchmark = torch.backends.cudnn.benchmark
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        torch.use_deterministic_algorithms(deterministic)
+        # The same as use_deterministic_algorithms(), which would import the whole compiler to tell it.
+        torch.set_deterministic_debug_mode("error" if deterministic else "default")
         torch.backends.cudnn.benchmark = not deterministic and benchmark
         with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
             yield
@@ -41,7 +42,7 @@ def reproducible(where: torch.device, deterministic: bool) -> Iterator[None]:
             error.add_note("set `deterministic: false` to allow it; results will then vary a little between runs")
         raise
     finally:
-        torch.use_deterministic_algorithms(before)
+        torch.set_deterministic_debug_mode(before)
         torch.backends.cudnn.benchmark = benchmark
         random.setstate(python)
         np.random.set_state(numpy)

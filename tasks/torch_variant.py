@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from model_registry.store import Store
 from model_registry.variant import Datatype, Record, TensorSpec, Variant
-from tasks.errors import WeightsMismatch, WorkloadChanged, WorkloadError
+from tasks.errors import SpecError, WeightsMismatch, WorkloadChanged, WorkloadError
 from tasks.fit_rows import call_model
 from tasks.pruning_plan import Plan, apply_plan
 from tasks.source_hash import closure_hash
@@ -129,6 +129,7 @@ def load(store: Store, variant: Variant, *, workload: Workload) -> nn.Module:
 
     Raises:
         WorkloadChanged: the workload's code is not that of the variant any more, and it shows.
+        SpecError: the variant is an ONNX file.
         CorruptObject, ObjectMissing: as the store raises them.
     """
     architecture = read_architecture(store, variant)
@@ -154,7 +155,12 @@ def load(store: Store, variant: Variant, *, workload: Workload) -> nn.Module:
 
 
 def read_architecture(store: Store, variant: Variant) -> Architecture:
-    """The variant's ``architecture.json``."""
+    """The variant's ``architecture.json``; SpecError for a variant that is an ONNX file."""
+    if variant.format != "torch":
+        raise SpecError(
+            f"variant {variant.name!r} is an ONNX file, which cannot be trained further: it enters at quantize; remove "
+            "distill and prune from the spec, or bring the weights as safetensors"
+        )
     return Architecture.model_validate_json(store.fetch_bytes(variant.file(ARCHITECTURE)))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from model_registry.store import CorruptObject, Store
 from model_registry.variant import Variant
 from tasks import source_hash
-from tasks.errors import WeightsMismatch, WorkloadChanged, WorkloadError
+from tasks.errors import SpecError, WeightsMismatch, WorkloadChanged, WorkloadError
 from tasks.fit_rows import predict
 from tasks.pruning_plan import dependency_graph
 from tasks.stage import WorkloadRef
@@ -260,6 +260,12 @@ def test_a_model_that_made_up_inputs_break_is_saved_without_probe(store: Store) 
 
     model.register_forward_pre_hook(picky, with_kwargs=True)
     assert read_architecture(store, saved(store, model, workload)).probe is None
+
+
+def test_an_onnx_variant_is_not_taken_for_a_torch_one(store: Store) -> None:
+    variant = Variant(name="teacher", stage="bring", format="onnx", files=(), inputs=(), outputs=())
+    with pytest.raises(SpecError, match=r"is an ONNX file.*remove distill and prune"):
+        load(store, variant, workload=taught("Blobs"))
 
 
 def test_nothing_in_the_files_tells_time_or_place(store: Store) -> None:
