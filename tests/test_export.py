@@ -219,6 +219,10 @@ def test_strip_keeps_branches_and_drops_the_dead() -> None:
     assert sorted(list(i.dims) for i in small.graph.initializer) == [[], [1]]
     assert [o.domain for o in small.opset_import] == [""]
     assert strip(small) == data
+    shuffled = onnx.load_from_string(data)
+    del shuffled.graph.initializer[:]
+    shuffled.graph.initializer.extend(reversed(small.graph.initializer))
+    assert strip(shuffled) == data
     session = onnxruntime.InferenceSession(data)
     assert session.run(None, {"some_input": np.array([1, 2], np.float32)})[0].tolist() == [2, 4]
     assert session.run(None, {"some_input": np.array([-1, -2], np.float32)})[0].tolist() == [-0.5, -1]
