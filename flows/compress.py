@@ -133,7 +133,7 @@ def release(run: OngoingRun, made: Made) -> RunReport:
                 digest=decision.chosen,
                 champion_seq=champion.entry.seq if champion else 0,
             )
-            run.update(status="released", endpoint=deployed.url, curl=curl_line(run.store, made, chosen, deployed.url))
+            run.update(status="released", endpoint=deployed.url, curl=curl_line(run, made, chosen, deployed.url))
     return run.report
 
 

@@ -14,10 +14,10 @@ from prefect.artifacts import create_image_artifact, create_link_artifact, creat
 from flows.lineage import Made, Measured
 from flows.ongoing_run import STOPPED, OngoingRun
 from model_registry.run_page import VariantRun
-from model_registry.store import Store
+from tasks.evidence.arrays import fetch_arrays
+from tasks.evidence.split_inputs import split_inputs
 from tasks.report.pages import write_report
 from tasks.report.run_report import RunReport
-from tasks.splits import read_split
 from tasks.track import Tracked, conclude
 
 DATA_DOCS = "data_docs.html"
@@ -56,10 +56,10 @@ def _conclude(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: 
     _show_in_prefect(report, tracked)
 
 
-def curl_line(store: Store, made: Made, chosen: Measured, url: str) -> str:
+def curl_line(run: OngoingRun, made: Made, chosen: Measured, url: str) -> str:
     """A command that sends one raw row of the validation split to the endpoint, as a person would paste it."""
     names = {spec.name: spec for spec in chosen.variant.inputs}
-    columns = read_split(store, made.checked, "validation")
+    columns = fetch_arrays(run.store, split_inputs(run.job, made.checked)["validation"])
     inputs = [
         {
             "name": name,

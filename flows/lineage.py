@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from model_registry.manifest import FileEntry
 from model_registry.measurement import Measurement
@@ -64,8 +65,8 @@ class Made:
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """Sentences of the stages for the report, such as what distillation gained over its control."""
-        return tuple(str(step.outcome.values["finding"]) for step in self.steps if "finding" in step.outcome.values)
+        """Sentences for the report: what distillation gained over its control."""
+        return tuple(_gain(step.outcome.values) for step in self.steps if "gain" in step.outcome.values)
 
     @cached_property
     def variants(self) -> dict[str, Variant]:
@@ -112,3 +113,12 @@ class Made:
                     return found
                 return self._history(step.parents[-1].digest)
         return None
+
+
+def _gain(values: dict[str, Any]) -> str:
+    low, high = values["gain_interval"]
+    sure = "" if values["gain_p"] < 0.05 else ", which is within the noise"
+    return (
+        f"Distillation gained {values['gain']:+.4f} of {values['metric']} on validation over the same student trained "
+        f"without the teacher (95 % interval {low:+.4f} to {high:+.4f}){sure}."
+    )

@@ -30,7 +30,6 @@ from tasks.report.run_report import RunError, RunReport, StageLine, describe_var
 from tasks.stage import Job
 from tasks.stage_cache import log_folder
 
-
 STOPPED = (KeyboardInterrupt, SystemExit, TerminationSignal, Interrupted)
 """What a run raises that somebody stopped: a person, or the worker that supervises it."""
 
@@ -72,6 +71,8 @@ class OngoingRun:
     def settle(self, error: BaseException) -> None:
         """The run ends with this error: say as what, in which stage, why and how to go on."""
         stage, cause = self.journal.failure or ("flow", error)
+        if isinstance(error, GateFailed):  # it was raised with the table of all variants added
+            cause = error
         interrupted = isinstance(error, STOPPED)
         log = log_folder(self.job.run_id) / f"{stage.replace(':', '-')}.log"
         self.update(

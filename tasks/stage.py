@@ -48,8 +48,8 @@ class Stage:
     """A step that computes in a child process and is cached by content.
 
     ``libraries``: distributions whose versions are part of the cache key. ``pool``: stages of
-    one pool use the same libraries and may share a process; ``warms``: the pool of which a process is started ahead while
-    this stage computes. ``exclusive``: nothing else of Winnow may compute meanwhile (measurements).
+    one pool use the same libraries and may share a process; ``warms``: the pool of which a process is started ahead
+    while this stage computes. ``exclusive``: nothing else of Winnow may compute meanwhile (measurements).
     """
 
     name: str

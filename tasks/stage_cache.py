@@ -187,6 +187,8 @@ def _find_or_compute(
         else:
             store.create_record(f"stages/{key}.json", record.to_json())
         store.put(latest, canonical_json(parts))
+        for checkpoint in store.list_objects(f"checkpoints/{key}/"):  # what it would have resumed from
+            store.delete(checkpoint)
     _tell(name, 1.0, "done")
     return outcome(record, computed=True, reason=why)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from mlflow import MlflowClient
+from onnx_models import answer, publish
 
 from model_registry.endpoint_client import Endpoint
 from model_registry.ledger import Ledger
@@ -17,11 +17,6 @@ from model_registry.registry import Registry
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.ledger_protocol import Rollout
-
-if TYPE_CHECKING:
-    from tests.onnx_models import answer, publish
-else:
-    from onnx_models import answer, publish
 
 INPUTS = {"x": np.array([[1, 2], [3, 4], [5, 6]], dtype=np.float32)}
 

@@ -30,7 +30,7 @@ from tasks.train.weights_file import kind_of, read_weights
 from tasks.workload import Workload
 
 if TYPE_CHECKING:
-    from tests.taught_workloads import job_for, put_data, taught
+    from taught_workloads import job_for, put_data, taught
 else:  # tests/ is no package at run time
     from taught_workloads import job_for, put_data, taught
 

@@ -9,23 +9,17 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnxruntime
 import pytest
+from measured_models import linear, make_variant
+from measurements import run_report
 
 from model_registry.ledger import Ledger
 from model_registry.owner import Owner
 from model_registry.store import Store
 from tasks.report.run_report import save_run
-
-if TYPE_CHECKING:
-    from tests.measured_models import linear, make_variant
-    from tests.measurements import run_report
-else:
-    from measured_models import linear, make_variant
-    from measurements import run_report
 
 
 def winnow(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

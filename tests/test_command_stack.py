@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from conftest import RunningStack
+from winnow_command import Winnow
 
 from flows.command_stack import doctor, down, logs, status, up
 from flows.stack_status import ModelState
@@ -23,12 +25,6 @@ from infra.daemon import Daemon, census
 from infra.stack import NAMES, Stack
 from model_registry.ledger import Ledger
 from model_registry.store import Store
-
-if TYPE_CHECKING:
-    from tests.conftest import RunningStack
-    from tests.winnow_command import Winnow
-else:
-    from winnow_command import Winnow
 
 DIGEST = "0" * 64
 

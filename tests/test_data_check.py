@@ -19,8 +19,9 @@ from tasks.stage import Job, Outcome, WorkloadRef
 from tasks.stage_cache import Plan, planning
 
 if TYPE_CHECKING:
+    import flawed_workloads
+
     from tasks.data.checking import Checked
-    from tests import flawed_workloads
 else:
     import flawed_workloads
 

@@ -25,7 +25,7 @@ from tasks.torch_variant import build, load, parameter_count, save
 from tasks.workload import Workload
 
 if TYPE_CHECKING:
-    from tests.taught_workloads import job_for, put_data, taught
+    from taught_workloads import job_for, put_data, taught
 else:  # tests/ is no package at run time
     from taught_workloads import job_for, put_data, taught
 

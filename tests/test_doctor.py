@@ -8,9 +8,11 @@ import socket
 from collections import namedtuple
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from conftest import RunningStack
+from winnow_command import Winnow
 
 from flows import stack_doctor
 from flows.stack_doctor import Check, examine
@@ -18,12 +20,6 @@ from infra import ports
 from infra.home import Home, Secrets, Settings
 from infra.stack import Stack
 from model_registry.store import Store
-
-if TYPE_CHECKING:
-    from tests.conftest import RunningStack
-    from tests.winnow_command import Winnow
-else:
-    from winnow_command import Winnow
 
 
 @pytest.fixture

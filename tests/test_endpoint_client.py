@@ -4,20 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from endpoint_process import TOKEN, endpoint
+from onnx_models import answer, digits, log, publish
 
 from model_registry.endpoint_client import Endpoint, EndpointError, EndpointRefused, EndpointUnreachable
 from model_registry.store import Store
-
-if TYPE_CHECKING:
-    from tests.endpoint_process import TOKEN, endpoint
-    from tests.onnx_models import answer, digits, log, publish
-else:
-    from endpoint_process import TOKEN, endpoint
-    from onnx_models import answer, digits, log, publish
 
 
 @pytest.fixture

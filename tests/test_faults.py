@@ -108,17 +108,21 @@ STAGES = (
 )
 
 
+def _wait_to_kill(world: World, process: subprocess.Popen[str], folder: Callable[[], Path | None], stage: str) -> None:
+    wait_for(
+        lambda: _reached(world, folder, stage) or process.poll() is not None,
+        seconds=90,
+        what=f"stage {stage}",
+        every=0.03,
+    )
+
+
 def test_a_run_killed_in_each_stage_goes_on_where_it_was(world: World) -> None:
     arguments = ("--set", "model=killed", "--set", "seed=11")
     killed: list[Path] = []
     for stage in STAGES:
         process, folder = world.start(*arguments)
-        wait_for(
-            lambda f=folder, s=stage, p=process: _reached(world, f, s) or p.poll() is not None,
-            seconds=90,
-            what=f"stage {stage}",
-            every=0.03,
-        )
+        _wait_to_kill(world, process, folder, stage)
         process.kill()
         process.communicate()
         here = folder()

@@ -24,7 +24,7 @@ from tasks.torch_variant import build
 from tasks.workload import Workload
 
 if TYPE_CHECKING:
-    from tests.taught_workloads import taught
+    from taught_workloads import taught
 else:  # tests/ is no package at run time
     from taught_workloads import taught
 

@@ -107,6 +107,46 @@ def test_never_two_holders(store: Store) -> None:
     assert (most, rounds) == (1, 20)
 
 
+@pytest.mark.parametrize("held_before", [False, True])
+def test_two_that_see_it_free_at_the_same_moment(
+    store: Store, monkeypatch: pytest.MonkeyPatch, held_before: bool
+) -> None:
+    if held_before:
+        with lease(store, "race"):
+            pass
+    both_have_read = threading.Barrier(2, timeout=10)
+    seen = threading.local()
+    original = Store.get_with_etag
+
+    def read_together(self: Store, key: str) -> Any:
+        found = original(self, key)
+        if threading.current_thread().name == "racer" and not hasattr(seen, "first"):
+            seen.first = True
+            both_have_read.wait()
+        return found
+
+    monkeypatch.setattr(Store, "get_with_etag", read_together)
+    inside, most, rounds = 0, 0, 0
+    guard = threading.Lock()
+
+    def race() -> None:
+        nonlocal inside, most, rounds
+        with lease(store, "race", wait_seconds=20):
+            with guard:
+                inside += 1
+                most, rounds = max(most, inside), rounds + 1
+            time.sleep(0.3)
+            with guard:
+                inside -= 1
+
+    racers = [threading.Thread(target=race, name="racer") for _ in range(2)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join(30)
+    assert (most, rounds) == (1, 2)
+
+
 def test_released_on_an_exception_and_on_ctrl_c(store: Store) -> None:
     for error in (RuntimeError, KeyboardInterrupt):
         with pytest.raises(error), lease(store, "raise"):

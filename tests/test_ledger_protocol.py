@@ -5,13 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
+from conftest import Server
+from endpoint_process import TOKEN
+from endpoint_process import Endpoint as Process
+from endpoint_process import endpoint as endpoint_process
+from release_world import INPUTS, World, new_name
 
 from model_registry import lease as lease_module
 from model_registry.endpoint_client import Endpoint, EndpointUnreachable
@@ -21,19 +27,6 @@ from model_registry.registry import Registry, RegistryUnavailable, VersionMissin
 from model_registry.store import Store, StoreUnavailable
 from tasks import ledger_protocol
 from tasks.errors import EndpointUnhealthy
-
-if TYPE_CHECKING:
-    from tests.conftest import Server
-    from tests.endpoint_process import TOKEN
-    from tests.endpoint_process import Endpoint as Process
-    from tests.endpoint_process import endpoint as endpoint_process
-    from tests.release_world import INPUTS, World, new_name
-else:
-    from conftest import Server
-    from endpoint_process import TOKEN
-    from endpoint_process import Endpoint as Process
-    from endpoint_process import endpoint as endpoint_process
-    from release_world import INPUTS, World, new_name
 
 DRIVER = str(Path(__file__).with_name("release_driver.py"))
 STEPS = ("intent", "loaded", "checked", "swapped", "aliased", "committed")
@@ -263,6 +256,25 @@ def test_two_releases_at_once(world: World) -> None:
     assert all(e.state == "committed" for e in history)
     last = history[-1].to_version
     assert world.state() == (last, float(last), last, [last])
+
+
+def test_a_release_that_lost_its_lease_moves_nothing(world: World) -> None:
+    world.release(1)
+    thief = lease_module.LeaseRecord(
+        key=f"release-{world.model}", generation=99, holder=Owner.current(), token="another"
+    )
+
+    def note(reached: str) -> None:
+        if reached == "checked":  # somebody takes over while this process stands still
+            world.store.put(f"leases/release-{world.model}.json", thief.to_json())
+            time.sleep(lease_module.RENEWAL_SECONDS + 1)
+
+    rollout = world.rollout()
+    rollout._note = note
+    with pytest.raises(lease_module.LeaseLost, match="was taken over by process"):
+        rollout.release(2, world.digest(2))
+    assert world.state() == (1, 1.0, 1, [1])
+    world.store.delete(f"leases/release-{world.model}.json")
 
 
 def test_decided_against_a_champion_that_is_gone(world: World) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import pytest
+from measured_models import CLASSES, FEATURES, blobs, linear, make_data, make_job, make_variant
 from onnx import TensorProto, helper, numpy_helper
 
 from model_registry.measurement import Measurement
@@ -19,11 +19,6 @@ from tasks.measure import MeasureSpec, measure, measurement_of
 from tasks.measure.graph_costs import graph_costs
 from tasks.splits import MetricRef
 from tasks.stage import WorkloadRef
-
-if TYPE_CHECKING:
-    from tests.measured_models import CLASSES, FEATURES, blobs, linear, make_data, make_job, make_variant
-else:
-    from measured_models import CLASSES, FEATURES, blobs, linear, make_data, make_job, make_variant
 
 QUICK = MeasureSpec(rounds=5, seconds=0.1)
 

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 import pytest
+from measurements import HARDWARE, digits_measurements, measured
 from pydantic import ValidationError
 
 from model_registry.measurement import Measurement
-
-if TYPE_CHECKING:
-    from tests.measurements import HARDWARE, digits_measurements, measured
-else:
-    from measurements import HARDWARE, digits_measurements, measured
 
 
 def test_a_record_comes_back_as_it_was() -> None:

@@ -10,10 +10,11 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
+from onnx_models import digits, publish, slow
 
 from model_registry.manifest import FileEntry
 from model_registry.store import Store
@@ -22,11 +23,6 @@ from serving.engine import Engine
 from serving.probe import ProbeError, ProbeRequest, ProbeResult, measure
 from serving.probe_latency import NotEnoughCpus, compare, pinned, verdict
 from serving.tensors import Array
-
-if TYPE_CHECKING:
-    from tests.onnx_models import digits, publish, slow
-else:
-    from onnx_models import digits, publish, slow
 
 QUICK = {"rounds": 5, "seconds": 0.1, "warm_up_seconds": 0.01, "predict_seconds": 0.0}
 

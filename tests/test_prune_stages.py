@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 import torch
+from digits_world import DigitsWorld, digits_world, store_splits
 
 from model_registry.cpu_class import cpu_class
 from model_registry.store import Store
@@ -21,13 +21,9 @@ from tasks.launch import kept_processes
 from tasks.prune import PruneSpec, prune
 from tasks.quantize import QuantizeSpec, quantize
 from tasks.splits import read_split
+from tasks.stage_cache import Plan, planning
 from tasks.torch_variant import load, read_architecture
 from tasks.workload import load_workload
-
-if TYPE_CHECKING:
-    from tests.digits_world import DigitsWorld, digits_world, store_splits
-else:
-    from digits_world import DigitsWorld, digits_world, store_splits
 
 
 @pytest.fixture
@@ -97,6 +93,24 @@ def test_a_model_goes_through_prune_export_and_quantize_and_few_rows_are_refused
     few = store_splits(store, splits)
     with pytest.raises(CalibrationError, match="the calibration split has 9 rows; at least 16 are needed"):
         quantize.task.fn(job, QuantizeSpec(), data=few, parent=exported.variant)
+
+
+def test_a_plan_names_the_variants_that_would_be_made(store: Store, world: DigitsWorld) -> None:
+    plan = Plan()
+    token = planning.set(plan)
+    try:
+        pruned = prune(world.job, PruneSpec(), data=world.data, parent=world.teacher, teacher=world.teacher)
+        exported = export(world.job, ExportSpec(), data=world.data, parent=pruned.variant)
+        quantized = quantize(world.job, QuantizeSpec(methods=("dynamic",)), data=world.data, parent=exported.variant)
+    finally:
+        planning.reset(token)
+    assert [v.name for v in quantized.variants] == ["pruned.int8-dynamic"]
+    made = [line for line in plan.lines if line.name != "inputs"]
+    assert [(line.name, line.action) for line in made] == [
+        ("prune", "computed"),
+        ("export:pruned", "computed"),
+        ("quantize:pruned", "computed"),
+    ]
 
 
 def test_a_layer_that_would_be_emptied_is_refused_in_the_parent_process(store: Store, world: DigitsWorld) -> None:

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from onnx_models import answer, digits
 
 from model_registry.recording import MAX_ROWS, record, replay
 from model_registry.store import ObjectMissing, Store
 from model_registry.variant import TensorSpec
-
-if TYPE_CHECKING:
-    from tests.onnx_models import answer, digits
-else:
-    from onnx_models import answer, digits
 
 
 def test_the_first_rows_come_back(store: Store, tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from measured_models import linear, make_data, make_job, make_variant
+from measurements import measured
 from mlflow import MlflowClient
+from release_world import new_name
 
 from model_registry.measurement import Measurement
 from model_registry.recording import replay
@@ -22,15 +24,6 @@ from tasks.register import register
 from tasks.splits import DataRef
 from tasks.stage import Job
 from tasks.track import Tracked, conclude, track
-
-if TYPE_CHECKING:
-    from tests.measured_models import linear, make_data, make_job, make_variant
-    from tests.measurements import measured
-    from tests.release_world import new_name
-else:
-    from measured_models import linear, make_data, make_job, make_variant
-    from measurements import measured
-    from release_world import new_name
 
 
 @pytest.fixture

@@ -7,25 +7,19 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pytest
+from measurements import measured
 from mlflow import MlflowClient
+from onnx_models import digits
+from release_world import new_name
 
 from model_registry import registry as registry_module
 from model_registry.owner import Owner
 from model_registry.registry import ModelVersion, Registry, RegistryError, RegistryUnavailable, VersionMissing
 from model_registry.run_page import Dataset, VariantRun
-
-if TYPE_CHECKING:
-    from tests.measurements import measured
-    from tests.onnx_models import digits
-    from tests.release_world import new_name
-else:
-    from measurements import measured
-    from onnx_models import digits
-    from release_world import new_name
 
 DATASET = Dataset(
     name="digits",

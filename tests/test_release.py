@@ -7,24 +7,16 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from conftest import Server
+from endpoint_process import TOKEN, endpoint
+from release_world import World, new_name
+from winnow_command import WINNOW
 
 from model_registry.endpoint_client import Endpoint
 from model_registry.registry import Registry
 from model_registry.store import Store
-
-if TYPE_CHECKING:
-    from tests.conftest import Server
-    from tests.endpoint_process import TOKEN, endpoint
-    from tests.release_world import World, new_name
-    from tests.winnow_command import WINNOW
-else:
-    from conftest import Server
-    from endpoint_process import TOKEN, endpoint
-    from release_world import World, new_name
-    from winnow_command import WINNOW
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ import struct
 from html.parser import HTMLParser
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from measurements import digits_measurements, measured, run_report
 
 from model_registry.measurement import Metric
 from model_registry.store import Store
@@ -24,11 +25,6 @@ from tasks.report.pages import render_card, render_html, write_report
 from tasks.report.pareto_png import pareto_png
 from tasks.report.plot_points import frontier, plot_points
 from tasks.report.run_report import RunReport, describe_variants, load_run, save_run
-
-if TYPE_CHECKING:
-    from tests.measurements import digits_measurements, measured, run_report
-else:
-    from measurements import digits_measurements, measured, run_report
 
 TOP = {"status", "model", "version", "endpoint", "baseline", "chosen", "hardware", "metric", "stages", "variants"}
 VARIANT = {

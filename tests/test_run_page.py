@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
 from hypothesis import given
 from hypothesis import strategies as st
+from measurements import measured
 
 from model_registry.manifest import FileEntry
 from model_registry.measurement import Metric
@@ -22,11 +22,6 @@ from model_registry.run_page import (
     view,
 )
 from model_registry.variant import Variant
-
-if TYPE_CHECKING:
-    from tests.measurements import measured
-else:
-    from measurements import measured
 
 
 def row(name: str, **fields: object) -> VariantRun:

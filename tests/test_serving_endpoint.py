@@ -10,22 +10,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from conftest import Server
+from endpoint_process import TOKEN, Endpoint, endpoint
+from onnx_models import answer, digits, identities, log, publish, slow
 
 from model_registry.store import Store
 from model_registry.variant import RuntimeSpec, Variant
-
-if TYPE_CHECKING:
-    from tests.conftest import Server
-    from tests.endpoint_process import TOKEN, Endpoint, endpoint
-    from tests.onnx_models import answer, digits, identities, log, publish, slow
-else:
-    from endpoint_process import TOKEN, Endpoint, endpoint
-    from onnx_models import answer, digits, identities, log, publish, slow
 
 IMAGE = {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [8] * 64}
 VARIANTS: dict[str, Variant] = {}

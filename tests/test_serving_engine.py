@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from onnx_models import answer, constant, digits, identities, log, save, slow
 
 from model_registry.cpu_class import CpuClassMismatch
 from model_registry.manifest import ManifestMismatch, describe_folder
@@ -31,11 +32,6 @@ from serving.engine_frames import PREFIX, Decoder, Frame, MalformedFrame, encode
 from serving.exceptions import EngineCrashed, EngineLoadError, EngineRunError, InferenceTimedOut, LoadFailed
 from serving.onnx_safety import UnsafeModel, check_onnx
 from serving.tensors import Array, bytes_array
-
-if TYPE_CHECKING:
-    from tests.onnx_models import answer, constant, digits, identities, log, save, slow
-else:
-    from onnx_models import answer, constant, digits, identities, log, save, slow
 
 
 def image(rows: int = 1) -> Array:

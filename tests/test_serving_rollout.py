@@ -11,21 +11,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import psutil
 import pytest
+from conftest import Server
+from endpoint_process import ASK, Endpoint, endpoint, long, wait_for
+from onnx_models import numbered, publish, slow
 
 from model_registry.store import Store
-
-if TYPE_CHECKING:
-    from tests.conftest import Server
-    from tests.endpoint_process import ASK, Endpoint, endpoint, long, wait_for
-    from tests.onnx_models import numbered, publish, slow
-else:
-    from endpoint_process import ASK, Endpoint, endpoint, long, wait_for
-    from onnx_models import numbered, publish, slow
 
 
 @pytest.fixture(scope="module")

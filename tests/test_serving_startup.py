@@ -11,22 +11,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from endpoint_process import ASK, endpoint, long, wait_for
+from onnx_models import digits, numbered, publish, slow
 
 from model_registry.ledger import Ledger
 from model_registry.store import Store
 from model_registry.variant import RuntimeSpec
-
-if TYPE_CHECKING:
-    from tests.endpoint_process import ASK, endpoint, long, wait_for
-    from tests.onnx_models import digits, numbered, publish, slow
-else:
-    from endpoint_process import ASK, endpoint, long, wait_for
-    from onnx_models import digits, numbered, publish, slow
 
 
 def release(store: Store, model: str, version: int, digest: str) -> None:

@@ -21,7 +21,7 @@ from infra.recipes import QUIET
 from infra.stack import NAMES, Stack
 
 if TYPE_CHECKING:
-    from tests.conftest import RunningStack
+    from conftest import RunningStack
 
 pytestmark = pytest.mark.stack
 

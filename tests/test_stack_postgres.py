@@ -24,7 +24,7 @@ from infra.recipes import mlflow_server as mlflow_recipe
 from infra.stack import Stack
 
 if TYPE_CHECKING:
-    from tests.conftest import Server
+    from conftest import Server
 
 _PROGRAMS = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
 psycopg2: Any = pytest.importorskip("psycopg2")

@@ -12,9 +12,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from stub_components import stub
 
 from infra import ports, procfs
 from infra.daemon import Daemon, census
@@ -22,11 +22,6 @@ from infra.faults import PortTaken, StackBusy, StackMisconfigured
 from infra.home import INNER_PORTS, Home, Secrets, Settings, inner_ports
 from infra.lock import exclusive
 from infra.logs import follow, tail
-
-if TYPE_CHECKING:
-    from tests.stub_components import stub
-else:
-    from stub_components import stub
 
 
 @pytest.fixture

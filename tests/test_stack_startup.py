@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from conftest import Server
+from stub_components import stub
 
 from infra import ports, procfs
 from infra.component import Component
@@ -22,12 +23,6 @@ from infra.faults import ComponentFailed, PortTaken, StackDown, StackError, Stac
 from infra.home import Secrets, Settings
 from infra.stack import NAMES, Stack
 from infra.startup import Event
-
-if TYPE_CHECKING:
-    from tests.conftest import Server
-    from tests.stub_components import stub
-else:
-    from stub_components import stub
 
 
 class StubbedStack(Stack):

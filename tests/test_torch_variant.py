@@ -34,7 +34,7 @@ from tasks.torch_variant import (
 from tasks.workload import Workload, load_workload
 
 if TYPE_CHECKING:
-    from tests.taught_workloads import taught
+    from taught_workloads import taught
 else:  # tests/ is no package at run time
     from taught_workloads import taught
 

@@ -31,7 +31,7 @@ from tasks.train import TRAIN, TrainSpec, train_child
 from tasks.workload import load_workload
 
 if TYPE_CHECKING:
-    from tests.taught_workloads import job_for, put_data, taught
+    from taught_workloads import job_for, put_data, taught
 else:  # tests/ is no package at run time
     from taught_workloads import job_for, put_data, taught
 

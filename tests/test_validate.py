@@ -6,9 +6,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from measured_models import blobs, linear, make_data, make_job, make_variant
+from measurements import measured
 
 from model_registry.measurement import (
     Measurement,
@@ -25,13 +27,6 @@ from tasks.evidence.scoring import accuracy_scores
 from tasks.gate_checks.choice import choose
 from tasks.splits import MetricRef
 from tasks.validate import GateSpec, decision_of, refuse_hopeless, validate
-
-if TYPE_CHECKING:
-    from tests.measured_models import blobs, linear, make_data, make_job, make_variant
-    from tests.measurements import measured
-else:
-    from measured_models import blobs, linear, make_data, make_job, make_variant
-    from measurements import measured
 
 VALIDATION_SEED, ROWS = 2, 300
 

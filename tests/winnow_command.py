@@ -13,7 +13,7 @@ from typing import Any
 
 WINNOW = [sys.executable, "-P", "-m", "flows.cli"]
 _OURS = ("AWS_", "WINNOW_", "PREFECT_", "MLFLOW_")
-_KEPT = ("WINNOW_TEST_SESSION",)
+_KEPT = ("WINNOW_TEST_SESSION", "WINNOW_MACHINE_LOCK")
 
 
 def environment(**extra: str) -> dict[str, str]:

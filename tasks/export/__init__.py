@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from pydantic import Field
 
 from model_registry.variant import Frozen, Variant
@@ -30,7 +32,6 @@ STAGE = Stage(
     libraries=("torch", "onnx", "onnxscript", "onnxruntime"),
     seed_matters=False,
     device_matters=False,
-    yields=("fp32",),
 )
 
 
@@ -44,4 +45,5 @@ def export(job: Job, spec: ExportSpec, *, data: DataRef, parent: Variant) -> Out
         ExportRefused: the model cannot be traced.
         ParityFailed: the file does not answer as the model does.
     """
-    return run_stage(STAGE, job, spec, data=data, inputs={"parent": parent}, label=parent.name)
+    stage = replace(STAGE, yields=(f"{parent.name}.fp32",))
+    return run_stage(stage, job, spec, data=data, inputs={"parent": parent}, label=parent.name)

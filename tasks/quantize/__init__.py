@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from pydantic import Field
@@ -42,7 +43,6 @@ STAGE = Stage(
     libraries=("onnxruntime", "onnx", "numpy"),
     device_matters=False,
     cpu_class_matters=True,
-    yields=("int8-static", "int8-dynamic"),
 )
 
 
@@ -60,4 +60,5 @@ def quantize(job: Job, spec: QuantizeSpec, *, data: DataRef, parent: Variant) ->
     rows = split_inputs(job, data).get("calibration")
     extra = {"rows": rows.model_dump(mode="json") if rows else None}
     label = parent.name.removesuffix(".fp32")
-    return run_stage(STAGE, job, spec, data=data, inputs={"parent": parent}, extra=extra, label=label)
+    stage = replace(STAGE, yields=tuple(f"{label}.int8-{method}" for method in spec.methods))
+    return run_stage(stage, job, spec, data=data, inputs={"parent": parent}, extra=extra, label=label)

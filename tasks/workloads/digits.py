@@ -12,6 +12,8 @@ from tasks.splits import Columns
 from tasks.workload import Inputs
 
 WHITE = 16.0
+# Only with so many images to test on can a loss of two points be told from none: up to five wrong ones are provable.
+FRACTIONS = {"train": 0.44, "calibration": 0.06, "validation": 0.2, "test": 0.3}
 
 
 class Digits:
@@ -29,13 +31,13 @@ class Digits:
         self.seed = seed
 
     def splits(self) -> dict[str, Columns]:
-        """988, 180, 270 and 359 images of train, calibration, validation and test, with all rows."""
+        """791, 108, 359 and 539 images of train, calibration, validation and test, with all rows."""
         from sklearn.datasets import load_digits
 
         digits = load_digits()
         image = digits.images.astype(np.float32)[: self.rows, None]
         target = digits.target.astype(np.int64)[: self.rows]
-        return split_columns({"image": image, "target": target}, seed=self.seed)
+        return split_columns({"image": image, "target": target}, seed=self.seed, fractions=FRACTIONS)
 
     def model(self, role: str, width: float = 1.0, **scale: Any) -> nn.Module:
         """The ImageClassifier for teacher and student alike; ``width`` scales its channels."""

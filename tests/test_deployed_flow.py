@@ -1,0 +1,74 @@
+"""The deployment of prefect.yaml, run once by the stack's real worker."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from conftest import RunningStack
+from winnow_command import wait_for
+
+from flows import deployments
+from infra.component import fetch
+from infra.daemon import Daemon
+from infra.stack import Stack
+
+pytestmark = pytest.mark.stack
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+def get(url: str) -> dict[str, Any]:
+    status, body = fetch(url, timeout=20)
+    assert status == 200, (url, status, body)
+    found: dict[str, Any] = json.loads(body)
+    return found
+
+
+def test_the_deployed_flow_runs_to_a_champion(stack: RunningStack) -> None:
+    api = stack.environment["PREFECT_API_URL"]
+    deployments.deploy_in_background(Stack(stack.home))
+    wait_for(lambda: not deployments.missing(api), seconds=120, what="the deployment")
+    assert not deployments.deploy_in_background(Stack(stack.home))  # nothing to do again
+    deployment = get(f"{api}/deployments/name/compress/compress")
+    assert deployment["parameters"] == {"spec": "digits"} and deployment["enforce_parameter_schema"] is True
+    begun = time.time()
+    status, body = fetch(
+        f"{api}/deployments/{deployment['id']}/create_flow_run",
+        method="POST",
+        body=json.dumps({"parameters": {"spec": "tiny"}}).encode(),
+        headers={"Content-Type": "application/json"},
+        timeout=20,
+    )
+    assert status == 201, body
+    run = json.loads(body)["id"]
+
+    def ended() -> dict[str, Any] | None:
+        found = get(f"{api}/flow_runs/{run}")
+        return found if found["state"]["type"] in FINAL else None
+
+    found = wait_for(ended, seconds=240, what="the run", every=0.5)
+    log = "\n".join(Daemon("worker", stack.home).tail(60))
+    assert found["state"]["type"] == "COMPLETED", f"{found['state']}\n{log}"
+    assert found["deployment_id"] == deployment["id"] and found["work_pool_name"] == "winnow"
+    reports = [json.loads(path.read_text()) for path in (stack.home / "runs").glob("*/report.json")]
+    [report] = [one for one in reports if one["prefect_run"] == run]
+    assert report["status"] == "released" and report["model"] == "tiny"
+    assert fetch(f"{stack.environment['WINNOW_ENDPOINT']}/v2/models/tiny/ready", timeout=10)[0] == 200
+    assert time.time() - begun < 240
+
+
+def test_a_run_with_a_wrong_parameter_is_refused_before_it_starts(stack: RunningStack) -> None:
+    api = stack.environment["PREFECT_API_URL"]
+    deployments.deploy_in_background(Stack(stack.home))
+    wait_for(lambda: not deployments.missing(api), seconds=120, what="the deployment")
+    deployment = get(f"{api}/deployments/name/compress/compress")
+    status, body = fetch(
+        f"{api}/deployments/{deployment['id']}/create_flow_run",
+        method="POST",
+        body=json.dumps({"parameters": {"spec": 17}}).encode(),
+        headers={"Content-Type": "application/json"},
+        timeout=20,
+    )
+    assert status == 409 and b"spec" in body
