@@ -83,7 +83,7 @@ def test_a_model_goes_through_prune_export_and_quantize_and_few_rows_are_refused
     static, dynamic = (quantized.values["variants"][v.digest] for v in quantized.variants)
     assert (static["quantized"], static["quantizable"], static["share"]) == (4, 4, 1.0)
     assert (dynamic["quantized"], dynamic["quantizable"]) == (2, 4) and len(dynamic["fp32_layers"]) == 2
-    assert quantized.values["calibration_rows"] == 176
+    assert quantized.values["calibration_rows"] == data.split("calibration").rows // 16 * 16 > 50
 
     assert export.task.fn(job, ExportSpec(), data=data, parent=pruned.variant).status == "reused"
     assert quantize.task.fn(job, QuantizeSpec(), data=data, parent=exported.variant).status == "reused"
