@@ -16,8 +16,8 @@ class Component:
     """What to run. ``environment`` is added to the caller's; the ``health`` URLs all answer 200 when it is well.
 
     ``needs`` names the components that must be well before this one is started, ``patience`` is the number of
-    seconds that it may take to become well, ``grace`` those that it has to end by itself, ``epilogue`` those that it
-    needs to report what became of processes that it had started.
+    seconds that it may take to become well, ``grace`` those that it has to end by itself. With ``epilogue`` its
+    children are ended before it, and it has so many seconds to report that.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Component:
     needs: tuple[str, ...] = ()
     patience: float = 60.0
     grace: float = 5.0
-    epilogue: float = 0.0
+    epilogue: float | None = None
     #: leftovers outside the stack's folder that a killed process does not remove (sockets)
     litter: tuple[Path, ...] = ()
 

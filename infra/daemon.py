@@ -101,21 +101,22 @@ class Daemon:
         partial.replace(self.pid_file)
         return running
 
-    def end(self, grace: float, *, epilogue: float = 0.0) -> int:
-        """SIGTERM to all members, SIGKILL after ``grace`` seconds; returns how many there were. None is left.
+    def end(self, grace: float, *, epilogue: float | None = None) -> int:
+        """End all members: SIGTERM, SIGKILL after ``grace`` seconds. Returns how many there were; none is left.
 
-        Members outside the leader's session are ended before it, and where there were any, the leader is given
-        ``epilogue`` seconds to report what became of them.
+        The leader comes first, since it may want to end its children in an order of its own. With ``epilogue`` the
+        processes that left its session come before it, and it is given that many seconds to report their end.
         """
         members = self.members()
         count, leader = len(members), self.running()
-        strays = [process for process in members if leader is not None and process.session != leader.pid]
-        if strays:
-            _end(strays, grace)
-            time.sleep(epilogue)
-        while members:
+        if leader is not None:
+            left = [process for process in members if process.session != leader.pid]
+            if epilogue is not None and left:
+                _end(left, grace)
+                time.sleep(epilogue)
+            _end([process for process in members if process.pid == leader.pid], grace)
+        while members := self.members():  # children that a leader did not end, or whose leader was dead
             _end(members, grace)
-            members = self.members()  # what was started meanwhile, too
         self.pid_file.unlink(missing_ok=True)
         return count
 
