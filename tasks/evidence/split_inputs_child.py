@@ -10,11 +10,11 @@ from tasks.evidence.arrays import publish_arrays
 from tasks.splits import TARGET, read_split
 from tasks.workload import load_workload
 
-MEASURED = ("validation", "test")
+MEASURED = ("calibration", "validation", "test")
 
 
 def main(child: Child) -> Result:
-    """Publish ``validation.npz`` and ``test.npz``."""
+    """Publish ``calibration.npz``, ``validation.npz`` and ``test.npz``."""
     assert child.data is not None
     workload = load_workload(child.job.workload)
     files = []

@@ -9,6 +9,7 @@ import sys
 from typing import Any
 
 import numpy as np
+import onnx
 
 from model_registry.manifest import FileEntry
 from model_registry.measurement import Hardware, LatencyIntervals, Measurement, Speedup, Throughput
@@ -18,7 +19,7 @@ from tasks.errors import ChildFailed
 from tasks.evidence.arrays import fetch_arrays, publish_arrays
 from tasks.evidence.paired import compare, summarise
 from tasks.evidence.scoring import accuracy_scores, is_classifier, per_class, score
-from tasks.measure.graph_costs import graph_costs
+from tasks.onnx_cost import onnx_cost
 from tasks.splits import TARGET
 
 
@@ -41,7 +42,7 @@ def main(child: Child) -> Result:
         reference = fetch_arrays(child.store, FileEntry.model_validate(child.extra["baseline_scores"]))["score"]
         paired = compare(scores, reference, better=data.metric.better, reference=baseline.digest)
     model = variant.file("model.onnx")
-    costs = graph_costs(child.store.fetch_bytes(model))
+    costs = onnx_cost(onnx.load_from_string(child.store.fetch_bytes(model)))
     measurement = Measurement(
         digest=variant.digest,
         baseline=baseline.digest,
