@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Server
-from endpoint_process import TOKEN, endpoint
 from release_world import World, new_name
 from winnow_command import WINNOW
 
@@ -20,27 +18,16 @@ from model_registry.store import Store
 
 
 @pytest.fixture
-def world(
-    s3: Server, mlflow_server: str, prefect_server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[World]:
-    """A model with three versions, and every server that the command needs named by the environment."""
-    for name, value in s3.environment.items():
+def world(stack: RunningStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """A model of our own with three registered versions, on the embedded stack."""
+    for name, value in stack.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("WINNOW_STORE", f"s3://{new_name()}")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
-    monkeypatch.setenv("PREFECT_API_URL", prefect_server)
-    store = Store.from_environment()
-    store.prepare()
-    with endpoint(tmp_path / "endpoint") as process:
-        monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))  # no embedded stack there
-        monkeypatch.setenv("WINNOW_ENDPOINT", process.url)
-        monkeypatch.setenv("WINNOW_ENDPOINT_ADMIN", process.admin_url)
-        monkeypatch.setenv("WINNOW_ADMIN_TOKEN", TOKEN)
-        with Endpoint.from_environment() as client:
-            made = World(store, Registry.from_environment(), client, new_name(), tmp_path)
-            for version in (1, 2, 3):
-                made.register(version)
-            yield made
+    monkeypatch.setenv("WINNOW_HOME", str(stack.home))
+    with Endpoint.from_environment() as client:
+        made = World(Store.from_environment(), Registry.from_environment(), client, new_name(), tmp_path)
+        for version in (1, 2, 3):
+            made.register(version)
+        yield made
 
 
 def winnow(*arguments: str) -> subprocess.CompletedProcess[str]:
