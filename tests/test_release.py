@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import RunningStack
 from release_world import World, new_name
 from winnow_command import WINNOW
 
