@@ -16,7 +16,7 @@ from tasks.data.materialise import storable
 from tasks.errors import DataCheckFailed, DataReadError, WorkloadError
 from tasks.splits import SPLITS, read_split
 from tasks.stage import Job, Outcome, WorkloadRef
-from tasks.stage_cache import Plan, planning
+from tasks.stage_cache import Plan, log_folder, planning
 
 if TYPE_CHECKING:
     import flawed_workloads
@@ -211,7 +211,17 @@ def test_failed_checks_arrive_with_rows_and_page_and_are_not_cached(store: Store
     )
     page = store.fetch_bytes(FileEntry.model_validate(told.value.details["data_docs"]))
     assert b"1 critical check failed" in page
+    beside = log_folder("test") / "data_docs.html"
+    assert str(beside) in str(told.value) and beside.read_bytes() == page
     assert store.list_records("stages/") == []
+
+
+def test_rows_are_named_as_they_stand_in_the_file(store: Store, tmp_path: Path) -> None:
+    lines = [f"{i},{'' if i == 41 else i % 7},{'yes' if i % 2 else 'no'}" for i in range(100)]
+    (tmp_path / "t.csv").write_text("a,b,answer\n" + "\n".join(lines) + "\n")
+    with pytest.raises(DataCheckFailed, match=r"row \d+ = source row 41 \(missing\)") as told:
+        ask(store, "tasks.workloads.tabular:Tabular", source=str(tmp_path / "t.csv"), target="answer")
+    assert told.value.details["failures"][0]["source_rows"] == ["source row 41"]
 
 
 def test_unreadable_data_is_a_named_error(store: Store) -> None:

@@ -89,11 +89,24 @@ def test_missing_splits_are_taken_out_of_train() -> None:
         return {"x": np.arange(start, start + rows), "target": np.arange(rows) % 2}
 
     splits = complete({"train": part(0, 160), "test": part(1000, 20)})
-    assert splits["test"]["x"].tolist() == list(range(1000, 1020))
+    assert splits["test"]["x"].tolist() == list(range(1000, 1020)) == (splits.source_rows["test"] + 1000).tolist()
     assert [len(splits[name]["x"]) for name in SPLITS] == [110, 20, 30, 20]
     with pytest.raises(DataReadError, match="no train"):
         complete({"test": part(0, 10)})
-    assert complete(splits) is splits
+    assert complete(splits) == splits
+
+
+def test_divided_splits_know_where_their_rows_come_from() -> None:
+    columns: Columns = {"x": np.arange(100, 200), "target": np.arange(100) % 2}
+    splits = split_columns(columns)
+    for name in SPLITS:
+        assert (splits.source_rows[name] + 100 == splits[name]["x"]).all()
+    test: Columns = {"x": np.arange(20), "target": np.arange(20) % 2}
+    files = {"train": [f"{i}.png" for i in range(100)]}
+    both = complete({"train": columns, "test": test}, source_rows=files)
+    assert both.source_rows["test"].tolist() == list(range(20))
+    for name in ("train", "calibration", "validation"):
+        assert both.source_rows[name].tolist() == [f"{x - 100}.png" for x in both[name]["x"].tolist()]
 
 
 def test_equal_rows_have_equal_hashes_and_others_not() -> None:

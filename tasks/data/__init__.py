@@ -7,12 +7,15 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from model_registry.manifest import FileEntry
+from model_registry.store import Store
 from model_registry.variant import Frozen
 from tasks.data.sources import fingerprint
+from tasks.errors import DataCheckFailed
 from tasks.policy import step
 from tasks.splits import DataRef, MetricRef
 from tasks.stage import Job, Outcome, Stage
-from tasks.stage_cache import run_stage
+from tasks.stage_cache import log_folder, run_stage
 
 Action = Literal["fail", "warn", "skip"]
 """What a check does when it finds something: stop the run, report it, or not look at all."""
@@ -71,7 +74,13 @@ def check_data(job: Job, spec: DataSpec) -> Outcome:
         DataCheckFailed: a critical check failed; ``details``: failures (check, split, rows) and data_docs (its page).
     """
     base = Path(job.workload.folder) if job.workload.folder else Path.cwd()
-    return run_stage(STAGE, job, spec, extra={"sources": fingerprint(job.workload.arguments, base)})
+    try:
+        return run_stage(STAGE, job, spec, extra={"sources": fingerprint(job.workload.arguments, base)})
+    except DataCheckFailed as error:
+        # The page of a failure is of no cached result: put it where the person who reads the message can open it.
+        page = log_folder(job.run_id) / "data_docs.html"
+        Store(job.store).fetch(FileEntry.model_validate(error.details["data_docs"]), page)
+        raise DataCheckFailed(f"{error.message}\n  page: {page}", **error.details) from error
 
 
 def data_ref(outcome: Outcome) -> DataRef:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pandas as pd
+from numpy.typing import NDArray
 
 from tasks.data.checking import Checked, run_checks
 from tasks.data.expectations import class_expectations, schema_expectations, split_expectations
@@ -21,6 +22,7 @@ def check_splits(
     labels: tuple[str, ...] | None,
     own_frame: Callable[[Columns], pd.DataFrame | None],
     spec: dict[str, Any],
+    source_rows: Mapping[str, NDArray[Any]] | None = None,
 ) -> Checked:
     """Check every split by itself and against the others.
 
@@ -30,6 +32,7 @@ def check_splits(
         labels: names of the classes; without them the classes are 0 up to the highest in train.
         own_frame: the workload's frame of a split, or None for the default.
         spec: the fields of :class:`tasks.data.DataSpec`.
+        source_rows: per split, where its rows come from, to name them in findings.
 
     Raises:
         WorkloadError: the workload's frame has another number of rows than its split.
@@ -46,4 +49,4 @@ def check_splits(
         assets[name] = (frame, split_expectations(frame, frames["train"], classes, spec))
     if classes is not None and len(classes) <= MAX_CLASSES:
         assets["classes"] = (class_frame(splits, labels), class_expectations(spec))
-    return run_checks(assets)
+    return run_checks(assets, source_rows)

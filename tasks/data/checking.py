@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import great_expectations as gx
+import numpy as np
 import pandas as pd
 from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
 from great_expectations.expectations.expectation import Expectation
+from numpy.typing import NDArray
 
 from tasks.data.frames import REPEATS
 
@@ -33,18 +36,23 @@ class Finding:
     """At most ten of the row numbers, from 0, in the order of the split."""
     examples: tuple[str, ...] = ()
     """What was found in these rows."""
+    source_rows: tuple[str, ...] = ()
+    """Where these rows stand in the user's file, or their files, where that is known."""
     could_not_run: str = ""
 
     def __str__(self) -> str:
         where = f"{self.check}: {self.asset}" + (f", {self.column}" if self.column else "")
         if self.could_not_run:
             return f"{where}: could not run, the data was not judged: {self.could_not_run}"
-        shown = ", ".join(f"row {r} ({e})" for r, e in zip(self.rows, self.examples, strict=False))
+        numbers = [f"row {row}" for row in self.rows]
+        if self.source_rows:
+            numbers = [f"{row} = {source}" for row, source in zip(numbers, self.source_rows, strict=True)]
+        shown = ", ".join(f"{row} ({found})" for row, found in zip(numbers, self.examples, strict=False))
         more = f" and {self.count - len(self.rows)} more" if self.rows and self.count > len(self.rows) else ""
         return f"{where}: {self.says!r} does not hold: {shown or '; '.join(self.examples)}{more}. Remedy: {self.remedy}"
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"rows": list(self.rows), "examples": list(self.examples), "text": str(self)}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()} | {"text": str(self)}
 
 
 @dataclass
@@ -69,11 +77,14 @@ class Checked:
         return [finding for finding in self.findings if finding.severity == severity]
 
 
-def run_checks(assets: dict[str, tuple[pd.DataFrame, list[Expectation]]]) -> Checked:
+def run_checks(
+    assets: dict[str, tuple[pd.DataFrame, list[Expectation]]], source_rows: Mapping[str, NDArray[Any]] | None = None
+) -> Checked:
     """Validate every frame against its expectations.
 
     Args:
         assets: frame and expectations by name (a split, ``types``, ``classes``).
+        source_rows: per split, where its rows come from.
     """
     # Notes about metrics of columns that are not there; we report these ourselves.
     logging.getLogger("great_expectations").setLevel(logging.CRITICAL)
@@ -96,13 +107,13 @@ def run_checks(assets: dict[str, tuple[pd.DataFrame, list[Expectation]]]) -> Che
             if one["success"]:
                 checked.passed += 1
             else:
-                checked.findings.append(_finding(name, one, frame))
+                checked.findings.append(_finding(name, one, frame, (source_rows or {}).get(name)))
     order = {"critical": 0, "warning": 1}
     checked.findings.sort(key=lambda finding: order[finding.severity])
     return checked
 
 
-def _finding(asset: str, one: dict[str, Any], frame: pd.DataFrame) -> Finding:
+def _finding(asset: str, one: dict[str, Any], frame: pd.DataFrame, source: NDArray[Any] | None) -> Finding:
     config, result = one["expectation_config"], one["result"]
     arguments, meta = config["kwargs"], config["meta"]
     column = str(arguments.get("column") or arguments.get("column_A") or "")
@@ -122,6 +133,7 @@ def _finding(asset: str, one: dict[str, Any], frame: pd.DataFrame) -> Finding:
         count=int(result.get("unexpected_count") or 0),
         rows=rows if numbered and not trouble else (),
         examples=() if trouble else examples,
+        source_rows=() if trouble or source is None else tuple(_source(source[row]) for row in rows),
         could_not_run=trouble,
     )
 
@@ -137,6 +149,10 @@ def _examples(column: str, rows: tuple[int, ...], result: dict[str, Any], frame:
     return (_short(result.get("observed_value")),)
 
 
+def _source(where: Any) -> str:
+    return f"source row {where}" if np.issubdtype(type(where), np.integer) else str(where)
+
+
 def _exception(info: dict[str, Any]) -> str:
     """The message where the expectation raised, in any of the two forms Great Expectations reports it."""
     for part in [info, *(value for value in info.values() if isinstance(value, dict))]:
@@ -146,7 +162,7 @@ def _exception(info: dict[str, Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, float):
+    if isinstance(value, float | np.floating):
         return "missing" if value != value else f"{value:.6g}"
     text = "missing" if value is None else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

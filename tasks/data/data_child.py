@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model_registry.manifest import FileEntry, canonical_json, hash_bytes
 from tasks.child import Child, Result
 from tasks.data.materialise import npz_bytes, storable
+from tasks.data.splitting import Divided
 from tasks.errors import DataCheckFailed, DataReadError
 from tasks.splits import TARGET, Columns, ColumnSpec, DataRef, SplitRef
 from tasks.workload import Workload, load_workload
@@ -23,14 +26,17 @@ def main(child: Child) -> Result:
     """Materialise and check. Raises as :func:`tasks.data.check_data`."""
     child.progress(0.0, "reading the data")
     workload = load_workload(child.job.workload)
-    splits = storable(_splits(workload))
+    splits, source_rows = _splits(workload)
+    splits = storable(splits)
     child.progress(0.2, "storing the splits")
     data = _store(child, workload, splits)
     child.progress(0.3, "checking")
     # Great Expectations takes seconds to import; data that cannot even be read is told before.
     from tasks.data.check_splits import check_splits
 
-    checked = check_splits(splits, task=data.task, labels=data.labels, own_frame=workload.frame, spec=child.spec)
+    checked = check_splits(
+        splits, task=data.task, labels=data.labels, own_frame=workload.frame, spec=child.spec, source_rows=source_rows
+    )
     page = _page(child, data, checked)
     critical = checked.of("critical")
     if critical:
@@ -51,9 +57,11 @@ def main(child: Child) -> Result:
     return Result(values=values, files=(*(split.file for split in data.splits), page))
 
 
-def _splits(workload: Workload) -> dict[str, Columns]:
+def _splits(workload: Workload) -> tuple[dict[str, Columns], dict[str, NDArray[Any]]]:
+    """The splits, and where their rows come from as far as that is known."""
+    given = workload.user.splits()
     try:
-        return workload.splits()
+        splits = Workload(_Given(given), workload.ref).splits()
     except ValueError as error:  # numpy's, for rows that cannot form one array
         if "inhomogeneous" not in str(error):
             raise
@@ -61,6 +69,19 @@ def _splits(workload: Workload) -> dict[str, Columns]:
             f"{workload.ref.path}.splits() gives a column whose rows differ in shape ({error}); "
             "scale, cut or pad them to one shape"
         ) from error
+    source = given.source_rows if isinstance(given, Divided) else {}
+    # A user may have changed the splits since they were divided.
+    return splits, {name: rows for name, rows in source.items() if len(rows) == len(splits[name][TARGET])}
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A workload whose splits are there already: they are read once and then looked at by Workload."""
+
+    value: Any
+
+    def splits(self) -> Any:
+        return self.value
 
 
 def _store(child: Child, workload: Workload, splits: dict[str, Columns]) -> DataRef:

@@ -43,7 +43,7 @@ def read_image_folder(
         raise DataReadError(
             f"{folder}: the classes {unknown} are not among {names}; all splits must have the same ones"
         )
-    files = [(path, target) for target, name in enumerate(names) for path in _images(folder / name)]
+    files = [(path, names.index(path.relative_to(folder).parts[0])) for path in image_files(folder, names)]
     if not files:
         raise DataReadError(
             f"{folder} holds no images: it must hold one folder per class, each with images "
@@ -61,10 +61,14 @@ def read_image_folder(
     return {"image": np.stack(images), "target": np.array([t for _, t in files], dtype=np.int64)}, names
 
 
-def _images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in _EXTENSIONS and not p.name.startswith("."))
+def image_files(folder: Path, labels: Sequence[str]) -> list[Path]:
+    """The images of these classes, in the order in which they are read."""
+    found: list[Path] = []
+    for name in labels:
+        if (folder / name).is_dir():
+            paths = (folder / name).rglob("*")
+            found += sorted(p for p in paths if p.suffix.lower() in _EXTENSIONS and not p.name.startswith("."))
+    return found
 
 
 def _load(path: Path, size: tuple[int, int] | None, channels: int | None) -> tuple[np.ndarray, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,32 @@ FRACTIONS: dict[str, float] = {"train": 0.55, "calibration": 0.1, "validation": 
 _BINS = 10
 
 
+class Divided(dict[str, Columns]):
+    """Splits by name that know where their rows come from, so that a finding can name the row of the user's file.
+
+    ``source_rows``: per split, the number or name of each row in what was divided.
+    """
+
+    def __init__(self, splits: Mapping[str, Columns], source_rows: Mapping[str, NDArray[Any]]) -> None:
+        super().__init__(splits)
+        self.source_rows = dict(source_rows)
+
+
 def split_columns(
-    columns: Columns, *, seed: int = 0, fractions: Mapping[str, float] = FRACTIONS, target: str = TARGET
-) -> dict[str, Columns]:
+    columns: Columns,
+    *,
+    seed: int = 0,
+    fractions: Mapping[str, float] = FRACTIONS,
+    target: str = TARGET,
+    source_rows: Sequence[str] | None = None,
+) -> Divided:
     """Divide rows into splits, stratified by the target, equal inputs always together.
 
     Args:
         columns: arrays [rows, ...]; ``target`` names the one to stratify by (numbers with a fraction by deciles).
         seed: another seed gives another division; the order of the rows has no influence.
         fractions: share of the rows by split name; the shares must add up to 1.
+        source_rows: a name for every row, such as its file; by default its number.
 
     Raises:
         DataReadError: too few rows to put one into every split.
@@ -40,25 +57,38 @@ def split_columns(
             f"{len(columns[target])} rows are too few to divide into {dict(fractions)}: {empty} would be empty; "
             "bring more rows or a file per split"
         )
-    return {name: {column: values[chosen] for column, values in columns.items()} for name, chosen in rows.items()}
+    names = np.arange(len(columns[target])) if source_rows is None else np.array(source_rows, dtype=np.str_)
+    return Divided(
+        {name: {column: values[chosen] for column, values in columns.items()} for name, chosen in rows.items()},
+        {name: names[chosen] for name, chosen in rows.items()},
+    )
 
 
 def complete(
-    splits: dict[str, Columns], *, seed: int = 0, fractions: Mapping[str, float] = FRACTIONS, target: str = TARGET
-) -> dict[str, Columns]:
-    """Take the splits that are missing out of train, by their shares.
+    splits: dict[str, Columns],
+    *,
+    seed: int = 0,
+    fractions: Mapping[str, float] = FRACTIONS,
+    target: str = TARGET,
+    source_rows: Mapping[str, Sequence[str]] | None = None,
+) -> Divided:
+    """Take the splits that are missing out of train, by their shares; ``source_rows`` as above, by split.
 
     Raises:
         DataReadError: there is no train split, or it is too small.
     """
+    names = {split: np.array(rows, dtype=np.str_) for split, rows in (source_rows or {}).items()}
+    given = {split: np.arange(len(columns[target])) for split, columns in splits.items()} | names
     missing = [name for name in SPLITS if name not in splits]
     if not missing:
-        return splits
+        return Divided(splits, given)
     if "train" not in splits:
         raise DataReadError(f"the data has the splits {sorted(splits)} and no train; name its file")
     total = sum(fractions[name] for name in ["train", *missing])
     shares = {name: fractions[name] / total for name in ["train", *missing]}
-    return splits | split_columns(splits["train"], seed=seed, fractions=shares, target=target)
+    train = (source_rows or {}).get("train")
+    taken = split_columns(splits["train"], seed=seed, fractions=shares, target=target, source_rows=train)
+    return Divided(splits | taken, given | taken.source_rows)
 
 
 def strata(target: NDArray[Any]) -> NDArray[np.str_]:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tasks.data.folder_reader import class_names, read_image_folder
+from tasks.data.folder_reader import class_names, image_files, read_image_folder
 from tasks.data.idx_reader import read_idx_folder
 from tasks.data.npz_reader import read_npz
 from tasks.data.sources import local
@@ -21,6 +21,9 @@ from tasks.splits import SPLITS, TARGET, Columns
 from tasks.workload import Inputs
 
 _FOLDERS = {name: name for name in SPLITS} | {"val": "validation", "valid": "validation"}
+
+_FILE = "file"
+"""Column of the names of the images' files, on the way to what findings are told by."""
 
 
 class Images:
@@ -84,9 +87,10 @@ class Images:
                 if "all" not in parts and split not in parts:
                     raise DataReadError(f"{self.source[split]} holds the splits {sorted(parts)} and no {split}")
                 found[split] = parts["all"] if "all" in parts else parts[split]
+        files = {split: columns.pop(_FILE).tolist() for split, columns in found.items() if _FILE in columns}
         if "all" in found:
-            return split_columns(found["all"], seed=self.seed), labels
-        return complete(found, seed=self.seed), labels
+            return split_columns(found["all"], seed=self.seed, source_rows=files.get("all")), labels
+        return complete(found, seed=self.seed, source_rows=files), labels
 
     def _read_path(self, path: Path, labels: list[str] | None = None) -> tuple[dict[str, Columns], list[str]]:
         """Columns by split (``all`` where the source does not say) and labels."""
@@ -110,7 +114,8 @@ class Images:
         columns, labels = read_image_folder(path, labels=labels or (), size=self.size, channels=self.channels)
         # One place decides for all: what the first image was, all the following are read as.
         self.channels = int(columns["image"].shape[1])
-        return columns, labels
+        files = [file.relative_to(path).as_posix() for file in image_files(path, labels)]
+        return {**columns, _FILE: np.array(files)}, labels
 
 
 def _image_columns(columns: Columns, path: Path) -> Columns:

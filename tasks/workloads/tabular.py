@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tasks.data.splitting import complete, split_columns
+from tasks.data.splitting import Divided, complete, split_columns
 from tasks.errors import DataReadError
 from tasks.splits import SPLITS, TARGET, Columns
 from tasks.workload import ACCURACY, Inputs, Metric
@@ -79,10 +79,11 @@ class Tabular:
 
     # -- what a workload answers ----------------------------------------------------------------------------------
     def splits(self) -> dict[str, Columns]:
-        return {
+        encoded: dict[str, Columns] = {
             name: {"features": self._encode(columns), TARGET: self._encode_target(columns[self.target])}
             for name, columns in self._raw.items()
         }
+        return Divided(encoded, self._raw.source_rows)
 
     def model(self, role: str, width: float = 1.0) -> nn.Module:
         """A SimpleNet; for regression it answers in the target's own unit."""
@@ -170,7 +171,7 @@ class Tabular:
         return found
 
     @cached_property
-    def _raw(self) -> dict[str, Columns]:
+    def _raw(self) -> Divided:
         read = self.read()
         for split, columns in read.items():
             if self.target not in columns:
