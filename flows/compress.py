@@ -77,8 +77,9 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
 
     exported = [Step(trained)]  # an ONNX file that was brought enters here
     if teacher.format == "torch":
-        futures = [(v, export.submit(job, spec.export, data=checked, parent=v)) for m in models for v in m.variants]
-        exported = [Step(future.result(), (model,)) for model, future in futures]
+        # One after the other: a second process would spend longer on importing torch than on exporting.
+        torch_models = [v for m in models for v in m.variants]
+        exported = [Step(export(job, spec.export, data=checked, parent=v), (v,)) for v in torch_models]
     quantized = []
     if spec.quantize:
         floats = [v for e in exported for v in e.variants if not v.name.startswith(CONTROL)]

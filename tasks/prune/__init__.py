@@ -58,7 +58,6 @@ class PruneSpec(Frozen):
 STAGE = Stage(
     name="prune",
     pool="torch",
-    warms="torch",
     entry="tasks.prune.prune_child:main",
     libraries=("torch", "torch-pruning"),
     yields=("pruned",),
