@@ -50,6 +50,7 @@ def track(
     """
     store, registry = Store(job.store), Registry.from_environment()
     origin = origin or {}
+    registry.end_dead_runs(job.model)  # of runs that were killed: here, since MLflow takes two seconds to import
     run = registry.open_run(job.model, job.run_id, origin)
     dataset = _dataset(store, job, data)
     arrays = fetch_arrays(store, split_inputs(job, data)["validation"])

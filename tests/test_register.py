@@ -13,6 +13,7 @@ from mlflow import MlflowClient
 from release_world import new_name
 
 from model_registry.measurement import Measurement
+from model_registry.owner import Owner
 from model_registry.recording import replay
 from model_registry.registry import Registry
 from model_registry.run_page import VariantRun
@@ -116,6 +117,15 @@ def test_the_same_digest_from_two_runs_at_once_is_one_version(
         thread.join(120)
     assert versions == [1, 1, 1]
     assert len(Registry.from_environment().versions(job.model)) == 1
+
+
+def test_runs_that_were_killed_are_ended_by_the_next(job: Job, rows: tuple[DataRef, tuple[VariantRun, ...]]) -> None:
+    data, variants = rows
+    registry = Registry.from_environment()
+    dead = Owner.current().model_copy(update={"started": 1})
+    killed = registry.open_run(job.model, "killed", {"winnow.owner": dead.model_dump_json()})
+    track.task.fn(job, data=data, rows=variants)
+    assert MlflowClient(registry.uri).get_run(killed.mlflow_id).info.status == "KILLED"
 
 
 def test_a_variant_too_large_for_mlflow_is_kept_there_only_if_chosen(
