@@ -73,7 +73,7 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
         student = distilled.variants[0]
     if spec.prune:
         pruned = prune(job, spec.prune, data=checked, parent=student, teacher=teacher)
-        models.append(Step(pruned, (teacher, student)))
+        models.append(Step(pruned, (student, teacher) if spec.distill else (teacher,)))
 
     exported = [Step(trained)]  # an ONNX file that was brought enters here
     if teacher.format == "torch":

@@ -21,7 +21,7 @@ CONTROL = "control"
 
 @dataclass(frozen=True)
 class Step:
-    """One outcome and the variants it was made from."""
+    """One outcome and the variants it was made from, the one it changes first."""
 
     outcome: Outcome
     parents: tuple[Variant, ...] = ()
@@ -111,7 +111,7 @@ class Made:
                 found = step.outcome.file(f"{name}.history.jsonl") or step.outcome.file("history.jsonl")
                 if found or not step.parents:
                     return found
-                return self._history(step.parents[-1].digest)
+                return self._history(step.parents[0].digest)
         return None
 
 
