@@ -107,10 +107,13 @@ def _assert_ours() -> None:
 
 def _tell(error: Exception) -> int:
     from infra.faults import StackError
+    from model_registry.endpoint_client import EndpointError
+    from model_registry.registry import RegistryError
     from model_registry.store import StoreError
     from tasks.errors import WinnowError
 
-    if isinstance(error, WinnowError | StoreError | StackError):
+    named = isinstance(error, WinnowError | StoreError | StackError | RegistryError | EndpointError)
+    if named or (isinstance(error, OSError) and error.filename):  # the latter names the file that it is about
         click.secho(f"{type(error).__name__}: ", fg="red", bold=True, err=True, nl=False)
         click.echo(str(error), err=True)
         return int(getattr(error, "exit_code", 1))

@@ -104,6 +104,7 @@ def _print_plan(spec: PipelineSpec, as_json: bool) -> int:
 
 
 def _run(spec: PipelineSpec, folder: Path | None, as_json: bool) -> int:
+    from prefect.exceptions import TerminationSignal
     from rich.console import Console
 
     from flows.compress import compress
@@ -116,12 +117,15 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool) -> int:
     stopping = _stop_on_signals(launch.end_all, lambda: _tell_prefect_cancelled(run_id))
     with _Progress(console, quiet=as_json or not console.is_terminal) as progress:
         token = listener.set(progress.tell)
+        state: State[Any] | None = None
         try:
-            state: State[Any] = compress(spec, run_id=run_id, return_state=True)
+            state = compress(spec, run_id=run_id, return_state=True)
+        except (KeyboardInterrupt, TerminationSignal):  # Prefect has SIGTERM to itself while a flow runs
+            stopping.set()
         finally:
             listener.reset(token)
     report = _read_report(log_folder(run_id) / "report.json")
-    if stopping.is_set():
+    if stopping.is_set() or state is None:
         _tell_prefect_cancelled(run_id)
         click.echo(
             f"interrupted; finished stages are kept. Continue with: winnow run {os.environ['WINNOW_SPEC']}", err=True

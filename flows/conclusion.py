@@ -13,6 +13,7 @@ from prefect.artifacts import create_image_artifact, create_link_artifact, creat
 
 from flows.lineage import Made, Measured
 from flows.ongoing_run import STOPPED, OngoingRun
+from model_registry.registry import Registry
 from model_registry.run_page import VariantRun
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.split_inputs import split_inputs
@@ -27,12 +28,14 @@ _INLINE_ELEMENTS = 256
 @contextmanager
 def concluding(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: Tracked) -> Iterator[None]:
     """Whatever happens in the body, write the report and end MLflow's run with the same status."""
-    run.update(links={**run.report.links, "mlflow": tracked.run.url})
+    run.update(links={**run.report.links, "mlflow": tracked.run.url, "compare": tracked.run.variants_url})
     try:
         yield
     except BaseException as error:
         run.settle(error)
-        if not isinstance(error, STOPPED):  # then there is no time; MLflow's run is ended later
+        if isinstance(error, STOPPED):  # a person waits: only the state, no pages
+            Registry.from_environment().end_run(tracked.run, "interrupted")
+        else:
             _conclude(run, made, rows, tracked)
         raise
     _conclude(run, made, rows, tracked)

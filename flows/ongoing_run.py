@@ -19,8 +19,11 @@ from prefect.runtime import flow_run
 from flows.dead_runs import mark_dead_runs
 from flows.lineage import Made
 from flows.spec import PipelineSpec, resolve_device
+from model_registry.ledger import Ledger
 from model_registry.owner import Owner
+from model_registry.registry import preload
 from model_registry.store import Store, StoreError
+from tasks.deploy import reconcile
 from tasks.errors import GateFailed, Interrupted
 from tasks.evidence.decision import Decision
 from tasks.journal import Journal, Line, journal
@@ -152,6 +155,9 @@ def open_run(spec: PipelineSpec, run_id: str | None = None) -> Iterator[OngoingR
     store = Store(job.store)
     store.ping()
     mark_dead_runs(store, spec.model)
+    if spec.deploy and Ledger(store).pending(spec.model):
+        reconcile(store, spec.model)  # a release died between two steps: complete or undo it first
+    preload()
     report = RunReport(
         run_id=job.run_id,
         status="running",

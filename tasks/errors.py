@@ -108,5 +108,5 @@ def named_errors() -> dict[str, type[Exception]]:
     ours: dict[str, type[Exception]] = {
         name: value for name, value in globals().items() if isinstance(value, type) and issubclass(value, WinnowError)
     }
-    stores = (store.StoreUnavailable, store.StoreDenied, store.ObjectMissing, store.CorruptObject)
+    stores = (store.StoreUnavailable, store.StoreDenied, store.ObjectMissing, store.BucketMissing, store.CorruptObject)
     return ours | {error.__name__: error for error in stores}
