@@ -130,7 +130,7 @@ def test_a_run_killed_in_each_stage_goes_on_where_it_was(world: World) -> None:
         killed.append(here)
         wait_for(lambda: not world.leftovers(), seconds=10, what="the end of all child processes")
 
-    final = world.winnow.report(*arguments)
+    final = world.winnow.report("tiny", *arguments)
     assert (final["status"], final["version"]) == ("released", 1)
     # Each stage was computed to its end once; the one that was killed began at most twice.
     for stage in ("data", "train", "distill", "prune"):
@@ -165,14 +165,14 @@ def test_servers_that_are_away_for_20_seconds_are_waited_for(world: World, compo
 
 def test_a_corrupted_object_is_quarantined_and_made_again(world: World) -> None:
     arguments = ("--set", "model=corrupt", "--set", "seed=31")
-    first = world.winnow.report(*arguments, "--no-deploy")
+    first = world.winnow.report("tiny", *arguments, "--no-deploy")
     chosen = world.store.load_variant(first["chosen"]).file("model.onnx")
     key = world.store.blob_key(chosen.sha256)
     # Same size and same metadata: only opening it can tell.
     world.store.client.put_object(
         Bucket=world.store.bucket, Key=key, Body=b"\0" * chosen.size, Metadata={"sha256": chosen.sha256}
     )
-    again = world.winnow.report(*arguments)
+    again = world.winnow.report("tiny", *arguments)
     assert again["status"] == "released"
     assert again["chosen"] == first["chosen"]
     assert world.store.fetch_bytes(chosen)  # whole again
@@ -215,7 +215,7 @@ def test_a_stopped_run_leaves_nothing_behind(world: World, number: signal.Signal
     for key in world.store.list_objects("leases/stages/"):
         lease = json.loads(world.store.get(key) or b"{}")
         assert lease["holder"] is None or lease["holder"]["pid"] != process.pid
-    resumed = world.winnow.report(*arguments[:4], "--set", "distill.epochs=3", "--no-deploy")
+    resumed = world.winnow.report("tiny", *arguments[:4], "--set", "distill.epochs=3", "--no-deploy")
     assert stage_lines(resumed)["train"] == "reused"
 
 
