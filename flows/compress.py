@@ -48,11 +48,11 @@ def compress(
     try:
         with open_run(spec, run_id) as run:
             try:
-                made = make_variants(run.job, spec)
-            except (CorruptObject, ObjectMissing):
-                # What is broken was quarantined when it was opened: walking again makes it anew and reuses the rest.
-                made = make_variants(run.job, spec)
-            return release(run, made)
+                return release(run, make_variants(run.job, spec))
+            except (CorruptObject, ObjectMissing) as broken:
+                # It was quarantined when it was opened: walking again makes it anew and reuses everything else.
+                run.recover(f"made again: {broken}")
+                return release(run, make_variants(run.job, spec))
     except GateFailed as refusal:
         return Failed(name="Refused", message=refusal.message)
 

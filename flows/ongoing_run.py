@@ -89,6 +89,12 @@ class OngoingRun:
             ),
         )
 
+    def recover(self, text: str) -> None:
+        """Go on after an error that was mended; the text says what it was."""
+        self.journal.failure = None
+        self.update(status="running", error=None)
+        self.note(text)
+
     @property
     def origin(self) -> dict[str, str]:
         """Tags that lead from MLflow back to Prefect and git."""
