@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flows.lineage import Made
 from flows.ongoing_run import OngoingRun
+from model_registry.cpu_class import cpu_class
 from model_registry.ledger import Entry, Ledger
 from model_registry.variant import Variant
 from tasks.errors import GateFailed
@@ -14,14 +15,14 @@ from tasks.evidence.decision import Decision
 
 @dataclass(frozen=True)
 class Champion:
-    """The ledger's entry and the variant it released."""
+    """The ledger's entry, and the variant it released; None where it cannot be compared with here."""
 
     entry: Entry
-    variant: Variant
+    variant: Variant | None
 
 
 def standing_champion(run: OngoingRun, made: Made) -> Champion | None:
-    """The model's champion; None where nothing was released yet, or where it answers another question.
+    """The model's champion; None where nothing was released yet.
 
     Raises:
         LedgerCorrupt, ObjectMissing: the ledger or the champion's manifest cannot be read.
@@ -29,14 +30,17 @@ def standing_champion(run: OngoingRun, made: Made) -> Champion | None:
     entry = Ledger(run.store).champion(run.job.model)
     if entry is None:
         return None
-    champion = Champion(entry, run.store.load_variant(entry.digest))
-    if not comparable(champion.variant, made.variants[made.baseline.digest]):
-        run.note(
-            f"champion version {entry.to_version} takes other inputs or gives other outputs than these variants; "
-            "they were compared with the baseline alone"
-        )
-        return None
-    return champion
+    variant = run.store.load_variant(entry.digest)
+    if not comparable(variant, made.variants[made.baseline.digest]):
+        why = "takes other inputs or gives other outputs than these variants"
+    elif variant.runtime.cpu_class not in (None, cpu_class()):
+        why = f"is for CPUs of the class {variant.runtime.cpu_class}, and this one is {cpu_class()}"
+    elif not all(run.store.has_blob(file) for file in variant.files):
+        why = "is no longer whole in the store"
+    else:
+        return Champion(entry, variant)
+    run.note(f"champion version {entry.to_version} {why}; the variants were compared with the baseline alone")
+    return Champion(entry, None)
 
 
 def comparable(champion: Variant, baseline: Variant) -> bool:

@@ -182,7 +182,9 @@ def _stop_on_signals(first: Callable[[], None], last: Callable[[], None]) -> thr
 
     def leave() -> None:
         time.sleep(_GRACE_SECONDS)
-        last()
+        telling = threading.Thread(target=last, daemon=True)
+        telling.start()
+        telling.join(timeout=2)  # a server that hangs must not keep us
         sys.stderr.flush()
         os._exit(130)
 

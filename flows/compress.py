@@ -97,8 +97,9 @@ def release(run: OngoingRun, made: Made) -> RunReport:
     job, spec, checked = run.job, run.spec, made.checked
     champion = standing_champion(run, made)
     opponent = None
-    if champion:
-        opponent = measure(job, spec.measure, data=checked, variant=champion.variant, baseline=made.measured[0])
+    if champion and champion.variant:
+        rival, reference = champion.variant, made.measured[0]
+        opponent = measure(job, spec.measure, data=checked, variant=rival, baseline=reference, label="champion")
     run.describe(made)
 
     decision = refusal = None
@@ -134,7 +135,8 @@ def release(run: OngoingRun, made: Made) -> RunReport:
                 digest=decision.chosen,
                 champion_seq=champion.entry.seq if champion else 0,
             )
-            run.update(status="released", endpoint=deployed.url, curl=curl_line(run, made, chosen, deployed.url))
+            run.update(status="released", endpoint=deployed.url)
+            run.update(curl=curl_line(run, made, chosen, deployed.url))
     return run.report
 
 

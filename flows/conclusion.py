@@ -8,13 +8,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
+from prefect.exceptions import PrefectException
 
 from flows.lineage import Made, Measured
 from flows.ongoing_run import STOPPED, OngoingRun
-from model_registry.registry import Registry
+from model_registry.registry import Registry, RegistryError
 from model_registry.run_page import VariantRun
+from model_registry.store import StoreError
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.split_inputs import split_inputs
 from tasks.report.pages import write_report
@@ -22,6 +25,8 @@ from tasks.report.run_report import RunReport
 from tasks.track import Tracked, conclude
 
 DATA_DOCS = "data_docs.html"
+NOT_SHOWN = (RegistryError, StoreError, httpx.HTTPError, PrefectException)
+"""What the servers that only show a run may answer."""
 _INLINE_ELEMENTS = 256
 
 
@@ -36,9 +41,15 @@ def concluding(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked:
         if isinstance(error, STOPPED):  # a person waits: only the state, no pages
             Registry.from_environment().end_run(tracked.run, "interrupted")
         else:
-            _conclude(run, made, rows, tracked)
+            try:
+                _conclude(run, made, rows, tracked)
+            except NOT_SHOWN as lost:  # what the run failed of is what counts
+                error.add_note(f"and it could not be shown everywhere: {lost}")
         raise
-    _conclude(run, made, rows, tracked)
+    try:
+        _conclude(run, made, rows, tracked)
+    except NOT_SHOWN as lost:  # pages may be lost; the release is not
+        run.note(f"not shown everywhere: {lost}")
 
 
 def _conclude(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: Tracked) -> None:

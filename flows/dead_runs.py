@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 
+from pydantic import ValidationError
+
 from model_registry.store import Store
 from tasks.report.run_report import RunReport, load_run, save_run
 
@@ -19,7 +21,11 @@ def mark_dead_runs(store: Store, model: str | None = None) -> list[RunReport]:
     """
     marked = []
     for key in store.list_records("runs/")[-_LOOK_BACK:]:
-        report = load_run(store, key.removeprefix("runs/").removesuffix(".json"))
+        try:
+            report = load_run(store, key.removeprefix("runs/").removesuffix(".json"))
+        except ValidationError as error:
+            _log.warning("%s cannot be read and is passed over: %s", key, error)
+            continue
         if report is None or report.status != "running" or report.state != "crashed":
             continue
         if model is not None and report.model != model:

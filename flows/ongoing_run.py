@@ -91,7 +91,7 @@ class OngoingRun:
 
     def recover(self, text: str) -> None:
         """Go on after an error that was mended; the text says what it was."""
-        self.journal.failure = None
+        self.journal.failures.clear()
         self.update(status="running", error=None)
         self.note(text)
 
@@ -127,7 +127,9 @@ class OngoingRun:
         )
         folder = log_folder(self.job.run_id)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").write_bytes(self.report.to_json())
+        partial = folder / f".report-{os.getpid()}.json"
+        partial.write_bytes(self.report.to_json())
+        partial.replace(folder / "report.json")  # whoever reads it, reads it whole
         save_run(self.store, self.report)
         return self.report
 
@@ -191,7 +193,7 @@ def open_run(spec: PipelineSpec, run_id: str | None = None) -> Iterator[OngoingR
 def _failed(run: OngoingRun, error: BaseException) -> None:
     if isinstance(error, STOPPED):
         end_all()  # Prefect waits for its threads, and these for their processes
-    if run.report.status not in {"refused", "failed", "interrupted"}:
+    if run.report.status == "running":  # a released run stays released, whatever fails after the commit
         run.settle(error)
     try:
         run.save()

@@ -6,6 +6,7 @@ Two buckets: a plain one for content-addressed blobs, checkpoints, leases and sc
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlparse
+
+from pydantic import ValidationError
 
 from model_registry.manifest import FileEntry, describe_folder, hash_bytes, hash_file
 from model_registry.variant import Variant
@@ -162,7 +165,7 @@ class Store:
             self._call(self.client.download_file, self.bucket, key, str(partial))
             found = hash_file(partial)
             if found != entry.sha256:
-                self._quarantine(key, found)
+                self._quarantine(key, partial, found)
                 raise CorruptObject(
                     f"object {key} of {self.uri} hashes to {found}, not to its name; it was moved to quarantine/ "
                     "and will be computed again by the next run"
@@ -184,12 +187,17 @@ class Store:
             list(pool.map(lambda e: self.fetch(e, folder / e.path), entries))
         return folder
 
-    def _quarantine(self, key: str, found: str) -> None:
+    def _quarantine(self, key: str, broken: Path, found: str) -> None:
+        """Keep the broken bytes, and remove the object unless another run has put a whole one there meanwhile."""
         target = f"quarantine/{key.rsplit('/', 1)[-1]}-{found[:12]}"
-        self._call(
-            self.client.copy_object, Bucket=self.bucket, Key=target, CopySource={"Bucket": self.bucket, "Key": key}
-        )
-        self._call(self.client.delete_object, Bucket=self.bucket, Key=key)
+        self._call(self.client.upload_file, str(broken), self.bucket, target)
+        try:
+            etag = self._call(self.client.head_object, Bucket=self.bucket, Key=key)["ETag"].strip('"')
+        except ObjectMissing:
+            return
+        # The ETag of an object put in one piece is its MD5; one put in several ("-") is told by nothing but its bytes.
+        if "-" in etag or etag == hashlib.md5(broken.read_bytes(), usedforsecurity=False).hexdigest():
+            self._call(self.client.delete_object, Bucket=self.bucket, Key=key)
 
     # -- plain objects (checkpoints, leases, pages) -----------------------------------------------------------------
     def put(self, key: str, data: bytes, *, content_type: str = "application/octet-stream") -> None:
@@ -256,7 +264,15 @@ class Store:
     # -- variants -----------------------------------------------------------------------------------------------
     def save_variant(self, variant: Variant) -> None:
         """Write the variant's manifest, last: its files must be in the store already."""
-        self.create_record(f"variants/{variant.digest}.json", variant.to_json())
+        key, data = f"variants/{variant.digest}.json", variant.to_json()
+        if not self.create_record(key, data) and not self._is_variant(key):
+            self.write_record(key, data)  # what lay there was damaged
+
+    def _is_variant(self, key: str) -> bool:
+        try:
+            return Variant.model_validate_json(self.read_record(key) or b"") is not None
+        except ValidationError:
+            return False
 
     def load_variant(self, digest: str) -> Variant:
         """The variant of that digest; ObjectMissing if the store has none, ValidationError if it was altered."""

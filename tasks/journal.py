@@ -26,38 +26,35 @@ class Journal:
     """Lines in the order in which steps ended. Steps run in several threads."""
 
     lines: list[Line] = field(default_factory=list)
-    outcomes: list[Outcome] = field(default_factory=list)
-    failure: tuple[str, BaseException] | None = None
-    """The first step that failed for good, and why."""
+    failures: dict[str, BaseException] = field(default_factory=dict)
+    """Why each step failed that has not gone well since, by its name."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    @property
+    def failure(self) -> tuple[str, BaseException] | None:
+        """The first step that failed, and why."""
+        return next(iter(self.failures.items()), None)
+
     def add(self, line: Line) -> None:
-        """Note a step's end; a step walked again (after a corrupt object) replaces its line."""
+        """Note a step's end. A step walked again replaces its line, unless it only found what this run had made."""
         with self._lock:
+            self.failures.pop(line.name, None)
             for index, old in enumerate(self.lines):
                 if old.name == line.name:
-                    self.lines[index] = line
+                    if not (old.status == "computed" and line.status == "reused"):
+                        self.lines[index] = line
                     return
             self.lines.append(line)
 
     def add_outcome(self, outcome: Outcome) -> None:
         """Note a stage's result."""
-        with self._lock:
-            self.outcomes.append(outcome)
         self.add(Line(outcome.name, outcome.status, outcome.seconds, outcome.compute_seconds, outcome.reason))
 
     def fail(self, name: str, error: BaseException, seconds: float) -> None:
-        """Note that a step raised; the first one is what the run failed of."""
+        """Note that a step raised; it may be tried again."""
         self.add(Line(name, "failed", seconds, reason=type(error).__name__))
         with self._lock:
-            if self.failure is None or self.failure[0] == name:
-                self.failure = (name, error)
-
-    def recovered(self, name: str) -> None:
-        """A retry went well: forget its failure."""
-        with self._lock:
-            if self.failure is not None and self.failure[0] == name:
-                self.failure = None
+            self.failures[name] = error
 
 
 journal: ContextVar[Journal | None] = ContextVar("journal", default=None)

@@ -44,6 +44,8 @@ class _Process:
     popen: subprocess.Popen[bytes]
     messages: int
     pool: str
+    code: str = ""
+    """Hash of the user's code that it has imported; empty while it has imported none."""
 
 
 _table: dict[int, _Process] = {}
@@ -60,6 +62,7 @@ def run_child(
     limits: Limits,
     log_path: Path,
     pool: str = "",
+    code: str = "",
     threads: int | None = None,
     on_progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -72,6 +75,7 @@ def run_child(
         log_path: where stdout and stderr of the child go.
         pool: stages of one pool use the same libraries: a standby of the pool is taken if there is one, and inside
             :func:`kept_processes` the child becomes a standby again when it has answered well.
+        code: hash of the user's code; a process that has imported another version of it is not taken.
         threads: compute threads; None = all cores.
 
     Raises:
@@ -79,7 +83,7 @@ def run_child(
         ChildFailed: the child raised an unknown exception or died.
         Exception: any error of :mod:`tasks.errors` or of the store that the child raised, as the same class.
     """
-    process = _take(pool)
+    process = _take(pool, code)
     request = {**request, "threads": threads or _cores()}
     tail: deque[str] = deque(maxlen=_TAIL)
     answer: dict[str, Any] | None = None
@@ -134,6 +138,7 @@ def run_child(
                         )
     finally:
         if pool and _keeping.is_set() and answer is not None and "result" in answer:
+            process.code = code
             with _lock:
                 _standby.append(process)
         else:
@@ -141,8 +146,8 @@ def run_child(
     if answer is None:
         if _closing.is_set():
             raise Interrupted(f"stage {name} was ended because the run was asked to stop")
-        code = process.popen.returncode
-        died = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
+        status = process.popen.returncode
+        died = signal.Signals(-status).name if status is not None and status < 0 else f"exit code {status}"
         raise ChildFailed(
             f"the process of stage {name} died ({died}; peak memory {_mib(peak)}).{_last(tail, log_path)}", died=died
         )
@@ -196,12 +201,12 @@ def end_all() -> None:
         _kill_group(process.popen.pid)
 
 
-def _take(pool: str) -> _Process:
+def _take(pool: str, code: str) -> _Process:
     if _closing.is_set():
         raise Interrupted("the run was asked to stop; no new process is started")
     with _lock:
         for process in _standby:
-            if process.pool == pool and process.popen.poll() is None:
+            if process.pool == pool and process.code in ("", code) and process.popen.poll() is None:
                 _standby.remove(process)
                 return process
     return _start((), pool)

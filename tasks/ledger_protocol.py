@@ -199,7 +199,11 @@ class Rollout:
         pending = self.ledger.pending(self.model)
         if pending is None:
             champion = self.ledger.champion(self.model)
-            moved = champion is not None and self._follow(champion)
+            try:
+                moved = champion is not None and self._follow(champion)
+            except EndpointRefused as refusal:  # it answers but cannot load it: a new release must stay possible
+                _log.warning("%s: champion %s cannot be served: %s", self.model, champion, refusal)
+                moved = False
             return Reconciled(model=self.model, action="rerouted" if moved else "nothing", champion=champion)
         age = (datetime.now(UTC) - pending.at).total_seconds()
         # Our own process cannot be at it: it would hold the lease that we hold.

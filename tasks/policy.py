@@ -26,11 +26,7 @@ RETRY_DELAYS = [1.0, 3.0, 8.0, 20.0, 40.0, 45.0]
 RETRY_JITTER = 0.3
 
 
-class Transient(Exception):
-    """Base for errors of the single-file steps that may pass (a server that does not answer)."""
-
-
-_TRANSIENT = (StoreUnavailable, LeaseLost, LeaseBusy, Transient, ConnectionError)
+_TRANSIENT = (StoreUnavailable, LeaseLost, LeaseBusy, ConnectionError)
 
 
 def may_pass(task: Any, run: Any, state: Any) -> bool:
@@ -108,7 +104,6 @@ def _noted(name: str, function: Callable[P, R]) -> Callable[P, R]:
             notes.fail(name, error, time.monotonic() - started)
             raise
         notes.add(Line(name, "computed", time.monotonic() - started))
-        notes.recovered(name)
         return result
 
     return noted

@@ -20,9 +20,9 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 
-from model_registry.cpu_class import cpu_class
+from model_registry.cpu_class import cpu_class, sums_saturate
 from model_registry.lease import lease
 from model_registry.manifest import FileEntry, canonical_json, hash_bytes
 from model_registry.store import Store
@@ -111,7 +111,6 @@ def run_stage(
         raise
     if notes is not None:
         notes.add_outcome(outcome)
-        notes.recovered(name)
     return outcome
 
 
@@ -219,6 +218,7 @@ def ingredients(
         }
     if stage.cpu_class_matters:
         parts["cpu_class"] = cpu_class()
+        parts["sums_saturate"] = sums_saturate(cpu_class())  # decided there, outside the sources that are hashed
     if stage.machine_matters:
         parts["machine"] = {"host": socket.gethostname(), "cpu_class": cpu_class(), "cores": os.cpu_count()}
     canonical: dict[str, Any] = json.loads(canonical_json(parts))  # tuples to lists, as they will be read back
@@ -235,7 +235,10 @@ def _find(store: Store, key: str) -> tuple[StageRecord | None, str]:
     data = store.read_record(f"stages/{key}.json")
     if data is None:
         return None, ""
-    record = StageRecord.model_validate_json(data)
+    try:
+        record = StageRecord.model_validate_json(data)
+    except ValidationError as error:
+        return None, f"its record cannot be read ({error.error_count()} errors)"
     entries = [*record.files, *(entry for variant in record.variants for entry in variant.files)]
     if not entries:
         return record, ""
@@ -275,6 +278,7 @@ def _compute(
             limits=job.limits_of(stage.name),
             log_path=folder / f"{name.replace(':', '-')}.log",
             pool=stage.pool,
+            code=closure_hash(job.workload.path.partition(":")[0], job.workload.folder),
             threads=stage.threads,
             on_progress=on_progress,
         )
@@ -333,9 +337,12 @@ def _plan(
 
 def _difference(latest: bytes | None, parts: dict[str, Any]) -> str:
     """What differs from the ingredients of the last result of this stage of this model."""
+    try:
+        old, new = _flat(json.loads(latest or b"null")), _flat(parts)
+    except ValueError:  # damaged: it is for people only, and written anew with this result
+        latest = None
     if latest is None:
         return "first time"
-    old, new = _flat(json.loads(latest)), _flat(parts)
     changes = [
         f"{path} {old.get(path, 'nothing')} -> {new.get(path, 'nothing')}"
         for path in sorted(old.keys() | new.keys())

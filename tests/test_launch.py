@@ -88,15 +88,17 @@ def test_a_standby_has_imported_what_its_pool_needs(
 
 
 def test_stages_of_a_pool_share_a_process_until_one_fails(store: Store, tmp_path: Path) -> None:
-    def pid(pool: str) -> int:
+    def pid(pool: str, code: str = "v1") -> int:
         asked = request(store.uri, "whoami", {}, tmp_path)
-        values = launch.run_child(asked, name="x", limits=Limits(), log_path=tmp_path / "log", pool=pool)["values"]
-        return int(values["pid"])
+        log = tmp_path / "log"
+        answer = launch.run_child(asked, name="x", limits=Limits(), log_path=log, pool=pool, code=code)
+        return int(answer["values"]["pid"])
 
     with launch.kept_processes():
         first = pid("one")
         assert pid("one") == first
         assert pid("two") != first
+        assert pid("two", code="v2") not in {first, pid("two")}  # the user has edited the workload meanwhile
         with pytest.raises(DataCheckFailed):
             launch.run_child(
                 request(store.uri, "refuse", {}, tmp_path),
@@ -107,7 +109,7 @@ def test_stages_of_a_pool_share_a_process_until_one_fails(store: Store, tmp_path
             )
         assert pid("one") != first
         left = [process.popen.pid for process in launch._standby]
-        assert len(left) == 2
+        assert len(left) == 3
     assert wait_gone(left) == []
 
 

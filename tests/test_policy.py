@@ -21,7 +21,7 @@ class _State:
         self.data = data
 
 
-@pytest.mark.parametrize("error", [StoreUnavailable("x"), ConnectionResetError("x"), policy.Transient("x")])
+@pytest.mark.parametrize("error", [StoreUnavailable("x"), ConnectionResetError("x")])
 def test_what_may_pass_is_tried_again(error: Exception) -> None:
     assert may_pass(None, None, _State(error))
 

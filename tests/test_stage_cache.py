@@ -170,6 +170,17 @@ def test_a_damaged_result_is_computed_again(store: Store, tmp_path: Path, damage
         assert len(store.list_objects("quarantine/")) == 1
 
 
+def test_a_damaged_record_is_computed_again(store: Store, tmp_path: Path) -> None:
+    spec = EchoSpec(count=str(tmp_path / "count"))
+    first = run_stage(STAGE, job(store), spec)
+    store.write_record(f"stages/{first.key}.json", b'{"schema": 1, "key"')
+    store.put("latest/m/echo.json", b"{")
+    again = run_stage(STAGE, job(store), spec)
+    assert again.status == "computed"
+    assert "cannot be read" in again.reason
+    assert run_stage(STAGE, job(store), spec).status == "reused"
+
+
 def test_the_same_work_at_the_same_time_is_done_once(store: Store, tmp_path: Path) -> None:
     spec = EchoSpec(count=str(tmp_path / "count"), sleep=1.5)
     slow = Stage(name="slow", entry="child_entries:slow")

@@ -32,7 +32,6 @@ class MeasureSpec(Frozen):
 STAGE = Stage(
     name="measure",
     pool="numbers",
-    warms="checks",
     entry="tasks.measure.measure_child:main",
     libraries=("onnxruntime", "numpy"),
     seed_matters=False,
@@ -46,13 +45,14 @@ STAGE = Stage(
 
 @step(STAGE)
 def measure(
-    job: Job, spec: MeasureSpec, *, data: DataRef, variant: Variant, baseline: Outcome | None = None
+    job: Job, spec: MeasureSpec, *, data: DataRef, variant: Variant, baseline: Outcome | None = None, label: str = ""
 ) -> Outcome:
     """Measure an ONNX variant on the validation split.
 
     Args:
         variant: what is measured; also the only variant of the outcome.
         baseline: the outcome of measuring the baseline (the teacher, exported fp32); None to measure the baseline.
+        label: what to call it among the stages, if not by its name (the champion may be called as a candidate is).
 
     Returns:
         The outcome; :func:`measurement_of` reads the numbers from it.
@@ -67,7 +67,7 @@ def measure(
         "probe": closure_hash("serving.probe"),
         "baseline_scores": scores.model_dump(mode="json") if scores else None,
     }
-    return run_stage(STAGE, job, spec, data=data, inputs=inputs, extra=extra, label=variant.name)
+    return run_stage(STAGE, job, spec, data=data, inputs=inputs, extra=extra, label=label or variant.name)
 
 
 def measurement_of(outcome: Outcome) -> Measurement:
