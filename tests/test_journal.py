@@ -20,7 +20,9 @@ def test_a_step_walked_again_replaces_its_line() -> None:
 
 
 def test_the_failure_is_the_first_that_did_not_recover() -> None:
-    journal, passing, final = Journal(), ConnectionError("away"), ValueError("wrong")
+    journal = Journal()
+    passing: Exception = ConnectionError("away")
+    final: Exception = ValueError("wrong")
     journal.fail("quantize:a", passing, 1.0)
     journal.fail("quantize:b", final, 1.0)
     assert journal.failure == ("quantize:a", passing)

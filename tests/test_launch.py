@@ -106,6 +106,7 @@ def test_stages_of_a_pool_share_a_process_until_one_fails(store: Store, tmp_path
                 limits=Limits(),
                 log_path=tmp_path / "log",
                 pool="one",
+                code="v1",
             )
         assert pid("one") != first
         left = [process.popen.pid for process in launch._standby]
