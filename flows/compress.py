@@ -19,6 +19,7 @@ from tasks.deploy import deploy
 from tasks.distill import distill
 from tasks.errors import GateFailed
 from tasks.export import export
+from tasks.ledger_protocol import patiently
 from tasks.measure import measure, measurement_of
 from tasks.prune import prune
 from tasks.quantize import quantize
@@ -95,7 +96,7 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
 def release(run: OngoingRun, made: Made) -> RunReport:
     """From measured variants to the champion: proven on the test split, tracked, registered, deployed."""
     job, spec, checked = run.job, run.spec, made.checked
-    champion = standing_champion(run, made)
+    champion = patiently(lambda: standing_champion(run, made))
     opponent = None
     if champion and champion.variant:
         rival, reference = champion.variant, made.measured[0]
@@ -136,7 +137,7 @@ def release(run: OngoingRun, made: Made) -> RunReport:
                 champion_seq=champion.entry.seq if champion else 0,
             )
             run.update(status="released", endpoint=deployed.url)
-            run.update(curl=curl_line(run, made, chosen, deployed.url))
+            run.update(curl=patiently(lambda: curl_line(run, made, chosen, deployed.url)))
     return run.report
 
 

@@ -20,6 +20,7 @@ from model_registry.run_page import VariantRun
 from model_registry.store import StoreError
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.split_inputs import split_inputs
+from tasks.ledger_protocol import patiently
 from tasks.report.pages import write_report
 from tasks.report.run_report import RunReport
 from tasks.track import Tracked, conclude
@@ -57,7 +58,7 @@ def _conclude(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: 
     written = write_report(report, run.pages)
     docs = made.data.file(DATA_DOCS)
     if docs is not None:
-        written[DATA_DOCS] = run.store.fetch(docs, run.pages / DATA_DOCS)
+        written[DATA_DOCS] = patiently(lambda: run.store.fetch(docs, run.pages / DATA_DOCS))
     tags = {"winnow.version": str(report.version or ""), "winnow.endpoint": report.endpoint or ""}
     conclude(
         tracked,

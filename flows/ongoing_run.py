@@ -28,6 +28,7 @@ from tasks.errors import GateFailed, Interrupted
 from tasks.evidence.decision import Decision
 from tasks.journal import Journal, Line, journal
 from tasks.launch import end_all, kept_processes
+from tasks.ledger_protocol import patiently
 from tasks.report.pages import write_report
 from tasks.report.run_report import RunError, RunReport, StageLine, describe_variants, save_run
 from tasks.stage import Job
@@ -110,8 +111,8 @@ class OngoingRun:
         """Where report.html and its companions are written."""
         return log_folder(self.job.run_id) / "report"
 
-    def save(self) -> RunReport:
-        """Write the report to the store and beside the run's logs."""
+    def save(self, *, patient: bool = True) -> RunReport:
+        """Write the report to the store and beside the run's logs; patiently, where nobody waits for us to leave."""
         self.update(
             seconds=time.monotonic() - self._began,
             stages=tuple(
@@ -130,7 +131,10 @@ class OngoingRun:
         partial = folder / f".report-{os.getpid()}.json"
         partial.write_bytes(self.report.to_json())
         partial.replace(folder / "report.json")  # whoever reads it, reads it whole
-        save_run(self.store, self.report)
+        if patient:
+            patiently(lambda: save_run(self.store, self.report))
+        else:
+            save_run(self.store, self.report)
         return self.report
 
 
@@ -196,7 +200,7 @@ def _failed(run: OngoingRun, error: BaseException) -> None:
     if run.report.status == "running":  # a released run stays released, whatever fails after the commit
         run.settle(error)
     try:
-        run.save()
+        run.save(patient=not isinstance(error, STOPPED))
         write_report(run.report, run.pages)
     except (StoreError, OSError) as lost:  # what failed may be the store or the disk; the first error is what counts
         error.add_note(f"and the run's record or report could not be written: {lost}")

@@ -117,9 +117,9 @@ class Rollout:
                 held.check()
                 self.endpoint.route(self.model, version)
                 self._note("swapped")
-                _patiently(lambda: self.registry.set_alias(self.model, CHAMPION, version))
+                patiently(lambda: self.registry.set_alias(self.model, CHAMPION, version))
                 self._note("aliased")
-                done = _patiently(lambda: self.ledger.commit(entry))
+                done = patiently(lambda: self.ledger.commit(entry))
             except BaseException as error:
                 arrived = self._undo(entry, error)
                 if isinstance(error, EndpointError):
@@ -147,7 +147,7 @@ class Rollout:
 
     # -- steps --------------------------------------------------------------------------------------------------
     def _load(self, version: int, digest: str, seconds: float) -> None:
-        _patiently(lambda: self.endpoint.load(self.model, version, digest, seconds=seconds))
+        patiently(lambda: self.endpoint.load(self.model, version, digest, seconds=seconds))
 
     def _check(self, version: int, digest: str, tolerance: float) -> None:
         """Ask the version, by its number and over HTTP, for what it answered when it was measured."""
@@ -211,7 +211,7 @@ class Rollout:
             raise ReleasePending(pending)
         served = self.endpoint.model(self.model)
         if served.serving == pending.to_version and served.digest_of(served.serving) == pending.digest:
-            _patiently(lambda: self.registry.set_alias(self.model, CHAMPION, pending.to_version))
+            patiently(lambda: self.registry.set_alias(self.model, CHAMPION, pending.to_version))
             done = self.ledger.commit(pending)
             self._tidy(done)
             return Reconciled(model=self.model, action="committed", entry=done, champion=done)
@@ -266,7 +266,7 @@ class Rollout:
             yield held
 
 
-def _patiently(call: Callable[[], T]) -> T:
+def patiently(call: Callable[[], T]) -> T:
     """Try again, for a minute, while a server is away; then let its error rise."""
     deadline, pause = time.monotonic() + PATIENCE_SECONDS, 0.5
     while True:

@@ -127,7 +127,11 @@ def test_a_run_killed_in_each_stage_goes_on_where_it_was(world: World) -> None:
         process.communicate()
         here = folder()
         assert here is not None
-        killed.append(here)
+        alive = _report(here)["status"] == "running"  # what a run that was killed in the middle still says
+        # The last three take a moment only, and Prefect tells of them late: such a run may have ended by itself.
+        assert alive or stage in {"track", "register", "deploy"}, stage
+        if alive:
+            killed.append(here)
         wait_for(lambda: not world.leftovers(), seconds=10, what="the end of all child processes")
 
     final = world.winnow.report("tiny", *arguments)
@@ -137,7 +141,7 @@ def test_a_run_killed_in_each_stage_goes_on_where_it_was(world: World) -> None:
         begun = [f for f in world.run_folders() if (f / f"{stage}.log").exists() and f in killed]
         assert len(begun) <= 2, (stage, begun)
         assert stage_lines(final)[stage] == "reused"
-    for folder_ in killed[:-2]:  # the last two may have ended by themselves before the signal
+    for folder_ in killed:
         report = _report(folder_)
         assert world.prefect_state(report) == "CRASHED", folder_
     runs = json.loads(world.winnow("runs", "--json").stdout)
