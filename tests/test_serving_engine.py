@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -428,6 +429,10 @@ def test_what_libraries_print_stays_out_of_the_frames(tmp_path: Path) -> None:
 
 
 def engines() -> list[int]:
-    """Engine processes below this one."""
-    children = psutil.Process().children(recursive=True)
-    return [c.pid for c in children if c.is_running() and "serving.engine_process" in " ".join(c.cmdline())]
+    """Engine processes below this one that still run."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # gone meanwhile, or a zombie of another test's making
+            if "serving.engine_process" in " ".join(child.cmdline()):
+                found.append(child.pid)
+    return found

@@ -32,7 +32,7 @@ def test_mlflow_keeps_artifacts_in_s3(mlflow_server: str, store: Store) -> None:
     )
     with urllib.request.urlopen(request) as answer:
         assert answer.status == 200
-    assert Store("s3://mlflow").list_objects("mlflow/") == ["mlflow/probe/file.txt"]
+    assert Store("s3://mlflow").list_objects("mlflow/probe/") == ["mlflow/probe/file.txt"]
 
 
 def test_inner_ports_of_the_s3_server_refuse_strangers(store: Store) -> None:
