@@ -1,4 +1,4 @@
-"""The built-in networks, sized by the data: an MLP for flat and tabular input, a small CNN for images."""
+"""The small built-in networks, sized by the data: an MLP for flat and tabular input, a CNN of two layers for images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class SimpleNet(nn.Module):
     def __init__(self, shape: tuple[int, ...], outputs: int, width: float = 1.0) -> None:
         super().__init__()
         values = math.prod(shape)
-        first, second = (_scaled(units, width) for units in _HIDDEN)
+        first, second = (scaled(units, width) for units in _HIDDEN)
         self.dense1 = nn.Linear(values, first)
         self.dense2 = nn.Linear(first, second)
         self.head = nn.Linear(second, outputs)
@@ -48,16 +48,16 @@ class ImageClassifier(nn.Module):
     def __init__(self, shape: tuple[int, int, int], classes: int, width: float = 1.0) -> None:
         super().__init__()
         channels, height, breadth = shape
-        first, second = (_scaled(units, width) for units in _CONV)
-        dense = _scaled(_DENSE, width)
+        first, second = (scaled(units, width) for units in _CONV)
+        dense = scaled(_DENSE, width)
         # The bias of a convolution before BatchNorm would be subtracted again.
         self.conv1 = nn.Conv2d(channels, first, 3, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(first)
         self.conv2 = nn.Conv2d(first, second, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(second)
-        self.pool1 = _halving((height, breadth))
+        self.pool1 = halving((height, breadth))
         height, breadth = height // self.pool1[0], breadth // self.pool1[1]
-        self.pool2 = _halving((height, breadth))
+        self.pool2 = halving((height, breadth))
         height, breadth = height // self.pool2[0], breadth // self.pool2[1]
         # Fixed windows instead of adaptive pooling, which ONNX does not have.
         self.shrink = (math.ceil(height / _GRID), math.ceil(breadth / _GRID))
@@ -74,13 +74,20 @@ class ImageClassifier(nn.Module):
         return logits
 
 
-def _scaled(units: int, width: float) -> int:
+def scaled(units: int, width: float) -> int:
     """``units * width``, rounded, at least 2."""
     if not width > 0:
         raise ValueError(f"width {width} must be greater than 0: 1 is the full network, 0.5 half of its units")
     return max(2, round(units * width))
 
 
-def _halving(size: tuple[int, int]) -> tuple[int, int]:
+def repeated(layers: int, depth: float) -> int:
+    """``layers * depth``, rounded half up, at least 1."""
+    if not depth > 0:
+        raise ValueError(f"depth {depth} must be greater than 0: 1 is the full network, 0.5 half of its layers")
+    return max(1, math.floor(layers * depth + 0.5))
+
+
+def halving(size: tuple[int, int]) -> tuple[int, int]:
     """The pooling window that halves the image where there is something to halve."""
     return (2 if size[0] > 1 else 1, 2 if size[1] > 1 else 1)
