@@ -30,8 +30,8 @@ CONFINED = {
     "botocore": ("model_registry/store.py",),
     "great_expectations": ("tasks/data/", "tasks/gate_checks/"),
     "torch": ("tasks/",),  # and never in what the flow imports: see test_importing_the_flow_stays_light
-    "torch_pruning": ("tasks/prune/", "tasks/pruning_plan.py"),
-    "onnxruntime": ("tasks/export/", "tasks/quantize/", "serving/"),
+    "torch_pruning": ("tasks/channel_pruner.py", "tasks/pruning_plan.py"),
+    "onnxruntime": ("tasks/export/", "tasks/quantize/", "tasks/allocate/", "serving/"),
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "core", "configs", "misc"}
 FORBIDDEN_CALLS = ("pickle", "cloudpickle", "joblib", "dill", "shelve", "marshal")

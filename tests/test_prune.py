@@ -6,11 +6,12 @@ import json
 
 import pytest
 import torch
+from narrow_nets import FAMILIES, net
 from torch import Tensor, nn
 
+from tasks.channel_pruner import ChannelPruner, Importance, Scope
 from tasks.errors import PruningRefused
 from tasks.prune.batchnorm import reestimate_batchnorm
-from tasks.prune.channels import ChannelPruner, Importance, Scope
 from tasks.prune.torch_cost import TorchCost, torch_cost
 from tasks.pruning_plan import apply_plan
 
@@ -186,7 +187,7 @@ def test_scopes(scope: Scope) -> None:
     assert (widths["first"] == widths["second"]) is (scope == "local")
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "taylor", "bn_scale", "lamp"])
+@pytest.mark.parametrize("importance", ["magnitude", "taylor", "hessian", "bn_scale", "lamp"])
 def test_importances(importance: Importance) -> None:
     torch.manual_seed(0)
     model = Residual()
@@ -215,6 +216,74 @@ def test_round_to_and_ignored_layers() -> None:
         pruned(Flat(), rows(), ignore=("nowhere",))
     with pytest.raises(PruningRefused, match="every layer is the output layer"):
         pruned(Flat(), rows(), ignore=("first", "second"))
+
+
+def test_ratios_by_layer_hold_for_what_is_tied_to_it() -> None:
+    torch.manual_seed(0)
+    found = pruned(Residual(), images(), ratios={"outer": 0.75, "inner": 0.0})
+    assert found.widths() == {"stem": 4, "inner": 24, "outer": 4, "head": 5}
+    assert pruned(Residual(), images(), ratios={"stem": 0.25}).widths() == {
+        "stem": 12, "inner": 12, "outer": 12, "head": 5
+    }  # fmt: skip
+    with pytest.raises(PruningRefused, match=r"names \['head', 'norm'\].* layers that can .*: stem = outer, inner"):
+        pruned(Residual(), images(), ratios={"head": 0.5, "norm": 0.5})
+    with pytest.raises(PruningRefused, match="lose the same channels; give one ratio to one of them"):
+        pruned(Residual(), images(), ratios={"stem": 0.5, "outer": 0.25})
+    with pytest.raises(PruningRefused, match=r"prune.ratios would leave no channel in 'inner'"):
+        pruned(Residual(), images(), ratios={"inner": 0.99})
+    with pytest.raises(PruningRefused, match=r"prune.ratios with importance magnitude removed nothing"):
+        pruned(Residual(), images(), ratios={"inner": 0.0, "stem": 0.0})
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_ratio_removes_the_very_number_it_says(steps: int) -> None:
+    for width in (7, 10, 16, 20, 60):
+        for keep in range(1, width + 1):
+            model = Flat(width)
+            found = ChannelPruner(model, rows(), ratio=0.5, ratios={"first": 1 - keep / width}, steps=steps)
+            for _ in range(steps):
+                found.step()
+            assert found.widths()["first"] == keep
+            if width > 10 and keep > 3:
+                break
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("round_to", [1, 4])
+def test_a_tenth_is_left_of_plain_residual_and_depthwise_networks(family: str, round_to: int) -> None:
+    model = net(family)
+    pruner = ChannelPruner(model, images(), ratio=0.5)
+    groups = {group.name: group for group in pruner.groups()}
+    keep = {name: -(-group.width // (10 * round_to)) * round_to for name, group in groups.items()}
+    ratios = {name: 1 - keep[name] / group.width for name, group in groups.items()}
+    model = net(family)
+    pruner = pruned(model, images(), ratios=ratios, round_to=round_to)
+    widths = pruner.widths()
+    assert all(widths[layer] == keep[name] for name, group in groups.items() for layer in group.layers)
+    assert model(**images()).shape == (4, 5) and min(widths.values()) >= 1
+    rebuilt = net(family, seed=3)
+    apply_plan(rebuilt, images(), json.loads(json.dumps(pruner.plan)))
+    rebuilt.load_state_dict(model.state_dict(), strict=True)
+    assert torch.equal(model.eval()(**images()), rebuilt.eval()(**images()))
+
+
+def test_groups_are_named_after_their_first_layer_and_rank_their_channels() -> None:
+    torch.manual_seed(0)
+    model = Residual()
+    with torch.no_grad():
+        for weight in (model.stem.weight, model.outer.weight, model.norm.weight):
+            weight[[3, 5]] *= 1e-4
+        model.inner.weight[:, [3, 5]] *= 1e-4
+        model.head.weight[:, [3, 5]] *= 1e-4
+    first, second = ChannelPruner(model, images(), ratio=0.5).groups()
+    assert (first.name, first.layers, first.width, second.name) == ("stem", ("stem", "outer"), 16, "inner")
+    assert first.removed(14) == {3, 5} and first.removed(16) == set()
+    assert {(m.module, m.outputs) for m in first.members} == {
+        ("stem", True), ("norm", True), ("outer", True), ("inner", False), ("head", False)
+    }  # fmt: skip
+    grouped = {group.name: group for group in ChannelPruner(Depthwise(), images(), ratio=0.5).groups()}["body.5"]
+    assert (grouped.width, grouped.parts) == (12, 4)
+    assert len(grouped.removed(8)) == 4 and {channel // 3 for channel in grouped.removed(8)} == {0, 1, 2, 3}
 
 
 def test_frozen_parameters_are_pruned_and_stay_frozen() -> None:

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from tasks.errors import PruningRefused
+from tasks.fit_rows import Rows
 from tasks.objective import Hard
-from tasks.prune.narrow import Narrowed, narrow
+from tasks.prune.narrow import Narrowed, _mean_squared_gradients, narrow
 from tasks.stage import WorkloadRef
 from tasks.torch_variant import build
 from tasks.workload import load_workload
@@ -28,7 +30,9 @@ def narrowed(model: nn.Module, **changes: Any) -> tuple[nn.Module, Narrowed, lis
     splits = WORKLOAD.splits()
     told: list[float] = []
     settings: dict[str, Any] = {
+        "kind": "structured",
         "ratio": 0.5,
+        "ratios": None,
         "importance": "magnitude",
         "scope": "local",
         "steps": 1,
@@ -67,7 +71,7 @@ def test_tuning_helps_and_everything_is_reported(untrained: nn.Module) -> None:
     assert told == sorted(told) and told[-1] == 1.0
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "taylor"])
+@pytest.mark.parametrize("importance", ["magnitude", "taylor", "hessian"])
 def test_the_same_seed_gives_the_same_bits(untrained: nn.Module, importance: str) -> None:
     torch.manual_seed(1)
     first, plan, _ = narrowed(untrained, importance=importance, steps=2, epochs=3)
@@ -84,3 +88,68 @@ def test_gradients_decide_what_taylor_removes(untrained: nn.Module) -> None:
     _, by_gradient, _ = narrowed(untrained, epochs=1, importance="taylor")
     assert by_size.plan != by_gradient.plan
     assert by_size.layers == by_gradient.layers
+
+
+def test_each_step_rewinds_the_learning_rate_and_zero_epochs_tune_nothing(untrained: nn.Module) -> None:
+    _, found, _ = narrowed(untrained, steps=2, epochs=6)
+    rates = [row["lr"] for row in found.history]
+    assert rates[0] > rates[1] > rates[2] and rates[:3] == rates[3:]
+    model, bare, _ = narrowed(untrained, steps=2, epochs=0)
+    assert bare.layers == found.layers and bare.after == found.after
+    assert bare.history == [] and bare.validation["tuned"] == bare.validation["pruned"]
+    assert bare.batchnorm_layers == 2
+    conv = untrained.get_submodule("conv1").weight
+    assert isinstance(conv, torch.Tensor)
+    kept = {tuple(row.flatten().tolist()) for row in conv}
+    narrow = model.get_submodule("conv1").weight
+    assert isinstance(narrow, torch.Tensor)
+    assert all(tuple(row.flatten().tolist()) in kept for row in narrow)  # no weight trained
+
+
+def test_hessian_takes_the_mean_of_squared_gradients_of_single_rows(untrained: nn.Module) -> None:
+    model = copy.deepcopy(untrained).eval()
+    split = WORKLOAD.splits()["train"]
+    rows = Rows(WORKLOAD, split, torch.device("cpu"))
+    batches = [rows(torch.tensor([0, 1, 2]), None), rows(torch.tensor([3, 4]), None)]
+    _mean_squared_gradients(model, batches, WORKLOAD)
+    found = model.get_submodule("head").weight
+    assert isinstance(found, nn.Parameter) and found.grad is not None
+    wanted = torch.zeros_like(found)
+    for row in range(5):
+        one = rows(torch.tensor([row]), None)
+        (gradient,) = torch.autograd.grad(WORKLOAD.loss(model(**one.inputs), one.targets), [found])
+        wanted += gradient**2 / 5
+    torch.testing.assert_close(found.grad, wanted)
+
+
+@pytest.mark.parametrize("kind", ["unstructured", "2:4"])
+def test_sparse_weights_stay_zero_through_training_and_the_rest_learns(untrained: nn.Module, kind: str) -> None:
+    model, found, _ = narrowed(untrained, kind=kind, ratio=0.6, epochs=4)
+    assert found.sparsity is not None
+    shares = found.sparsity.by_layer
+    if kind == "unstructured":
+        assert all(share == pytest.approx(0.6, abs=0.01) for share in shares.values())
+    else:
+        assert shares["dense"] == shares["head"] == shares["conv2"] == 0.5 and shares["conv1"] == 0.0
+        weight = model.get_submodule("conv2").weight
+        assert isinstance(weight, torch.Tensor)
+        fours = (weight == 0).permute(0, 2, 3, 1).reshape(-1, 4).sum(dim=1)
+        assert fours.tolist() == [2] * len(fours)
+    assert found.plan == [] and found.before == found.after
+    assert found.validation["tuned"] > found.validation["pruned"] + 0.15
+    dense = sum(value.nbytes for value in model.state_dict().values())
+    assert found.sparsity.deflated_bytes < 0.7 * dense
+    assert model.get_submodule("conv1").weight._backward_hooks in (None, {})
+
+
+def test_sparse_shares_by_layer_and_over_all_layers(untrained: nn.Module) -> None:
+    _, found, _ = narrowed(
+        untrained, kind="unstructured", ratio=0.5, ratios={"head": 0.25}, scope="global", steps=2, epochs=0
+    )
+    assert found.sparsity is not None
+    shares = found.sparsity.by_layer
+    assert shares["head"] == 0.25 and len({round(share, 2) for share in shares.values()}) > 2
+    with pytest.raises(PruningRefused, match=r"names \['nowhere'\]; layers that can be pruned: \['conv1'"):
+        narrowed(untrained, kind="unstructured", ratios={"nowhere": 0.5})
+    with pytest.raises(PruningRefused, match="not bn_scale and local"):
+        narrowed(untrained, kind="unstructured", importance="bn_scale")

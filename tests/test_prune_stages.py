@@ -113,6 +113,37 @@ def test_a_plan_names_the_variants_that_would_be_made(store: Store, world: Digit
     ]
 
 
+def test_two_prunings_of_one_run_have_names_of_their_own(store: Store, world: DigitsWorld) -> None:
+    job, data, teacher = world.job, world.data, world.teacher
+    bare = PruneSpec(ratios={"conv1": 0.25, "conv2": 0.5, "dense": 0.0}, epochs=0)
+    found = prune.task.fn(job, bare, data=data, parent=teacher, teacher=teacher, label="rung-1")
+    assert (found.name, found.variant.name) == ("prune:rung-1", "rung-1") and found.files == ()
+    assert found.values["layers"] == {"conv1": [8, 6], "conv2": [16, 8], "dense": [32, 32], "head": [10, 10]}
+    assert found.values["validation"]["tuned"] == found.values["validation"]["pruned"]
+    assert "sparsity" not in found.values
+
+    spec = PruneSpec(kind="2:4", epochs=1)
+    sparse = prune.task.fn(job, spec, data=data, parent=found.variant, teacher=teacher, label="sparse")
+    assert [f.path for f in sparse.files] == ["sparse.history.jsonl"]
+    assert sparse.values["runtime_gain"].startswith("none: ")
+    model = load(store, sparse.variant, workload=load_workload(job.workload))
+    dense = model.get_submodule("dense").weight
+    assert isinstance(dense, torch.Tensor) and dense.shape == (32, 32)
+    assert int((dense == 0).sum()) == dense.numel() // 2
+    assert sparse.values["sparsity"]["by_layer"]["dense"] == 0.5
+
+
+def test_specs_that_fit_no_kind_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"importance lamp ranks channels: .*; round_to is of channels"):
+        PruneSpec(kind="2:4", importance="lamp", round_to=8)
+    with pytest.raises(ValueError, match="its share is always a half"):
+        PruneSpec(kind="2:4", steps=2)
+    with pytest.raises(ValueError, match="scope isomorphic compares channels"):
+        PruneSpec(kind="unstructured", scope="isomorphic")
+    with pytest.raises(ValueError, match="less than 1"):
+        PruneSpec(ratios={"conv1": 1.0})
+
+
 def test_a_layer_that_would_be_emptied_is_refused_in_the_parent_process(store: Store, world: DigitsWorld) -> None:
     spec = PruneSpec(ratio=0.97, epochs=1)
     with pytest.raises(PruningRefused, match=r"prune.ratio 0.97 would leave no channel in .*'conv1' \(8 channels\)"):

@@ -1,27 +1,38 @@
-"""Prune, measure BatchNorm again, fine-tune; as often as there are steps."""
+"""Prune, measure BatchNorm again, fine-tune; as often as there are steps.
+
+Each step's fine-tuning is a training of its own with the whole course of the learning rate: the rate is rewound to its
+peak and the weights are not (Renda et al. 2020, "Comparing rewinding and fine-tuning", arXiv:2003.02389).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from tasks.channel_pruner import ChannelPruner, Importance, Scope
+from tasks.errors import PruningRefused
 from tasks.fit import History, fit
 from tasks.fit_checkpoint import Checkpoints
 from tasks.fit_rows import Rows, evaluate, torch_device
 from tasks.fit_seeding import derive, reproducible
 from tasks.objective import Objective, TrainingBatch
 from tasks.prune.batchnorm import reestimate_batchnorm
-from tasks.prune.channels import ChannelPruner, Importance, Scope
+from tasks.prune.sparse import Sparsity, WeightPruner, sparsity
 from tasks.prune.torch_cost import TorchCost, torch_cost
 from tasks.pruning_plan import Plan
 from tasks.splits import Columns
 from tasks.workload import Workload
 
+Kind = Literal["structured", "unstructured", "2:4"]
+
 _TRACED_ROWS = 2
+_HESSIAN_ROWS = 512
+"""At most so many rows for ``hessian``: each has a backward pass of its own."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,7 @@ class Narrowed:
 
     ``layers``: channels before and after by layer. ``validation``: the metric of the ``parent``, of the ``pruned``
     model before its last fine-tuning, and of the ``tuned`` one. ``untraced``: layers the graph did not reach.
+    ``sparsity``: of the sparse kinds.
     """
 
     plan: Plan
@@ -40,6 +52,7 @@ class Narrowed:
     batchnorm_layers: int
     validation: dict[str, float]
     history: History
+    sparsity: Sparsity | None
 
 
 def narrow(
@@ -49,7 +62,9 @@ def narrow(
     train: Columns,
     validation: Columns,
     objective: Objective,
+    kind: Kind,
     ratio: float,
+    ratios: dict[str, float] | None,
     importance: Importance,
     scope: Scope,
     steps: int,
@@ -71,14 +86,18 @@ def narrow(
 
     Args:
         objective: what fine-tuning minimises.
-        steps: the ratio is reached in so many equal steps, each followed by its share of the ``epochs``.
+        kind: whole channels (see :class:`tasks.channel_pruner.ChannelPruner`) or single weights (see
+            :class:`tasks.prune.sparse.WeightPruner`).
+        ratio, ratios: share to remove, and of each layer named.
+        steps: the ratio is reached in so many equal steps, each followed by its share of the ``epochs``; 0 epochs: by
+            none.
         batchnorm_batches: training batches over which BatchNorm's statistics are measured again before fine-tuning.
-        gradient_batches: training batches whose gradients ``taylor`` adds up.
+        gradient_batches: training batches whose gradients ``taylor`` adds up, or ``hessian`` squares row by row.
         checkpoints: of the fine-tuning of each step.
         progress: told a fraction of the whole and a line of text.
 
     Raises:
-        PruningRefused: see :class:`tasks.prune.channels.ChannelPruner`.
+        PruningRefused: see the pruners.
         TrainingDiverged: the loss became NaN or infinite.
     """
     where = torch_device(device)
@@ -88,28 +107,22 @@ def narrow(
     score = partial(evaluate, model, workload=workload, columns=validation, device=device)
     metric = {"parent": score()[1]}
     before, layers, history = torch_cost(model, sample), 0, History()
-    pruner = ChannelPruner(
-        model,
-        sample,
-        ratio=ratio,
-        steps=steps,
-        importance=importance,
-        scope=scope,
-        round_to=round_to,
-        ignore=ignore,
-    )
+    pruner = _pruner(model, sample, kind, ratio, ratios, steps, importance, scope, round_to, ignore)
     widths = pruner.widths()
     for step in range(steps):
         done = step / steps
         progress(done, f"step {step + 1}/{steps}: removing channels")
         with reproducible(where, True):
-            if importance == "taylor":
-                _add_gradients(model, _batches(rows, batch_size, gradient_batches, derive(seed, step)), workload)
+            if importance in ("taylor", "hessian"):
+                add = _add_gradients if importance == "taylor" else _mean_squared_gradients
+                add(model, _batches(rows, batch_size, gradient_batches, derive(seed, step)), workload)
             pruner.step()
             model.zero_grad(set_to_none=True)
             batches = _batches(rows, batch_size, batchnorm_batches, derive(seed, step))
             layers = reestimate_batchnorm(model, (batch.inputs for batch in batches))
-        metric["pruned"] = score()[1]
+        metric["pruned"] = metric["tuned"] = score()[1]
+        if epochs == 0:
+            continue
 
         def tell(fraction: float, text: str, done: float = done) -> None:
             progress(done + fraction / steps, text)
@@ -133,6 +146,8 @@ def narrow(
         metric["tuned"] = fitted.val_metric
         first = len(history)
         history += [{**row, "epoch": first + int(row["epoch"]), "step": step + 1} for row in fitted.history]
+    if isinstance(pruner, WeightPruner):
+        pruner.release()
     return Narrowed(
         plan=pruner.plan,
         before=before,
@@ -142,6 +157,48 @@ def narrow(
         batchnorm_layers=layers,
         validation=metric,
         history=history,
+        sparsity=sparsity(model) if isinstance(pruner, WeightPruner) else None,
+    )
+
+
+def _pruner(
+    model: nn.Module,
+    sample: dict[str, Tensor],
+    kind: Kind,
+    ratio: float,
+    ratios: dict[str, float] | None,
+    steps: int,
+    importance: Importance,
+    scope: Scope,
+    round_to: int,
+    ignore: tuple[str, ...],
+) -> ChannelPruner | WeightPruner:
+    if kind == "structured":
+        return ChannelPruner(
+            model,
+            sample,
+            ratio=ratio,
+            ratios=ratios,
+            steps=steps,
+            importance=importance,
+            scope=scope,
+            round_to=round_to,
+            ignore=ignore,
+        )
+    if importance == "bn_scale" or importance == "lamp" or scope == "isomorphic":
+        raise PruningRefused(
+            f"prune.kind {kind} takes importance magnitude, taylor or hessian and scope local or global, not "
+            f"{importance} and {scope}: those rank whole channels"
+        )
+    return WeightPruner(
+        model,
+        pattern=kind,
+        ratio=ratio,
+        ratios=ratios,
+        steps=steps,
+        importance=importance,
+        everywhere=scope == "global",
+        ignore=ignore,
     )
 
 
@@ -151,6 +208,25 @@ def _add_gradients(model: nn.Module, batches: Iterable[TrainingBatch], workload:
     model.zero_grad(set_to_none=True)
     for batch in batches:
         torch.autograd.backward(workload.loss(model(**batch.inputs), batch.targets))
+
+
+def _mean_squared_gradients(model: nn.Module, batches: Iterable[TrainingBatch], workload: Workload) -> None:
+    """Means of the squared gradients of single rows, in evaluation mode: the Fisher diagonal that ``hessian`` takes."""
+    model.eval()
+    squares: dict[nn.Parameter, Tensor] = {}
+    rows = 0
+    for batch in batches:
+        for row in range(min(len(batch.index), _HESSIAN_ROWS - rows)):
+            model.zero_grad(set_to_none=True)
+            answer = model(**{name: value[row : row + 1] for name, value in batch.inputs.items()})
+            torch.autograd.backward(workload.loss(answer, batch.targets[row : row + 1]))
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    square = parameter.grad.square()
+                    squares[parameter] = squares[parameter] + square if parameter in squares else square
+            rows += 1
+    for parameter, total in squares.items():
+        parameter.grad = total / rows
 
 
 def _batches(rows: Rows, size: int, count: int, seed: int) -> Iterator[TrainingBatch]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from tasks.child import Child, Result
@@ -10,6 +12,7 @@ from tasks.fit_checkpoint import StoreCheckpoints
 from tasks.fit_rows import predict, torch_device
 from tasks.objective import LiveAnswers, Objective, StoredAnswers, TeacherAnswers, distillation
 from tasks.prune.narrow import narrow
+from tasks.prune.sparse import NO_GAIN
 from tasks.splits import Columns, read_split
 from tasks.torch_variant import load, read_architecture, save
 from tasks.workload import Workload, load_workload
@@ -18,7 +21,7 @@ from tasks.workload import Workload, load_workload
 def main(child: Child) -> Result:
     """Prune the parent, fine-tune it with the teacher's help, and publish it with its plan."""
     assert child.data is not None
-    spec, parent = child.spec, child.inputs["parent"]
+    spec, parent, name = child.spec, child.inputs["parent"], child.extra["name"]
     workload = load_workload(child.job.workload)
     train, validation = (read_split(child.store, child.data, name) for name in ("train", "validation"))
     model = load(child.store, parent, workload=workload)
@@ -29,7 +32,9 @@ def main(child: Child) -> Result:
         train=train,
         validation=validation,
         objective=_objective(child, workload, train),
+        kind=spec["kind"],
         ratio=spec["ratio"],
+        ratios=spec["ratios"],
         importance=spec["importance"],
         scope=spec["scope"],
         steps=spec["steps"],
@@ -55,11 +60,11 @@ def main(child: Child) -> Result:
         role=architecture.role,
         scale=architecture.scale,
         sample=validation,
-        name="pruned",
+        name=name,
         stage="prune",
-        pruning=[*(architecture.pruning or []), *narrowed.plan],
+        pruning=[*(architecture.pruning or []), *narrowed.plan] or None,
     )
-    values = {
+    values: dict[str, Any] = {
         "variants": {variant.digest: {"name": variant.name, **narrowed.after.as_json()}},
         "before": narrowed.before.as_json(),
         "layers": narrowed.layers,
@@ -67,7 +72,10 @@ def main(child: Child) -> Result:
         "batchnorm_layers": narrowed.batchnorm_layers,
         "validation": narrowed.validation,
     }
-    files = (child.store.publish_bytes(history_jsonl(narrowed.history), "pruned.history.jsonl"),)
+    if narrowed.sparsity is not None:
+        values |= {"sparsity": narrowed.sparsity.as_json(), "runtime_gain": NO_GAIN}
+    history = history_jsonl(narrowed.history)
+    files = (child.store.publish_bytes(history, f"{name}.history.jsonl"),) if narrowed.history else ()
     return Result(variants=(variant,), values=values, files=files)
 
 

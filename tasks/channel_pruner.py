@@ -9,15 +9,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from tasks.channel_groups import ChannelGroup, channel_groups
 from tasks.errors import PruningRefused
 from tasks.model_blame import blame
 from tasks.pruning_plan import Plan, dependency_graph, traceable
 
-Importance = Literal["magnitude", "taylor", "bn_scale", "lamp"]
+Importance = Literal["magnitude", "taylor", "hessian", "bn_scale", "lamp"]
 Scope = Literal["local", "global", "isomorphic"]
 PRUNABLE = (nn.modules.conv._ConvNd, nn.Linear)
 
 _log = logging.getLogger("winnow.prune")
+_ROUNDING = 1e-9
+"""torch-pruning keeps ``int(width * (1 - ratio))`` channels: of 20 at 0.9 that is 1.9999999999999996, so 1."""
 
 
 class ChannelPruner:
@@ -28,14 +31,16 @@ class ChannelPruner:
         inputs: preprocessed inputs by name, at least two rows, for tracing.
         ratio: share of the channels to remove in the end: of every group (local) or of all together (global,
             isomorphic: ranked only among groups of the same shape; Fang et al. 2024, arXiv:2407.04616).
+        ratios: another share for the group of each layer named; the rest of the groups keep to ``ratio``.
         steps: after each of so many calls of :meth:`step` an equal part of the ratio is gone.
-        importance: what ranks channels; ``taylor`` needs gradients in the parameters before each step, ``bn_scale``
-            takes BatchNorm's weights (Liu et al. 2017) and leaves groups without BatchNorm alone.
+        importance: what ranks channels; before each step ``taylor`` needs gradients in the parameters, and ``hessian``
+            (optimal brain damage, LeCun et al. 1989) means of squared gradients of single rows; ``bn_scale`` takes
+            BatchNorm's weights (Liu et al. 2017) and leaves groups without BatchNorm alone.
         round_to: channels kept are a multiple of this.
         ignore: names of modules whose outputs stay as wide as they are. The output layer always does.
 
     Raises:
-        PruningRefused: the model cannot be traced, an ignored module does not exist, or there is nothing to prune.
+        PruningRefused: the model cannot be traced, a module named does not exist, or there is nothing to prune.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class ChannelPruner:
         inputs: dict[str, Tensor],
         *,
         ratio: float,
+        ratios: dict[str, float] | None = None,
         steps: int = 1,
         importance: Importance = "magnitude",
         scope: Scope = "local",
@@ -54,7 +60,7 @@ class ChannelPruner:
 
         self.model = model
         self.inputs = inputs
-        self.ratio = ratio
+        self.asked = "prune.ratios" if ratios else f"prune.ratio {ratio:g}"
         self.importance = importance
         self.round_to = round_to
         self._answer = self._shape_of_answer()
@@ -75,13 +81,15 @@ class ChannelPruner:
                 "forward pass differentiable (no .detach(), no torch.no_grad())"
             )
         kept = [modules[name] for name in {*ignore, *self.outputs}]
+        asked = self._per_group(ratios or {}, _tied_layers(graph, kept), modules)
         with traceable(model), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             self._pruner = torch_pruning.pruner.BasePruner(
                 model,
                 example_inputs=inputs,
                 importance=_importance(importance),
-                pruning_ratio=ratio,
+                pruning_ratio=ratio - _ROUNDING,
+                pruning_ratio_dict=asked,
                 iterative_steps=steps,
                 global_pruning=scope != "local",
                 isomorphic=scope == "isomorphic",
@@ -116,12 +124,12 @@ class ChannelPruner:
             names = ", ".join(f"{n!r} ({before[n]} channels)" for n in dict.fromkeys(self._emptied))
             rounding = f" with round_to {self.round_to}" if self.round_to > 1 else ""
             raise PruningRefused(
-                f"prune.ratio {self.ratio:g}{rounding} would leave no channel in {names}; lower the ratio"
+                f"{self.asked}{rounding} would leave no channel in {names}; lower the ratio"
                 f"{' or round_to' if rounding else ''}, use scope local, or name the layer in prune_hints()['ignore']"
             )
         if self._pruner.current_step == self._pruner.iterative_steps and not self.plan:
             raise PruningRefused(
-                f"prune.ratio {self.ratio:g} with importance {self.importance} removed nothing from layers of widths "
+                f"{self.asked} with importance {self.importance} removed nothing from layers of widths "
                 f"{before}; raise the ratio, lower round_to ({self.round_to}) or use importance magnitude"
             )
         answer = self._shape_of_answer()
@@ -130,6 +138,11 @@ class ChannelPruner:
                 f"pruning changed the model's answer from shape {self._answer} to {answer}; name the layer that makes "
                 "it in prune_hints()['ignore']"
             )
+
+    def groups(self) -> list[ChannelGroup]:
+        """What can be pruned, in the order of the model, its channels ranked as they are now."""
+        with traceable(self.model):
+            return channel_groups(self._pruner, PRUNABLE)
 
     @property
     def plan(self) -> Plan:
@@ -143,6 +156,32 @@ class ChannelPruner:
             for name, m in self.model.named_modules()
             if isinstance(m, PRUNABLE)
         }
+
+    def _per_group(
+        self, ratios: dict[str, float], groups: list[tuple[str, ...]], modules: dict[str, nn.Module]
+    ) -> dict[nn.Module, float]:
+        """The ratio of each group that has one of its own, by its first layer.
+
+        Raises:
+            PruningRefused: a name is of no group, or two layers of a group were given different ratios.
+        """
+        unknown = sorted(ratios.keys() - {name for group in groups for name in group})
+        if unknown:
+            tied = ", ".join(" = ".join(group) for group in groups)
+            raise PruningRefused(
+                f"prune.ratios names {unknown}, which cannot be pruned in model {type(self.model).__name__}; layers "
+                f"that can (tied ones joined by =): {tied}"
+            )
+        found = {}
+        for group in groups:
+            given = {name: ratios[name] for name in group if name in ratios}
+            if len(set(given.values())) > 1:
+                raise PruningRefused(
+                    f"prune.ratios gives {given} to layers that lose the same channels; give one ratio to one of them"
+                )
+            for ratio in set(given.values()):
+                found[modules[group[0]]] = max(0.0, ratio - _ROUNDING)
+        return found
 
     def _watch_emptied(self) -> None:
         """torch-pruning passes over a group that would end empty; we want to know."""
@@ -182,6 +221,8 @@ def _importance(name: Importance) -> Any:
     return {
         "magnitude": importance.GroupMagnitudeImportance,
         "taylor": importance.GroupTaylorImportance,
+        # Its own accumulate_grad() forgets all rows but the last (1.6.1), so it gets finished means as gradients.
+        "hessian": importance.GroupHessianImportance,
         "bn_scale": importance.BNScaleImportance,
         "lamp": importance.LAMPImportance,
     }[name]()
@@ -200,6 +241,21 @@ def _output_layers(graph: Any) -> set[nn.Module]:
             if any(node.type == OPTYPE.OUTPUT or not node.outputs for node in reached):
                 found.add(module)
     return found
+
+
+def _tied_layers(graph: Any, kept: list[nn.Module]) -> list[tuple[str, ...]]:
+    """The layers of each group that can be pruned, in the order of the model."""
+    place = {name: number for number, (name, _) in enumerate(graph.model.named_modules())}
+    ignored = [inner for module in kept for inner in module.modules()]
+    groups = []
+    for group in graph.get_all_groups(ignored, PRUNABLE):
+        names = {
+            graph._module2name[dep.target.module]
+            for dep, _ in group
+            if isinstance(dep.target.module, PRUNABLE) and graph.is_out_channel_pruning_fn(dep.handler)
+        }
+        groups.append(tuple(sorted(names, key=place.__getitem__)))
+    return sorted(groups, key=lambda names: place[names[0]])
 
 
 def _where_autograd_stops(model: nn.Module, inputs: dict[str, Tensor]) -> str:
