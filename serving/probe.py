@@ -1,48 +1,46 @@
-"""The probe: measures a variant with the very engine that serves it, in processes without torch.
+"""The probe: measures variants with the very engine that serves them, in processes without torch.
 
-Entry ``serving.probe:measure`` of a stage's child process, or alone: ``python -m serving.probe REQUEST RESULT``
-(two JSON files; the store comes from the environment).
+``python -m serving.probe`` answers requests until its input ends: a ProbeRequest in JSON on each line of stdin, and on
+stdout ``{"result": ProbeResult}`` or ``{"error": text}``, after which it ends; when a result is followed by
+``{"ready": true}``, nothing of it computes any more. It reads and writes files and never the store.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime
 from pydantic import Field
 
 from model_registry.cpu_class import CPUINFO, cpu_class
-from model_registry.manifest import FileEntry
 from model_registry.measurement import Hardware, LatencyIntervals, Speedup, Throughput
-from model_registry.store import Store
 from model_registry.variant import Frozen, TensorSpec, Variant
+from serving.clean_process import CleanProcess, ProbeError
 from serving.engine import Engine
 from serving.probe_latency import Timing, compare, pinned
 from serving.tensors import NUMPY, Array
 
-PREDICTIONS = "predictions.npz"
 MAX_REQUESTS = 64
-
-
-class ProbeError(Exception):
-    """The split does not fit the variant, or the measuring process failed; names what."""
 
 
 class ProbeRequest(Frozen):
     """What to measure, on what, and how carefully."""
 
     variant: Variant
+    folder: Path = Field(description="holds the variant's files under their manifest names")
     baseline: Variant
-    inputs: FileEntry = Field(description="npz in the store: an array per input of the variant, one row per sample")
+    baseline_folder: Path | None = Field(
+        default=None, description="the baseline's files; None: the baseline of the request before, still loaded"
+    )
+    inputs: Path = Field(description="npz: an array per input of the variant, one row per sample")
+    outputs: Path = Field(description="npy to write: the first output of every sample, float32, in order")
     batch: int = Field(default=1, ge=1, description="samples per request when latency is measured")
     threads: int = Field(default=1, ge=1, description="intra-op threads, and pinned CPUs, when latency is measured")
     rounds: int = Field(default=30, ge=2, description="blocks of requests per engine")
@@ -60,8 +58,6 @@ class ProbeResult(Frozen):
     batch: int
     threads: int
     hardware: Hardware
-    predictions: FileEntry
-    """npz in the store; its one array ``outputs`` is the first output of every sample, float32, in order."""
     p50_ms: float
     p95_ms: float
     latency_interval: LatencyIntervals
@@ -79,76 +75,87 @@ class ProbeResult(Frozen):
     cpus: tuple[int, ...]
 
 
-class Child(Protocol):
-    """What a stage's child process hands to its entry, as far as the probe needs it."""
+class Probe:
+    """Measures one variant after the other. Between them it keeps the baseline loaded, and a clean process waiting."""
 
-    extra: dict[str, Any]
-    workdir: Path
+    def __init__(self) -> None:
+        self._clean = CleanProcess()
+        self._baseline: tuple[str, int, Engine] | None = None
 
-    @property
-    def store(self) -> Store: ...
+    def measure(self, request: ProbeRequest) -> ProbeResult:
+        """Predict the split in a clean process, then time variant and baseline in turns.
 
-    def progress(self, fraction: float, text: str) -> None: ...
-
-
-def measure(child: Child) -> dict[str, Any]:
-    """Entry of a stage's child: ``child.extra`` is a ProbeRequest, the answer a ProbeResult, both as plain JSON."""
-    request = ProbeRequest.model_validate(child.extra)
-    return probe(request, child.store, child.workdir, child.progress).model_dump(mode="json")
-
-
-def probe(
-    request: ProbeRequest, store: Store, workdir: Path, progress: Any = lambda fraction, text: None
-) -> ProbeResult:
-    """Predict the split in a clean process, then time variant and baseline in turns.
-
-    Raises:
-        ProbeError: the split lacks an input or has the wrong shape, or the clean process failed.
-        NotEnoughCpus: fewer CPUs than threads.
-        EngineLoadError, CpuClassMismatch, ManifestMismatch: as :class:`serving.engine.Engine`.
-    """
-    progress(0.0, f"fetching {request.variant.name}")
-    folder = store.materialise(request.variant.files, workdir / "variant")
-    arrays = _inputs(store, request.inputs, request.variant.inputs)
-    progress(0.1, f"predicting {request.variant.name}")
-    outputs, found = _clean_process(request, folder, arrays, workdir)
-    progress(0.5, f"timing {request.variant.name} against {request.baseline.name}")
-    requests = _requests(arrays, request.batch)
-    same = request.variant.digest == request.baseline.digest
-    with pinned(request.threads) as cpus:
-        baseline = None
-        if not same:
-            other = store.materialise(request.baseline.files, workdir / "baseline")
-            baseline = Engine(other, request.baseline, threads=request.threads)
-        comparison = compare(
-            Engine(folder, request.variant, threads=request.threads),
-            baseline,
-            requests,
+        Raises:
+            ProbeError: the split lacks an input or has the wrong shape, or the clean process failed.
+            NotEnoughCpus: fewer CPUs than threads.
+            EngineLoadError, CpuClassMismatch, ManifestMismatch: as :class:`serving.engine.Engine`.
+        """
+        arrays = _inputs(request.inputs, request.variant.inputs)
+        found = self._predict(request, arrays)
+        with pinned(request.threads) as cpus:
+            same = request.variant.digest == request.baseline.digest
+            baseline = None if same else self._load_baseline(request)
+            comparison = compare(
+                Engine(request.folder, request.variant, threads=request.threads),
+                baseline,
+                _requests(arrays, request.batch),
+                batch=request.batch,
+                rounds=request.rounds,
+                seconds=request.seconds,
+                warm_up_seconds=request.warm_up_seconds,
+                seed=request.seed,
+                cpus=cpus,
+            )
+        return ProbeResult(
+            samples=found["samples"],
             batch=request.batch,
-            rounds=request.rounds,
-            seconds=request.seconds,
-            warm_up_seconds=request.warm_up_seconds,
-            seed=request.seed,
-            cpus=cpus,
+            threads=request.threads,
+            hardware=hardware(),
+            **dict(comparison.variant),
+            baseline_timing=comparison.baseline,
+            speedup=comparison.speedup,
+            cpu_seconds=found["cpu_seconds"] * 1000 / found["samples"],
+            peak_rss_bytes=found["peak_rss_bytes"],
+            loaded_rss_bytes=found["loaded_rss_bytes"],
+            load_seconds=found["load_seconds"],
+            rounds=comparison.rounds,
+            requests_per_block=comparison.requests_per_block,
+            cpus=comparison.cpus,
         )
-    progress(1.0, f"measured {request.variant.name}")
-    return ProbeResult(
-        samples=found["samples"],
-        batch=request.batch,
-        threads=request.threads,
-        hardware=hardware(),
-        predictions=store.publish_bytes(_npz(outputs), PREDICTIONS),
-        **dict(comparison.variant),
-        baseline_timing=comparison.baseline,
-        speedup=comparison.speedup,
-        cpu_seconds=found["cpu_seconds"] * 1000 / found["samples"],
-        peak_rss_bytes=found["peak_rss_bytes"],
-        loaded_rss_bytes=found["loaded_rss_bytes"],
-        load_seconds=found["load_seconds"],
-        rounds=comparison.rounds,
-        requests_per_block=comparison.requests_per_block,
-        cpus=comparison.cpus,
-    )
+
+    def get_ready(self) -> None:
+        """Have the next clean process waiting, and return when it has done its imports."""
+        self._clean = CleanProcess()
+        self._clean.wait_ready()
+
+    def close(self) -> None:
+        """End the clean process that waits."""
+        self._clean.close()
+
+    def _predict(self, request: ProbeRequest, arrays: dict[str, Array]) -> dict[str, float]:
+        """Predictions and resources from a process of its own, which has loaded nothing but this variant."""
+        with tempfile.TemporaryDirectory() as folder:
+            for name, array in arrays.items():
+                np.save(Path(folder) / f"{name}.npy", array, allow_pickle=False)
+            return self._clean.run(
+                {
+                    "folder": str(request.folder),
+                    "variant": request.variant.model_dump(mode="json", by_alias=True),
+                    "inputs": folder,
+                    "batch": request.predict_batch,
+                    "seconds": request.predict_seconds,
+                    "outputs": str(request.outputs),
+                }
+            )
+
+    def _load_baseline(self, request: ProbeRequest) -> Engine:
+        """The baseline's engine: one instance for all variants, as they are all compared with the same."""
+        wanted = (request.baseline.digest, request.threads)
+        if self._baseline is None or self._baseline[:2] != wanted:
+            if request.baseline_folder is None:
+                raise ProbeError(f"baseline {request.baseline.name!r} is not loaded; name the folder of its files")
+            self._baseline = (*wanted, Engine(request.baseline_folder, request.baseline, threads=request.threads))
+        return self._baseline[2]
 
 
 def hardware() -> Hardware:
@@ -168,9 +175,9 @@ def hardware() -> Hardware:
     )
 
 
-def _inputs(store: Store, entry: FileEntry, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
+def _inputs(path: Path, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
     """The split's arrays by input name, in the model's datatypes; all of one length, at least one row."""
-    with np.load(io.BytesIO(store.fetch_bytes(entry)), allow_pickle=False) as archive:
+    with np.load(path, allow_pickle=False) as archive:
         if missing := [spec.name for spec in specs if spec.name not in archive]:
             raise ProbeError(f"the split has no column {missing}; it has {sorted(archive)}")
         raw = {spec.name: archive[spec.name] for spec in specs}
@@ -192,38 +199,6 @@ def _inputs(store: Store, entry: FileEntry, specs: tuple[TensorSpec, ...]) -> di
     return {spec.name: raw[spec.name].astype(NUMPY[spec.datatype]) for spec in specs}
 
 
-def _clean_process(
-    request: ProbeRequest, folder: Path, arrays: dict[str, Array], workdir: Path
-) -> tuple[Array, dict[str, Any]]:
-    """Predictions and resources from a process of its own, which has loaded nothing but this variant."""
-    inputs = workdir / "inputs"
-    inputs.mkdir()
-    for name, array in arrays.items():
-        np.save(inputs / f"{name}.npy", array, allow_pickle=False)
-    asked, answered, outputs = workdir / "request.json", workdir / "result.json", workdir / "outputs.npy"
-    body = {
-        "folder": str(folder),
-        "variant": request.variant.model_dump(mode="json", by_alias=True),
-        "inputs": str(inputs),
-        "batch": request.predict_batch,
-        "seconds": request.predict_seconds,
-        "outputs": str(outputs),
-    }
-    asked.write_text(json.dumps(body))
-    done = subprocess.run(
-        [sys.executable, "-m", "serving.probe_resources", str(asked), str(answered)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONSAFEPATH": "1"},
-        check=False,
-    )
-    sys.stderr.write(done.stderr)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ProbeError(f"predicting with variant {request.variant.name!r} failed (exit {done.returncode}): {last}")
-    return np.load(outputs, allow_pickle=False), json.loads(answered.read_text())
-
-
 def _requests(arrays: dict[str, Array], batch: int) -> list[dict[str, Array]]:
     """Up to 64 requests of ``batch`` rows; a split shorter than a batch is repeated."""
     rows = len(next(iter(arrays.values())))
@@ -232,18 +207,22 @@ def _requests(arrays: dict[str, Array], batch: int) -> list[dict[str, Array]]:
     return [{name: np.ascontiguousarray(array[pick]) for name, array in arrays.items()} for pick in picks]
 
 
-def _npz(outputs: Array) -> bytes:
-    buffer = io.BytesIO()
-    np.savez(buffer, outputs=outputs)
-    return buffer.getvalue()
-
-
 def main() -> None:
-    """Measure the request in the first argument's file; the result goes to the second's."""
-    request = ProbeRequest.model_validate_json(Path(sys.argv[1]).read_bytes())
-    with tempfile.TemporaryDirectory() as folder:
-        result = probe(request, Store.from_environment(), Path(folder))
-    Path(sys.argv[2]).write_bytes(result.model_dump_json(indent=2).encode())
+    """Answer the requests on stdin until it ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints is no answer
+    probe = Probe()
+    for line in sys.stdin:
+        try:
+            result = probe.measure(ProbeRequest.model_validate_json(line))
+        except Exception as error:  # noqa: BLE001 - told to the asker, who raises it
+            traceback.print_exc()
+            print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answers, flush=True)
+            sys.exit(1)  # who knows what it left behind
+        print(json.dumps({"result": result.model_dump(mode="json")}), file=answers, flush=True)
+        probe.get_ready()
+        print(json.dumps({"ready": True}), file=answers, flush=True)
+    probe.close()
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Predictions, CPU time and peak memory of one variant in a process that holds nothing else.
 
-``python -m serving.probe_resources REQUEST.json RESULT.json``, started by :mod:`serving.probe`.
+``python -m serving.probe_resources`` says that it is ready, reads one request from stdin and answers on stdout, JSON
+both; started ahead by :mod:`serving.clean_process`. With two arguments, REQUEST.json and RESULT.json, it uses these.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import resource
 import statistics
 import sys
@@ -21,9 +23,14 @@ from serving.tensors import NUMPY, Array
 
 
 def main() -> None:
-    """Run the request in the first argument's file and write the result to the second's."""
-    request = json.loads(Path(sys.argv[1]).read_text())
-    Path(sys.argv[2]).write_text(json.dumps(run(request)))
+    """Run one request: the first argument's file, with the result in the second's, or stdin and stdout."""
+    if len(sys.argv) > 1:
+        Path(sys.argv[2]).write_text(json.dumps(run(json.loads(Path(sys.argv[1]).read_text()))))
+        return
+    print(json.dumps({"ready": True}), flush=True)
+    line = sys.stdin.readline()
+    if line:  # else nobody needs it any more
+        print(json.dumps(run(json.loads(line))), flush=True)
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -97,3 +104,4 @@ def _status(field: str) -> int:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # at once: nothing is left to do, and somebody waits

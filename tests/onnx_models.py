@@ -81,6 +81,18 @@ def answer(folder: Path, number: float) -> Variant:
     return save(folder, nodes, [x], [y], weights, name="answer")
 
 
+def wide(folder: Path, numbers: int) -> Variant:
+    """Takes ``x`` FP32 [-1, 2] and answers ``y`` FP32 [-1, 2], by way of ``numbers`` random weights."""
+    rng = np.random.default_rng(0)
+    weights = [
+        constant("a", rng.random((2, numbers // 4), np.float32)),
+        constant("b", rng.random((numbers // 4, 2), np.float32)),
+    ]
+    nodes = [helper.make_node("MatMul", ["x", "a"], ["many"]), helper.make_node("MatMul", ["many", "b"], ["y"])]
+    x, y = (TensorSpec(name=name, datatype="FP32", shape=(-1, 2)) for name in ("x", "y"))
+    return save(folder, nodes, [x], [y], weights, name="wide")
+
+
 def log(folder: Path) -> Variant:
     """Takes ``x`` FP32 [-1] and answers its logarithm: NaN below zero, -Inf at zero."""
     x, y = (TensorSpec(name=name, datatype="FP32", shape=(-1,)) for name in ("x", "y"))

@@ -2,74 +2,68 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx_models import digits, publish, slow
+from onnx_models import answer, digits, slow, wide
 
-from model_registry.manifest import FileEntry
-from model_registry.store import Store
 from model_registry.variant import Variant
+from serving.clean_process import ProbeError
 from serving.engine import Engine
-from serving.probe import ProbeError, ProbeRequest, ProbeResult, measure
+from serving.probe import Probe, ProbeRequest, ProbeResult
 from serving.probe_latency import NotEnoughCpus, compare, pinned, verdict
 from serving.tensors import Array
 
 QUICK = {"rounds": 5, "seconds": 0.1, "warm_up_seconds": 0.01, "predict_seconds": 0.0}
 
 
-class Desk:
-    """What a stage's child hands to the probe."""
-
-    def __init__(self, extra: dict[str, Any], store: Store, workdir: Path) -> None:
-        self.extra, self.store, self.workdir = extra, store, workdir
-        self.told: list[tuple[float, str]] = []
-        workdir.mkdir()
-
-    def progress(self, fraction: float, text: str) -> None:
-        self.told.append((fraction, text))
+@pytest.fixture
+def probe() -> Iterator[Probe]:
+    made = Probe()
+    yield made
+    made.close()
 
 
-def split(store: Store, x: Array | None = None) -> FileEntry:
-    buffer = io.BytesIO()
+def split(tmp_path: Path, x: Array | None = None) -> Path:
     image = np.random.default_rng(1).uniform(0, 16, size=(70, 1, 8, 8))
-    if x is None:
-        np.savez(buffer, image=image, target=np.zeros(70))
-    else:
-        np.savez(buffer, image=image, target=np.zeros(70), x=x)
-    return store.publish_bytes(buffer.getvalue(), "validation.npz")
+    columns = {"image": image, "target": np.zeros(70)} | ({} if x is None else {"x": x})
+    np.savez(tmp_path / "validation.npz", allow_pickle=False, **columns)
+    return tmp_path / "validation.npz"
 
 
-def request(variant: Variant, baseline: Variant, inputs: FileEntry, **more: Any) -> dict[str, Any]:
-    return ProbeRequest(variant=variant, baseline=baseline, inputs=inputs, **{**QUICK, **more}).model_dump(
-        mode="json", by_alias=True
+def request(tmp_path: Path, variant: str, baseline: str | None, known: dict[str, Variant], **more: Any) -> ProbeRequest:
+    """The variants are named by their folders; without a baseline the variant is its own."""
+    return ProbeRequest(
+        variant=known[variant],
+        folder=tmp_path / variant,
+        baseline=known[baseline or variant],
+        baseline_folder=tmp_path / baseline if baseline else None,
+        outputs=tmp_path / f"{variant}.npy",
+        **{"inputs": tmp_path / "validation.npz", **QUICK, **more},
     )
 
 
-def test_measures_a_variant(store: Store, tmp_path: Path) -> None:
-    variant = publish(store, tmp_path / "v", digits(tmp_path / "v", seed=1))
-    baseline = publish(store, tmp_path / "b", digits(tmp_path / "b", seed=2))
-    inputs = split(store)
-    desk = Desk(request(variant, baseline, inputs), store, tmp_path / "work")
+def test_measures_a_variant(tmp_path: Path, probe: Probe) -> None:
+    known = {"v": digits(tmp_path / "v", seed=1), "b": digits(tmp_path / "b", seed=2)}
+    inputs = split(tmp_path)
 
     began = time.perf_counter()
-    result = ProbeResult.model_validate(json.loads(json.dumps(measure(desk))))
-    assert time.perf_counter() - began < 20  # a second on a quiet machine
+    result = probe.measure(request(tmp_path, "v", "b", known))
+    assert time.perf_counter() - began < 20  # half a second on a quiet machine
 
-    with np.load(io.BytesIO(store.fetch_bytes(result.predictions)), allow_pickle=False) as archive:
-        outputs = archive["outputs"]
-    with np.load(io.BytesIO(store.fetch_bytes(inputs)), allow_pickle=False) as archive:
+    outputs = np.load(tmp_path / "v.npy", allow_pickle=False)
+    with np.load(inputs, allow_pickle=False) as archive:
         image = archive["image"].astype(np.float32)
-    expected = Engine(tmp_path / "v", variant).run({"image": image})["logits"]
+    expected = Engine(tmp_path / "v", known["v"]).run({"image": image})["logits"]
     assert outputs.dtype == np.float32
     np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-4)  # 70 rows: two batches of 32 and a rest of 6
     assert result.samples == 70
@@ -83,60 +77,109 @@ def test_measures_a_variant(store: Store, tmp_path: Path) -> None:
     assert result.speedup.interval[0] <= result.speedup.value <= result.speedup.interval[1]
     assert len(result.cpus) == 1
     assert result.hardware.onnxruntime
-    assert desk.told[-1][0] == 1.0
 
 
-def test_a_slower_model_is_called_slower_and_a_faster_one_faster(store: Store, tmp_path: Path) -> None:
-    quick = publish(store, tmp_path / "q", slow(tmp_path / "q", steps=1))
-    long = publish(store, tmp_path / "l", slow(tmp_path / "l", steps=40))
-    inputs = split(store, x=np.zeros((70, 2), dtype=np.float32))
+def test_a_slower_model_is_called_slower_and_a_faster_one_faster(tmp_path: Path, probe: Probe) -> None:
+    known = {name: slow(tmp_path / name, steps=steps) for name, steps in {"quick": 1, "long": 40}.items()}
+    split(tmp_path, x=np.zeros((70, 2), dtype=np.float32))
     ways = {}
-    for name, (variant, baseline) in {"quick": (quick, long), "long": (long, quick)}.items():
-        desk = Desk(request(variant, baseline, inputs), store, tmp_path / name)
-        found = ProbeResult.model_validate(measure(desk)).speedup
+    for variant, baseline in (("quick", "long"), ("long", "quick")):
+        found = probe.measure(request(tmp_path, variant, baseline, known)).speedup
+        probe.get_ready()
         assert found is not None
-        ways[name] = found
+        ways[variant] = found
     assert ways["quick"].verdict == "faster"
     assert ways["quick"].value > 2
     assert ways["long"].verdict == "slower"
     assert ways["long"].value < 0.5
 
 
-def test_the_baseline_itself_has_no_speedup(store: Store, tmp_path: Path) -> None:
-    variant = publish(store, tmp_path / "v", digits(tmp_path / "v"))
-    result = ProbeResult.model_validate(measure(Desk(request(variant, variant, split(store)), store, tmp_path / "w")))
+def test_the_baseline_itself_has_no_speedup(tmp_path: Path, probe: Probe) -> None:
+    known = {"v": digits(tmp_path / "v")}
+    split(tmp_path)
+    result = probe.measure(request(tmp_path, "v", None, known))
     assert result.speedup is None
     assert result.baseline_timing.p50_ms == result.p50_ms
 
 
-def test_predictions_are_the_same_bytes_each_time(store: Store, tmp_path: Path) -> None:
-    variant = publish(store, tmp_path / "v", digits(tmp_path / "v"))
-    asked = request(variant, variant, split(store))
-    first, second = (measure(Desk(asked, store, tmp_path / name))["predictions"] for name in ("a", "b"))
-    assert first == second
+def test_each_variant_has_a_clean_process_of_its_own(tmp_path: Path, probe: Probe) -> None:
+    known = {"small": answer(tmp_path / "small", 1), "large": wide(tmp_path / "large", 8 << 20)}
+    split(tmp_path, x=np.zeros((70, 2), dtype=np.float32))
+    peaks = []
+    for name in ("small", "large", "small"):
+        peaks.append(probe.measure(request(tmp_path, name, None, known)).peak_rss_bytes)
+        probe.get_ready()
+    assert peaks[1] > peaks[0] + (16 << 20)  # the weights are 32 MB
+    assert abs(peaks[2] - peaks[0]) < 8 << 20
 
 
-def test_a_split_that_does_not_fit_is_named(store: Store, tmp_path: Path) -> None:
-    variant = publish(store, tmp_path / "v", slow(tmp_path / "v", steps=1))
-    for number, (x, message) in enumerate(
-        [
-            (None, r"no column \['x'\].*'image'"),
-            (np.zeros((70, 3), dtype=np.float32), r"FP32 \[-1, 2\].*\[70, 3\]"),
-            (np.full((70, 2), "a"), r"FP32 \[-1, 2\].*<U1"),
-            (np.zeros((0, 2), dtype=np.float32), "not empty"),
-        ]
-    ):
-        desk = Desk(request(variant, variant, split(store, x)), store, tmp_path / f"w{number}")
+def test_the_baseline_stays_loaded_for_the_next_variant(tmp_path: Path, probe: Probe) -> None:
+    known = {name: digits(tmp_path / name, seed=seed) for seed, name in enumerate("vbw")}
+    split(tmp_path)
+    again = {"baseline_folder": None}
+    with pytest.raises(ProbeError, match="baseline 'digits' is not loaded"):
+        probe.measure(request(tmp_path, "v", "b", known).model_copy(update=again))
+    probe.get_ready()
+    probe.measure(request(tmp_path, "v", "b", known))
+    shutil.rmtree(tmp_path / "b")
+    probe.get_ready()
+    found = probe.measure(request(tmp_path, "w", "b", known).model_copy(update=again))
+    assert found.speedup is not None
+    probe.get_ready()
+    with pytest.raises(ProbeError, match="not loaded"):  # not with as many threads as are asked for now
+        probe.measure(request(tmp_path, "w", "b", known, threads=2).model_copy(update=again))
+
+
+def test_predictions_are_the_same_bytes_each_time(tmp_path: Path, probe: Probe) -> None:
+    known = {"v": digits(tmp_path / "v")}
+    split(tmp_path)
+    found = []
+    for _ in range(2):
+        probe.measure(request(tmp_path, "v", None, known))
+        probe.get_ready()
+        found.append((tmp_path / "v.npy").read_bytes())
+    assert found[0] == found[1]
+
+
+def test_a_split_that_does_not_fit_is_named(tmp_path: Path, probe: Probe) -> None:
+    known = {"v": slow(tmp_path / "v", steps=1)}
+    for x, message in [
+        (None, r"no column \['x'\].*'image'"),
+        (np.zeros((70, 3), dtype=np.float32), r"FP32 \[-1, 2\].*\[70, 3\]"),
+        (np.full((70, 2), "a"), r"FP32 \[-1, 2\].*<U1"),
+        (np.zeros((0, 2), dtype=np.float32), "not empty"),
+    ]:
+        split(tmp_path, x)
         with pytest.raises(ProbeError, match=message):
-            measure(desk)
+            probe.measure(request(tmp_path, "v", None, known))
 
 
-def test_runs_alone_from_files(store: Store, tmp_path: Path) -> None:
-    variant = publish(store, tmp_path / "v", digits(tmp_path / "v"))
-    asked, answered = tmp_path / "request.json", tmp_path / "result.json"
-    asked.write_text(json.dumps(request(variant, variant, split(store))))
-    subprocess.run([sys.executable, "-m", "serving.probe", str(asked), str(answered)], check=True, timeout=60)
-    assert ProbeResult.model_validate_json(answered.read_bytes()).samples == 70
+def test_a_model_that_cannot_be_loaded_is_told_by_the_clean_process(
+    tmp_path: Path, probe: Probe, capfd: pytest.CaptureFixture[str]
+) -> None:
+    known = {"v": digits(tmp_path / "v")}
+    split(tmp_path)
+    (tmp_path / "v" / "model.onnx").write_bytes(b"something else")
+    with pytest.raises(ProbeError, match=r"'digits' failed \(exit 1\): .*ManifestMismatch.*model.onnx"):
+        probe.measure(request(tmp_path, "v", None, known))
+    assert "Traceback" in capfd.readouterr().err
+
+
+def test_the_process_answers_until_its_input_ends(tmp_path: Path) -> None:
+    known = {"v": digits(tmp_path / "v", seed=1), "b": digits(tmp_path / "b", seed=2)}
+    split(tmp_path)
+    asked = [request(tmp_path, "b", None, known), request(tmp_path, "v", "b", known)]
+    text = "".join(r.model_dump_json(by_alias=True) + "\n" for r in asked)
+    command = [sys.executable, "-m", "serving.probe"]
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True, timeout=60)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [list(line) for line in lines] == [["result"], ["ready"], ["result"], ["ready"]]
+    assert ProbeResult.model_validate(lines[2]["result"]).speedup is not None
+
+    (tmp_path / "b" / "model.onnx").unlink()
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "model.onnx" in json.loads(done.stdout)["error"]  # and no second answer
 
 
 class Clock:
@@ -209,7 +252,7 @@ def test_pinning_is_undone_and_refuses_more_threads_than_cpus() -> None:
 
 
 def test_the_clean_process_has_no_torch() -> None:
-    heavy = ("torch", "onnx", "mlflow", "prefect", "pandas")
+    heavy = ("torch", "onnx", "mlflow", "prefect", "pandas", "boto3")
     code = f"import sys, serving.probe_resources, serving.probe; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

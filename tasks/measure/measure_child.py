@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,34 +12,42 @@ from model_registry.manifest import FileEntry
 from model_registry.measurement import Hardware, LatencyIntervals, Measurement, Speedup, Throughput
 from model_registry.variant import Variant
 from tasks.child import Child, Result
-from tasks.errors import ChildFailed
 from tasks.evidence.arrays import fetch_arrays, publish_arrays
 from tasks.evidence.paired import compare, summarise
 from tasks.evidence.scoring import accuracy_scores, is_classifier, per_class, score
+from tasks.measure.probe_process import ProbeProcess, probe_process
 from tasks.onnx_cost import onnx_cost
 from tasks.splits import TARGET
 
 
 def main(child: Child) -> Result:
     """Write the measurement's record and return it as ``values['measurement']``."""
-    data, split = child.data, child.extra["split"]
-    assert data is not None
     variant = child.inputs["variant"]
     baseline = child.inputs.get("baseline", variant)
-    inputs = FileEntry.model_validate(child.extra["inputs"])
-    probed = _probe(child, variant, baseline, inputs)
+    with probe_process() as probe:
+        inputs = child.store.fetch(FileEntry.model_validate(child.extra["inputs"]), child.workdir / "inputs.npz")
+        probed = _measure(child, probe, variant, baseline, inputs)
+        result = _scored(child, variant, baseline, inputs, probed)
+        probe.settle()
+    return result
 
+
+def _scored(child: Child, variant: Variant, baseline: Variant, inputs: Path, probed: dict[str, Any]) -> Result:
+    """Score the predictions, compare them with the baseline's, and write it all down."""
+    data, split = child.data, child.extra["split"]
+    assert data is not None
     child.progress(0.9, f"scoring {variant.name}")
-    predictions = FileEntry.model_validate(probed["predictions"])
-    outputs = fetch_arrays(child.store, predictions)["outputs"]
-    targets = fetch_arrays(child.store, inputs)[TARGET]
+    outputs = np.load(child.workdir / "outputs.npy", allow_pickle=False)
+    predictions = publish_arrays(child.store, "predictions.npz", outputs=outputs)
+    with np.load(inputs, allow_pickle=False) as archive:
+        targets = archive[TARGET]
     scores = score(data, child.job.workload, outputs, targets, name=variant.name)
     paired = None
     if child.extra["baseline_scores"] is not None:
         reference = fetch_arrays(child.store, FileEntry.model_validate(child.extra["baseline_scores"]))["score"]
         paired = compare(scores, reference, better=data.metric.better, reference=baseline.digest)
     model = variant.file("model.onnx")
-    costs = onnx_cost(onnx.load_from_string(child.store.fetch_bytes(model)))
+    costs = onnx_cost(onnx.load_model(child.workdir / "variant" / model.path, load_external_data=False))
     measurement = Measurement(
         digest=variant.digest,
         baseline=baseline.digest,
@@ -80,34 +85,21 @@ def main(child: Child) -> Result:
     )
 
 
-def _probe(child: Child, variant: Variant, baseline: Variant, inputs: FileEntry) -> dict[str, Any]:
-    """Run ``python -m serving.probe`` and return its result; in this process group, so that it ends with us."""
-    asked, answered = child.workdir / "probe.json", child.workdir / "probed.json"
+def _measure(child: Child, probe: ProbeProcess, variant: Variant, baseline: Variant, inputs: Path) -> dict[str, Any]:
+    """What the probe found, with the predictions in ``outputs.npy`` of the child's folder."""
     seconds = float(child.spec["seconds"])
-    request = {
-        "variant": variant.model_dump(mode="json", by_alias=True),
-        "baseline": baseline.model_dump(mode="json", by_alias=True),
-        "inputs": inputs.model_dump(mode="json"),
-        "batch": child.spec["batch"],
-        "threads": variant.runtime.intra_op_threads,  # what is measured is what is served
-        "rounds": child.spec["rounds"],
-        "seconds": seconds,
-        "warm_up_seconds": min(0.3, seconds / 8),
-        "predict_batch": child.spec["predict_batch"],
-        "predict_seconds": min(0.5, seconds / 4),
-    }
-    asked.write_text(json.dumps(request))
     child.progress(0.0, f"measuring {variant.name}")
-    done = subprocess.run(
-        [sys.executable, "-m", "serving.probe", str(asked), str(answered)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "WINNOW_STORE": child.job.store},
-        check=False,
+    return probe.measure(
+        child.store,
+        child.workdir,
+        variant=variant,
+        baseline=baseline,
+        inputs=str(inputs),
+        batch=child.spec["batch"],
+        threads=variant.runtime.intra_op_threads,  # what is measured is what is served
+        rounds=child.spec["rounds"],
+        seconds=seconds,
+        warm_up_seconds=min(0.3, seconds / 8),
+        predict_batch=child.spec["predict_batch"],
+        predict_seconds=min(0.5, seconds / 4),
     )
-    sys.stderr.write(done.stderr)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ChildFailed(f"measuring {variant.name} failed: the probe ended with {done.returncode}: {last}")
-    result: dict[str, Any] = json.loads(answered.read_text())
-    return result

@@ -1,0 +1,111 @@
+"""The probe's process: started once, asked for one variant after the other."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from model_registry.store import Store
+from model_registry.variant import Variant
+from tasks.errors import ChildFailed
+
+_kept: ProbeProcess | None = None
+
+
+@contextmanager
+def probe_process() -> Iterator[ProbeProcess]:
+    """The process of this stage child; it stays for the next stage, unless something fails.
+
+    It is in our process group and reads its requests from us, so that it ends with us, however we end.
+    """
+    global _kept  # belongs to the process, as the process belongs to the pool
+    if _kept is None:
+        _kept = ProbeProcess()
+    try:
+        yield _kept
+    except BaseException:
+        _kept.close()
+        _kept = None
+        raise
+
+
+class ProbeProcess:
+    """``python -m serving.probe``, which no task imports."""
+
+    def __init__(self) -> None:
+        self._popen = subprocess.Popen(
+            [sys.executable, "-m", "serving.probe"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONSAFEPATH": "1"},
+        )
+        self._loaded = ("", 0)
+        """Digest and threads of the baseline that it holds."""
+
+    def measure(
+        self, store: Store, workdir: Path, *, variant: Variant, baseline: Variant, threads: int, **request: Any
+    ) -> dict[str, Any]:
+        """Numbers of the variant; the first output of every sample is then in ``workdir / "outputs.npy"``.
+
+        Args:
+            workdir: an empty folder of our own; gets the files of the variant, in ``variant``.
+            threads: intra-op threads.
+            request: further fields of :class:`serving.probe.ProbeRequest`.
+
+        Raises:
+            ChildFailed: the probe refuses the request or died; says what it said.
+        """
+        folder = store.materialise(variant.files, workdir / "variant")
+        other = None
+        if variant.digest != baseline.digest and self._loaded != (baseline.digest, threads):
+            other = store.materialise(baseline.files, workdir / "baseline")
+        answer = self._ask(
+            {
+                "variant": variant.model_dump(mode="json", by_alias=True),
+                "folder": str(folder),
+                "baseline": baseline.model_dump(mode="json", by_alias=True),
+                "baseline_folder": str(other) if other else None,
+                "outputs": str(workdir / "outputs.npy"),
+                "threads": threads,
+                **request,
+            }
+        )
+        if "error" in answer:
+            raise ChildFailed(f"measuring {variant.name} failed: {answer['error']}")
+        if other:
+            self._loaded = (baseline.digest, threads)
+        result: dict[str, Any] = answer["result"]
+        return result
+
+    def settle(self) -> None:
+        """Return when the probe has come to rest after a measurement: what others measure is not disturbed."""
+        self._answer()
+
+    def close(self) -> None:
+        """End it."""
+        self._popen.kill()
+        self._popen.communicate()
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        assert self._popen.stdin is not None
+        try:
+            self._popen.stdin.write(json.dumps(request) + "\n")
+            self._popen.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died: told by the answer that does not come
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._popen.stdout is not None
+        line = self._popen.stdout.readline()
+        if not line:
+            raise ChildFailed(f"the measuring process died (exit code {self._popen.wait()}); its messages are above")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
