@@ -88,7 +88,7 @@ def fit(
         model: called with preprocessed inputs by name, answers [N, ...].
         workload: says how columns become inputs and targets, and how an output is judged.
         train, validation: columns by name, rows first.
-        objective: what training minimises; None = the workload's loss.
+        objective: what training minimises; None = the workload's loss. One that is a module is trained along.
         epochs: at most so many passes over the training split.
         batch_size: rows per step; the batches of an epoch are evened out, so that none is tiny.
         learning_rate: its peak, after a linear rise over ``warmup`` (a share of all steps).
@@ -107,13 +107,15 @@ def fit(
     where = torch_device(device)
     model.to(where)
     loss = objective if objective is not None else Hard(workload.loss)
+    beside = loss.to(where) if isinstance(loss, nn.Module) else nn.Module()
     settings = (epochs, batch_size, learning_rate, weight_decay, optimizer, schedule, warmup, patience, amp, seed)
     rows, judged = Rows(workload, train, where), Rows(workload, validation, where)
     sample = _check_fit(model, rows, loss)
     with reproducible(where, deterministic), worthwhile_threads(model, sample.inputs, batch_size):
         steps = _steps(rows.count, batch_size)
-        loop = _Loop(model, rows, loss, _make_optimizer(model, optimizer, learning_rate, weight_decay), where, amp)
-        state = _State(model, loop, _fingerprint(model, rows.count, *settings))
+        stepping = _make_optimizer(model, beside, optimizer, learning_rate, weight_decay)
+        loop = _Loop(model, rows, loss, stepping, where, amp)
+        state = _State(model, beside, loop, _fingerprint(model, beside, rows.count, *settings))
         resumed_at = state.resume(checkpoints)
         for epoch in range(resumed_at + 1, epochs + 1):
             if state.finished:
@@ -228,8 +230,8 @@ class _Loop:
 class _State:
     """What training has come to so far: everything that a checkpoint holds."""
 
-    def __init__(self, model: nn.Module, loop: _Loop, fingerprint: str) -> None:
-        self.model, self.loop, self.fingerprint = model, loop, fingerprint
+    def __init__(self, model: nn.Module, beside: nn.Module, loop: _Loop, fingerprint: str) -> None:
+        self.model, self.beside, self.loop, self.fingerprint = model, beside, loop, fingerprint
         self.history: History = []
         self.best: dict[str, Tensor] = {}
         self.best_epoch = 0
@@ -255,6 +257,7 @@ class _State:
             {
                 "fingerprint": self.fingerprint,
                 "model": dict(self.model.state_dict()),
+                "beside": dict(self.beside.state_dict()),
                 # Right after the best epoch both are the same tensors: store them once.
                 "best": None if self.best_epoch == len(self.history) else self.best,
                 "best_epoch": self.best_epoch,
@@ -279,6 +282,7 @@ class _State:
             _log.warning("the checkpoint is of another training; this one starts at its beginning")
             return 0
         self.model.load_state_dict(tree["model"])
+        self.beside.load_state_dict(tree["beside"])
         self.loop.optimizer.load_state_dict(tree["optimizer"])
         self.loop.scaler.load_state_dict(tree["scaler"])
         best = tree["model"] if tree["best"] is None else tree["best"]
@@ -288,9 +292,10 @@ class _State:
         return len(self.history)
 
 
-def _fingerprint(model: nn.Module, *settings: object) -> str:
+def _fingerprint(model: nn.Module, beside: nn.Module, *settings: object) -> str:
     """Identity of a training, so that a checkpoint of another one is not taken for its own."""
-    shapes = [[name, list(value.shape), str(value.dtype)] for name, value in model.state_dict().items()]
+    tensors = [*model.state_dict().items(), *beside.state_dict().items()]
+    shapes = [[name, list(value.shape), str(value.dtype)] for name, value in tensors]
     return hash_bytes(canonical_json([shapes, [repr(s) for s in settings]]))
 
 
@@ -304,10 +309,13 @@ def _steps(rows: int, batch_size: int) -> int:
     return max(1, min(math.ceil(rows / batch_size), rows // 2))
 
 
-def _make_optimizer(model: nn.Module, name: Optimizer, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def _make_optimizer(
+    model: nn.Module, beside: nn.Module, name: Optimizer, lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise WorkloadError(f"{type(model).__name__} has no parameters that can be trained")
+    parameters += beside.parameters()
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

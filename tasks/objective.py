@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,7 +28,10 @@ class TrainingBatch:
 
 
 class Objective(Protocol):
-    """A scalar to minimise, from the model's outputs and the batch that they answer."""
+    """A scalar to minimise, from the model's outputs and the batch that they answer.
+
+    One that is an ``nn.Module`` too has parameters of its own, which are trained along with the model's.
+    """
 
     def __call__(self, outputs: Tensor, batch: TrainingBatch) -> Tensor: ...
 
@@ -117,6 +120,26 @@ class LiveAnswers:
         with torch.no_grad():
             outputs: Tensor = self.model(**batch.inputs)
         return outputs
+
+
+@dataclass(frozen=True)
+class MeanAnswers:
+    """The mean of several teachers' outputs."""
+
+    teachers: tuple[TeacherAnswers, ...]
+
+    def __call__(self, batch: TrainingBatch) -> Tensor:
+        return torch.stack([teacher(batch) for teacher in self.teachers]).mean(dim=0)
+
+
+def mean_answers(teachers: Sequence[TeacherAnswers]) -> TeacherAnswers:
+    """Several teachers as one, who answers the mean of their outputs.
+
+    The mean of logits is the geometric mean of the softened probabilities, renormalised, at every temperature alike;
+    Hinton et al. 2015, section 1, take the arithmetic or the geometric mean of an ensemble's predictions. This one
+    needs no temperature, can be stored, and holds for regression too.
+    """
+    return teachers[0] if len(teachers) == 1 else MeanAnswers(tuple(teachers))
 
 
 def _mix(soft: Tensor, loss: HardLoss, outputs: Tensor, batch: TrainingBatch, alpha: float) -> Tensor:

@@ -19,7 +19,6 @@ from tasks.distill import STAGE, DistillSpec, distill_child
 from tasks.errors import WorkloadError
 from tasks.fit import fit
 from tasks.fit_rows import evaluate, predict
-from tasks.objective import LiveAnswers, StoredAnswers
 from tasks.stage_cache import run_stage
 from tasks.torch_variant import build, load, parameter_count, save
 from tasks.workload import Workload
@@ -43,9 +42,21 @@ def teacher_of(store: Store, workload: Workload, *, sure_of: int | None = None) 
     return save(store, model, workload=workload, role="teacher", scale={}, sample=sample, name="teacher", stage="train")
 
 
-def distilled(store: Store, workload: Workload, teacher: Variant, *, key: str = "", **spec: Any) -> Result:
+def distilled(
+    store: Store,
+    workload: Workload,
+    teacher: Variant,
+    *others: Variant,
+    key: str = "",
+    parent: Variant | None = None,
+    name: str = "",
+    **spec: Any,
+) -> Result:
     """The stage's entry in this process; each call has checkpoints of its own unless it is given a key."""
     asked = DistillSpec(**{**QUICK, **spec})
+    inputs = {"teacher": teacher} | {f"teacher{n}": other for n, other in enumerate(others, 2)}
+    if parent is not None:
+        inputs["parent"] = parent
     messages = os.open(os.devnull, os.O_WRONLY)
     try:
         return distill_child.main(
@@ -54,8 +65,8 @@ def distilled(store: Store, workload: Workload, teacher: Variant, *, key: str = 
                     "job": job_for(store, workload.ref).model_dump(mode="json"),
                     "spec": asked.model_dump(mode="json"),
                     "data": put_data(store, workload).model_dump(mode="json"),
-                    "inputs": {"teacher": teacher.model_dump(mode="json", by_alias=True)},
-                    "extra": {},
+                    "inputs": {role: v.model_dump(mode="json", by_alias=True) for role, v in inputs.items()},
+                    "extra": {"name": name} if name else {},
                     "key": key or f"k{next(_numbers)}",
                     "workdir": "unused",
                 },
@@ -139,16 +150,6 @@ def test_a_regression_is_distilled_by_its_outputs_and_gains_when_the_error_falls
     assert result.values["metric"] == "mse"
 
 
-@pytest.mark.parametrize(("name", "kind"), [("Blobs", StoredAnswers), ("NoisyBlobs", LiveAnswers)])
-def test_answers_are_stored_only_where_questions_stay_the_same(store: Store, name: str, kind: type) -> None:
-    workload = taught(name)
-    model = build(workload, "teacher", {})
-    asked = distill_child._ask(model, workload, workload.splits()["train"], "cpu")
-    assert type(asked) is kind
-    result = distilled(store, workload, teacher_of(store, workload))
-    assert len(result.variants) == 2
-
-
 def test_a_scale_that_the_workload_does_not_know_is_told(store: Store) -> None:
     workload = taught("Blobs")
     with pytest.raises(WorkloadError, match=r"role 'student' with scale \{'depth': 1\}"):
@@ -166,7 +167,7 @@ def test_a_finished_student_is_not_trained_again_after_a_kill(store: Store, caps
         return fit(model, **arguments)
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr("tasks.distill.distill_child.fit", killed)
+        patched.setattr("tasks.distill.lessons.fit", killed)
         distilled(store, workload, teacher, key="killed")
     capsys.readouterr()
     again = distilled(store, workload, teacher, key="killed")

@@ -13,6 +13,7 @@ from tasks.objective import (
     StoredAnswers,
     TrainingBatch,
     distillation,
+    mean_answers,
     soft_target_loss,
 )
 
@@ -97,6 +98,19 @@ def test_a_live_teacher_answers_the_augmented_inputs_without_gradient() -> None:
     answer = LiveAnswers(Double())(asked)
     assert answer.tolist() == [[2.0] * 3] * 2
     assert not answer.requires_grad
+
+
+def test_several_teachers_answer_the_mean_of_their_logits() -> None:
+    """Which is the geometric mean of their probabilities, renormalised, at any temperature."""
+    one, two, asked = batch()
+    rows = [torch.cat([torch.zeros(3, 4), logits]) for logits in (one, two)]
+    both = mean_answers([StoredAnswers(outputs) for outputs in rows])
+    for temperature in (1.0, 4.0):
+        geometric = (softmax(one / temperature, 1) * softmax(two / temperature, 1)).sqrt()
+        wanted = geometric / geometric.sum(1, keepdim=True)
+        torch.testing.assert_close(softmax(both(asked) / temperature, 1), wanted)
+    alone = StoredAnswers(rows[0])
+    assert mean_answers([alone]) is alone
 
 
 def test_hard_is_the_workloads_loss() -> None:

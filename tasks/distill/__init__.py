@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,6 +14,22 @@ from tasks.stage import Job, Outcome, Stage
 from tasks.stage_cache import run_stage
 
 
+class HintSpec(Frozen):
+    """Hidden features of the teacher that the student's follow (FitNets), besides its answers."""
+
+    layers: Literal["auto"] | Annotated[tuple[tuple[str, str], ...], Field(min_length=1)] = Field(
+        default="auto",
+        description="pairs [module of the teacher, module of the student]; auto: for each resolution of the features "
+        "that both have, the last module of each before it changes",
+    )
+    weight: float = Field(
+        default=1.0,
+        gt=0,
+        description="weight of the hints beside the rest of the loss; a hint is 0 for features of the same direction, "
+        "2 for unrelated ones",
+    )
+
+
 class DistillSpec(Frozen):
     """A smaller student, taught by the teacher."""
 
@@ -20,13 +37,36 @@ class DistillSpec(Frozen):
         default_factory=lambda: {"width": 0.5},
         description="arguments of the workload's model() for the student, such as {width: 0.5}",
     )
-    temperature: float = Field(
-        default=2.0, gt=0, description="softens the teacher's probabilities; 1: as they are (classifiers only)"
+    temperature: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
+        default=2.0,
+        description="softens the teacher's probabilities, above 0; 1: as they are (classifiers only); auto: the one of "
+        "1, 2, 4, 8 that does best in a short training",
     )
-    alpha: float = Field(
-        default=0.5, ge=0, le=1, description="share of the teacher's answers in the loss; 1: no targets"
+    alpha: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
+        default=0.5,
+        description="share of the teacher's answers in the loss, 0 to 1; 1: no targets; auto: 0.5 or 0.9, tried like "
+        "the temperature",
     )
-    epochs: int = Field(default=40, ge=1, description="passes over the training split, for student and control each")
+    auto_epochs: float = Field(
+        default=0.2, gt=0, le=1, description="length of each short training of auto, as a share of the epochs"
+    )
+    teachers: int = Field(
+        default=1,
+        ge=1,
+        le=16,
+        description="so many teachers, trained from seed, seed + 1, ...; the mean of them teaches",
+    )
+    hints: HintSpec | None = Field(
+        default=None, description="hidden features to be followed too; {}: matched by resolution; absent: answers alone"
+    )
+    control: bool = Field(
+        default=True, description="train the same student without the teacher too, which shows what the teacher gained"
+    )
+    epochs: int = Field(
+        default=40,
+        ge=0,
+        description="passes over the training split, for student and control each; 0: an untrained student, no control",
+    )
     batch_size: int = Field(default=64, ge=2, description="rows per step")
     learning_rate: float = Field(default=4e-3, gt=0, description="peak of the learning rate")
     weight_decay: float = Field(default=0.01, ge=0, description="decay of weights, not of biases and norms")
@@ -56,16 +96,42 @@ STAGE = Stage(
 
 
 @step(STAGE)
-def distill(job: Job, spec: DistillSpec, *, data: DataRef, teacher: Variant) -> Outcome:
+def distill(
+    job: Job,
+    spec: DistillSpec,
+    *,
+    data: DataRef,
+    teacher: Variant,
+    parent: Variant | None = None,
+    others: tuple[Variant, ...] = (),
+    label: str = "",
+) -> Outcome:
     """Train the variants ``student`` and ``control``: same model, seed and budget, with and without the teacher.
 
     The files ``student.history.jsonl`` and ``control.history.jsonl`` hold their curves. Values: ``student`` and
-    ``control`` (each ``parameters``, ``epochs``, ``best_epoch``, ``val_metric``, ``val_loss``), ``teacher``
-    (``val_metric``), ``metric`` (its name), and ``gain``: the student's metric over the control's on validation,
-    turned so that more is better, with ``gain_interval`` (95 %, paired) and ``gain_p``.
+    ``control`` (each ``parameters``, ``epochs``, ``best_epoch``, ``val_metric``, ``val_loss``), ``teacher`` and
+    ``parent`` (``val_metric``), ``metric`` (its name), and ``gain``: the student's metric over the control's on
+    validation, turned so that more is better, with ``gain_interval`` (95 %, paired) and ``gain_p``. Without control
+    there is no gain. ``chosen`` (``temperature``, ``alpha``), ``tried`` (those and ``epochs``, ``val_loss``,
+    ``val_metric`` of each short training), ``hints`` (pairs of module names), ``teachers`` (``val_metric`` of each).
+
+    Args:
+        parent: a torch variant that is trained further instead of a fresh student; it keeps its role, scale and
+            pruning, and the spec's ``scale`` goes unused.
+        others: more teachers, the mean of whose logits with the first's is learned; hints come from the first.
+        label: names stage and variant where students are several; the control is then ``control-<label>``.
 
     Raises:
         TrainingDiverged: the loss became NaN or infinite.
         WorkloadError: the workload's model() does not take the scale.
+        SpecError: hints name modules that a model does not have, or that do not go together.
     """
-    return run_stage(STAGE, job, spec, data=data, inputs={"teacher": teacher})
+    inputs = {"teacher": teacher, **{f"teacher{number}": other for number, other in enumerate(others, 2)}}
+    if parent is not None:
+        inputs["parent"] = parent
+    names = (
+        label or "student",
+        *((f"control-{label}" if label else "control",) if spec.control and spec.epochs else ()),
+    )
+    extra = {"name": label} if label else {}
+    return run_stage(replace(STAGE, yields=names), job, spec, data=data, inputs=inputs, extra=extra, label=label)

@@ -2,120 +2,95 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from model_registry.manifest import FileEntry
-from model_registry.variant import Variant
 from tasks.child import Child, Result
+from tasks.distill.lessons import Lessons, Pupil
+from tasks.distill.mix_search import Mix, Trial, candidates, search
 from tasks.evidence.paired import compare
-from tasks.fit import fit, history_jsonl
-from tasks.fit_checkpoint import StoreCheckpoints
-from tasks.fit_rows import Rows, answers, predict, torch_device
-from tasks.objective import Hard, LiveAnswers, Objective, StoredAnswers, TeacherAnswers, distillation
-from tasks.splits import Columns, read_split
-from tasks.torch_variant import build, load, parameter_count, save
-from tasks.workload import Workload, load_workload
-
-
-@dataclass(frozen=True)
-class Pupil:
-    """A trained student: its variant, curves, facts, and its score on each validation sample [n]."""
-
-    variant: Variant
-    history: FileEntry
-    facts: dict[str, Any]
-    scores: NDArray[np.float64]
+from tasks.fit import Fitted
+from tasks.objective import Hard, Objective
 
 
 def main(child: Child) -> Result:
     """Train the student and its control, and say what the teacher was good for."""
-    assert child.data is not None
-    settings = dict(child.spec)
-    temperature, alpha = settings.pop("temperature"), settings.pop("alpha")
-    workload = load_workload(child.job.workload)
-    train = read_split(child.store, child.data, "train")
-    validation = read_split(child.store, child.data, "validation")
-    teacher = load(child.store, child.inputs["teacher"], workload=workload)
-    taught = distillation(
-        workload.loss,
-        _ask(teacher, workload, train, child.job.device),
-        classification=child.data.task == "classification",
-        temperature=temperature,
-        alpha=alpha,
-    )
-    student = _teach(child, "student", 0.0, taught, workload, train, validation, settings)
-    control = _teach(child, "control", 0.5, Hard(workload.loss), workload, train, validation, settings)
+    lessons, label = Lessons(child), child.extra.get("name", "")
+    values = {"metric": lessons.data.metric.name, **lessons.metrics()}
+    name = label or "student"
+    if not child.spec["epochs"]:
+        pupils = [lessons.publish(lessons.model(), None, name)]
+        values["student"] = pupils[0].facts
+        return _result(pupils, values)
+
+    course = _Course(child, lessons)
+    chosen, tried = course.choose()
+    values["chosen"] = {"temperature": chosen.temperature, "alpha": chosen.alpha}
+    values["tried"] = [trial.as_json() for trial in tried]
+    student = course.student(name, chosen)
+    values["student"] = student.facts
+    if child.spec["hints"] is not None:
+        values["hints"] = [list(pair) for pair in lessons.hints]
+    if not child.spec["control"]:
+        return _result([student], values)
+    control = course.control(f"control-{label}" if label else "control")
+    values["control"] = control.facts
+    values |= _gain(student, control, lessons.data.metric.better)
+    return _result([student, control], values)
+
+
+class _Course:
+    """The trainings of the stage in their order, and how far they have come."""
+
+    def __init__(self, child: Child, lessons: Lessons) -> None:
+        self.child, self.lessons, self.epochs = child, lessons, int(child.spec["epochs"])
+        self.short = max(1, round(child.spec["auto_epochs"] * self.epochs))
+        self.mixes = candidates(child.spec["temperature"], child.spec["alpha"], classification=lessons.classification)
+        trials = len(self.mixes) * self.short if len(self.mixes) > 1 else 0
+        self.total = trials + self.epochs * (2 if child.spec["control"] else 1)
+        self.done = 0
+
+    def choose(self) -> tuple[Mix, list[Trial]]:
+        """Temperature and alpha, by short trainings if the spec leaves them open."""
+
+        def train(number: int, mix: Mix) -> Fitted:
+            return self._teach(self.lessons.model(), f"trial-{number}", self.short, mix)
+
+        return search(self.mixes, train)
+
+    def student(self, name: str, mix: Mix) -> Pupil:
+        """The model trained with the teacher, published."""
+        model = self.lessons.model()
+        return self.lessons.publish(model, self._teach(model, "student", self.epochs, mix), name)
+
+    def control(self, name: str) -> Pupil:
+        """The same model trained without the teacher, published."""
+        model = self.lessons.model()
+        return self.lessons.publish(
+            model, self._fit(model, Hard(self.lessons.workload.loss), "control", self.epochs), name
+        )
+
+    def _teach(self, model: nn.Module, name: str, epochs: int, mix: Mix) -> Fitted:
+        with self.lessons.taught(model, mix) as objective:
+            return self._fit(model, objective, name, epochs)
+
+    def _fit(self, model: nn.Module, objective: Objective, name: str, epochs: int) -> Fitted:
+        begun = self.done
+        self.done += epochs
+
+        def progress(fraction: float, text: str) -> None:
+            self.child.progress((begun + fraction * epochs) / self.total, f"{name}: {text}")
+
+        return self.lessons.fit(model, objective, name=name, epochs=epochs, progress=progress)
+
+
+def _result(pupils: list[Pupil], values: dict[str, Any]) -> Result:
     return Result(
-        variants=(student.variant, control.variant),
-        files=(student.history, control.history),
-        values={
-            "metric": child.data.metric.name,
-            "teacher": {"val_metric": float(_scores(teacher, workload, validation, child.job.device).mean())},
-            "student": student.facts,
-            "control": control.facts,
-            **_gain(student, control, child.data.metric.better),
-        },
+        variants=tuple(pupil.variant for pupil in pupils),
+        files=tuple(pupil.history for pupil in pupils if pupil.history is not None),
+        values=values,
     )
-
-
-def _ask(teacher: nn.Module, workload: Workload, train: Columns, device: str) -> TeacherAnswers:
-    """The teacher's answers to the training split, once for all epochs, unless augmentation changes the questions."""
-    if workload.augments:
-        return LiveAnswers(teacher.to(torch_device(device)))
-    outputs = torch.from_numpy(predict(teacher, workload=workload, columns=train, device=device))
-    return StoredAnswers(outputs.to(torch_device(device)))
-
-
-def _teach(
-    child: Child,
-    name: str,
-    begun: float,
-    objective: Objective,
-    workload: Workload,
-    train: Columns,
-    validation: Columns,
-    settings: dict[str, Any],
-) -> Pupil:
-    """Train one student from the seed's initial weights and save it; the stage's progress goes on from ``begun``."""
-    settings = dict(settings)
-    scale = settings.pop("scale")
-    model = build(workload, "student", scale, seed=child.job.seed)
-    fitted = fit(
-        model,
-        workload=workload,
-        train=train,
-        validation=validation,
-        objective=objective,
-        seed=child.job.seed,
-        device=child.job.device,
-        checkpoints=StoreCheckpoints(child.store, f"{child.checkpoint_prefix}{name}"),
-        progress=lambda fraction, text: child.progress(begun + fraction / 2, f"{name}: {text}"),
-        **settings,
-    )
-    scores = _scores(model, workload, validation, child.job.device)
-    variant = save(
-        child.store,
-        model,
-        workload=workload,
-        role="student",
-        scale=scale,
-        sample=validation,
-        name=name,
-        stage="distill",
-    )
-    history = child.store.publish_bytes(history_jsonl(fitted.history), f"{name}.history.jsonl")
-    return Pupil(variant, history, {"parameters": parameter_count(model), **fitted.summary()}, scores)
-
-
-def _scores(model: nn.Module, workload: Workload, columns: Columns, device: str) -> NDArray[np.float64]:
-    outputs, targets = answers(model, Rows(workload, columns, torch_device(device)))
-    return np.asarray(workload.metric(targets).per_sample(outputs, targets), dtype=np.float64)
 
 
 def _gain(student: Pupil, control: Pupil, better: str) -> dict[str, Any]:

@@ -1,0 +1,150 @@
+"""Hints: the student's hidden features follow the teacher's, through projectors that are trained along.
+
+Romero et al. 2015, "FitNets: hints for thin deep nets" (arXiv:1412.6550), section 2.2, as one more term of the loss
+instead of a stage before, and over as many layers as wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tasks.errors import SpecError
+from tasks.fit_rows import call_model
+from tasks.objective import Objective, TrainingBatch
+
+Pairs = Sequence[tuple[str, str]]
+"""Module names: of the teacher, of the student."""
+
+
+class Hinted(nn.Module):
+    """The base objective plus ``weight`` times the mean of the hint losses of all pairs.
+
+    Its parameters are the projectors'. ``base`` must ask the teacher live: the features are those of its forward pass.
+    """
+
+    def __init__(
+        self, base: Objective, pairs: Pairs, *, teacher: Taps, student: Taps, projectors: nn.ModuleList, weight: float
+    ) -> None:
+        super().__init__()
+        self.base, self.pairs, self.weight = base, tuple(pairs), weight
+        self.teacher, self.student = teacher, student
+        self.projectors = projectors
+
+    def forward(self, outputs: Tensor, batch: TrainingBatch) -> Tensor:
+        soft = self.base(outputs, batch)
+        losses = [
+            hint_loss(projector(self.student[ours].float()), self.teacher[theirs].float())
+            for (theirs, ours), projector in zip(self.pairs, self.projectors, strict=True)
+        ]
+        return soft + self.weight * torch.stack(losses).mean()
+
+
+@contextmanager
+def hinted(
+    base: Objective,
+    *,
+    teacher: nn.Module,
+    student: nn.Module,
+    pairs: Pairs,
+    weight: float,
+    inputs: dict[str, Tensor],
+    seed: int,
+) -> Iterator[Hinted]:
+    """The objective with hints, while the features of both models are watched.
+
+    Args:
+        base: asks ``teacher`` for its answers to each batch.
+        pairs: which module of the student follows which of the teacher.
+        weight: of the hints; each lies between 0 (same direction) and 4 (opposite).
+        inputs: preprocessed rows for one forward pass of each model, which shows how wide the features are.
+        seed: of the projectors' initial weights.
+
+    Raises:
+        SpecError: a model has no module of that name, it did not run, or its output is no tensor [N, ...].
+    """
+    theirs = Taps(teacher, tuple(name for name, _ in pairs), "teacher")
+    ours = Taps(student, tuple(name for _, name in pairs), "student")
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            for model in (teacher, student):
+                call_model(model.eval(), inputs)
+            torch.manual_seed(seed)
+            projectors = nn.ModuleList(nn.Linear(ours[s].shape[-1], theirs[t].shape[-1]) for t, s in pairs)
+        yield Hinted(base, pairs, teacher=theirs, student=ours, projectors=projectors, weight=weight)
+    finally:
+        theirs.close()
+        ours.close()
+
+
+class Taps:
+    """The outputs of some modules in the model's last forward pass, by name, as [N, positions..., channels]."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...], role: str) -> None:
+        modules = {name: module for name, module in model.named_modules() if name}
+        unknown = sorted(set(names) - modules.keys())
+        if unknown:
+            raise SpecError(
+                f"distill.hints.layers names {', '.join(map(repr, unknown))}, which the {role} "
+                f"{type(model).__name__} does not have; it has {', '.join(modules)}"
+            )
+        self.role = role
+        self._last = channels_last(model)
+        self._seen: dict[str, Any] = {}
+        self._hooks = [modules[name].register_forward_hook(partial(self._keep, name)) for name in dict.fromkeys(names)]
+
+    def _keep(self, name: str, module: nn.Module, arguments: Any, output: Any) -> None:
+        self._seen[name] = output
+
+    def __getitem__(self, name: str) -> Tensor:
+        output = self._seen.get(name)
+        if not isinstance(output, Tensor) or output.ndim < 2:
+            what = f"answers {type(output).__name__}" if name in self._seen else "did not run in the forward pass"
+            raise SpecError(
+                f"distill.hints.layers names {name!r}, but that module of the {self.role} {what}; hints need modules "
+                "that answer one tensor [N, ...]"
+            )
+        return output if output.ndim == 2 or (output.ndim == 3 and self._last) else output.movedim(1, -1)
+
+    def close(self) -> None:
+        """Stop watching."""
+        for hook in self._hooks:
+            hook.remove()
+        self._seen.clear()
+
+
+def channels_last(model: nn.Module) -> bool:
+    """Whether features [N, a, b] are positions by channels, as in a transformer, or channels by positions."""
+    return not any(isinstance(module, nn.Conv1d) for module in model.modules())
+
+
+def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared distance of features [N, positions..., channels] whose rows are scaled to length 1, averaged over rows.
+
+    Where the number of positions differs, the larger is averaged down. 0 for the same direction, 2 for a right angle.
+    """
+    if student.ndim != teacher.ndim:
+        raise SpecError(
+            f"distill.hints.layers pairs features of the student with {student.ndim - 2} spatial dimensions and of the "
+            f"teacher with {teacher.ndim - 2}; pair convolutions with convolutions, dense layers with dense layers"
+        )
+    for dim in range(1, student.ndim - 1):
+        size = min(student.shape[dim], teacher.shape[dim])
+        student, teacher = _pooled(student, dim, size), _pooled(teacher, dim, size)
+    ours, theirs = (functional.normalize(features.flatten(1), dim=1) for features in (student, teacher))
+    return (ours - theirs).square().sum(dim=1).mean()
+
+
+def _pooled(features: Tensor, dim: int, size: int) -> Tensor:
+    """Adaptive average pooling of one dimension, as a product: torch's own has no deterministic gradient on CUDA."""
+    positions = features.shape[dim]
+    if positions == size:
+        return features
+    weights = functional.adaptive_avg_pool1d(torch.eye(positions, device=features.device), size)
+    return (features.movedim(dim, -1) @ weights).movedim(-1, dim)
