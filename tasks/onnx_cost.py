@@ -93,9 +93,11 @@ def _parameters(graph: GraphProto) -> int:
     """Constants that are no index, scalar, scale or zero point."""
     aside: set[str] = set()
     measured = {node.output[1] for node in graph.node if node.op_type == "DynamicQuantizeLinear"}
+    bytewise = {i.name for i in graph.initializer if i.data_type == TensorProto.INT8}
+    measured |= {node.output[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in bytewise}
     for node in graph.node:
         aside.update(node.input[i] for i in _SCALES_AND_ZEROS.get(node.op_type, ()) if i < len(node.input))
-        if node.op_type == "Mul" and measured.intersection(node.input):  # scale of activations times scale of weights
+        if node.op_type == "Mul" and measured.intersection(node.input):  # a scale of weights
             aside.update(node.input)
     return sum(
         prod(i.dims) for i in graph.initializer if i.dims and i.data_type not in _INDICES and i.name not in aside

@@ -1,4 +1,4 @@
-"""Quantize: an fp32 ONNX variant becomes int8 ones, for the int8 instructions of this class of CPU."""
+"""Quantize: an fp32 ONNX variant becomes int8 ones, for the int8 instructions of this class of CPU, or smaller ones."""
 
 from __future__ import annotations
 
@@ -10,30 +10,61 @@ from pydantic import Field
 from model_registry.variant import Frozen, Variant
 from tasks.evidence.split_inputs import split_inputs
 from tasks.policy import step
+from tasks.quantize.form_name import form_name
 from tasks.splits import DataRef
 from tasks.stage import Job, Outcome, Stage
 from tasks.stage_cache import run_stage
 
 
-class QuantizeSpec(Frozen):
-    """Quantization to int8 with ONNX Runtime, after training."""
+class AccuracyControl(Frozen):
+    """Layers that cost too much accuracy stay in fp32: how much is too much."""
 
-    methods: tuple[Literal["static", "dynamic"], ...] = Field(
+    max_drop: float = Field(
+        ge=0,
+        allow_inf_nan=False,
+        description="how much worse than the fp32 parent the workload's metric may be on the validation split, in the "
+        "metric's unit (0.01 of an accuracy is one point)",
+    )
+    samples: int = Field(
+        default=300, ge=1, le=100_000, description="validation rows that layers are ranked on, those that differ most"
+    )
+
+
+class QuantizeSpec(Frozen):
+    """Quantization with ONNX Runtime, after training."""
+
+    methods: tuple[Literal["static", "dynamic", "weights8", "weights4", "fp16", "bf16"], ...] = Field(
         default=("static", "dynamic"),
         min_length=1,
-        description="static: activations too, with ranges from calibration data; dynamic: MatMul and Gemm only, ranges "
-        "measured at run time",
+        description="static: int8, activations too, with ranges from calibration data; dynamic: int8 MatMul and Gemm "
+        "only, ranges measured at run time; weights8, weights4: weights only, for size (convolutions stay in int8 and "
+        "run in fp32); fp16: for accelerators, on CPUs smaller but not faster; bf16: skipped while ONNX Runtime cannot "
+        "run it on CPUs",
     )
     calibration_samples: int = Field(
         default=256, ge=16, le=100_000, description="rows of the calibration split used, drawn evenly over the classes"
     )
-    calibration_method: Literal["minmax", "percentile", "entropy"] = Field(
-        default="minmax", description="how static finds the range of an activation; try percentile against outliers"
+    calibration_method: Literal["minmax", "percentile", "entropy", "auto"] = Field(
+        default="minmax",
+        description="how static finds the range of an activation; auto: minmax, unless another is nearer to fp32 on "
+        "the calibration rows",
     )
     percentile: float = Field(
         default=99.99, gt=50, le=100, description="share of the values inside the range, in percent, for percentile"
     )
     per_channel: bool = Field(default=True, description="a scale per output channel of a weight, not one for all")
+    equalize: bool = Field(
+        default=False,
+        description="cross-layer equalization first: neighbouring layers share the ranges of their channels, which "
+        "helps depthwise convolutions; the fp32 function stays the same",
+    )
+    bias_correction: bool = Field(
+        default=False,
+        description="static: give back through the biases what rounding shifts on average, where that helps",
+    )
+    accuracy_control: AccuracyControl | None = Field(
+        default=None, description="leave the layers in fp32 that cost too much accuracy; absent: quantize all of them"
+    )
 
 
 STAGE = Stage(
@@ -47,18 +78,30 @@ STAGE = Stage(
 
 
 @step(STAGE)
-def quantize(job: Job, spec: QuantizeSpec, *, data: DataRef, parent: Variant) -> Outcome:
+def quantize(job: Job, spec: QuantizeSpec, *, data: DataRef, parent: Variant, label: str = "") -> Outcome:
     """Make ``<model>.int8-static`` and ``<model>.int8-dynamic`` of ``<model>.fp32`` or a user's own ONNX file.
 
+    Other methods give ``<model>.weights8``, ``<model>.weights4`` and ``<model>.fp16``.
+
+    Args:
+        label: instead of the model's name, where one parent is quantized in several ways.
+
     Values: ``variants`` by digest (``name``, ``parameters``, ``macs``, ``bytes``, ``quantized`` and ``quantizable``
-    layers, ``share`` of the multiply-accumulates in int8, ``fp32_layers``, ``agreement`` with the parent on the
-    calibration rows), ``skipped`` (method to reason), ``calibration_rows``, ``reduce_range``.
+    layers, ``share`` of the multiply-accumulates in int8 (or int4, fp16), ``fp32_layers``, ``agreement`` with the
+    parent on the calibration rows), ``skipped`` (method to reason), ``warnings``, ``calibration_rows``,
+    ``reduce_range``; ``calibration_method`` used by static, and ``calibration_errors`` where it was chosen;
+    ``equalization``, ``bias_correction`` and ``accuracy_control`` (by method: ``steps``, ``fp32_groups``,
+    ``fp32_share`` of the multiply-accumulates, ``drop``) where they are asked for.
 
     Raises:
-        CalibrationError: too few calibration rows, or rows that are not finite.
+        CalibrationError: too few calibration rows, rows that are not finite or of another scale than those of training.
+        ParityFailed: accuracy control meets a metric that is not a finite number.
     """
-    rows = split_inputs(job, data).get("calibration")
-    extra = {"rows": rows.model_dump(mode="json") if rows else None}
-    label = parent.name.removesuffix(".fp32")
-    stage = replace(STAGE, yields=tuple(f"{label}.int8-{method}" for method in spec.methods))
-    return run_stage(stage, job, spec, data=data, inputs={"parent": parent}, extra=extra, label=label)
+    stored = split_inputs(job, data)
+    needed = {"rows": "calibration"} | ({"validation": "validation"} if spec.accuracy_control else {})
+    entries = {key: stored.get(split) for key, split in needed.items()}
+    extra = {key: entry.model_dump(mode="json") if entry else None for key, entry in entries.items()}
+    name = label or parent.name.removesuffix(".fp32")
+    stage = replace(STAGE, yields=tuple(form_name(name, method) for method in spec.methods))
+    named = {"label": label} if label else {}
+    return run_stage(stage, job, spec, data=data, inputs={"parent": parent}, extra=extra | named, label=name)

@@ -9,8 +9,10 @@ from onnx import ModelProto
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 
-def quantize_dynamically(model: ModelProto, folder: Path, *, per_channel: bool, reduce_range: bool) -> ModelProto:
-    """The model with its MatMul and Gemm nodes in int8.
+def quantize_dynamically(
+    model: ModelProto, folder: Path, *, per_channel: bool, reduce_range: bool, excluded: frozenset[str] = frozenset()
+) -> ModelProto:
+    """The model with its MatMul and Gemm nodes in int8, but for those whose names are excluded.
 
     Never Conv: ONNX Runtime has no u8 x s8 kernel for ConvInteger and refuses to load it, and the other one is many
     times slower than fp32 (microsoft/onnxruntime#15888, #12854). Gemm becomes MatMul and Add on the way.
@@ -24,6 +26,7 @@ def quantize_dynamically(model: ModelProto, folder: Path, *, per_channel: bool, 
         per_channel=per_channel,
         reduce_range=reduce_range,
         weight_type=QuantType.QInt8,
+        nodes_to_exclude=[name + suffix for name in sorted(excluded) for suffix in ("", "_MatMul")],
         extra_options={"MatMulConstBOnly": True},
     )
     quantized = onnx.load_model(written)

@@ -1,13 +1,13 @@
-"""How much of a model really became int8."""
+"""How much of a model really became int8 (or int4, or fp16)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto
 
 from tasks.onnx_cost import Shapes, layer_macs
-from tasks.quantize.prepared_graph import quantizable
+from tasks.quantize.prepared_graph import LAYERS, layer_label, quantizable
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,14 @@ def int8_share(prepared: ModelProto, quantized: ModelProto, shapes: Shapes) -> I
     if None not in known:
         total = sum(m or 0 for m in known)
         share = 1.0 - sum(macs[n.output[0]] or 0 for n in floats) / total if total else 0.0
-    sizes = {i.name: list(i.dims) for i in prepared.graph.initializer}
-    names = tuple(f"{n.op_type} {n.input[1]} {sizes[n.input[1]]}" for n in floats)
+    names = tuple(layer_label(prepared, node) for node in floats)
     return Int8Share(len(layers) - len(floats), len(layers), share, names)
 
 
 def quantizable_in_float(model: ModelProto) -> list[NodeProto]:
-    """Layers whose weight is no dequantized constant."""
-    dequantized = {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
-    return [n for n in model.graph.node if n.op_type in ("Conv", "Gemm", "MatMul") and n.input[1] not in dequantized]
+    """Layers whose weight is no dequantized constant, nor one in fp16."""
+    small = {i.name for i in model.graph.initializer if i.data_type in (TensorProto.INT8, TensorProto.FLOAT16)}
+    small |= {n.output[0] for n in model.graph.node if n.op_type == "DequantizeLinear"}
+    small |= {n.output[0] for n in model.graph.node if n.op_type == "Cast" and n.input[0] in small}
+    small |= {n.output[0] for n in model.graph.node if n.op_type == "Mul" and n.input[0] in small}
+    return [n for n in model.graph.node if n.op_type in LAYERS and n.input[1] not in small]

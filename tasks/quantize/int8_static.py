@@ -11,6 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from tasks.quantize.calibration import RowReader
+from tasks.quantize.float_layers import keep_in_float
 from tasks.quantize.prepared_graph import quantizable
 
 _METHODS = {
@@ -36,6 +37,8 @@ def quantize_statically(
     per_channel: bool,
     reduce_range: bool,
     signed_activations: bool,
+    excluded: frozenset[str] = frozenset(),
+    ranges: Path | None = None,
 ) -> ModelProto:
     """The model in QDQ form.
 
@@ -44,12 +47,15 @@ def quantize_statically(
         method: minmax, percentile (of ``percentile`` percent) or entropy.
         reduce_range: weights in 7 bits, for CPUs whose 16-bit sums saturate.
         signed_activations: int8 activations (ARM) instead of uint8 (x86).
+        excluded: names of nodes that stay in fp32.
+        ranges: a file for the ranges of the activations: written if it is not there, else read instead of calibrating.
+            One per model and method.
     """
     convolutional = any(node.op_type == "Conv" for node in model.graph.node)
     # The quantizer's own MatMulConstBOnly holds for its other format only. Products of activations (attention scores)
     # cost accuracy in int8 and ran 1.5 times slower; nor does a MatMul gain from rounding what is added to a bias next.
     constant = {node.name for node in quantizable(model)}
-    excluded = [n.name for n in model.graph.node if n.op_type in _PRODUCTS and n.name not in constant]
+    left = [n.name for n in model.graph.node if n.op_type in _PRODUCTS and n.name not in constant]
     options: dict[str, Any] = {"OpTypesToExcludeOutputQuantization": ["MatMul"]}
     if method == "percentile":
         options["CalibPercentile"] = percentile
@@ -66,13 +72,15 @@ def quantize_statically(
         reduce_range=reduce_range,
         activation_type=QuantType.QInt8 if signed_activations else QuantType.QUInt8,
         weight_type=QuantType.QInt8,
-        nodes_to_exclude=excluded,
+        nodes_to_exclude=[*left, *sorted(excluded)],
         calibrate_method=_METHODS[method],
         extra_options=options,
+        calibration_cache_path=ranges,
     )
     quantized = onnx.load_model(written)
     _float_outputs(quantized)
     _drop_zero_points(quantized)
+    keep_in_float(quantized)
     return quantized
 
 

@@ -10,6 +10,7 @@ from onnx import ModelProto, NodeProto
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 _INT8_OPERATORS = {"QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"}
+LAYERS = ("Conv", "Gemm", "MatMul")
 OLDEST_OPSET = 13
 """The first with a scale per channel in QuantizeLinear."""
 
@@ -43,10 +44,14 @@ def quantizable(model: ModelProto) -> list[NodeProto]:
     """Convolutions and matrix products with constant weights: where the work and the bytes are."""
     constants = {i.name for i in model.graph.initializer}
     return [
-        node
-        for node in model.graph.node
-        if node.op_type in ("Conv", "Gemm", "MatMul") and node.domain == "" and node.input[1] in constants
+        node for node in model.graph.node if node.op_type in LAYERS and node.domain == "" and node.input[1] in constants
     ]
+
+
+def layer_label(model: ModelProto, node: NodeProto) -> str:
+    """A layer with a constant weight, for people: ``Conv stem.weight [8, 3, 3, 3]``."""
+    shape = next(list(i.dims) for i in model.graph.initializer if i.name == node.input[1])
+    return f"{node.op_type} {node.input[1]} {shape}"
 
 
 def why_not(model: ModelProto, method: str) -> str:
@@ -59,4 +64,11 @@ def why_not(model: ModelProto, method: str) -> str:
         return "the graph has no Conv, Gemm or MatMul with constant weights"
     if method == "dynamic" and all(node.op_type == "Conv" for node in layers):
         return "the graph has no Gemm or MatMul with constant weights, and convolutions are slower in dynamic int8"
+    if method == "weights4" and all(node.op_type == "Conv" for node in layers):
+        return "the graph has no Gemm or MatMul with constant weights, and int4 is for those only: use weights8"
+    if method == "bf16":
+        return (
+            f"ONNX Runtime {onnxruntime.__version__} has no bfloat16 Conv, Gemm or MatMul on CPUs, so such a file "
+            "could not be checked here: use fp16"
+        )
     return ""

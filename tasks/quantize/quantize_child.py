@@ -1,25 +1,53 @@
-"""The quantize stage in its process. Imports no torch unless the workload has to be asked for the rows."""
+"""The quantize stage in its process. Imports no torch unless the workload has to be asked for rows or scores."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto
 
 from model_registry.cpu_class import cpu_class, sums_saturate
 from model_registry.variant import Variant
 from tasks.child import Child, Result
-from tasks.onnx_cost import onnx_cost
+from tasks.errors import WorkloadError
+from tasks.onnx_cost import Shapes, onnx_cost
 from tasks.onnx_graph import strip
+from tasks.quantize.accuracy_control import Controlled, control_accuracy
 from tasks.quantize.agreement import agree, answers
-from tasks.quantize.calibration import Feeds, RowReader, check_finite, choose_rows
+from tasks.quantize.bias_correction import add_biases
+from tasks.quantize.calibration import Feeds, check_finite, choose_rows
+from tasks.quantize.calibration_drift import compare_rows
+from tasks.quantize.equalization import equalize
+from tasks.quantize.form_name import form_name
+from tasks.quantize.half_precision import to_half, why_it_does_not_load
 from tasks.quantize.int8_dynamic import quantize_dynamically
 from tasks.quantize.int8_share import int8_share
-from tasks.quantize.int8_static import quantize_statically
+from tasks.quantize.layer_groups import layer_groups
+from tasks.quantize.metric_drop import Drop, drop_of_agreement, drop_of_metric
 from tasks.quantize.prepared_graph import prepare, why_not
 from tasks.quantize.raw_rows import read_rows
+from tasks.quantize.saturation import saturating_layers
+from tasks.quantize.static_recipe import Build, static_recipe
+from tasks.quantize.weight_only import quantize_weights
+from tasks.splits import TARGET, read_split
+
+_COMPARED_BYTES = 256 << 20
+"""Training data larger than this are not fetched just to be compared with the calibration rows."""
+_SAME = 1e-3
+
+
+@dataclass(frozen=True)
+class _Model:
+    """The parent: its file, the graph that is quantized, calibration rows and its answers to them."""
+
+    file: bytes
+    prepared: ModelProto
+    shapes: Shapes
+    feeds: Feeds
+    wanted: NDArray[Any]
 
 
 def main(child: Child) -> Result:
@@ -27,35 +55,56 @@ def main(child: Child) -> Result:
     assert child.data is not None
     spec, parent = child.spec, child.inputs["parent"]
     here = cpu_class()
-    columns, targets = read_rows(child, parent.inputs)
+    label = child.extra.get("label") or parent.name.removesuffix(".fp32")
+    columns, targets = read_rows(child, parent.inputs, "calibration")
     rows = np.arange(min(len(targets), spec["calibration_samples"]))
-    if "static" in spec["methods"]:
+    calibrated = "static" in spec["methods"]
+    if calibrated:
         stratify = child.data.task == "classification"
         rows = choose_rows(targets, spec["calibration_samples"], stratify=stratify, seed=child.job.seed)
     columns = {name: values[rows] for name, values in columns.items()}
     file = child.store.fetch_bytes(parent.file("model.onnx"))
     wanted = answers(file, columns)
     check_finite(wanted, rows)
-    prepared = prepare(file, child.workdir)
-    shapes = {name: (1, *values.shape[1:]) for name, values in columns.items()}
-    cost = onnx_cost(prepared, shapes)
-    variants: list[Variant] = []
+    plain = prepare(file, child.workdir)
     values: dict[str, Any] = {
         "variants": {},
         "skipped": {},
+        "warnings": _compare_with_training(child) if calibrated else [],
         "cpu_class": here,
         "reduce_range": sums_saturate(here),
-        "calibration_rows": len(rows) if "static" in spec["methods"] else 0,
+        "calibration_rows": len(rows) if calibrated else 0,
     }
+    shapes = {name: (1, *values.shape[1:]) for name, values in columns.items()}
+    model = _Model(file, _equalized(plain, child, columns, wanted, values), shapes, columns, wanted)
+    cost = onnx_cost(model.prepared, shapes)
+    variants: list[Variant] = []
     for number, method in enumerate(spec["methods"]):
-        child.progress(number / len(spec["methods"]), f"{method} int8 of {parent.name}")
-        reason = why_not(prepared, method)
+        child.progress(number / len(spec["methods"]), f"{method} of {parent.name}")
+        reason = why_not(plain, method)
         if reason:
             values["skipped"][method] = reason
             continue
-        quantized = _quantize(method, prepared, columns, child, reduce_range=sums_saturate(here))
+        if method == "fp16":
+            quantized = to_half(plain)
+        else:
+            build = _builder(method, model, child, values)
+            excluded: frozenset[str] = frozenset()
+            if spec["accuracy_control"]:
+                controlled = _control(method, build, model, child, values)
+                excluded = controlled.excluded
+            quantized = build(excluded)
         data = strip(quantized, merge_equal=True)
-        name = f"{parent.name.removesuffix('.fp32')}.int8-{method}"
+        reason = why_it_does_not_load(data) if method == "fp16" else ""
+        share = int8_share(plain if method == "fp16" else model.prepared, quantized, shapes)
+        if method != "fp16" and share.quantized == 0:
+            reason = "accuracy control put every layer back to fp32: a larger max_drop is needed"
+        if reason:
+            values["skipped"][method] = reason
+            continue
+        if method == "static" and sums_saturate(here) and (layers := saturating_layers(quantized)):
+            values["warnings"].append(f"16-bit sums of {len(layers)} int8 layers may saturate: {', '.join(layers)}")
+        name = form_name(label, method)
         variant = Variant(
             name=name,
             stage="quantize",
@@ -66,7 +115,8 @@ def main(child: Child) -> Result:
             ),
             inputs=parent.inputs,
             outputs=parent.outputs,
-            runtime=parent.runtime.model_copy(update={"cpu_class": here}),
+            # fp16 is computed the same everywhere; kernels of int8 and int4 weights may round activations to int8 too.
+            runtime=parent.runtime.model_copy(update={"cpu_class": None if method == "fp16" else here}),
         )
         variants.append(variant)
         values["variants"][variant.digest] = {
@@ -74,25 +124,99 @@ def main(child: Child) -> Result:
             "parameters": cost.parameters,
             "macs": cost.macs,
             "bytes": len(data),
-            **asdict(int8_share(prepared, quantized, shapes)),
+            **asdict(share),
             **asdict(agree(wanted, answers(data, columns))),
         }
     return Result(variants=tuple(variants), values=values)
 
 
-def _quantize(
-    method: str, prepared: onnx.ModelProto, columns: Feeds, child: Child, *, reduce_range: bool
-) -> onnx.ModelProto:
+def _equalized(
+    plain: ModelProto, child: Child, columns: Feeds, wanted: NDArray[Any], values: dict[str, Any]
+) -> ModelProto:
+    """The graph that is quantized: equalized and with biases to correct, as the spec says."""
+    prepared = plain
+    if child.spec["equalize"]:
+        found = equalize(plain)
+        error = agree(wanted, answers(found.model.SerializeToString(), columns)).error
+        values["equalization"] = {"pairs": len(found.pairs), "skipped": list(found.skipped), "error": error}
+        if error <= _SAME:
+            prepared = found.model
+        else:
+            values["equalization"]["pairs"] = 0
+            values["warnings"].append(
+                f"equalization is left out: it changed the fp32 answers by {error:.2g} of their size"
+            )
+    return add_biases(prepared) if child.spec["bias_correction"] and "static" in child.spec["methods"] else prepared
+
+
+def _builder(method: str, model: _Model, child: Child, values: dict[str, Any]) -> Build:
     spec = child.spec
+    reduce_range = sums_saturate(cpu_class())
+    if method == "static":
+        build, notes = static_recipe(
+            model.prepared,
+            model.feeds,
+            model.wanted,
+            child.workdir,
+            method=spec["calibration_method"],
+            percentile=spec["percentile"],
+            per_channel=spec["per_channel"],
+            reduce_range=reduce_range,
+            signed_activations=cpu_class().startswith("aarch64/"),
+            correct_biases=spec["bias_correction"],
+        )
+        values.update(notes)
+        return build
     if method == "dynamic":
-        return quantize_dynamically(prepared, child.workdir, per_channel=spec["per_channel"], reduce_range=reduce_range)
-    return quantize_statically(
-        prepared,
-        RowReader(columns),
-        child.workdir,
-        method=spec["calibration_method"],
-        percentile=spec["percentile"],
-        per_channel=spec["per_channel"],
-        reduce_range=reduce_range,
-        signed_activations=cpu_class().startswith("aarch64/"),
+        per_channel = spec["per_channel"]
+        return lambda excluded: quantize_dynamically(
+            model.prepared, child.workdir, per_channel=per_channel, reduce_range=reduce_range, excluded=excluded
+        )
+    bits = {"weights8": 8, "weights4": 4}[method]
+    return lambda excluded: quantize_weights(model.prepared, bits=bits, excluded=excluded)
+
+
+def _control(method: str, build: Build, model: _Model, child: Child, values: dict[str, Any]) -> Controlled:
+    """Find the layers that must stay in fp32, on the validation split."""
+    spec, parent = child.spec["accuracy_control"], child.inputs["parent"]
+    assert child.data is not None
+    feeds, targets = read_rows(child, parent.inputs, "validation")
+    outputs = answers(model.file, feeds)
+    metric, drop = child.data.metric.name, _drop(child, outputs, targets, values)
+    if drop is None:
+        metric, drop = "agreement", drop_of_agreement(outputs)
+
+    def predict(excluded: frozenset[str], rows: NDArray[np.int64] | None) -> NDArray[Any]:
+        chosen = feeds if rows is None else {name: values[rows] for name, values in feeds.items()}
+        return answers(build(excluded).SerializeToString(), chosen)
+
+    found = control_accuracy(
+        layer_groups(model.prepared, model.shapes),
+        predict=predict,
+        parent=outputs,
+        drop=drop,
+        max_drop=spec["max_drop"],
+        samples=spec["samples"],
     )
+    report = asdict(found) | {"metric": metric, "max_drop": spec["max_drop"], "rows": len(targets)}
+    del report["excluded"]
+    values.setdefault("accuracy_control", {})[method] = report
+    return found
+
+
+def _drop(child: Child, outputs: NDArray[Any], targets: NDArray[Any], values: dict[str, Any]) -> Drop | None:
+    assert child.data is not None
+    try:
+        return drop_of_metric(child.data, child.job.workload, outputs, targets)
+    except WorkloadError as error:
+        values["warnings"].append(f"accuracy control counts changed answers, not the metric: {error.message}")
+        return None
+
+
+def _compare_with_training(child: Child) -> list[str]:
+    assert child.data is not None
+    if child.data.split("train").file.size > _COMPARED_BYTES:
+        return []
+    train, ours = (read_split(child.store, child.data, name) for name in ("train", "calibration"))
+    train.pop(TARGET, None)
+    return compare_rows(train, ours)

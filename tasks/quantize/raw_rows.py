@@ -1,4 +1,4 @@
-"""The calibration split as the model's raw inputs."""
+"""A split as the model's raw inputs."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from tasks.errors import CalibrationError
 from tasks.quantize.calibration import Feeds
 from tasks.splits import TARGET, read_split
 
-SPLIT = "calibration"
-
 _DTYPES = {"FP16": "float16", "FP32": "float32", "FP64": "float64"}
 
 
-def read_rows(child: Child, inputs: tuple[TensorSpec, ...]) -> tuple[Feeds, np.ndarray]:
-    """All calibration rows by input name, and their targets.
+def read_rows(child: Child, inputs: tuple[TensorSpec, ...], split: str) -> tuple[Feeds, np.ndarray]:
+    """All rows of a split by input name, and their targets.
 
     Takes what was stored for measuring, so that no torch is imported; else runs the workload's ``batch``.
 
     Raises:
         CalibrationError: the model takes an input that the data does not have.
     """
-    stored = child.extra.get("rows")
-    columns = _stored(child, FileEntry.model_validate(stored)) if stored else _batched(child)
+    stored = child.extra.get("rows" if split == "calibration" else split)
+    columns = _stored(child, FileEntry.model_validate(stored)) if stored else _batched(child, split)
     targets = columns.pop(TARGET)
     wanted = {spec.name for spec in inputs}
     if not wanted <= columns.keys():
@@ -43,13 +41,13 @@ def _stored(child: Child, entry: FileEntry) -> Feeds:
         return {name: archive[name] for name in archive.files}
 
 
-def _batched(child: Child) -> Feeds:
+def _batched(child: Child, split: str) -> Feeds:
     import torch
 
     from tasks.workload import load_workload
 
     assert child.data is not None
-    columns = {name: torch.from_numpy(values) for name, values in read_split(child.store, child.data, SPLIT).items()}
+    columns = {name: torch.from_numpy(values) for name, values in read_split(child.store, child.data, split).items()}
     with torch.no_grad():
         inputs, targets = load_workload(child.job.workload).batch(columns)
     return {name: value.numpy() for name, value in inputs.items()} | {TARGET: targets.numpy()}
