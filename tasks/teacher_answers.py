@@ -88,7 +88,7 @@ def _find(store: Store, key: str) -> Outputs | None:
 
 
 def _ingredients(teacher: Variant, workload: Workload, data: DataRef, split: str, device: str) -> dict[str, Any]:
-    """All that determines the answers. The code's hash is part of it: preprocessing is code, not weights."""
+    """All that determines the answers. Code's hashes are part of it: preprocessing is code, not weights."""
     return {
         "teacher": teacher.digest,
         "data": data.fingerprint,
@@ -97,5 +97,6 @@ def _ingredients(teacher: Variant, workload: Workload, data: DataRef, split: str
         "workload": workload.ref.path,
         "arguments": workload.ref.arguments,
         "source": closure_hash(workload.ref.path.partition(":")[0], workload.ref.folder),
+        "code": closure_hash("tasks.teacher_answers"),
         "torch": torch.__version__,
     }

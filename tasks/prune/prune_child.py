@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from tasks.child import Child, Result
 from tasks.fit import history_jsonl
 from tasks.fit_checkpoint import StoreCheckpoints
-from tasks.fit_rows import predict, torch_device
-from tasks.objective import LiveAnswers, Objective, StoredAnswers, TeacherAnswers, distillation
+from tasks.objective import Objective, distillation
 from tasks.prune.narrow import narrow
 from tasks.prune.sparse import NO_GAIN
 from tasks.splits import Columns, read_split
+from tasks.teacher_answers import teacher_says
 from tasks.torch_variant import load, read_architecture, save
 from tasks.workload import Workload, load_workload
 
@@ -81,13 +79,9 @@ def main(child: Child) -> Result:
 
 def _objective(child: Child, workload: Workload, train: Columns) -> Objective:
     assert child.data is not None
-    teacher = load(child.store, child.inputs["teacher"], workload=workload)
-    answers: TeacherAnswers
-    if workload.augments:
-        answers = LiveAnswers(teacher.to(torch_device(child.job.device)))
-    else:
-        outputs = predict(teacher, workload=workload, columns=train, device=child.job.device)
-        answers = StoredAnswers(torch.from_numpy(outputs))
+    answers = teacher_says(
+        child.store, child.inputs["teacher"], workload=workload, data=child.data, train=train, device=child.job.device
+    )
     return distillation(
         workload.loss,
         answers,
