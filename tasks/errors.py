@@ -77,6 +77,14 @@ class CalibrationError(WinnowError):
     """The calibration data cannot serve for quantization."""
 
 
+class QatUnsupported(WinnowError):
+    """The int8 file has an operator or a way of quantizing that cannot be trained; names node and operator."""
+
+
+class QatParityFailed(WinnowError):
+    """The int8 file that was written does not answer as the module that was trained."""
+
+
 class GateFailed(WinnowError):
     """The chosen variant did not pass; the text holds the whole table."""
 
@@ -99,6 +107,21 @@ class StageOutOfMemory(WinnowError):
 
 class Interrupted(WinnowError):
     """The run was asked to stop."""
+
+
+CANDIDATE_FAILURES = (
+    CalibrationError,
+    ChildFailed,
+    ExportRefused,
+    ParityFailed,
+    PruningRefused,
+    QatParityFailed,
+    QatUnsupported,
+    StageOutOfMemory,
+    StageTimedOut,
+    TrainingDiverged,
+)
+"""What ends one candidate of a search, but not the search."""
 
 
 def named_errors() -> dict[str, type[Exception]]:

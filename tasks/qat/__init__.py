@@ -1,0 +1,82 @@
+"""Quantization-aware training: an int8 file is trained as it will run, with the teacher's help, and written again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pydantic import Field
+
+from model_registry.variant import Frozen, Variant
+from tasks.policy import step
+from tasks.splits import DataRef
+from tasks.stage import Job, Outcome, Stage
+from tasks.stage_cache import run_stage
+
+
+class QatSpec(Frozen):
+    """Quantization-aware training of the statically quantized file."""
+
+    epochs: int = Field(default=8, ge=1, description="passes over the training split")
+    batch_size: int = Field(default=64, ge=2, description="rows per step")
+    learning_rate: float = Field(
+        default=1e-3, gt=0, description="peak of the learning rate; a scale's logarithm learns with it"
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="decay of weights, not of biases and scales")
+    temperature: float = Field(default=2.0, gt=0, description="softness of the teacher's answers; classifiers only")
+    alpha: float = Field(
+        default=0.7, ge=0, le=1, description="weight of the teacher's answers; the rest is the targets'"
+    )
+    patience: int | None = Field(
+        default=None, ge=1, description="stop after so many epochs without a better one; null: never"
+    )
+
+
+STAGE = Stage(
+    name="qat",
+    pool="torch",
+    entry="tasks.qat.qat_child:main",
+    libraries=("torch", "onnx", "onnxruntime"),
+    cpu_class_matters=True,
+)
+
+
+def qat_name(parent: str) -> str:
+    """``student.int8-static`` becomes ``student.int8-qat``."""
+    return f"{parent.removesuffix('.int8-static')}.int8-qat"
+
+
+@step(STAGE)
+def qat(
+    job: Job,
+    spec: QatSpec,
+    *,
+    data: DataRef,
+    parent: Variant,
+    teacher: Variant,
+    float_parent: Variant | None = None,
+    label: str = "",
+) -> Outcome:
+    """Make ``<model>.int8-qat`` of ``<model>.int8-static``; ``<name>.history.jsonl`` holds the curves.
+
+    Args:
+        parent: an ONNX file of QuantizeLinear and DequantizeLinear nodes, as static quantization writes it.
+        teacher: a torch variant, or an fp32 ONNX one (asked through ONNX Runtime).
+        float_parent: the fp32 ONNX file that the parent was made of; training then starts at its weights, not at the
+            rounded ones.
+
+    Values: ``variants`` by digest (``name``, ``parameters``, ``macs``, ``bytes``), ``validation`` (the metric of the
+    ``parent`` and of ``qat``, both as ONNX Runtime answers), ``parity`` (see :mod:`tasks.qat.int8_parity`),
+    ``float_weights`` (how many of the ``layers`` began at unrounded weights), and of the training ``epochs``,
+    ``best_epoch``, ``val_metric``, ``val_loss``, ``stopped_early``.
+
+    Raises:
+        QatUnsupported: the file has an operator or a way of quantizing that cannot be trained.
+        QatParityFailed: the file written does not answer as the module that was trained.
+        TrainingDiverged: the loss became NaN or infinite.
+    """
+    inputs = {"parent": parent, "teacher": teacher}
+    if float_parent is not None:
+        inputs["float_parent"] = float_parent
+    name = qat_name(parent.name)
+    stage = replace(STAGE, yields=(name,))
+    return run_stage(stage, job, spec, data=data, inputs=inputs, label=label or name.removesuffix(".int8-qat"))

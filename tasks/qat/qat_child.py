@@ -1,0 +1,122 @@
+"""The qat stage in its process."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from model_registry.variant import Variant
+from tasks.child import Child, Result
+from tasks.fit import fit, history_jsonl
+from tasks.fit_checkpoint import StoreCheckpoints
+from tasks.fit_rows import predict
+from tasks.objective import distillation
+from tasks.onnx_cost import onnx_cost
+from tasks.onnx_graph import strip
+from tasks.qat.float_weights import float_weights
+from tasks.qat.int8_parity import Floats, check_int8_parity, run_onnx
+from tasks.qat.qdq_graph import Array
+from tasks.qat.raw_workload import RawWorkload, ask_teacher, raw_inputs
+from tasks.qat.torch_graph import TorchGraph
+from tasks.qat.write_back import write_back
+from tasks.splits import Columns, read_split
+from tasks.workload import Workload, load_workload
+
+
+def main(child: Child) -> Result:
+    """Train the int8 file, write it again, and check that it answers as trained."""
+    assert child.data is not None
+    spec, parent = child.spec, child.inputs["parent"]
+    users = load_workload(child.job.workload)
+    workload = RawWorkload(users)
+    train, validation = (read_split(child.store, child.data, name) for name in ("train", "validation"))
+    before = child.store.fetch_bytes(parent.file("model.onnx"))
+    model = onnx.load_from_string(before)
+    floats = _floats(child, model)
+    module = TorchGraph(model, floats)
+    fitted = fit(
+        module,
+        workload=workload,
+        train=train,
+        validation=validation,
+        objective=distillation(
+            workload.loss,
+            ask_teacher(
+                child.store,
+                child.inputs["teacher"],
+                workload=users,
+                data=child.data,
+                train=train,
+                device=child.job.device,
+            ),
+            classification=child.data.task == "classification",
+            temperature=spec["temperature"],
+            alpha=spec["alpha"],
+        ),
+        epochs=spec["epochs"],
+        batch_size=spec["batch_size"],
+        learning_rate=spec["learning_rate"],
+        weight_decay=spec["weight_decay"],
+        patience=spec["patience"],
+        amp="off",  # bf16 has too few bits for the 256 steps of a grid
+        seed=child.job.seed,
+        device=child.job.device,
+        checkpoints=StoreCheckpoints(child.store, f"{child.checkpoint_prefix}qat"),
+        progress=lambda fraction, text: child.progress(0.95 * fraction, text),
+    )
+    after = strip(write_back(module), merge_equal=True)
+    inputs = raw_inputs(workload, validation)
+    trained = predict(module, workload=workload, columns=validation, device="cpu")
+    answers = run_onnx(after, inputs)
+    parity = check_int8_parity(trained, answers, scale=module.output_scale())
+    variant = Variant(
+        name=f"{parent.name.removesuffix('.int8-static')}.int8-qat",
+        stage="qat",
+        format="onnx",
+        files=(
+            child.store.publish_bytes(after, "model.onnx"),
+            *(f for f in parent.files if f.path.startswith("assets/")),
+        ),
+        inputs=parent.inputs,
+        outputs=parent.outputs,
+        runtime=parent.runtime,
+    )
+    cost = onnx_cost(onnx.load_from_string(after), {name: (1, *v.shape[1:]) for name, v in inputs.items()})
+    values: dict[str, Any] = {
+        "variants": {
+            variant.digest: {
+                "name": variant.name,
+                "parameters": cost.parameters,
+                "macs": cost.macs,
+                "bytes": len(after),
+            }
+        },
+        "validation": {
+            "parent": _metric(workload, run_onnx(before, inputs), validation),
+            "qat": _metric(workload, answers, validation),
+        },
+        "parity": asdict(parity),
+        "layers": len(module.graph.weights),
+        "float_weights": len(floats),
+        **fitted.summary(),
+    }
+    history = child.store.publish_bytes(history_jsonl(fitted.history), f"{variant.name}.history.jsonl")
+    return Result(variants=(variant,), values=values, files=(history,))
+
+
+def _floats(child: Child, model: onnx.ModelProto) -> dict[str, Array]:
+    if "float_parent" not in child.inputs:
+        return {}
+    file = child.store.fetch_bytes(child.inputs["float_parent"].file("model.onnx"))
+    return float_weights(model, file, child.workdir)
+
+
+def _metric(workload: Workload, answers: Floats, columns: Columns) -> float:
+    """The workload's metric of answers to a split."""
+    _, found = workload.batch({name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in columns.items()})
+    targets = found.numpy()
+    return float(np.mean(workload.metric(targets).per_sample(answers, targets)))
