@@ -28,7 +28,7 @@ _TOGETHER = 1.5
 
 @dataclass(frozen=True)
 class Step:
-    """One try. ``score``: relative squared error left on the ranking samples, None where nothing was ranked."""
+    """One try. ``score``: relative squared error left on the ranking samples; None: not ranked, or no number."""
 
     phase: Literal["int8", "to fp32", "back to int8"]
     group: str
@@ -86,7 +86,8 @@ def control_accuracy(
             continue
         out |= members
         found = _checked(drop(predict(_nodes(groups, out), None)), _names(groups, members))
-        steps.append(Step("to fp32", _names(groups, members), score, found, True))
+        left = score if np.isfinite(score) else None
+        steps.append(Step("to fp32", _names(groups, members), left, found, True))
         if found > current and len(out) < len(groups):
             order = _rank(groups, out, predict, parent[rows], rows)
         current = found

@@ -215,7 +215,8 @@ def _drop(child: Child, outputs: NDArray[Any], targets: NDArray[Any], values: di
 
 def _compare_with_training(child: Child) -> list[str]:
     assert child.data is not None
-    if child.data.split("train").file.size > _COMPARED_BYTES:
+    sizes = {split.name: split.file.size for split in child.data.splits}
+    if sizes.get("train", _COMPARED_BYTES + 1) > _COMPARED_BYTES:
         return []
     train, ours = (read_split(child.store, child.data, name) for name in ("train", "calibration"))
     train.pop(TARGET, None)
