@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from model_registry.manifest import FileEntry, canonical_json
 
@@ -52,6 +52,22 @@ class RuntimeSpec(Frozen):
     graph_optimization: Literal["disabled", "basic", "extended", "all"] = "all"
     cpu_class: str | None = None
     """CPU class an int8 variant was quantized and validated for; None where the result does not depend on it."""
+    arena: bool = True
+    """Whether ONNX Runtime keeps freed memory for the next request; without it memory shrinks and requests slow."""
+    disabled_optimizers: tuple[Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]{0,63}$")], ...] = ()
+    """Graph optimizers of ONNX Runtime that are left out, by their names there, such as ``NchwcTransformer``."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Later fields are written only where they are set: what was stored before them keeps its digest."""
+        written: dict[str, Any] = handler(self)
+        later = {name: type(self).model_fields[name].default for name in _LATER_FIELDS}
+        unset = {name for name, default in later.items() if getattr(self, name) == default}
+        return {name: value for name, value in written.items() if name not in unset}
+
+
+_LATER_FIELDS = ("arena", "disabled_optimizers")
+"""Fields of RuntimeSpec that came after the first release."""
 
 
 class Variant(Record):

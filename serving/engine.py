@@ -6,8 +6,7 @@ The endpoint's engine processes and the probe run this very class, so what is me
 from __future__ import annotations
 
 import json
-import os
-import stat
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,14 @@ import numpy as np
 import onnxruntime
 
 from model_registry.cpu_class import require_cpu_class
-from model_registry.manifest import FileEntry, ManifestMismatch, hash_bytes
 from model_registry.variant import RuntimeSpec, TensorSpec, Variant
 from serving.exceptions import EngineLoadError, EngineRunError
-from serving.onnx_safety import check_onnx
+from serving.onnx_safety import UnsafeModel, check_onnx
+from serving.optimized_graph import OptimizedGraphs, worth_keeping
 from serving.tensors import NUMPY, ONNX, Array, bytes_array
+from serving.verified_file import read_verified
 
+log = logging.getLogger("winnow.serving")
 MODEL, LABELS = "model.onnx", "assets/labels.json"
 LABEL = TensorSpec(name="label", datatype="BYTES", shape=(-1,))
 PROBABILITY = TensorSpec(name="probability", datatype="FP32", shape=(-1,))
@@ -39,8 +40,9 @@ class Engine:
 
     Args:
         folder: holds the variant's files under their manifest names.
-        variant: an ONNX variant; its RuntimeSpec decides provider, threads, spinning and graph level.
+        variant: an ONNX variant; its RuntimeSpec decides provider, threads, memory and graph optimizers.
         threads: intra-op threads instead of the variant's own, for measurements.
+        graphs: where optimised graphs are kept for the next start; None: nowhere.
 
     Attributes:
         inputs, outputs: tensor specs as served; with labels, ``label`` (BYTES [-1]) and ``probability`` (FP32 [-1])
@@ -53,19 +55,19 @@ class Engine:
         EngineLoadError: ONNX Runtime refuses it, or it does not do what its manifest says.
     """
 
-    def __init__(self, folder: Path, variant: Variant, *, threads: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, variant: Variant, *, threads: int | None = None, graphs: OptimizedGraphs | None = None
+    ) -> None:
         if variant.format != "onnx":
             raise EngineLoadError(f"variant {variant.name!r} is {variant.format}, not onnx; export it first")
         require_cpu_class(variant.runtime.cpu_class, f"variant {variant.name!r}")
-        # The very bytes that were hashed are the ones that run: nothing is opened twice.
-        data = _read_verified(folder, variant.file(MODEL))
-        check_onnx(data)
         self.variant = variant
-        self._session = _session(data, variant, threads or variant.runtime.intra_op_threads)
+        threads = threads or variant.runtime.intra_op_threads
+        if variant.runtime.provider != "CPUExecutionProvider":
+            graphs = None
+        self._session = _kept_session(variant, threads, graphs) or _new_session(folder, variant, threads, graphs)
         self._graph_outputs = tuple(output.name for output in self._session.get_outputs())
         self.inputs, self.outputs = variant.inputs, variant.outputs
-        _compare("input", variant.inputs, self._session.get_inputs())
-        _compare("output", variant.outputs, self._session.get_outputs())
         self._text_inputs = {spec.name for spec in self.inputs if spec.datatype == "BYTES"}
         self.labels = self._load_labels(folder)
         if self.labels:
@@ -126,7 +128,7 @@ class Engine:
         if entry is None:
             return []
         try:
-            labels = json.loads(_read_verified(folder, entry))
+            labels = json.loads(read_verified(folder, entry))
         except ValueError as error:
             raise EngineLoadError(f"{LABELS} of variant {self.variant.name!r} is not JSON: {error}") from error
         first = self.outputs[0]
@@ -144,23 +146,39 @@ class Engine:
         return [label.encode() for label in labels]
 
 
-def _read_verified(folder: Path, entry: FileEntry) -> bytes:
-    path = folder / entry.path
+def _kept_session(variant: Variant, threads: int, graphs: OptimizedGraphs | None) -> Any:
+    """A session of the optimised graph that an earlier start left; None where there is none that can be used."""
+    data = graphs.read(variant) if graphs else None
+    if data is None or graphs is None:
+        return None
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise ManifestMismatch(str(folder), extra=[], missing=[entry.path], changed=[]) from error
-    except OSError as error:  # a symbolic link
-        raise ManifestMismatch(str(folder), extra=[], missing=[], changed=[entry.path]) from error
-    with os.fdopen(descriptor, "rb") as stream:
-        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
-        data = stream.read() if regular else b""
-    if not regular or len(data) != entry.size or hash_bytes(data) != entry.sha256:
-        raise ManifestMismatch(str(folder), extra=[], missing=[], changed=[entry.path])
-    return data
+        check_onnx(data)
+        options = _options(variant.runtime, threads)
+        options.graph_optimization_level = _LEVELS["disabled"]  # it has been done
+        return _session(data, variant, options)
+    except (UnsafeModel, EngineLoadError) as error:
+        log.warning("the optimised graph of %s cannot be used and is made anew: %s", variant.name, error)
+        graphs.discard(variant)
+        return None
 
 
-def _session(data: bytes, variant: Variant, threads: int) -> Any:
+def _new_session(folder: Path, variant: Variant, threads: int, graphs: OptimizedGraphs | None) -> Any:
+    # The very bytes that were hashed are the ones that run: nothing is opened twice.
+    data = read_verified(folder, variant.file(MODEL))
+    nodes = check_onnx(data)
+    if graphs is not None and worth_keeping(nodes, len(data)):
+        with graphs.saving(variant) as path:
+            if path is not None:
+                try:
+                    return _session(data, variant, _options(variant.runtime, threads, save=path))
+                except EngineLoadError as error:  # the disk is full; or the model is no good, as the next line tells
+                    log.warning("the optimised graph of %s cannot be kept: %s", variant.name, error)
+                    path.unlink(missing_ok=True)
+    return _session(data, variant, _options(variant.runtime, threads))
+
+
+def _session(data: bytes, variant: Variant, options: Any) -> Any:
+    """A session that does what the manifest says."""
     runtime = variant.runtime
     if runtime.provider not in onnxruntime.get_available_providers():
         raise EngineLoadError(
@@ -168,23 +186,31 @@ def _session(data: bytes, variant: Variant, threads: int) -> Any:
             f"{onnxruntime.get_available_providers()}: install the build that has it, or deploy another variant"
         )
     try:
-        return onnxruntime.InferenceSession(data, _options(runtime, threads), providers=[runtime.provider])
+        session = onnxruntime.InferenceSession(
+            data, options, providers=[runtime.provider], disabled_optimizers=list(runtime.disabled_optimizers)
+        )
     except Exception as error:  # as above: no common base class
         raise EngineLoadError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load variant {variant.name!r}: {error}"
         ) from error
+    _compare("input", variant.inputs, session.get_inputs())
+    _compare("output", variant.outputs, session.get_outputs())
+    return session
 
 
-def _options(runtime: RuntimeSpec, threads: int) -> Any:
+def _options(runtime: RuntimeSpec, threads: int, *, save: Path | None = None) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = runtime.inter_op_threads
     options.graph_optimization_level = _LEVELS[runtime.graph_optimization]
+    options.enable_cpu_mem_arena = runtime.arena
     options.log_severity_level = 3  # errors only; the rest tells node names of the client's model
     # Spinning threads burn a whole core after each request and gain nothing measurable (CEmbedding v0.9.1).
     spinning = "1" if runtime.spinning else "0"
     options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
     options.add_session_config_entry("session.inter_op.allow_spinning", spinning)
+    if save is not None:
+        options.optimized_model_filepath = str(save)
     if runtime.provider != "CPUExecutionProvider":  # no silent fallback: it would serve, ten times slower
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options

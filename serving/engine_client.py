@@ -51,8 +51,15 @@ class EngineClient(asyncio.SubprocessProtocol):
         self._transport: asyncio.SubprocessTransport | None = None
 
     @classmethod
-    async def start(cls, folder: Path, variant: Variant, *, seconds: float = 120.0) -> EngineClient:
+    async def start(
+        cls, folder: Path, variant: Variant, *, seconds: float = 120.0, graphs: Path | None = None
+    ) -> EngineClient:
         """Start a process, load and warm the variant in it.
+
+        Args:
+            folder: holds the variant's files.
+            seconds: how long that may take.
+            graphs: where optimised graphs are kept for the next start; None: nowhere.
 
         Raises:
             CpuClassMismatch, UnsafeModel, EngineLoadError: the variant cannot be run here.
@@ -69,7 +76,8 @@ class EngineClient(asyncio.SubprocessProtocol):
         try:
             async with asyncio.timeout(seconds):
                 manifest = variant.model_dump(mode="json", by_alias=True)
-                client._send(encode({"folder": str(folder.absolute()), "variant": manifest}))
+                kept = str(graphs.absolute()) if graphs else None
+                client._send(encode({"folder": str(folder.absolute()), "variant": manifest, "graphs": kept}))
                 answer = (await client._loaded).header
             if "error" in answer:
                 raise _load_error(answer)

@@ -120,7 +120,8 @@ class LoadedVersion:
     async def _start(self) -> EngineClient:
         try:
             folder, variant = await asyncio.to_thread(self._cache.fetch, self.digest)
-            return await EngineClient.start(folder, variant, seconds=self._limits.load_seconds)
+            graphs = self._cache.optimized(self.digest)
+            return await EngineClient.start(folder, variant, seconds=self._limits.load_seconds, graphs=graphs)
         except (
             ObjectMissing,
             CorruptObject,

@@ -48,6 +48,8 @@ def test_names_are_labels_and_the_order_of_files_does_not_count() -> None:
         {"runtime": RuntimeSpec(spinning=True)},
         {"runtime": RuntimeSpec(cpu_class="x86-64/avx2")},
         {"runtime": RuntimeSpec(graph_optimization="basic")},
+        {"runtime": RuntimeSpec(arena=False)},
+        {"runtime": RuntimeSpec(disabled_optimizers=("NchwcTransformer",))},
         {"format": "torch"},
     ],
 )
@@ -69,6 +71,16 @@ def test_it_survives_json_and_an_altered_one_does_not_load() -> None:
 def test_the_first_manifest_ever_written_keeps_its_digest() -> None:
     # Stored digests must stay valid: a change of this number is a break with every store.
     assert variant().digest == "01d161d3797005113ec6d4a29e333936ea186d93903cd16770b465620c9632f6"
+
+
+def test_a_runtime_without_later_fields_is_written_as_before_them() -> None:
+    runtime = {"provider", "intra_op_threads", "inter_op_threads", "spinning", "graph_optimization", "cpu_class"}
+    assert set(json.loads(variant().to_json())["runtime"]) == runtime
+    tuned = variant(runtime=RuntimeSpec(arena=False, disabled_optimizers=("NchwcTransformer",)))
+    assert set(json.loads(tuned.to_json())["runtime"]) == runtime | {"arena", "disabled_optimizers"}
+    assert Variant.model_validate_json(tuned.to_json()) == tuned
+    with pytest.raises(ValidationError, match="disabled_optimizers"):
+        RuntimeSpec(disabled_optimizers=("../x",))
 
 
 @pytest.mark.parametrize("change", [{"color": "red"}, {"schema": 2}, {"format": "pickle"}])
