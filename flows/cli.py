@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import sys
@@ -82,6 +83,7 @@ def main() -> NoReturn:
         code = 130
     except Exception as error:  # noqa: BLE001 - the last resort; a named error is told, any other keeps its traceback
         code = _tell(error)
+    gc.freeze()  # looking for garbage in all that Prefect and MLflow loaded would take a second before we are gone
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shlex
@@ -10,7 +11,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -55,7 +57,11 @@ def run(
     down = _reach_stack(start=up)  # before Prefect is imported: it reads its settings then
     if down is None and not plan:
         prewarm("checks")  # the first stage's process imports its libraries while we import ours
-    from flows.spec import load_spec
+    with _importing():
+        from flows.spec import load_spec
+
+        if down is None:
+            import flows.compress  # noqa: F401
 
     loaded = load_spec(spec, [*overrides, *(["deploy=false"] if no_deploy else [])])
     if down is not None:
@@ -64,6 +70,17 @@ def run(
     if plan:
         return _print_plan(loaded, as_json)
     return _run(loaded, report, as_json)
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Importing makes only what stays: looking for garbage in it would take a sixth of the time, now and later."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def _reach_stack(*, start: bool) -> Exception | None:

@@ -8,6 +8,7 @@ from prefect import State, flow
 from prefect.states import Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.ahead import import_ahead
 from flows.champion import refused_decision, standing_champion
 from flows.conclusion import concluding, curl_line
 from flows.lineage import CONTROL, Made, Step
@@ -61,6 +62,7 @@ def compress(
 def make_variants(job: Job, spec: PipelineSpec) -> Made:
     """The chain from the data to every variant, measured. Each step is looked up before it is computed."""
     data = check_data(job, spec.data)
+    import_ahead()
     checked = data_ref(data)
     refuse_hopeless(spec.gates, checked)
 

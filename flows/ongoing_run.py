@@ -21,7 +21,6 @@ from flows.lineage import Made
 from flows.spec import PipelineSpec, resolve_device
 from model_registry.ledger import Ledger
 from model_registry.owner import Owner
-from model_registry.registry import preload
 from model_registry.store import Store, StoreError
 from tasks.deploy import reconcile
 from tasks.errors import GateFailed, Interrupted
@@ -169,7 +168,6 @@ def open_run(spec: PipelineSpec, run_id: str | None = None) -> Iterator[OngoingR
     mark_dead_runs(store, spec.model)
     if spec.deploy and Ledger(store).pending(spec.model):
         reconcile(store, spec.model)  # a release died between two steps: complete or undo it first
-    preload()
     report = RunReport(
         run_id=job.run_id,
         status="running",

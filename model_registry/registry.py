@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,16 +53,10 @@ class ModelVersion(Frozen):
     run_id: str
 
 
-def preload() -> threading.Thread:
-    """Import MLflow in the background (three seconds) while the flow's children compute."""
-
-    def load() -> None:
-        _client_class()
-        _import_flavour()
-
-    thread = threading.Thread(target=load, name="import-mlflow", daemon=True)
-    thread.start()
-    return thread
+def preload() -> None:
+    """Import MLflow, which takes two seconds."""
+    _client_class()
+    _import_flavour()
 
 
 class Registry:

@@ -26,6 +26,7 @@ from typing import Any
 from model_registry.manifest import FileEntry
 from model_registry.store import Store
 from model_registry.variant import Variant
+from tasks.machine_lock import machine_lock
 from tasks.splits import DataRef
 from tasks.stage import Job
 
@@ -74,13 +75,12 @@ def send(messages: int, message: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Serve requests until one fails or the lifeline ends. Arguments: modules to import while waiting."""
+    """Serve requests until one fails or the lifeline ends. Arguments: modules to import until a request comes."""
     messages = int(os.environ.pop("WINNOW_CHILD_FD"))
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     _skip_stage_packages()
-    for module in sys.argv[1:]:
-        importlib.import_module(module)
+    _import_ahead(sys.argv[1:], requests)
     failed = False
     while not failed:
         request = json.loads(requests.get())
@@ -105,8 +105,40 @@ def main() -> None:
         send(messages, message)
         del request, message
         gc.collect()  # what one stage held must not count against the next one's memory limit
+        gc.freeze()  # what is left are modules: looking through them again would cost each stage 0.2 s
     # Interpreter shutdown of torch and friends costs up to half a second and can only go wrong from here on.
     os._exit(0)
+
+
+def _import_ahead(modules: list[str], requests: queue.SimpleQueue[bytes]) -> None:
+    """Import one module after the other until there is something to do, and connect to the store.
+
+    Not while anybody measures: importing takes a whole core.
+    """
+    gc.disable()  # importing makes only what stays; looking for garbage in it takes a fifth of the time
+    try:
+        with machine_lock(exclusive=False, on_wait=lambda: _give_up(requests)):
+            for module in modules:
+                if not requests.empty():
+                    return
+                importlib.import_module(module)
+            if modules:
+                Store.from_environment()
+    except _Asked:
+        return
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+class _Asked(Exception):
+    """A request has come while the machine was busy."""
+
+
+def _give_up(requests: queue.SimpleQueue[bytes]) -> None:
+    # The stage that asks may hold the lock that whoever measures waits for: it must not wait for us.
+    if not requests.empty():
+        raise _Asked
 
 
 def _use_threads(threads: int) -> None:

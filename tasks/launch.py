@@ -26,10 +26,10 @@ Progress = Callable[[float, str], None]
 _TAIL = 15
 POOLS = {
     "checks": ("great_expectations", "torch", "tasks.workload"),
-    "torch": ("torch._dynamo", "tasks.fit"),
-    "numbers": ("onnxruntime.quantization",),
+    "torch": ("torch._dynamo", "tasks.fit", "tasks.export.torch_onnx", "tasks.export.parity"),
+    "numbers": ("onnxruntime.quantization", "tasks.evidence.scoring", "tasks.evidence.paired"),
 }
-"""What the processes of each pool of stages need, and a standby imports ahead."""
+"""What the processes of each pool of stages need, and a standby imports ahead; what all of them need comes first."""
 _TELEMETRY_OFF = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -205,7 +205,7 @@ def _take(pool: str, code: str) -> _Process:
     if _closing.is_set():
         raise Interrupted("the run was asked to stop; no new process is started")
     with _lock:
-        for process in _standby:
+        for process in reversed(_standby):  # the one used last has the most in memory
             if process.pool == pool and process.code in ("", code) and process.popen.poll() is None:
                 _standby.remove(process)
                 return process

@@ -41,7 +41,11 @@ def closure_hash(module: str, folder: str | None = None) -> str:
 
 def normalised(source: str) -> str:
     """The source as an AST dump without docstrings, comments and formatting."""
-    tree = ast.parse(source)
+    return _dump(ast.parse(source))
+
+
+def _dump(tree: ast.Module) -> str:
+    """The tree without docstrings, as text; changes it."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
             node, clean=False
@@ -77,7 +81,8 @@ def _read(path: Path, name: str, _modified: int) -> tuple[str, tuple[str, ...]]:
     source = path.read_text(encoding="utf-8")
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     imports: list[str] = []
-    for node in ast.walk(ast.parse(source, filename=str(path))):
+    tree = ast.parse(source, filename=str(path))
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -87,4 +92,4 @@ def _read(path: Path, name: str, _modified: int) -> tuple[str, tuple[str, ...]]:
                 base = ".".join([*parent, base] if base else parent)
             # `from package import name` may name a module or something in one.
             imports += [base, *(f"{base}.{alias.name}" for alias in node.names)]
-    return hash_bytes(normalised(source).encode()), tuple(dict.fromkeys(imports))
+    return hash_bytes(_dump(tree).encode()), tuple(dict.fromkeys(imports))

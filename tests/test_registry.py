@@ -16,7 +16,6 @@ from mlflow import MlflowClient
 from onnx_models import digits
 from release_world import new_name
 
-from model_registry import registry as registry_module
 from model_registry.owner import Owner
 from model_registry.registry import ModelVersion, Registry, RegistryError, RegistryUnavailable, VersionMissing
 from model_registry.run_page import Dataset, VariantRun
@@ -282,12 +281,6 @@ def test_no_server_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(RegistryError, match="winnow up"):
         Registry.from_environment()
-
-
-def test_preloading_is_an_import_and_nothing_else() -> None:
-    thread = registry_module.preload()
-    thread.join(60)
-    assert not thread.is_alive()
 
 
 def test_the_dataset_says_what_it_is() -> None:

@@ -16,6 +16,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from tasks.errors import ExportRefused
 from tasks.export.raw_inputs import Inputs, RawInputs
+from tasks.export.torch_onnx import share_operator_table
 from tasks.model_blame import blame
 from tasks.onnx_graph import strip
 
@@ -38,6 +39,7 @@ def export_onnx(
         ExportRefused: the model answers no single tensor, cannot be traced, or fixes the batch size; names the
             module, the line, and what to change.
     """
+    share_operator_table()
     module.eval()
     two = tuple(inputs[name][:2] for name in module.names)
     free = {name: {0: "batch"} | (dynamic or {}).get(name, {}) for name in module.names}

@@ -1,0 +1,31 @@
+"""What the end of a run needs, imported while its stages compute in processes of their own."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+
+from model_registry import registry
+from tasks.machine_lock import machine_lock
+from tasks.stage_cache import planning
+
+_MODULES = ("matplotlib.backends.backend_agg", "matplotlib.figure", "flows.result_table")
+_begun = threading.Event()
+
+
+def import_ahead() -> None:
+    """Import MLflow, and what draws the report, in the background: three seconds. Once per process.
+
+    To be called when the first process has done its work: until then the machine has enough to do. Not while anybody
+    measures, since importing takes a whole core.
+    """
+    if planning.get() is None and not _begun.is_set():
+        _begun.set()
+        threading.Thread(target=_import, name="import-ahead", daemon=True).start()
+
+
+def _import() -> None:
+    with machine_lock(exclusive=False):
+        registry.preload()
+        for module in _MODULES:
+            importlib.import_module(module)

@@ -1,0 +1,39 @@
+"""What is imported ahead is what the end of a run imports otherwise."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+_CODE = """
+import sys, threading
+from tasks.machine_lock import machine_lock
+from tasks.stage_cache import Plan, planning
+from flows.ahead import import_ahead
+
+def importing():
+    return [t for t in threading.enumerate() if t.name == "import-ahead"]
+
+token = planning.set(Plan())
+import_ahead()
+assert not importing(), "a plan computes nothing"
+planning.reset(token)
+with machine_lock(exclusive=True):
+    import_ahead()
+    (thread,) = importing()
+    thread.join(0.3)
+    assert thread.is_alive() and "mlflow" not in sys.modules, "somebody measures"
+import_ahead()
+assert importing() == [thread], "once is enough"
+thread.join()
+print(sorted({"mlflow.onnx", "matplotlib.figure", "torch"} & set(sys.modules)))
+"""
+
+
+def test_imports_once_and_not_while_somebody_measures(tmp_path: Path) -> None:
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "WINNOW_MACHINE_LOCK": str(tmp_path / "lock")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _CODE], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == "['matplotlib.figure', 'mlflow.onnx']", done.stderr
