@@ -13,6 +13,7 @@ from flows.champion import refused_decision, standing_champion
 from flows.conclusion import concluding, curl_line
 from flows.lineage import CONTROL, Made, Step
 from flows.ongoing_run import OngoingRun, make_job, open_run
+from flows.search import search
 from flows.spec import PipelineSpec, load_spec
 from model_registry.store import CorruptObject, ObjectMissing
 from tasks.data import check_data, data_ref
@@ -23,6 +24,7 @@ from tasks.export import export
 from tasks.ledger_protocol import patiently
 from tasks.measure import measure, measurement_of
 from tasks.prune import prune
+from tasks.qat import qat
 from tasks.quantize import quantize
 from tasks.register import register
 from tasks.report.run_report import RunReport
@@ -68,6 +70,8 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
 
     brought = bring(job, spec.teacher, data=checked) if spec.teacher else None
     trained = brought or train(job, spec.train or TrainSpec(), data=checked)
+    if spec.search:  # a budget in, the proven best variant out
+        return search(job, spec, data=data, checked=checked, trained=trained)
     teacher = student = trained.variant
     models = [Step(trained)]
     if spec.distill:  # the student, and its control trained without the teacher
@@ -88,6 +92,11 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
         floats = [v for e in exported for v in e.variants if not v.name.startswith(CONTROL)]
         futures = [(v, quantize.submit(job, spec.quantize, data=checked, parent=v)) for v in floats]
         quantized = [Step(future.result(), (model,)) for model, future in futures]
+    if spec.qat:
+        static = [(f, v) for s in quantized for f in s.parents for v in s.variants if v.name.endswith(".int8-static")]
+        for model, int8 in static:
+            tuned = qat(job, spec.qat, data=checked, parent=int8, teacher=teacher, float_parent=model)
+            quantized.append(Step(tuned, (int8, teacher)))
 
     variants = [v for s in [*exported, *quantized] for v in s.variants]
     baseline = measure(job, spec.measure, data=checked, variant=variants[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ from model_registry.measurement import Measurement
 from model_registry.run_page import VariantRun
 from model_registry.variant import Variant
 from tasks.evidence.pareto import pareto_digests
+from tasks.evidence.search_summary import SearchSummary
 from tasks.measure import measurement_of
 from tasks.splits import DataRef
 from tasks.stage import Outcome
@@ -47,6 +48,11 @@ class Made:
     checked: DataRef
     steps: tuple[Step, ...]
     measured: tuple[Outcome, ...]
+    search: SearchSummary | None = None
+
+    def with_search(self, summary: SearchSummary) -> Made:
+        """The same, as the end of a search."""
+        return replace(self, search=summary)
 
     @cached_property
     def measurements(self) -> tuple[Measurement, ...]:

@@ -58,11 +58,11 @@ class OngoingRun:
 
     def describe(self, made: Made) -> None:
         """Put what was made and measured into the report."""
-        self.update(**describe_variants(made.measurements, made.parents), warnings=made.warnings)
+        self.update(**describe_variants(made.measurements, made.parents), warnings=made.warnings, search=made.search)
         for text in made.findings:
             self.note(text)
         for name in ("distill", "prune", "quantize"):
-            if getattr(self.spec, name) is None:
+            if made.search is None and getattr(self.spec, name) is None:
                 self.journal.add(Line(name, "skipped", 0.0, reason="not in the spec"))
         self.save()
 

@@ -11,7 +11,9 @@ from typing import Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from flows.spec_budget import budgeted
 from model_registry.variant import Frozen, ModelName
+from tasks.budget import BudgetSpec, Objective, SearchSpec
 from tasks.data import DataSpec
 from tasks.deploy import DeploySpec
 from tasks.distill import DistillSpec
@@ -19,13 +21,27 @@ from tasks.errors import SpecError
 from tasks.export import ExportSpec
 from tasks.measure import MeasureSpec
 from tasks.prune import PruneSpec
+from tasks.qat import QatSpec
 from tasks.quantize import QuantizeSpec
 from tasks.stage import Limits, WorkloadRef
 from tasks.train import BringSpec, TrainSpec
 from tasks.validate import GateSpec
 
 SPECS = Path(__file__).parent / "specs"
-STAGES = Literal["data", "train", "bring", "distill", "prune", "export", "quantize", "measure", "validate"]
+STAGES = Literal[
+    "data",
+    "train",
+    "bring",
+    "sensitivity",
+    "latency_table",
+    "distill",
+    "prune",
+    "export",
+    "quantize",
+    "qat",
+    "measure",
+    "validate",
+]
 
 
 class PipelineSpec(Frozen):
@@ -45,12 +61,28 @@ class PipelineSpec(Frozen):
     prune: PruneSpec | None = Field(default=None, description="fewer channels; absent: skipped, {}: defaults")
     export: ExportSpec = Field(default_factory=ExportSpec, description="how models become ONNX files")
     quantize: QuantizeSpec | None = Field(default=None, description="int8 variants; absent: skipped, {}: defaults")
+    qat: QatSpec | None = Field(
+        default=None, description="quantization-aware training of the static int8 variants; absent: skipped"
+    )
+    budget: BudgetSpec | None = Field(default=None, description="what the variant may cost and lose; any subset")
+    objective: Objective = Field(
+        default="latency", description="what counts inside the budget. Same as gates.objective"
+    )
+    search: SearchSpec | None = Field(
+        default=None, description="look for the best variant inside the budget instead of making one by given ratios"
+    )
     measure: MeasureSpec = Field(default_factory=MeasureSpec, description="how variants are measured")
     gates: GateSpec = Field(default_factory=GateSpec, description="what the chosen variant must keep")
     deploy: DeploySpec | Literal[False] = Field(
         default_factory=DeploySpec, description="false: stop after registration, the endpoint is left alone"
     )
     limits: dict[STAGES, Limits] = Field(default_factory=dict, description="time and memory limits by stage")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _budget_is_gates(cls, document: Any) -> Any:
+        """What the budget says becomes gates and conditions of the same meaning; saying both differently is refused."""
+        return budgeted(document) if isinstance(document, dict) else document
 
     @model_validator(mode="after")
     def _one_teacher(self) -> Self:

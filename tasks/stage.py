@@ -79,6 +79,8 @@ class Outcome(Record):
     reason: str = ""
     seconds: float
     compute_seconds: float = 0.0
+    cost_seconds: float = 0.0
+    """What it took in its own process when it was computed, in this run or an earlier one."""
     key: str
     version: str
     variants: tuple[Variant, ...] = ()

@@ -137,6 +137,7 @@ def _find_or_compute(
             reason=reason,
             seconds=time.monotonic() - started,
             compute_seconds=record.compute_seconds if computed else 0.0,
+            cost_seconds=record.compute_seconds,
             key=key,
             version=record.version,
             variants=record.variants,

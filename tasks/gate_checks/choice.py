@@ -32,7 +32,7 @@ def choose(
     1. A candidate is in the race if every critical gate that the test split will apply holds on validation.
     2. ``objective: latency``: the lowest median latency wins; candidates whose p50 interval overlaps the fastest one's
        cannot be told apart by speed, and among them the smallest file wins. ``objective: size``: the smallest file
-       wins, then the lowest latency.
+       wins, then the lowest latency. ``objective: throughput``: most samples per second.
     3. Nobody in the race: the baseline where ``allow_baseline`` says so; else the candidate that exceeds its margin
        least goes to the gates, which will most likely refuse it and say why.
 
@@ -68,6 +68,12 @@ def choose(
     )
 
 
+def failing_gates(spec: GateSpec, candidate: Measurement, baseline: Measurement) -> tuple[GateRow, ...]:
+    """The critical gates that a candidate fails on validation, the comparison with a champion left out."""
+    rows = gate_rows(spec, scored(candidate, role="chosen"), scored(baseline, role="baseline"), candidate)
+    return tuple(row for row in rows if row.severity == "critical" and not row.within)
+
+
 def scored(measurement: Measurement, *, role: str, to_champion: PairedComparison | None = None) -> Scored:
     """The part of a measurement that gates look at."""
     return Scored(
@@ -85,6 +91,9 @@ def _best(spec: GateSpec, passing: Sequence[Measurement]) -> tuple[Measurement, 
     if spec.objective == "size":
         best = min(passing, key=lambda m: (m.bytes, m.p50_ms, m.digest))
         return best, f"{best.name} has the smallest file ({best.bytes} bytes)"
+    if spec.objective == "throughput":
+        best = max(passing, key=lambda m: (m.throughput.value, -m.bytes, m.digest))
+        return best, f"{best.name} answers most samples per second ({best.throughput.value:.4g})"
     fastest = min(passing, key=lambda m: (m.p50_ms, m.digest))
     limit = fastest.latency_interval.p50[1]
     level = [m for m in passing if m.latency_interval.p50[0] <= limit]

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from model_registry.variant import Frozen
 
+STRUCTURAL = ("latency", "size")
+"""Gates that hang on a model's structure alone: training changes nothing about them."""
+
 
 class GateSpec(Frozen):
     """The gates. Losses and floors are in the metric's own unit: for accuracy 0.02 is two points."""
@@ -28,8 +31,10 @@ class GateSpec(Frozen):
     )
     max_p95_ms: float | None = Field(default=None, gt=0, description="slowest 95th percentile latency accepted, in ms")
     max_bytes: int | None = Field(default=None, gt=0, description="largest model file accepted, in bytes")
-    objective: Literal["latency", "size"] = Field(
-        default="latency", description="what to minimise among the variants that pass on validation"
+    objective: Literal["latency", "size", "throughput"] = Field(
+        default="latency",
+        description="what counts among the variants that pass on validation: least latency, smallest file, or most "
+        "samples per second",
     )
     allow_baseline: bool = Field(
         default=False, description="release the uncompressed baseline where no compressed variant passes on validation"

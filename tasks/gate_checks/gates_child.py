@@ -9,8 +9,9 @@ from model_registry.measurement import Measurement, PairedComparison
 from model_registry.variant import Variant
 from tasks.child import Child, Result
 from tasks.errors import GateFailed
-from tasks.evidence.arrays import fetch_arrays
+from tasks.evidence.arrays import Array, fetch_arrays
 from tasks.evidence.decision import Decision, Scored
+from tasks.evidence.flipped import publish_flips
 from tasks.evidence.paired import Scores, compare, summarise
 from tasks.evidence.predicting import predict
 from tasks.evidence.scoring import per_class, score
@@ -29,7 +30,7 @@ def main(child: Child) -> Result:
     importing = threading.Thread(target=_import_expectations, daemon=True)
     importing.start()
     spec = GateSpec.model_validate(child.spec)
-    scored, samples = _score(child)
+    scored, samples, flips = _score(child)
     importing.join()
 
     from tasks.gate_checks.expectations_of_gates import run_gates
@@ -48,6 +49,7 @@ def main(child: Child) -> Result:
         samples=samples,
         scored=tuple(scored.values()),
         gates=gates,
+        flips=flips,
     )
     document = decision.model_dump(mode="json", by_alias=True)
     if refused:
@@ -55,21 +57,23 @@ def main(child: Child) -> Result:
             f"{costs.name} is refused on the test split ({samples} samples):\n{decision.gate_table()}",
             decision=document,
         )
-    return Result(values={"decision": document})
+    return Result(values={"decision": document}, files=(flips,) if flips else ())
 
 
-def _score(child: Child) -> tuple[dict[str, Scored], int]:
-    """Score each role's variant on the test split, chosen compared with the two others."""
+def _score(child: Child) -> tuple[dict[str, Scored], int, FileEntry | None]:
+    """Score each role's variant on the test split, chosen compared with the two others; and what flipped."""
     data = child.data
     assert data is not None
     arrays = fetch_arrays(child.store, FileEntry.model_validate(child.extra["inputs"]))
     targets, batch = arrays[TARGET], child.extra["predict_batch"]
     by_digest: dict[str, Scores] = {}
+    answers: dict[str, Array] = {}
     for step, (role, variant) in enumerate(child.inputs.items()):
         if variant.digest not in by_digest:
             child.progress(0.1 + 0.2 * step, f"{role} {variant.name} predicts the test split")
             outputs = predict(child.store, variant, arrays, child.workdir, batch=batch)
             by_digest[variant.digest] = score(data, child.job.workload, outputs, targets, name=variant.name)
+            answers[role] = outputs
 
     def paired(variant: Variant, other: str) -> PairedComparison | None:
         reference = child.inputs.get(other)
@@ -94,7 +98,18 @@ def _score(child: Child) -> tuple[dict[str, Scored], int]:
         )
         for role, variant in child.inputs.items()
     }
-    return found, len(targets)
+    flips = None
+    if "baseline" in answers:  # absent where the baseline itself was chosen
+        chosen, baseline = child.inputs["chosen"], child.inputs["baseline"]
+        flips = publish_flips(
+            child.store,
+            scores=(by_digest[chosen.digest], by_digest[baseline.digest]),
+            outputs=(answers["chosen"], answers["baseline"]),
+            targets=targets,
+            inputs={spec.name: arrays[spec.name] for spec in baseline.inputs},
+            better=data.metric.better,
+        )
+    return found, len(targets), flips
 
 
 def _import_expectations() -> None:

@@ -22,6 +22,8 @@ from model_registry.store import Store
 from model_registry.variant import Frozen, Record
 from tasks.evidence.decision import Decision
 from tasks.evidence.pareto import pareto_digests
+from tasks.evidence.search_summary import SearchSummary
+from tasks.report.chosen_layers import ChosenLayers
 
 Status = Literal["running", "released", "registered", "refused", "failed", "interrupted", "crashed"]
 """``released``: it answers at the endpoint; ``registered``: deployment was switched off; ``refused``: by the gates."""
@@ -113,6 +115,10 @@ class RunReport(Record):
     stages: tuple[StageLine, ...] = ()
     variants: tuple[VariantRow, ...] = ()
     decision: Decision | None = None
+    search: SearchSummary | None = None
+    """What a search tried and why it ended; None where the spec gave the ratios."""
+    layers: ChosenLayers | None = None
+    """What became of the chosen variant's layers; None where nothing was pruned or quantized."""
     error: RunError | None = None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -1,0 +1,452 @@
+"""Candidates of a search: how one is made, trained a rung further, turned into files and measured."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from flows.lineage import CONTROL, Made, Step
+from flows.spec import PipelineSpec
+from model_registry.measurement import Measurement
+from model_registry.store import Store
+from model_registry.variant import Variant
+from tasks.budget.halving import Standing, rung_epochs
+from tasks.distill import DistillSpec, distill
+from tasks.errors import CANDIDATE_FAILURES
+from tasks.evidence.arrays import fetch_arrays
+from tasks.evidence.paired import compare
+from tasks.evidence.search_summary import CandidateForm, CandidateRow, SearchSummary, State
+from tasks.export import export
+from tasks.gate_checks.choice import failing_gates
+from tasks.gate_checks.gate_spec import STRUCTURAL
+from tasks.journal import journal
+from tasks.measure import measure, measurement_of
+from tasks.prune import PruneSpec, prune
+from tasks.qat import QatSpec, qat
+from tasks.quantize import QuantizeSpec, quantize
+from tasks.splits import DataRef
+from tasks.stage import Job, Outcome
+
+_REFINED = "refined"
+
+
+@dataclass
+class Candidate:
+    """One structure on its way. ``forms``: its files as measured after its latest training, the fp32 one first."""
+
+    name: str
+    kind: Literal["teacher", "pruned", "student"]
+    what: str
+    settings: dict[str, Any]
+    last: int
+    model: Variant | None = None
+    float32: Variant | None = None
+    int8: Variant | None = None
+    rung: int = 0
+    forms: tuple[Measurement, ...] = ()
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    """Of its latest training alone."""
+    failure: str = ""
+
+
+class Workshop:
+    """Makes and measures what the search asks for, and keeps count of what it cost."""
+
+    def __init__(self, job: Job, spec: PipelineSpec, data: DataRef, trained: Outcome) -> None:
+        assert spec.search is not None
+        self.job, self.spec, self.data, self.settings = job, spec, data, spec.search
+        self.trained, self.teacher = trained, trained.variant
+        self.distilling = spec.distill or DistillSpec()
+        self.pruning = spec.prune or PruneSpec()
+        self.quantizing = spec.quantize or QuantizeSpec()
+        self.tuning = spec.qat or QatSpec()
+        self.epochs = rung_epochs(self.distilling.epochs, self.settings.rungs, self.settings.eta)
+        self.steps: list[Step] = [Step(trained)]
+        self.candidates: list[Candidate] = []
+        self.latest: Candidate | None = None
+        self.trials, self.seconds = 0, 0.0
+        self.sensitivity: dict[str, dict[str, float]] = {}
+        self.control: dict[str, float] = {}
+        self._extra: list[Outcome] = []
+        self._outcomes: dict[str, Outcome] = {}
+        self._lock = threading.Lock()
+
+    def prepare(self) -> None:
+        """The baseline: the teacher as exported (or the file that was brought), measured."""
+        self.exported = self.teacher
+        if self.teacher.format == "torch":
+            outcome = self.note(export(self.job, self.spec.export, data=self.data, parent=self.teacher))
+            self.steps.append(Step(outcome, (self.teacher,)))
+            self.exported = outcome.variant
+        self.baseline = measure(self.job, self.spec.measure, data=self.data, variant=self.exported)
+
+    @property
+    def baseline_measurement(self) -> Measurement:
+        return measurement_of(self.baseline)
+
+    def note(self, outcome: Outcome) -> Outcome:
+        """Count what the outcome cost when it was computed."""
+        with self._lock:
+            self.seconds += outcome.cost_seconds
+        return outcome
+
+    def forms(self) -> tuple[Measurement, ...]:
+        """Every file of every candidate that was trained (the teacher counts as trained), as it is now."""
+        return tuple(m for c in self.candidates if c.rung or c.kind == "teacher" for m in c.forms if _released(m))
+
+    # How candidates come to be
+
+    def add_teacher(self) -> None:
+        """The teacher itself, quantized: what costs no training."""
+        trained = self.settings.rungs
+        candidate = Candidate("teacher", "teacher", "the teacher as it is", {}, trained, self.teacher, rung=trained)
+        candidate.last += self._may_tune(candidate)
+
+        def make() -> None:
+            candidate.float32 = self.exported
+            self._measure_forms(candidate, "teacher", [self.baseline], self.quantizing)
+            if self._only_int8_fails(candidate):
+                self._refine(candidate, "teacher")
+
+        self._add(candidate, make)
+
+    def add_pruned(self, rung: Mapping[str, Any]) -> None:
+        """The teacher with channels removed by the ratios; not yet trained, so that only its cost is known."""
+        name = f"pruned{round(100 * float(rung['target'])):02d}"
+        what = f"teacher pruned to {float(rung['target']):.0%} of its {'size' if self._by_size else 'latency'}"
+        candidate = Candidate(name, "pruned", what, {"ratios": dict(rung["ratios"])}, self.settings.rungs)
+        candidate.last += self._may_tune(candidate)
+
+        def make() -> None:
+            spec = self.pruning.model_copy(update={"ratios": dict(rung["ratios"]), "epochs": 0, "steps": 1})
+            outcome = self._of(
+                candidate,
+                prune(self.job, spec, data=self.data, parent=self.teacher, teacher=self.teacher, label=name),
+                (self.teacher,),
+            )
+            candidate.model = outcome.variant
+            self._make_forms(candidate, name)
+
+        self._add(candidate, make)
+
+    def add_student(self, name: str, scale: dict[str, Any]) -> None:
+        """A fresh narrower network; not yet trained."""
+        what = "student " + ", ".join(f"{k} {v}" for k, v in scale.items())
+        candidate = Candidate(name, "student", what, {"scale": scale}, self.settings.rungs)
+        candidate.last += self._may_tune(candidate)
+
+        def make() -> None:
+            spec = self.distilling.model_copy(update={"scale": scale, "epochs": 0, "control": False})
+            outcome = distill(self.job, spec, data=self.data, teacher=self.teacher, label=name)
+            candidate.model = self._of(candidate, outcome, (self.teacher,)).variants[0]
+            self._make_forms(candidate, name)
+
+        self._add(candidate, make)
+
+    def advance(self, candidate: Candidate) -> None:
+        """Train it one rung further and measure what came of it."""
+        with self._lock:
+            self.trials += 1
+        label = f"{candidate.name}-r{candidate.rung + 1}"
+        if candidate.rung < self.settings.rungs:
+            self._try(candidate, lambda: self._train(candidate, label))
+        else:
+            self._try(candidate, lambda: self._tune(candidate))
+
+    def prove_teaching(self, winner: Candidate | None) -> None:
+        """Train the winner's structure once more, rung by rung, without the teacher: what did the teacher gain?"""
+        if not (self.settings.control and winner and winner.kind != "teacher" and winner.rung):
+            return
+        trained = min(winner.rung, self.settings.rungs)
+        taught = next(s for s in self.steps for v in s.variants if v.name == f"{winner.name}-r{trained}.fp32")
+        model: Variant | None = self._untrained(winner)
+        for rung in range(trained):
+            spec = self._rung_spec(rung, winner).model_copy(update={"alpha": 0.0, "hints": None})
+            label = f"{CONTROL}-{winner.name}-r{rung + 1}"
+            outcome = self.note(
+                distill(self.job, spec, data=self.data, teacher=self.teacher, parent=model, label=label)
+            )
+            model = outcome.variants[0]
+        assert model is not None
+        self.steps.append(Step(outcome, (self._untrained(winner),)))
+        exported = self.note(export(self.job, self.spec.export, data=self.data, parent=model))
+        self.steps.append(Step(exported, (model,)))
+        control = self._measure(exported.variant)
+        self._extra.append(control)
+        store = Store(self.job.store)
+        ours, theirs = (
+            measurement_of(self._outcomes.get(v.digest, control)) for v in (taught.variants[0], exported.variant)
+        )
+        scores = [fetch_arrays(store, m.scores)["score"] for m in (ours, theirs)]
+        paired = compare(scores[0], scores[1], better=ours.metric.better, reference=theirs.digest)
+        low, high = paired.interval
+        self.control = {"gain": paired.difference, "low": low, "high": high, "p": paired.p}
+
+    # What the search asks about them
+
+    def cost(self, form: Measurement) -> float:
+        """What the objective counts, lower is better: median ms, bytes, or seconds per sample."""
+        if self.spec.objective == "size":
+            return float(form.bytes)
+        return form.p50_ms if self.spec.objective == "latency" else 1.0 / form.throughput.value
+
+    def standing(self, candidate: Candidate) -> Standing:
+        """The candidate as the halving sees it."""
+        known = candidate.losses and candidate.forms
+        best = min((m for m in candidate.forms if m.paired), key=_loss, default=None)
+        loss = _loss(best) if known and best else (0.0 if candidate.kind == "teacher" else None)
+        fits = [m for m in candidate.forms if not self.over_budget(m)]
+        return Standing(
+            name=candidate.name,
+            cost=min((self.cost(m) for m in fits or candidate.forms if _released(m)), default=float("inf")),
+            last=candidate.last,
+            rung=candidate.rung,
+            loss=loss,
+            spread=best.paired.bound + best.paired.difference if known and best and best.paired else 0.0,
+            possible=bool(fits) and not candidate.failure,
+            seconds=self._next_seconds(candidate),
+        )
+
+    def over_budget(self, form: Measurement) -> list[str]:
+        """What of the budget the form exceeds by its structure, whatever training does."""
+        gates = failing_gates(self.spec.gates, form, self.baseline_measurement)
+        return [f"{g.meaning} {g.value:.4g} > {g.limit:g} {g.unit}" for g in gates if g.gate in STRUCTURAL]
+
+    def line(self, candidate: Candidate) -> str:
+        """The candidate in a few words."""
+        if candidate.failure:
+            return f"failed: {candidate.failure}"
+        fitting = [m for m in candidate.forms if _released(m)]
+        if not fitting:
+            return "nothing measured"
+        form = min(fitting, key=lambda m: (bool(failing_gates(self.spec.gates, m, self.baseline_measurement)),
+                                           self.cost(m)))  # fmt: skip
+        over = self.over_budget(form)
+        return self.line_of(form) if candidate.losses or candidate.kind == "teacher" else (
+            f"untrained, {form.p50_ms:.3g} ms, {form.bytes / 1000:.0f} KB" + (", over the budget" if over else "")
+        )  # fmt: skip
+
+    def line_of(self, form: Measurement) -> str:
+        """A measured file in a few words."""
+        faster = f", {form.speedup.value:.1f}x" if form.speedup else ""
+        return f"{form.p50_ms:.3g} ms{faster}, {form.bytes / 1000:.0f} KB, loss {_loss(form):+.4f}"
+
+    def made(self, data: Outcome) -> Made:
+        """Everything for MLflow, the report and the gates: the latest files of what was trained, and the control."""
+        measured = [self.baseline, *(self._outcomes[m.digest] for m in self.forms() if m.digest in self._outcomes)]
+        return Made(data, self.data, tuple(self.steps), (*measured, *self._extra))
+
+    def resolve(self, summary: SearchSummary, made: Made, found: Measurement, run_id: str) -> SearchSummary:
+        """The summary of a search that was answered by stored measurements."""
+        return summary.model_copy(
+            update={
+                "budget": self.spec.budget.model_dump(mode="json") if self.spec.budget else {},
+                "objective": self.spec.objective,
+                "best": found.digest,
+                "resolved_from": run_id,
+                "ended": f"{len(made.measurements)} stored measurements hold the answer; nothing was trained",
+            }
+        )
+
+    # How the work is done
+
+    @property
+    def _by_size(self) -> bool:
+        return self.spec.objective == "size"
+
+    def _may_tune(self, candidate: Candidate) -> int:
+        return int(self.settings.qat and "static" in self.quantizing.methods)
+
+    def _add(self, candidate: Candidate, make: Callable[[], None]) -> None:
+        self.candidates.append(candidate)
+        self._try(candidate, make)
+
+    def _try(self, candidate: Candidate, work: Callable[[], None]) -> None:
+        """A candidate that fails ends alone; what fails everything (the store, a stop) rises."""
+        try:
+            work()
+        except CANDIDATE_FAILURES as error:
+            candidate.failure = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            notes = journal.get()
+            if notes is not None:
+                notes.failures.clear()
+        self.latest = candidate
+
+    def _of(self, candidate: Candidate, outcome: Outcome, parents: tuple[Variant, ...]) -> Outcome:
+        candidate.seconds += outcome.cost_seconds
+        self.note(outcome)
+        with self._lock:
+            self.steps.append(Step(outcome, parents))
+        return outcome
+
+    def _measure(self, variant: Variant) -> Outcome:
+        outcome = self.note(
+            measure(self.job, self.spec.measure, data=self.data, variant=variant, baseline=self.baseline)
+        )
+        with self._lock:
+            self._outcomes[variant.digest] = outcome
+        return outcome
+
+    def _rung_spec(self, rung: int, candidate: Candidate) -> DistillSpec:
+        update: dict[str, Any] = {"epochs": self.epochs[rung], "control": False}
+        if candidate.kind == "student":
+            update["scale"] = candidate.settings["scale"]
+        return self.distilling.model_copy(update=update)
+
+    def _untrained(self, candidate: Candidate) -> Variant:
+        return next(v for s in self.steps for v in s.variants if v.name == candidate.name and v.format == "torch")
+
+    def _train(self, candidate: Candidate, label: str) -> None:
+        assert candidate.model is not None
+        parent = candidate.model
+        spec = self._rung_spec(candidate.rung, candidate)
+        outcome = distill(self.job, spec, data=self.data, teacher=self.teacher, parent=parent, label=label)
+        candidate.training_seconds = outcome.cost_seconds
+        candidate.model = self._of(candidate, outcome, (parent, self.teacher)).variants[0]
+        candidate.rung += 1
+        self._make_forms(candidate, label)
+        if candidate.rung == self.settings.rungs and self._only_int8_fails(candidate):
+            self._refine(candidate, label)
+        candidate.losses.append(min(_loss(m) for m in candidate.forms))
+
+    def _tune(self, candidate: Candidate) -> None:
+        candidate.rung += 1
+        assert candidate.float32 is not None
+        if candidate.int8 is None:
+            candidate.last = candidate.rung
+            return
+        outcome = qat(
+            self.job,
+            self.tuning,
+            data=self.data,
+            parent=candidate.int8,
+            teacher=self.teacher,
+            float_parent=candidate.float32,
+            label=candidate.int8.name.removesuffix(".int8-static"),
+        )
+        self._of(candidate, outcome, (candidate.int8, self.teacher))
+        form = measurement_of(self._measure(outcome.variant))
+        candidate.forms = (*candidate.forms, form)
+        candidate.losses.append(_loss(form))
+
+    def _make_forms(self, candidate: Candidate, label: str) -> None:
+        assert candidate.model is not None
+        outcome = export(self.job, self.spec.export, data=self.data, parent=candidate.model)
+        candidate.float32 = self._of(candidate, outcome, (candidate.model,)).variant
+        self._measure_forms(candidate, label, [self._measure(candidate.float32)], self._candidate_quantization())
+
+    def _measure_forms(self, candidate: Candidate, label: str, first: list[Outcome], spec: QuantizeSpec) -> None:
+        assert candidate.float32 is not None
+        quantized = quantize(self.job, spec, data=self.data, parent=candidate.float32)
+        self._of(candidate, quantized, (candidate.float32,))
+        candidate.int8 = next((v for v in quantized.variants if v.name.endswith(".int8-static")), None)
+        outcomes = [*first, *(self._measure(v) for v in quantized.variants)]
+        candidate.forms = tuple(map(measurement_of, outcomes))
+
+    def _refine(self, candidate: Candidate, label: str) -> None:
+        """Int8 loses too much where fp32 does not: everything that quantization can do without training."""
+        assert candidate.float32 is not None
+        spec = self.quantizing.model_copy(
+            update={
+                "methods": ("static",),
+                "equalize": True,
+                "bias_correction": True,
+                "calibration_method": "auto",
+                "accuracy_control": {"max_drop": self.spec.gates.margin / 2},
+            }
+        )
+        spec = QuantizeSpec.model_validate(spec.model_dump())
+        outcome = quantize(self.job, spec, data=self.data, parent=candidate.float32, label=f"{label}-{_REFINED}")
+        self._of(candidate, outcome, (candidate.float32,))
+        candidate.forms += tuple(measurement_of(self._measure(v)) for v in outcome.variants)
+
+    def _only_int8_fails(self, candidate: Candidate) -> bool:
+        """Whether the static int8 file loses too much and would otherwise keep the budget, and fp32 loses little."""
+        form = next((m for m in candidate.forms if candidate.int8 and m.digest == candidate.int8.digest), None)
+        if form is None or self.over_budget(form):
+            return False
+        fails = failing_gates(self.spec.gates, form, self.baseline_measurement)
+        reference = candidate.forms[0].paired
+        return bool(fails) and (reference is None or reference.bound <= self.spec.gates.margin)
+
+    def _candidate_quantization(self) -> QuantizeSpec:
+        """The methods that paid for the teacher; static at least, which quantization-aware training starts from."""
+        teacher = self.candidates[0].forms if self.candidates else ()
+        cheap = {m.name.rpartition("int8-")[2] for m in teacher if self.cost(m) < self.cost(teacher[0])}
+        methods = tuple(m for m in self.quantizing.methods if m in cheap or m == "static")
+        return self.quantizing.model_copy(update={"methods": methods or self.quantizing.methods})
+
+    def _next_seconds(self, candidate: Candidate) -> float:
+        """What the next rung will take, by the latest one: training grows with its epochs."""
+        if not candidate.training_seconds or candidate.rung >= self.settings.rungs:
+            return candidate.training_seconds
+        return candidate.training_seconds * self.epochs[candidate.rung] / self.epochs[candidate.rung - 1]
+
+
+def row_of(candidate: Candidate, shop: Workshop, spec: PipelineSpec) -> CandidateRow:
+    """The candidate for the report."""
+    forms = tuple(
+        CandidateForm(
+            name=m.name,
+            digest=m.digest,
+            bytes=m.bytes,
+            p50_ms=m.p50_ms,
+            p95_ms=m.p95_ms,
+            metric=m.metric.value,
+            loss=_loss(m),
+            bound=m.paired.bound if m.paired else 0.0,
+            speedup=m.speedup.value if m.speedup else None,
+            cpu_seconds=m.cpu_seconds,
+            fails=tuple(g.gate for g in failing_gates(spec.gates, m, shop.baseline_measurement)),
+        )
+        for m in candidate.forms
+    )
+    state, reason = _state(candidate, forms, shop)
+    return CandidateRow(
+        name=candidate.name,
+        kind=candidate.kind,
+        what=candidate.what,
+        settings=candidate.settings,
+        state=state,
+        reason=reason,
+        rung=candidate.rung,
+        rungs=candidate.last,
+        losses=tuple(candidate.losses),
+        cost=min((shop.cost(m) for m in candidate.forms), default=0.0),
+        seconds=candidate.seconds,
+        forms=forms,
+    )
+
+
+def _state(candidate: Candidate, forms: tuple[CandidateForm, ...], shop: Workshop) -> tuple[State, str]:
+    if candidate.failure:
+        return "failed", candidate.failure
+    over = [shop.over_budget(m) for m in candidate.forms]
+    if over and all(over):
+        return "over the budget", "; ".join(min(over, key=lambda gates: len(gates)))
+    trained = bool(candidate.losses) or candidate.kind == "teacher"
+    passing = [f for f in forms if not f.fails and f.loss is not None] if trained else []
+    if [f for f in passing if f.digest != shop.baseline_measurement.digest]:
+        return "keeps the budget", f"{passing[-1].name} fails no gate"
+    if not trained:
+        return "not reached", "a dearer candidate lost too much already, or the search ended before"
+    margin = shop.spec.gates.margin
+    bound = min(f.bound for f in forms if f.digest != shop.baseline_measurement.digest)
+    reason = f"95 % bound of the loss {bound:.4f} > {margin:g}"
+    if candidate.rung < candidate.last:
+        return "given up", f"{reason} after {candidate.rung} of {candidate.last} trainings"
+    return "loses too much", reason
+
+
+def _loss(form: Measurement) -> float:
+    """Mean loss of the metric against the baseline, on the same samples."""
+    return -form.paired.difference if form.paired else 0.0
+
+
+def _released(form: Measurement) -> bool:
+    """Whether the form may be released: not the baseline itself."""
+    return form.digest != form.baseline

@@ -1,0 +1,167 @@
+"""The search: candidates are made, trained in rungs and measured until the cheapest one inside the budget is proven."""
+
+from __future__ import annotations
+
+import contextvars
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+
+from flows.candidates import Candidate, Workshop, row_of
+from flows.lineage import Made
+from flows.search_record import SearchRecord, recall, remember, search_key
+from flows.spec import PipelineSpec
+from model_registry.measurement import Measurement
+from model_registry.store import Store
+from tasks.allocate import AllocateSpec, allocate
+from tasks.budget import SearchSpec
+from tasks.budget.halving import next_move
+from tasks.evidence.search_summary import SearchSummary
+from tasks.gate_checks.choice import failing_gates
+from tasks.ledger_protocol import patiently
+from tasks.splits import DataRef
+from tasks.stage import Job, Outcome
+from tasks.stage_cache import listener, planning
+
+
+def search(job: Job, spec: PipelineSpec, *, data: Outcome, checked: DataRef, trained: Outcome) -> Made:
+    """Every variant worth looking at, measured; the cheapest one that keeps the budget is among them if there is any.
+
+    The same spec, data and seed take the same decisions, and every step is looked up before it is computed: a search
+    that was killed goes on where it was. Only the time that the steps took when they were computed counts.
+
+    Raises:
+        StoreUnavailable, Interrupted: as any stage. A candidate that fails ends alone.
+    """
+    assert spec.search is not None
+    shop = Workshop(job, spec, checked, trained)
+    shop.prepare()
+    if planning.get() is not None:
+        return shop.made(data)
+    key = search_key(job, spec, checked, trained.variant)
+    store = Store(job.store)
+    stored = None if spec.search.fresh else patiently(lambda: recall(store, key))
+    if stored is not None:
+        made = stored.made(data, checked)
+        found = _cheapest(shop, made.candidates)
+        if found is not None:
+            text = f"{found.name} keeps the budget: solved from {len(made.measurements)} stored measurements"
+            _say("search", 1.0, text)
+            summary = shop.resolve(stored.summary, made, found, stored.run_id)
+            return made.with_search(summary)
+
+    ended = _explore(shop, spec.search)
+    shop.prove_teaching(_winner(shop))
+    made = shop.made(data)
+    best = _cheapest(shop, made.candidates)
+    summary = SearchSummary(
+        objective=spec.objective,
+        budget=spec.budget.model_dump(mode="json") if spec.budget else {},
+        candidates=tuple(row_of(c, shop, spec) for c in shop.candidates),
+        best=best.digest if best else None,
+        trials=shop.trials,
+        seconds=shop.seconds,
+        ended=ended,
+        sensitivity=shop.sensitivity,
+        control=shop.control,
+    )
+    made = made.with_search(summary)
+    record = SearchRecord.of(key, job, made, summary)
+    patiently(lambda: remember(store, record))
+    return made
+
+
+def _explore(shop: Workshop, settings: SearchSpec) -> str:
+    """Make and train candidates until the search is over; why it is."""
+    shop.add_teacher()
+    if shop.teacher.format == "torch":
+        for target in _ladder(shop, settings):
+            shop.add_pruned(target)
+        for number, scale in enumerate(settings.students):
+            shop.add_student(f"student{number + 1}", dict(scale))
+    limit = settings.minutes * 60
+    while True:
+        best = _cheapest(shop, shop.forms())
+        _report(shop, best)
+        if shop.trials >= settings.trials:
+            return f"all {settings.trials} trainings that search.trials allows were made"
+        moves = _moves(shop, best, settings, limit - shop.seconds)
+        if not moves:
+            late = _moves(shop, best, settings, float("inf"))
+            if late:
+                return f"search.minutes ({settings.minutes:g}) leaves no time for the next training, of {late[0].name}"
+            return "nothing cheaper than the best one may reach the margin" if best else "no candidate is left to train"
+        _side_by_side([lambda c=c: shop.advance(c) for c in moves])  # type: ignore[misc]
+
+
+def _ladder(shop: Workshop, settings: SearchSpec) -> list[dict[str, object]]:
+    """Pruning ratios by layer for each share of the teacher's cost, from sensitivities and measured latencies."""
+    if not settings.shrink:
+        return []
+    spec = AllocateSpec(
+        targets=settings.shrink,
+        objective="size" if shop.spec.objective == "size" else "latency",
+        batch=shop.spec.measure.batch,
+        threads=shop.spec.budget.threads if shop.spec.budget else 1,
+    )
+    outcome = shop.note(allocate(shop.job, spec, data=shop.data, parent=shop.teacher))
+    for group in outcome.values["groups"]:
+        width = group["width"]
+        shop.sensitivity[group["name"]] = {f"{1 - left / width:.0%}": damage for left, damage in group["damages"]}
+    # Targets that cannot be reached all end at the same smallest structure.
+    return list({str(rung["ratios"]): rung for rung in reversed(outcome.values["ladder"])}.values())[::-1]
+
+
+def _moves(shop: Workshop, best: Measurement | None, settings: SearchSpec, seconds_left: float) -> list[Candidate]:
+    """The candidates to train next, as many as may train at a time."""
+    chosen: list[Candidate] = []
+    while len(chosen) < min(settings.parallel, settings.trials - shop.trials):
+        name = next_move(
+            [shop.standing(c) for c in shop.candidates if c not in chosen],
+            margin=shop.spec.gates.margin,
+            rungs=settings.rungs,
+            eta=settings.eta,
+            incumbent=shop.cost(best) if best else None,
+            seconds_left=seconds_left,
+        )
+        if name is None:
+            break
+        chosen.append(next(c for c in shop.candidates if c.name == name))
+    return chosen
+
+
+def _side_by_side(moves: list[Callable[[], None]]) -> None:
+    if len(moves) == 1:
+        moves[0]()
+        return
+    with ThreadPoolExecutor(max_workers=len(moves)) as pool:  # Prefect's run is in the context
+        for future in [pool.submit(contextvars.copy_context().run, move) for move in moves]:
+            future.result()
+
+
+def _cheapest(shop: Workshop, forms: Iterable[Measurement]) -> Measurement | None:
+    """The form with the lowest cost of those that keep the whole budget on validation."""
+    passing = [m for m in forms if not failing_gates(shop.spec.gates, m, shop.baseline_measurement)]
+    return min(passing, key=lambda m: (shop.cost(m), m.bytes, m.digest), default=None)
+
+
+def _winner(shop: Workshop) -> Candidate | None:
+    best = _cheapest(shop, shop.forms())
+    return next((c for c in shop.candidates if best and best.digest in {m.digest for m in c.forms}), None)
+
+
+def _report(shop: Workshop, best: Measurement | None) -> None:
+    last = shop.latest
+    text = "" if last is None else f"{last.name}: {shop.line(last)}; "
+    text += f"best {best.name}, {shop.line_of(best)}" if best else "nothing keeps the budget yet"
+    limit = shop.spec.search.trials if shop.spec.search else 1
+    _say("search", min(0.99, shop.trials / limit), f"{text} ({shop.trials} trainings, {shop.seconds / 60:.1f} min)")
+
+
+def _say(name: str, fraction: float, text: str) -> None:
+    told = listener.get()
+    if told is not None:
+        told(name, fraction, text)
+    if not sys.stderr.isatty():  # a terminal has the progress lines
+        print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)

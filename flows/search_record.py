@@ -1,0 +1,89 @@
+"""Searches as stored: what was measured once answers another budget in seconds, without training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from flows.lineage import Made, Step
+from flows.spec import PipelineSpec
+from model_registry.manifest import canonical_json, hash_bytes
+from model_registry.store import Store
+from model_registry.variant import Frozen, Record, Variant
+from tasks.evidence.search_summary import SearchSummary
+from tasks.source_hash import closure_hash
+from tasks.splits import DataRef
+from tasks.stage import Job, Outcome
+
+_SEARCHED = {"students", "shrink", "rungs", "eta", "qat"}
+"""The parts of ``search`` that say what is tried; the others say how long."""
+
+
+class StoredStep(Frozen):
+    """One step of the search and the variants it was made from."""
+
+    outcome: Outcome
+    parents: tuple[Variant, ...]
+
+
+class SearchRecord(Record):
+    """``searches/<key>.json``: the whole search."""
+
+    key: str
+    run_id: str
+    steps: tuple[StoredStep, ...]
+    measured: tuple[Outcome, ...]
+    summary: SearchSummary
+
+    @classmethod
+    def of(cls, key: str, job: Job, made: Made, summary: SearchSummary) -> SearchRecord:
+        """The record of what a search made."""
+        steps = tuple(StoredStep(outcome=s.outcome, parents=s.parents) for s in made.steps)
+        return cls(key=key, run_id=job.run_id, steps=steps, measured=made.measured, summary=summary)
+
+    def made(self, data: Outcome, checked: DataRef) -> Made:
+        """The same as it was when the search ended, every outcome reused."""
+        steps = tuple(Step(_reused(s.outcome), s.parents) for s in self.steps)
+        return Made(data, checked, steps, tuple(map(_reused, self.measured)))
+
+
+def search_key(job: Job, spec: PipelineSpec, data: DataRef, teacher: Variant) -> str:
+    """Identity of a search: everything but the budget, the objective and the time it may take."""
+    assert spec.search is not None
+    parts: dict[str, Any] = {
+        "workload": job.workload.model_dump(mode="json", exclude={"folder"}),
+        "source": closure_hash(job.workload.path.partition(":")[0], job.workload.folder),
+        "data": data.fingerprint,
+        "teacher": teacher.digest,
+        "seed": job.seed,
+        "search": spec.search.model_dump(mode="json", include=_SEARCHED),
+        "measure": spec.measure.model_dump(mode="json"),
+        "threads": spec.budget.threads if spec.budget else 1,
+    }
+    for name in ("distill", "prune", "quantize", "qat"):
+        part = getattr(spec, name)
+        parts[name] = part.model_dump(mode="json") if part else None
+    return hash_bytes(canonical_json(parts))
+
+
+def remember(store: Store, record: SearchRecord) -> None:
+    """Store the search under its key, over an earlier one of the same key."""
+    store.write_record(f"searches/{record.key}.json", record.to_json())
+
+
+def recall(store: Store, key: str) -> SearchRecord | None:
+    """The search stored under the key, if it can be read and every file of a measured variant is still there."""
+    data = store.read_record(f"searches/{key}.json")
+    if data is None:
+        return None
+    try:
+        record = SearchRecord.model_validate_json(data)
+    except ValidationError:  # of an older version: search anew, which overwrites it
+        return None
+    files = [f for outcome in record.measured for v in outcome.variants for f in (*v.files, *outcome.files)]
+    return record if all(store.has_blob(f) for f in files) else None
+
+
+def _reused(outcome: Outcome) -> Outcome:
+    return outcome.model_copy(update={"status": "reused", "seconds": 0.0, "compute_seconds": 0.0})

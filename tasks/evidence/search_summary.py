@@ -1,0 +1,75 @@
+"""What a search did, as a value: every candidate with its numbers, and why it was or was not taken further."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from model_registry.variant import Frozen
+
+State = Literal["keeps the budget", "loses too much", "over the budget", "failed", "given up", "not reached"]
+
+
+class CandidateForm(Frozen):
+    """One exported file of a candidate, as measured on validation."""
+
+    name: str
+    digest: str
+    bytes: int
+    p50_ms: float
+    p95_ms: float
+    metric: float
+    loss: float
+    """Against the baseline on the same samples; negative: better than it."""
+    bound: float
+    """One-sided 95 % bound of the loss."""
+    speedup: float | None
+    cpu_seconds: float
+    fails: tuple[str, ...] = ()
+    """Gates that it would fail."""
+
+
+class CandidateRow(Frozen):
+    """One structure that the search considered. Its numbers are those of its latest training."""
+
+    name: str
+    kind: Literal["teacher", "pruned", "student"]
+    what: str
+    """How it is made, in words."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """What determines its structure: ratios by layer, or the scale."""
+    state: State
+    reason: str
+    rung: int
+    """Trainings done."""
+    rungs: int
+    """Trainings it could have had."""
+    losses: tuple[float, ...] = ()
+    """The loss of its best form after each training."""
+    cost: float
+    """What the objective counts: ms, bytes, or seconds per sample."""
+    seconds: float
+    """Spent on it in its stages' processes, whether in this run or before."""
+    forms: tuple[CandidateForm, ...] = ()
+
+
+class SearchSummary(Frozen):
+    """A whole search."""
+
+    objective: str
+    budget: dict[str, Any]
+    candidates: tuple[CandidateRow, ...]
+    best: str | None
+    """Digest of the cheapest form that keeps the budget on validation; None where none does."""
+    trials: int
+    seconds: float
+    """Of all stages' processes, in all runs of this search."""
+    ended: str
+    """Why the search ended, in words."""
+    resolved_from: str | None = None
+    """The run whose stored measurements answered, without any training."""
+    sensitivity: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Damage by layer and share removed, as measured on the teacher."""
+    control: dict[str, float] = Field(default_factory=dict)
+    """The winner's structure trained without the teacher: ``gain`` with ``low`` and ``high`` (95 %), ``p``."""

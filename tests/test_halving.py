@@ -1,0 +1,92 @@
+"""The order of a search: who is trained further, and when it ends."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.budget.halving import Standing, expected, next_move, rung_epochs
+
+MARGIN = 0.005
+
+
+def move(*standings: Standing, incumbent: float | None = None, seconds_left: float = 1e9) -> str | None:
+    return next_move(standings, margin=MARGIN, rungs=3, eta=3.0, incumbent=incumbent, seconds_left=seconds_left)
+
+
+def made(name: str, cost: float, **known: float | bool) -> Standing:
+    return Standing(name=name, cost=cost, last=4, **known)  # type: ignore[arg-type]
+
+
+def test_unknown_ones_are_tried_from_the_dearest_down() -> None:
+    assert move(made("small", 1.0), made("large", 3.0), made("middle", 2.0)) == "large"
+    assert move(made("small", 1.0), made("large", 3.0, rung=1, loss=0.01), made("middle", 2.0)) == "middle"
+
+
+def test_below_a_hopeless_one_nothing_is_tried() -> None:
+    hopeless = made("middle", 2.0, rung=1, loss=0.5)
+    assert move(made("small", 1.0), made("large", 3.0, rung=1, loss=0.01), hopeless) == "large"
+
+
+def test_the_cheapest_that_may_reach_the_margin_goes_on() -> None:
+    large, middle = made("large", 3.0, rung=1, loss=0.0), made("middle", 2.0, rung=1, loss=0.03)
+    small = made("small", 1.0, rung=1, loss=0.09)
+    assert expected(middle, rungs=3, eta=3.0) == pytest.approx(0.03 / 9)
+    assert move(large, middle, small) == "middle"
+
+
+def test_one_that_disappoints_gives_way_to_the_next_larger() -> None:
+    middle = made("middle", 2.0, rung=2, loss=0.025)
+    assert move(made("large", 3.0, rung=1, loss=0.0), middle) == "large"
+
+
+def test_only_what_is_cheaper_than_the_best_proven_one_is_of_interest() -> None:
+    ladder = (made("large", 3.0, rung=1, loss=0.0), made("small", 1.0, rung=1, loss=0.01))
+    assert move(*ladder, incumbent=2.0) == "small"
+    assert move(*ladder, incumbent=1.0) is None
+
+
+def test_the_search_ends_when_nothing_cheaper_may_reach_the_margin() -> None:
+    assert move(made("small", 1.0, rung=3, loss=0.02), incumbent=2.0) is None
+
+
+def test_without_anything_proven_the_nearest_goes_on() -> None:
+    far, near = made("small", 1.0, rung=3, loss=0.03), made("large", 2.0, rung=3, loss=0.02)
+    assert move(far, near) == "large"
+    assert move(made("small", 1.0, rung=4, loss=0.03), made("large", 2.0, rung=4, loss=0.02)) is None
+
+
+def test_a_move_that_takes_longer_than_is_left_is_not_begun() -> None:
+    slow = made("slow", 1.0, seconds=100.0)
+    assert move(slow, seconds_left=99.0) is None
+    assert move(slow, seconds_left=101.0) == "slow"
+
+
+def test_impossible_ones_are_left_alone() -> None:
+    assert move(made("wide", 1.0, possible=False)) is None
+
+
+@pytest.mark.parametrize(
+    ("epochs", "rungs", "wanted"), [(13, 3, (1, 3, 9)), (18, 3, (1, 4, 13)), (5, 1, (5,)), (2, 3, (1, 1, 1))]
+)
+def test_epochs_of_the_rungs(epochs: int, rungs: int, wanted: tuple[int, ...]) -> None:
+    assert rung_epochs(epochs, rungs, 3.0) == wanted
+
+
+@given(
+    st.lists(st.tuples(st.floats(0.1, 10), st.floats(-0.02, 0.3)), min_size=1, max_size=8),
+    st.one_of(st.none(), st.floats(0.1, 10)),
+)
+def test_every_search_ends(ladder: list[tuple[float, float]], incumbent: float | None) -> None:
+    """Whatever training brings, each move takes one candidate one rung further and there are finitely many."""
+    standings = {f"c{i}": made(f"c{i}", cost) for i, (cost, _) in enumerate(ladder)}
+    losses = {f"c{i}": loss for i, (_, loss) in enumerate(ladder)}
+    for _ in range(4 * len(ladder) + 1):
+        name = move(*standings.values(), incumbent=incumbent)
+        if name is None:
+            return
+        old = standings[name]
+        assert incumbent is None or old.cost < incumbent
+        standings[name] = made(name, old.cost, rung=old.rung + 1, loss=losses[name] / (old.rung + 1))
+    raise AssertionError("the search goes on for ever")
