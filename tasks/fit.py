@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from model_registry.manifest import canonical_json, hash_bytes
 from tasks.errors import TrainingDiverged, WorkloadError
 from tasks.fit_checkpoint import Checkpoints, CheckpointUnreadable, pack, unpack
+from tasks.fit_layout import channels_last, match_layout
 from tasks.fit_rows import Rows, answers, call_model, describe, judge, torch_device
 from tasks.fit_seeding import derive, reproducible, seed_everything
 from tasks.fit_threads import worthwhile_threads
@@ -111,7 +112,11 @@ def fit(
     settings = (epochs, batch_size, learning_rate, weight_decay, optimizer, schedule, warmup, patience, amp, seed)
     rows, judged = Rows(workload, train, where), Rows(workload, validation, where)
     sample = _check_fit(model, rows, loss)
-    with reproducible(where, deterministic), worthwhile_threads(model, sample.inputs, batch_size):
+    with (
+        reproducible(where, deterministic),
+        worthwhile_threads(model, sample.inputs, batch_size),
+        channels_last(model, sample.inputs),
+    ):
         steps = _steps(rows.count, batch_size)
         stepping = _make_optimizer(model, beside, optimizer, learning_rate, weight_decay)
         loop = _Loop(model, rows, loss, stepping, where, amp)
@@ -284,6 +289,7 @@ class _State:
         self.model.load_state_dict(tree["model"])
         self.beside.load_state_dict(tree["beside"])
         self.loop.optimizer.load_state_dict(tree["optimizer"])
+        match_layout(self.loop.optimizer)
         self.loop.scaler.load_state_dict(tree["scaler"])
         best = tree["model"] if tree["best"] is None else tree["best"]
         self.best = {name: value.to(self.loop.where, copy=True) for name, value in best.items()}

@@ -1,0 +1,111 @@
+"""Channels-last training on a CPU: while it lasts, only where a model takes it, and the same bits after a kill."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tasks.fit import fit
+from tasks.fit_layout import channels_last, match_layout
+from tasks.resnet import ResNet20
+from tasks.torch_variant import build
+
+if TYPE_CHECKING:
+    from taught_workloads import taught
+    from test_fit import Memory, assert_same, run
+else:  # tests/ is no package at run time
+    from taught_workloads import taught
+    from test_fit import Memory, assert_same, run
+
+
+class Viewing(nn.Module):
+    """Flattens with ``view``, which needs contiguous features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))
+        self.head = nn.Linear(4 * 64, 2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        hidden = torch.relu(self.convs(image))
+        answer: Tensor = self.head(hidden.view(hidden.shape[0], -1))
+        return answer
+
+
+def contiguous(model: nn.Module) -> bool:
+    return all(p.is_contiguous() for p in model.parameters())
+
+
+def last(model: nn.Module) -> bool:
+    return all(p.is_contiguous(memory_format=torch.channels_last) for p in model.parameters() if p.ndim == 4)
+
+
+def test_it_lasts_as_long_as_training_and_changes_no_answer() -> None:
+    model = ResNet20((3, 16, 16), 5, width=0.5).eval()
+    inputs = {"image": torch.rand(4, 3, 16, 16)}
+    before = model(**inputs)
+    with pytest.raises(KeyboardInterrupt), channels_last(model, inputs) as used:
+        assert used and last(model) and not contiguous(model)
+        torch.testing.assert_close(model(**inputs), before)
+        raise KeyboardInterrupt
+    assert contiguous(model)
+    assert torch.equal(model(**inputs), before)
+
+
+def test_a_model_that_views_its_features_stays_as_it_is() -> None:
+    model = Viewing()
+    with channels_last(model, {"image": torch.rand(2, 1, 8, 8)}) as used:
+        assert not used and contiguous(model)
+    workload = taught("Squares")
+    _, fitted = run(workload, model=model, epochs=3)
+    assert fitted.val_metric > 0.7
+
+
+def test_models_without_convolutions_are_left_alone() -> None:
+    with channels_last(build(taught("Blobs"), "teacher", {}), {"features": torch.rand(2, 4)}) as used:
+        assert not used
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_killed_training_of_convolutions_goes_on_bit_for_bit(optimizer: str) -> None:
+    """The checkpoint is contiguous: fused optimizers would mix up weights if its state stayed so."""
+    workload = taught("Squares")
+    arguments: dict[str, Any] = {"scale": {"width": 0.25}, "optimizer": optimizer, "learning_rate": 1e-2}
+    whole, fitted = run(workload, **arguments)
+    memory = Memory(kill_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(workload, checkpoints=memory, **arguments)
+    again, resumed = run(workload, checkpoints=Memory(data=memory.data), **arguments)
+    assert (resumed.resumed_at, resumed.history) == (2, fitted.history)
+    assert_same(again, whole)
+    assert contiguous(again)
+
+
+def test_state_takes_the_layout_of_its_parameter() -> None:
+    conv = nn.Conv2d(3, 4, 3)
+    conv.weight.data = conv.weight.data.contiguous(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(conv.parameters())
+    conv(torch.rand(2, 3, 5, 5)).sum().backward()
+    optimizer.step()
+    kept = {name: value.contiguous() for name, value in optimizer.state[conv.weight].items()}
+    optimizer.state[conv.weight].update(kept)
+    match_layout(optimizer)
+    found = optimizer.state[conv.weight]["exp_avg"]
+    assert found.stride() == conv.weight.stride() != kept["exp_avg"].stride()
+    assert torch.equal(found, kept["exp_avg"])
+
+
+def test_layouts_learn_the_same_but_for_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    workload = taught("Squares")
+    splits = workload.splits()
+    losses = []
+    for _ in range(2):
+        model = build(workload, "student", {"width": 0.25}, seed=2)
+        arguments: dict[str, Any] = {"train": splits["train"], "validation": splits["validation"], "device": "cpu"}
+        losses.append(fit(model, workload=workload, epochs=2, batch_size=32, learning_rate=1e-3, **arguments).val_loss)
+        monkeypatch.setattr("tasks.fit.channels_last", lambda *_: contextlib.nullcontext())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
