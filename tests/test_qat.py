@@ -89,7 +89,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(fp32, good, bad, test_images.numpy(), test_targets.numpy())
 
 
-def statically(file: bytes, rows: Tensor, folder: Path) -> bytes:
+def statically(file: bytes, rows: Tensor, folder: Path, excluded: set[str] | None = None) -> bytes:
     quantized = quantize_statically(
         prepare(file, folder),
         RowReader({"image": rows.numpy()}),
@@ -99,6 +99,7 @@ def statically(file: bytes, rows: Tensor, folder: Path) -> bytes:
         per_channel=True,
         reduce_range=False,
         signed_activations=False,
+        excluded=frozenset(excluded or ()),
     )
     return strip(quantized, merge_equal=True)
 
@@ -215,6 +216,21 @@ def test_constants_that_were_merged_by_accident_part_again(made: Made) -> None:
     written = write_back(module)
     images = {"image": made.images}
     check_int8_parity(ask(module, made.images), run_onnx(strip(written, merge_equal=True), images), scale=None)
+
+
+def test_a_layer_left_in_float_learns_with_its_repeated_scale(made: Made, tmp_path: Path) -> None:
+    layers = [n.name for n in prepare(made.fp32, tmp_path).graph.node if n.op_type in ("Conv", "Gemm")]
+    file = statically(made.fp32, torch.from_numpy(made.images[:64]), tmp_path, {layers[3], layers[5]})
+    module = graph_of(file)
+    assert len(module.graph.weights) == 4 and len(module.graph.repeated) == 2
+    assert strip(write_back(module), merge_equal=True) == file
+    assert len(float_weights(onnx.load_from_string(file), made.fp32, tmp_path)) == 4
+    before = {name: value.detach().clone() for name, value in module.trained_floats().items()}
+    train(module, steps=3)
+    after = module.trained_floats()
+    assert len(after) == 4 and not any(torch.equal(after[name], value) for name, value in before.items())
+    written = run_onnx(strip(write_back(module), merge_equal=True), {"image": made.images})
+    check_int8_parity(ask(module, made.images), written, scale=None)
 
 
 def test_weights_of_seven_bits_stay_within_them(made: Made) -> None:

@@ -61,7 +61,9 @@ class QdqGraph:
     ``activations``: by number. ``quantized``: the number by output name of each QuantizeLinear. ``kept``: those of
     QuantizeLinear outputs whose input is on their grid already. ``weights`` and ``biases``: by output name of their
     DequantizeLinear. ``dequantized``: outputs of DequantizeLinear to the QuantizeLinear output that they read.
-    ``floats``: weights and biases that stay float, by the name of an initializer of their own.
+    ``floats``: weights and biases that stay float, by the name of an initializer of their own. ``repeated``: scales
+    written once per channel though all are one, for the sake of a layer left in float: initializer to number
+    and count.
     """
 
     model: ModelProto
@@ -74,6 +76,7 @@ class QdqGraph:
     biases: dict[str, Bias] = field(default_factory=dict)
     dequantized: dict[str, str] = field(default_factory=dict)
     floats: dict[str, Array] = field(default_factory=dict)
+    repeated: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def source(self, name: str) -> str | None:
         """The QuantizeLinear output behind a tensor, if only a DequantizeLinear and moving operators lie between."""
@@ -126,12 +129,15 @@ def separate(graph: QdqGraph) -> None:
     for node in graph.model.graph.node:
         name = node.output[0]
         if name in graph.quantized or name in graph.dequantized:
-            mine = graph.activations[graph.quantized[graph.dequantized.get(name, name)]]
-            node.input[1] = mine.scale_name
-            used[mine.scale_name] = mine.scale
+            number = graph.quantized[graph.dequantized.get(name, name)]
+            mine = graph.activations[number]
+            scale_name, zero_name, scale = mine.scale_name, mine.zero_name, graph.constants[node.input[1]]
+            if scale.shape != mine.scale.shape:
+                scale_name, zero_name = f"{name}/scale", f"{name}/zero"
+                graph.repeated[scale_name] = (number, scale.size)
+            node.input[1], used[scale_name] = scale_name, scale
             if len(node.input) > 2:
-                used[mine.zero_name] = graph.constants[node.input[2]]
-                node.input[2] = mine.zero_name
+                node.input[2], used[zero_name] = zero_name, graph.constants[node.input[2]]
         elif name in graph.weights or name in graph.biases:
             tensor = graph.weights.get(name) or graph.biases[name]
             node.input[0], node.input[1] = tensor.data_name, tensor.scale_name
@@ -196,7 +202,7 @@ def _read_dequantize(graph: QdqGraph, node: NodeProto) -> None:
             "pairs of QuantizeLinear and DequantizeLinear"
         )
     mine = graph.activations[number]
-    if _constant(graph, node, 1, "scale") != mine.scale or _zero_point(graph, node) != mine.zero_point:
+    if np.any(_constant(graph, node, 1, "scale") != mine.scale) or np.any(_zero_point(graph, node) != mine.zero_point):
         raise QatUnsupported(f"{say(node)}: its scale or zero point is not that of the QuantizeLinear before it")
     graph.dequantized[node.output[0]] = node.input[0]
 

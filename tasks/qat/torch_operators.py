@@ -307,7 +307,7 @@ def _slice(a: Attributes) -> Operation:
             raise a.refuse("Slice with a negative step")
         cut = [slice(None)] * x.ndim
         for dim, begin, end, step in zip(dims, first, ends.tolist(), every, strict=True):
-            cut[dim] = slice(begin, end, step)
+            cut[dim] = slice(*slice(begin, end, step).indices(x.shape[dim]))
         return x[tuple(cut)]
 
     return run

@@ -21,6 +21,8 @@ def write_back(module: TorchGraph) -> ModelProto:
     with torch.no_grad():
         for number, activation in graph.activations.items():
             values[activation.scale_name] = _numpy(module.quantizer(number).scale()).reshape(activation.scale.shape)
+        for name, (number, count) in graph.repeated.items():
+            values[name] = np.repeat(_numpy(module.quantizer(number).scale()), count)
         for name, weight in graph.weights.items():
             quantizer = module.weight(name)
             values[weight.data_name] = _numpy(quantizer.integers())
