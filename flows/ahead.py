@@ -9,7 +9,8 @@ from model_registry import registry
 from tasks.machine_lock import machine_lock
 from tasks.stage_cache import planning
 
-_MODULES = ("matplotlib.backends.backend_agg", "matplotlib.figure", "flows.result_table")
+# MLflow looks at ONNX Runtime's options when it saves a model.
+_MODULES = ("onnxruntime", "matplotlib.backends.backend_agg", "matplotlib.figure", "flows.result_table")
 _begun = threading.Event()
 
 

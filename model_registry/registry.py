@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,9 +55,12 @@ class ModelVersion(Frozen):
 
 
 def preload() -> None:
-    """Import MLflow, which takes two seconds."""
+    """Import MLflow, which takes two seconds, and have it look at what is installed, which takes a third of one."""
     _client_class()
     _import_flavour()
+    from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
+
+    warn_dependency_requirement_mismatches(["numpy"])  # as it does when it saves a model; it remembers the packages
 
 
 class Registry:
@@ -404,8 +408,11 @@ def _client_class() -> Any:
     return MlflowClient
 
 
+_importing = threading.Lock()
+
+
 def _import_flavour() -> None:
-    with warnings.catch_warnings():
+    with _importing, warnings.catch_warnings():  # the latter is for one thread at a time
         warnings.simplefilter("ignore")  # MLflow warns about the type hints of its own chat models
         import mlflow.onnx
         import mlflow.pyfunc  # noqa: F401 - save_model would load it late, warnings and all

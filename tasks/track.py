@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from model_registry.registry import Registry
@@ -19,6 +20,7 @@ from tasks.stage import Job
 MODEL_LIMIT_BYTES = 32 << 20
 """ONNX variants up to this size are kept in MLflow too; of larger ones only the chosen one."""
 _EXAMPLE_ROWS = 2
+_AT_ONCE = 3
 
 
 class Tracked(Frozen):
@@ -55,13 +57,13 @@ def track(
     dataset = _dataset(store, job, data)
     arrays = fetch_arrays(store, split_inputs(job, data)["validation"])
     example = {name: values[:_EXAMPLE_ROWS] for name, values in arrays.items()}
-    children = {}
     with tempfile.TemporaryDirectory() as folder:
-        for position, row in enumerate(rows):
+
+        def log(position: int, row: VariantRun) -> str:
             variant, onnx_file = row.variant, None
             if variant.format == "onnx" and (row.chosen or variant.size <= MODEL_LIMIT_BYTES):
                 onnx_file = store.fetch(variant.file("model.onnx"), Path(folder) / f"{variant.digest}.onnx")
-            children[variant.digest] = registry.log_variant(
+            return registry.log_variant(
                 run,
                 row,
                 dataset=dataset,
@@ -71,6 +73,11 @@ def track(
                 tags=origin,
                 position=position,
             )
+
+        # A variant takes some twenty requests one after the other, most of them spent waiting for MLflow.
+        with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
+            logged = pool.map(log, range(len(rows)), rows)
+            children = {row.variant.digest: child for row, child in zip(rows, logged, strict=True)}
     note = run_note(rows, "running", list((links or {}).items()))
     tags = {**origin, "winnow.data": data.fingerprint}
     registry.describe_run(run, rows, dataset=dataset, note=note, tags=tags)
