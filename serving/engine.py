@@ -146,6 +146,17 @@ class Engine:
         return [label.encode() for label in labels]
 
 
+def optimized_model(folder: Path, variant: Variant, path: Path) -> None:
+    """Write what ONNX Runtime makes of the variant's graph on this machine, with the variant's runtime.
+
+    Raises:
+        ManifestMismatch, UnsafeModel, EngineLoadError: as :class:`Engine`.
+    """
+    data = read_verified(folder, variant.file(MODEL))
+    check_onnx(data)
+    _session(data, variant, _options(variant.runtime, 1, save=path))
+
+
 def _kept_session(variant: Variant, threads: int, graphs: OptimizedGraphs | None) -> Any:
     """A session of the optimised graph that an earlier start left; None where there is none that can be used."""
     data = graphs.read(variant) if graphs else None

@@ -31,7 +31,7 @@ CONFINED = {
     "great_expectations": ("tasks/data/", "tasks/gate_checks/"),
     "torch": ("tasks/",),  # and never in what the flow imports: see test_importing_the_flow_stays_light
     "torch_pruning": ("tasks/channel_pruner.py", "tasks/pruning_plan.py"),
-    "onnxruntime": ("tasks/export/", "tasks/quantize/", "tasks/allocate/", "tasks/qat/", "serving/"),
+    "onnxruntime": ("tasks/export/", "tasks/quantize/", "tasks/allocate/", "tasks/qat/", "tasks/tune/", "serving/"),
 }
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "core", "configs", "misc"}
 FORBIDDEN_CALLS = ("pickle", "cloudpickle", "joblib", "dill", "shelve", "marshal")
