@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
+from flows.candidate import Candidate, loss_of, released
 from flows.lineage import CONTROL, Made, Step
 from flows.spec import PipelineSpec
 from model_registry.measurement import Measurement
@@ -17,7 +17,7 @@ from tasks.distill import DistillSpec, distill
 from tasks.errors import CANDIDATE_FAILURES
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.paired import compare
-from tasks.evidence.search_summary import CandidateForm, CandidateRow, SearchSummary, State
+from tasks.evidence.search_summary import SearchSummary
 from tasks.export import export
 from tasks.gate_checks.choice import failing_gates
 from tasks.gate_checks.gate_spec import STRUCTURAL
@@ -30,27 +30,6 @@ from tasks.splits import DataRef
 from tasks.stage import Job, Outcome
 
 _REFINED = "refined"
-
-
-@dataclass
-class Candidate:
-    """One structure on its way. ``forms``: its files as measured after its latest training, the fp32 one first."""
-
-    name: str
-    kind: Literal["teacher", "pruned", "student"]
-    what: str
-    settings: dict[str, Any]
-    last: int
-    model: Variant | None = None
-    float32: Variant | None = None
-    int8: Variant | None = None
-    rung: int = 0
-    forms: tuple[Measurement, ...] = ()
-    losses: list[float] = field(default_factory=list)
-    seconds: float = 0.0
-    training_seconds: float = 0.0
-    """Of its latest training alone."""
-    failure: str = ""
 
 
 class Workshop:
@@ -96,7 +75,7 @@ class Workshop:
 
     def forms(self) -> tuple[Measurement, ...]:
         """Every file of every candidate that was trained (the teacher counts as trained), as it is now."""
-        return tuple(m for c in self.candidates if c.rung or c.kind == "teacher" for m in c.forms if _released(m))
+        return tuple(m for c in self.candidates if c.rung or c.kind == "teacher" for m in c.forms if released(m))
 
     # How candidates come to be
 
@@ -197,12 +176,12 @@ class Workshop:
     def standing(self, candidate: Candidate) -> Standing:
         """The candidate as the halving sees it."""
         known = candidate.losses and candidate.forms
-        best = min((m for m in candidate.forms if m.paired), key=_loss, default=None)
-        loss = _loss(best) if known and best else (0.0 if candidate.kind == "teacher" else None)
+        best = min((m for m in candidate.forms if m.paired), key=loss_of, default=None)
+        loss = loss_of(best) if known and best else (0.0 if candidate.kind == "teacher" else None)
         fits = [m for m in candidate.forms if not self.over_budget(m)]
         return Standing(
             name=candidate.name,
-            cost=min((self.cost(m) for m in fits or candidate.forms if _released(m)), default=float("inf")),
+            cost=min((self.cost(m) for m in fits or candidate.forms if released(m)), default=float("inf")),
             last=candidate.last,
             rung=candidate.rung,
             loss=loss,
@@ -220,7 +199,7 @@ class Workshop:
         """The candidate in a few words."""
         if candidate.failure:
             return f"failed: {candidate.failure}"
-        fitting = [m for m in candidate.forms if _released(m)]
+        fitting = [m for m in candidate.forms if released(m)]
         if not fitting:
             return "nothing measured"
         form = min(fitting, key=lambda m: (bool(failing_gates(self.spec.gates, m, self.baseline_measurement)),
@@ -233,7 +212,7 @@ class Workshop:
     def line_of(self, form: Measurement) -> str:
         """A measured file in a few words."""
         faster = f", {form.speedup.value:.1f}x" if form.speedup else ""
-        return f"{form.p50_ms:.3g} ms{faster}, {form.bytes / 1000:.0f} KB, loss {_loss(form):+.4f}"
+        return f"{form.p50_ms:.3g} ms{faster}, {form.bytes / 1000:.0f} KB, loss {loss_of(form):+.4f}"
 
     def made(self, data: Outcome) -> Made:
         """Everything for MLflow, the report and the gates: the latest files of what was trained, and the control."""
@@ -311,7 +290,7 @@ class Workshop:
         self._make_forms(candidate, label)
         if candidate.rung == self.settings.rungs and self._only_int8_fails(candidate):
             self._refine(candidate, label)
-        candidate.losses.append(min(_loss(m) for m in candidate.forms))
+        candidate.losses.append(min(loss_of(m) for m in candidate.forms))
 
     def _tune(self, candidate: Candidate) -> None:
         candidate.rung += 1
@@ -331,7 +310,7 @@ class Workshop:
         self._of(candidate, outcome, (candidate.int8, self.teacher))
         form = measurement_of(self._measure(outcome.variant))
         candidate.forms = (*candidate.forms, form)
-        candidate.losses.append(_loss(form))
+        candidate.losses.append(loss_of(form))
 
     def _make_forms(self, candidate: Candidate, label: str) -> None:
         assert candidate.model is not None
@@ -385,68 +364,3 @@ class Workshop:
         if not candidate.training_seconds or candidate.rung >= self.settings.rungs:
             return candidate.training_seconds
         return candidate.training_seconds * self.epochs[candidate.rung] / self.epochs[candidate.rung - 1]
-
-
-def row_of(candidate: Candidate, shop: Workshop, spec: PipelineSpec) -> CandidateRow:
-    """The candidate for the report."""
-    forms = tuple(
-        CandidateForm(
-            name=m.name,
-            digest=m.digest,
-            bytes=m.bytes,
-            p50_ms=m.p50_ms,
-            p95_ms=m.p95_ms,
-            metric=m.metric.value,
-            loss=_loss(m),
-            bound=m.paired.bound if m.paired else 0.0,
-            speedup=m.speedup.value if m.speedup else None,
-            cpu_seconds=m.cpu_seconds,
-            fails=tuple(g.gate for g in failing_gates(spec.gates, m, shop.baseline_measurement)),
-        )
-        for m in candidate.forms
-    )
-    state, reason = _state(candidate, forms, shop)
-    return CandidateRow(
-        name=candidate.name,
-        kind=candidate.kind,
-        what=candidate.what,
-        settings=candidate.settings,
-        state=state,
-        reason=reason,
-        rung=candidate.rung,
-        rungs=candidate.last,
-        losses=tuple(candidate.losses),
-        cost=min((shop.cost(m) for m in candidate.forms), default=0.0),
-        seconds=candidate.seconds,
-        forms=forms,
-    )
-
-
-def _state(candidate: Candidate, forms: tuple[CandidateForm, ...], shop: Workshop) -> tuple[State, str]:
-    if candidate.failure:
-        return "failed", candidate.failure
-    over = [shop.over_budget(m) for m in candidate.forms]
-    if over and all(over):
-        return "over the budget", "; ".join(min(over, key=lambda gates: len(gates)))
-    trained = bool(candidate.losses) or candidate.kind == "teacher"
-    passing = [f for f in forms if not f.fails and f.loss is not None] if trained else []
-    if [f for f in passing if f.digest != shop.baseline_measurement.digest]:
-        return "keeps the budget", f"{passing[-1].name} fails no gate"
-    if not trained:
-        return "not reached", "a dearer candidate lost too much already, or the search ended before"
-    margin = shop.spec.gates.margin
-    bound = min(f.bound for f in forms if f.digest != shop.baseline_measurement.digest)
-    reason = f"95 % bound of the loss {bound:.4f} > {margin:g}"
-    if candidate.rung < candidate.last:
-        return "given up", f"{reason} after {candidate.rung} of {candidate.last} trainings"
-    return "loses too much", reason
-
-
-def _loss(form: Measurement) -> float:
-    """Mean loss of the metric against the baseline, on the same samples."""
-    return -form.paired.difference if form.paired else 0.0
-
-
-def _released(form: Measurement) -> bool:
-    """Whether the form may be released: not the baseline itself."""
-    return form.digest != form.baseline

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
-from flows.candidates import Candidate, Workshop, row_of
+from flows.candidate import Candidate
+from flows.candidate_rows import row_of
+from flows.candidates import Workshop
 from flows.lineage import Made
 from flows.search_record import SearchRecord, recall, remember, search_key
 from flows.spec import PipelineSpec

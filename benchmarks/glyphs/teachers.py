@@ -24,7 +24,7 @@ from tasks.torch_variant import build  # noqa: E402
 from tasks.workload import load_workload  # noqa: E402
 
 TEACHERS = HERE / "teachers"
-EPOCHS = {"vgg": 8, "resnet20": 12, "mobilenet": 10}
+EPOCHS = {"vgg": 6, "resnet20": 10, "mobilenet": 8}
 
 
 def teach(network: str) -> None:
@@ -41,7 +41,7 @@ def teach(network: str) -> None:
         validation=splits["validation"],
         epochs=EPOCHS[network],
         batch_size=96,
-        learning_rate=4e-3,
+        learning_rate=2e-3,
         weight_decay=0.05,
         warmup=0.15,
         amp="bf16",

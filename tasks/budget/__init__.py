@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -40,7 +40,7 @@ class SearchSpec(Frozen):
     )
     trials: int = Field(default=40, ge=1, description="at most so many trainings, short ones included")
     parallel: int = Field(default=1, ge=1, le=64, description="trainings at a time; they share the cores evenly")
-    shrink: tuple[float, ...] = Field(
+    shrink: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         default=(0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08),
         description="shares of the teacher's latency (or size, by the objective) that pruned candidates are made for",
     )

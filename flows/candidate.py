@@ -1,0 +1,40 @@
+"""One structure of a search on its way, and what its measured files say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from model_registry.measurement import Measurement
+from model_registry.variant import Variant
+
+
+@dataclass
+class Candidate:
+    """One structure on its way. ``forms``: its files as measured after its latest training, the fp32 one first."""
+
+    name: str
+    kind: Literal["teacher", "pruned", "student"]
+    what: str
+    settings: dict[str, Any]
+    last: int
+    model: Variant | None = None
+    float32: Variant | None = None
+    int8: Variant | None = None
+    rung: int = 0
+    forms: tuple[Measurement, ...] = ()
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+    """Of its latest training alone."""
+    failure: str = ""
+
+
+def loss_of(form: Measurement) -> float:
+    """Mean loss of the metric against the baseline, on the same samples."""
+    return -form.paired.difference if form.paired else 0.0
+
+
+def released(form: Measurement) -> bool:
+    """Whether the form may be released: not the baseline itself."""
+    return form.digest != form.baseline

@@ -1,0 +1,105 @@
+"""A budget in, the proven best variant out: the search on real servers, answered again from its store, and killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import RunningStack
+from winnow_command import Winnow, stage_lines, wait_for
+
+pytestmark = pytest.mark.stack
+
+SPEC: dict[str, Any] = {
+    "schema": 1,
+    "workload": {"path": "tasks.workloads.digits:Digits", "arguments": {"rows": 900}},
+    "train": {"epochs": 8, "batch_size": 32},
+    "budget": {"max_accuracy_drop": 0.2},
+    "objective": "size",
+    "search": {
+        "minutes": 5,
+        "trials": 5,
+        "shrink": [0.4, 0.15],
+        "students": [{"width": 0.25}, {"width": -1.0}],
+        "rungs": 2,
+    },
+    "distill": {"epochs": 8, "batch_size": 32},
+    "quantize": {"methods": ["static"], "calibration_samples": 32},
+    "qat": {"epochs": 1},
+    "measure": {"rounds": 5, "seconds": 0.1},
+    "gates": {"per_class_margin": None},
+}
+TRAINED = ("train", "distill", "prune", "quantize", "qat", "sensitivity", "latency_table", "measure")
+
+
+@pytest.fixture
+def winnow(stack: RunningStack, tmp_path: Path) -> Winnow:
+    return Winnow(tmp_path, stack.home)
+
+
+def spec(folder: Path, model: str, **changes: Any) -> str:
+    path = folder / f"{model}.yaml"
+    path.write_text(yaml.safe_dump({**SPEC, "model": model, **changes}))
+    return str(path)
+
+
+def computed(report: dict[str, Any], *stages: str) -> list[str]:
+    return [name for name, status in stage_lines(report).items() if status == "computed" and name.startswith(stages)]
+
+
+def test_a_search_ends_with_the_smallest_variant_inside_the_budget(winnow: Winnow) -> None:
+    path = spec(winnow.folder, "searched")
+    first = winnow.report(path)
+    assert first["status"] == "released"
+    search = first["search"]
+    candidates = {c["name"]: c for c in search["candidates"]}
+    assert set(candidates) == {"teacher", "pruned40", "pruned15", "student1", "student2"}
+    assert all(c["reason"] for c in candidates.values())
+    assert candidates["student2"]["state"] == "failed"  # it alone: a network of negative width
+    assert 0 < search["trials"] <= 5
+    variants = {v["digest"]: v for v in first["variants"]}
+    assert first["chosen"] == search["best"]
+    passing = [f for c in candidates.values() for f in c["forms"] if not f["fails"] and f["digest"] in variants]
+    passing = [f for f in passing if f["digest"] != first["baseline"]]
+    assert min(passing, key=lambda f: f["bytes"])["digest"] == first["chosen"]
+    assert variants[first["chosen"]]["bytes"] < variants[first["baseline"]]["bytes"] / 10
+    assert search["sensitivity"]
+    assert "gain" in search["control"]
+    assert not any(v["name"].startswith("control") and v["digest"] == first["chosen"] for v in first["variants"])
+
+    # Another budget is a question to the same measurements.
+    limit = variants[first["chosen"]]["bytes"] + 1
+    again = winnow.report(path, "--set", f"budget.max_bytes={limit}")
+    assert (again["status"], again["chosen"]) == ("released", first["chosen"])
+    assert again["search"]["resolved_from"] == first["run_id"]
+    assert computed(again, *TRAINED) == []
+
+    # One that nothing can keep is refused with a reason for everybody, and nobody is trained for it.
+    refused = winnow.report(path, "--set", "budget.max_bytes=100", code=1)
+    assert refused["status"] == "refused"
+    reasons = {c["name"]: (c["state"], c["reason"]) for c in refused["search"]["candidates"]}
+    assert {state for state, _ in reasons.values()} == {"over the budget", "failed"}
+    assert "100 bytes" in reasons["pruned15"][1]
+    assert computed(refused, *TRAINED) == []
+    assert (winnow.home / "runs" / refused["run_id"] / "report" / "report.html").exists()
+
+
+def test_a_killed_search_goes_on_where_it_was(winnow: Winnow) -> None:
+    search = {**SPEC["search"], "students": [], "control": False}
+    path = spec(winnow.folder, "stopped", seed=5, search=search)
+    folders = winnow.home / "runs"
+    before = set(folders.iterdir())
+    process = winnow.start("run", path, "--json")
+
+    def trained_once() -> bool:
+        return any(any(f.glob("distill-*-r1.log")) for f in set(folders.iterdir()) - before)
+
+    wait_for(lambda: trained_once() or process.poll() is not None, seconds=120, what="the first training", every=0.05)
+    process.kill()
+    process.communicate()
+    report = winnow.report(path)
+    assert report["status"] == "released"
+    assert computed(report, "train", "prune", "sensitivity", "latency_table") == []
+    assert any(name.startswith("distill") for name in computed(report, "distill"))

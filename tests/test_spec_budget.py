@@ -1,0 +1,69 @@
+"""A budget in a spec: what it means to the gates, and budgets that cannot be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.spec import PipelineSpec, load_spec, parse_spec
+from tasks.errors import SpecError
+
+SMALL: dict[str, Any] = {"schema": 1, "model": "m", "workload": {"path": "mine_workload:Mine"}}
+
+
+def parsed(**sections: Any) -> PipelineSpec:
+    return parse_spec({**SMALL, **sections}, "spec.yaml")
+
+
+def test_a_budget_is_gates_and_conditions_of_measuring() -> None:
+    budget = {"max_accuracy_drop": 0.005, "p95_ms": 2.0, "max_bytes": 100_000, "batch": 4}
+    spec = parsed(budget=budget, objective="size")
+    assert (spec.gates.margin, spec.gates.max_p95_ms, spec.gates.max_bytes) == (0.005, 2.0, 100_000)
+    assert (spec.gates.objective, spec.measure.batch) == ("size", 4)
+    assert parse_spec(spec.model_dump(mode="json", by_alias=True), "again") == spec
+
+
+def test_a_part_that_is_not_said_leaves_the_gates_default() -> None:
+    spec = parsed(budget={"p95_ms": 2.0}, gates={"margin": 0.01})
+    assert (spec.gates.margin, spec.gates.max_bytes, spec.objective) == (0.01, None, "latency")
+    assert parsed(gates={"objective": "size"}).objective == "size"
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"budget": {"max_accuracy_drop": -0.01}}, "budget.max_accuracy_drop: -0.01 is refused"),
+        ({"budget": {"p95_ms": 0}}, "budget.p95_ms: 0 is refused"),
+        ({"budget": {"max_bytes": "many"}}, "budget.max_bytes: 'many' is refused"),
+        ({"budget": {"threads": 0}}, "budget.threads: 0 is refused"),
+        ({"budget": {"latency": 3}}, "budget.latency: unknown key"),
+        ({"objective": "cheap"}, "objective: 'cheap' is refused"),
+        ({"search": {"trials": 0}}, "search.trials: 0 is refused"),
+        ({"search": {"shrink": [1.5]}}, "search.shrink.0: 1.5 is refused"),
+        (
+            {"budget": {"p95_ms": 2.0}, "gates": {"max_p95_ms": 3.0}},
+            "budget.p95_ms 2.0 and gates.max_p95_ms 3.0 are the same limit and differ; remove one",
+        ),
+        (
+            {"objective": "latency", "gates": {"objective": "size"}},
+            "objective 'latency' and gates.objective 'size' are the same limit and differ",
+        ),
+        (
+            {"budget": {"max_accuracy_drop": 0.01}, "gates": {"margin": 0.02}},
+            "budget.max_accuracy_drop 0.01 and gates.margin 0.02",
+        ),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused(sections: dict[str, Any], said: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        parsed(**sections)
+    assert said in str(refused.value)
+
+
+def test_an_override_of_the_budget_reaches_the_gates(tmp_path: Path) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "budget": {"p95_ms": 2.0}}))
+    assert load_spec(path, ["budget.p95_ms=0.5"]).gates.max_p95_ms == 0.5
