@@ -17,8 +17,8 @@ def channels_last(model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[bool]
     """Weights [N, C, H, W] in channels-last order while it lasts, on a CPU, if the model computes so; whether it does.
 
     Measured on one thread of an EPYC with AVX-512, PyTorch 2.13, batches of 128 rows: a training step of VGG, ResNet-20
-    or MobileNetV2 at 32x32 takes 0.65 to 0.85 times as long; at 8x8 it makes no difference. Models that call ``view`` on
-    feature maps cannot have it. It depends on the model's code and shapes alone, so results stay reproducible.
+    or MobileNetV2 at 32x32 takes 0.65 to 0.85 times as long; at 8x8 it makes no difference. Models that call ``view``
+    on feature maps cannot have it. It depends on the model's code and shapes alone, so results stay reproducible.
 
     Args:
         inputs: preprocessed rows by name, two or more, on the model's device.
