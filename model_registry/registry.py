@@ -145,14 +145,18 @@ class Registry:
             self._client.set_terminated(child_id, "FINISHED")
         return child_id
 
+    def log_data(self, run: TrackedRun, dataset: Dataset) -> None:
+        """Give the parent run its data; before its variants, since MLflow makes a dataset twice that two name first."""
+        with self._told():
+            self._log_inputs(run.mlflow_id, dataset, "train")
+
     def describe_run(
         self, run: TrackedRun, rows: Sequence[VariantRun], *, dataset: Dataset, note: str, tags: Mapping[str, str]
     ) -> None:
-        """Give the parent run its description, its data and the numbers of the chosen variant, and the experiment a
-        view that compares variants."""
+        """Give the parent run its description and the numbers of the chosen variant, and the experiment a view that
+        compares variants."""
         with self._told():
             parent = self._client.get_run(run.mlflow_id)
-            self._log_inputs(run.mlflow_id, dataset, "train")
             chosen = next((row for row in rows if row.chosen), None)
             if chosen is not None:
                 self._log_numbers(parent, run_page.params(chosen), chosen, b"", dataset, None)

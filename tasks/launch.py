@@ -24,6 +24,7 @@ from tasks.stage import Limits
 
 Progress = Callable[[float, str], None]
 _TAIL = 15
+_AT_ONCE = 2
 POOLS = {
     "checks": ("great_expectations", "torch", "tasks.workload"),
     "torch": ("torch._dynamo", "tasks.fit", "tasks.export.torch_onnx", "tasks.export.parity"),
@@ -166,10 +167,10 @@ def prewarm(pool: str) -> None:
 
 
 def prewarm_if_kept(pool: str) -> None:
-    """The same inside :func:`kept_processes`, unless one stands by already."""
+    """The same inside :func:`kept_processes`, unless there are as many as the flow lets work at once."""
     with _lock:
-        there = any(process.pool == pool for process in _standby)
-    if pool and _keeping.is_set() and not there:
+        there = sum(process.pool == pool for process in _table.values())
+    if pool and _keeping.is_set() and there < _AT_ONCE:
         prewarm(pool)
 
 

@@ -55,6 +55,7 @@ def track(
     registry.end_dead_runs(job.model)  # of runs that were killed: here, since MLflow takes two seconds to import
     run = registry.open_run(job.model, job.run_id, origin)
     dataset = _dataset(store, job, data)
+    registry.log_data(run, dataset)
     arrays = fetch_arrays(store, split_inputs(job, data)["validation"])
     example = {name: values[:_EXAMPLE_ROWS] for name, values in arrays.items()}
     with tempfile.TemporaryDirectory() as folder:

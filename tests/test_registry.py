@@ -215,6 +215,7 @@ def test_a_run_ends_as_it_ended(
 ) -> None:
     run = registry.open_run(model, "r1")
     assert client.get_run(run.mlflow_id).info.status == "RUNNING"
+    registry.log_data(run, DATASET)
     registry.describe_run(run, [rows["student"][0]], dataset=DATASET, note="| a |", tags={"x": "y"})
     (tmp_path / "report.html").write_text("<p>hello</p>")
     registry.log_folder(run, tmp_path)
@@ -223,6 +224,7 @@ def test_a_run_ends_as_it_ended(
     assert (ended.info.status, ended.data.tags["winnow.status"]) == (in_mlflow, status)
     assert (ended.data.tags["winnow.version"], ended.data.tags["mlflow.note.content"]) == ("3", "| a |")
     assert ended.data.metrics["p50_ms"] == 0.5  # the chosen variant's
+    assert [data.dataset.name for data in ended.inputs.dataset_inputs] == [DATASET.name]
     experiment = client.get_experiment(run.experiment)
     assert json.loads(experiment.tags["mlflow.sharedViewState.variants"])["name"] == "Variants"
     assert "viewStateShareKey=variants" in run.variants_url
