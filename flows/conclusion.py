@@ -21,6 +21,8 @@ from model_registry.store import StoreError
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.split_inputs import split_inputs
 from tasks.ledger_protocol import patiently
+from tasks.report.chosen_layers import chosen_layers
+from tasks.report.flip_pictures import flips_of
 from tasks.report.pages import write_report
 from tasks.report.run_report import RunReport
 from tasks.track import Tracked, conclude
@@ -54,8 +56,9 @@ def concluding(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked:
 
 
 def _conclude(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: Tracked) -> None:
+    _look_closer(run, made)
     report = run.save()
-    written = write_report(report, run.pages)
+    written = write_report(report, run.pages, run.flips)
     docs = made.data.file(DATA_DOCS)
     if docs is not None:
         written[DATA_DOCS] = patiently(lambda: run.store.fetch(docs, run.pages / DATA_DOCS))
@@ -69,6 +72,18 @@ def _conclude(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: 
         links=report.links,
     )
     _show_in_prefect(report, tracked)
+
+
+def _look_closer(run: OngoingRun, made: Made) -> None:
+    """What became of the chosen variant's layers, and the samples on which it answers otherwise than the baseline."""
+    report = run.report
+    if report.chosen is None:
+        return
+    run.update(layers=chosen_layers(report.chosen, [step.outcome for step in made.steps], made.parents))
+    try:
+        run.flips = patiently(lambda: flips_of(run.store, report.decision, made.checked.labels))
+    except StoreError as lost:  # the page is worth more than its pictures
+        run.note(f"the answers that changed cannot be shown: {lost}")
 
 
 def curl_line(run: OngoingRun, made: Made, chosen: Measured, url: str) -> str:

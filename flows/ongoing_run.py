@@ -28,6 +28,7 @@ from tasks.evidence.decision import Decision
 from tasks.journal import Journal, Line, journal
 from tasks.launch import end_all, kept_processes
 from tasks.ledger_protocol import patiently
+from tasks.report.flip_pictures import Flips
 from tasks.report.pages import write_report
 from tasks.report.run_report import RunError, RunReport, StageLine, describe_variants, save_run
 from tasks.stage import Job
@@ -46,6 +47,8 @@ class OngoingRun:
     store: Store
     report: RunReport
     journal: Journal = field(default_factory=Journal)
+    flips: Flips | None = None
+    """The test samples whose answers changed, for the pages."""
     _began: float = field(default_factory=time.monotonic)
 
     def update(self, **changes: Any) -> None:
@@ -199,7 +202,7 @@ def _failed(run: OngoingRun, error: BaseException) -> None:
         run.settle(error)
     try:
         run.save(patient=not isinstance(error, STOPPED))
-        write_report(run.report, run.pages)
+        write_report(run.report, run.pages, run.flips)
     except (StoreError, OSError) as lost:  # what failed may be the store or the disk; the first error is what counts
         error.add_note(f"and the run's record or report could not be written: {lost}")
 

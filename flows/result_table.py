@@ -24,11 +24,15 @@ from tasks.evidence.number_text import (
 )
 from tasks.report.headline import headline
 from tasks.report.run_report import RunReport, VariantRow
+from tasks.report.search_view import control_sentence, ending, nearest, verdict
+from tasks.report.shortlist import shortlist
 
 _COLOURS = {"good": "green", "warn": "yellow", "bad": "red"}
 _COLUMNS = ("metric", "size", "p50 ms", "p95 ms", "speed-up", "samples/s", "peak memory")
 _FILE_WIDTH = 180
 """Columns where the output is no terminal: a log must not be cut at 80."""
+_NEAREST = 3
+"""Candidates told of where the budget was not met."""
 
 
 def print_report(report: RunReport, *, folder: Path | None = None) -> None:
@@ -40,6 +44,8 @@ def print_report(report: RunReport, *, folder: Path | None = None) -> None:
     console.print(head.sentence, highlight=False, markup=False)
     if report.variants:
         _print_variants(report, console)
+    if report.search is not None:
+        _print_search(report, console)
     decision, passed = report.decision, report.status in ("released", "registered")
     if decision and not passed:
         console.print(gates(report))
@@ -89,10 +95,33 @@ def open_console() -> Console:
 def _print_variants(report: RunReport, console: Console) -> None:
     console.print(variants(report, console))
     console.print(f"[dim]{_conditions(report)}[/]", highlight=False)
+    more = len(report.variants) - len(shortlist(report))
+    if more:
+        console.print(f"[dim]{more} more variants are in the report.[/]", highlight=False)
+
+
+def _print_search(report: RunReport, console: Console) -> None:
+    """How the search went; where the budget was not met, what became of the nearest candidates."""
+    assert report.search is not None
+    told = verdict(report)
+    lines = [] if told in headline(report).sentence else [told]
+    lines += [ending(report.search), control_sentence(report)]
+    console.print("\n" + " ".join(line for line in lines if line), highlight=False, markup=False)
+    if report.search.best is not None:
+        return
+    for row, form in nearest(report)[:_NEAREST]:
+        fails = f"; {form.name} would fail {', '.join(form.fails).replace('_', ' ')}" if form.fails else ""
+        console.print(Text.assemble("  ", (row.name, "bold"), f" {row.state}: {row.reason}{fails}"))
+    more = len(report.search.candidates) - _NEAREST
+    if more > 0:
+        console.print(f"  [dim]{more} more candidates are in the report.[/]", highlight=False)
 
 
 def variants(report: RunReport, console: Console) -> RenderableType:
-    """The table of variants: a line each where there is room, else intervals below their values, else two tables."""
+    """The table of variants, of a search those of the shortlist.
+
+    A line each where there is room, else intervals below their values, else two tables.
+    """
     unlimited = console.options.update(width=1000)
     for tables in (
         [_variants(report, _COLUMNS, stacked=False)],
@@ -114,7 +143,7 @@ def _variants(report: RunReport, columns: Sequence[str], *, stacked: bool) -> Ta
         title = report.metric.name if column == "metric" and report.metric else column
         interval = f"{end}[dim]\\[95 %][/]" if column in ("metric", "p50 ms", "p95 ms") else ""
         table.add_column(escape(title) + interval, justify="right", no_wrap=True)
-    for row in report.variants:
+    for row in shortlist(report):
         chosen = row.digest == report.chosen
         mark = "chosen" if chosen else "baseline" if row.digest == report.baseline else ""
         if stacked:

@@ -12,6 +12,7 @@ import pytest
 from measured_models import blobs, linear, make_data, make_job, make_variant
 from measurements import measured
 
+from model_registry.manifest import FileEntry
 from model_registry.measurement import (
     Measurement,
     Metric,
@@ -22,6 +23,7 @@ from model_registry.variant import Variant
 from tasks.errors import GateFailed
 from tasks.evidence.arrays import publish_arrays
 from tasks.evidence.decision import GateRow
+from tasks.evidence.flipped import fetch_flips
 from tasks.evidence.paired import compare, summarise
 from tasks.evidence.scoring import accuracy_scores
 from tasks.gate_checks.choice import choose
@@ -100,6 +102,7 @@ def test_the_good_variant_passes_once_and_is_reused(case: Case) -> None:
     assert chosen.metric.value == pytest.approx(right.mean())  # the test split's, not validation's
     assert chosen.to_baseline is not None and chosen.to_baseline.better == chosen.to_baseline.worse == 0
     assert chosen.to_baseline.bound == pytest.approx(1 - 0.05 ** (1 / 300))
+    assert decision.flips is not None and outcome.files == (decision.flips,)
     assert case.run(spec).status == "reused"
     # Chosen again as the champion in service: nobody new to be compared with, nothing to do again.
     assert case.run(spec, champion=case.candidates[0]).status == "reused"
@@ -114,6 +117,12 @@ def test_a_refusal_names_gates_and_variants_and_is_not_cached(case: Case) -> Non
     assert decision["status"] == "refused" and decision["champion"] == case.good.digest
     refused = [g["gate"] for g in decision["gates"] if not g["passed"]]
     assert "non_inferior_to_champion" in refused and "non_inferior_to_baseline" not in refused
+    flips = fetch_flips(case.store, FileEntry.model_validate(decision["flips"]))
+    paired = next(s for s in decision["scored"] if s["role"] == "chosen")["to_baseline"]
+    assert set(flips.rows[~flips.better]) <= set(paired["worse_indices"]) and len(flips.rows) > 5
+    assert (flips.chosen.argmax(axis=1)[~flips.better] != flips.targets[~flips.better]).all()
+    assert (flips.baseline.argmax(axis=1)[~flips.better] == flips.targets[~flips.better]).all()
+    assert list(flips.inputs) == ["x"]
     assert "FAIL  non_inferior_to_champion" in text and "<= 2.00 points" in text
     assert "bad is refused on the test split (300 samples)" in text
     assert "All variants, on validation" in text and "teacher" in text.split("All variants")[1]

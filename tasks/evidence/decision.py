@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from model_registry.manifest import FileEntry
 from model_registry.measurement import Metric, PairedComparison
 from model_registry.variant import Frozen, Record
 from tasks.evidence.number_text import gate_number
@@ -61,6 +62,8 @@ class Decision(Record):
     samples: int
     scored: tuple[Scored, ...]
     gates: tuple[GateResult, ...]
+    flips: FileEntry | None = None
+    """Samples of the split on which the chosen variant and the baseline differ; None where they are the same one."""
 
     @property
     def warnings(self) -> tuple[GateResult, ...]:

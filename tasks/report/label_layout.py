@@ -49,15 +49,18 @@ _DISTANCES = (4.0, 12.0, 24.0, 38.0, 54.0, 74.0, 98.0, 126.0)
 _NEAR = 14.0
 
 
-def place_labels(spots: Sequence[Spot], obstacles: Sequence[Box], canvas: Box, *, unit: float = 1.0) -> list[Label]:
+def place_labels(
+    spots: Sequence[Spot], obstacles: Sequence[Box], canvas: Box, *, unit: float = 1.0, others: Sequence[Box] = ()
+) -> list[Label]:
     """Place a label for each spot, greedily, the crowded ones last; deterministic.
 
     Args:
         obstacles: thin lines that labels had better not cross: error bars, the frontier.
         canvas: labels stay inside.
         unit: pixels per point of the screen, for distances.
+        others: points without a label and other text, which no label may cover.
     """
-    points = [Box(s.x - s.radius, s.y - s.radius, s.x + s.radius, s.y + s.radius) for s in spots]
+    points = [*others, *(Box(s.x - s.radius, s.y - s.radius, s.x + s.radius, s.y + s.radius) for s in spots)]
     placed: dict[int, Label] = {}
     crowd = [sum(math.hypot(a.x - b.x, a.y - b.y) < 90 * unit for b in spots) for a in spots]
     for index in sorted(range(len(spots)), key=lambda i: (crowd[i], i)):

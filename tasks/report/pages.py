@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from tasks.evidence import number_text
+from tasks.report.flip_pictures import Flips
 from tasks.report.headline import headline, tiles
+from tasks.report.layer_table import chosen_candidate, layer_table
 from tasks.report.pareto_svg import legend, pareto_svg
-from tasks.report.plot_points import plot_families
+from tasks.report.plot_points import family_of, plot_families
 from tasks.report.run_report import RunReport
+from tasks.report.search_view import candidate_lines, control_sentence, ending, nearest, verdict
+from tasks.report.serving_cost import cost_rows
+from tasks.report.shortlist import shortlist
 
 HTML, CARD, PLOT, JSON = "report.html", "model_card.md", "pareto.png", "report.json"
 _MAX_CLASSES = 40
@@ -33,8 +38,11 @@ class ClassRow:
         return "yes" if self.difference > 0 else "no" if self.difference < 0 else "soft"
 
 
-def write_report(report: RunReport, folder: Path) -> dict[str, Path]:
+def write_report(report: RunReport, folder: Path, flips: Flips | None = None) -> dict[str, Path]:
     """Write all four files, whatever became of the run; returns them by name.
+
+    Args:
+        flips: the test samples whose answers changed, where the test split was used.
 
     Raises:
         OSError: the folder cannot be written.
@@ -44,8 +52,8 @@ def write_report(report: RunReport, folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
         JSON: report.to_json() + b"\n",
-        HTML: render_html(report).encode(),
-        CARD: render_card(report).encode(),
+        HTML: render_html(report, flips).encode(),
+        CARD: render_card(report, flips).encode(),
         PLOT: pareto_png(report),
     }
     for name, content in contents.items():
@@ -53,31 +61,48 @@ def write_report(report: RunReport, folder: Path) -> dict[str, Path]:
     return {name: folder / name for name in contents}
 
 
-def render_html(report: RunReport) -> str:
+def render_html(report: RunReport, flips: Flips | None = None) -> str:
     """The page: one file, light and dark, nothing loaded from elsewhere."""
-    return str(_environment(report, escape=True).get_template(HTML).render(_values(report)))
+    return str(_environment(report, escape=True).get_template(HTML).render(_values(report, flips)))
 
 
-def render_card(report: RunReport) -> str:
+def render_card(report: RunReport, flips: Flips | None = None) -> str:
     """The model card in Markdown."""
-    text: str = _environment(report, escape=False).get_template(CARD).render(_values(report))
+    text: str = _environment(report, escape=False).get_template(CARD).render(_values(report, flips))
     while "\n\n\n" in text:
         text = text.replace("\n\n\n", "\n\n")
     return text.strip() + "\n"
 
 
-def _values(report: RunReport) -> dict[str, Any]:
+def _values(report: RunReport, flips: Flips | None) -> dict[str, Any]:
     import yaml
     from markupsafe import Markup
 
+    name = report.metric.name if report.metric else "metric"
+    drawings = [(f"{name[:1].upper()}{name[1:]} against latency", pareto_svg(report))]
+    if report.search is not None:
+        drawings.append((f"{name[:1].upper()}{name[1:]} against file size", pareto_svg(report, "size")))
+    candidate = chosen_candidate(report)
     return {
         "run": report,
         "headline": headline(report),
         "tiles": tiles(report),
-        "metric": report.metric.name if report.metric else "metric",
-        "plot": Markup(pareto_svg(report)),  # built by us, with every text escaped
+        "metric": name,
+        "unit": "points" if number_text.is_share(name) else name,
+        "plots": [(title, Markup(svg)) for title, svg in drawings if svg],  # built by us, with every text escaped
         "legend": [(Markup(drawing), text) for drawing, text in legend(report)],
         "families": plot_families(report),
+        "shortlist": shortlist(report),
+        "verdict": verdict(report),
+        "ending": ending(report.search) if report.search else "",
+        "control": control_sentence(report),
+        "nearest": nearest(report),
+        "candidates": candidate_lines(report),
+        "layers": layer_table(report),
+        "precision": report.layers.precision if report.layers else None,
+        "pruned_as": candidate.name if candidate else "",
+        "costs": cost_rows(report),
+        "flips": flips if flips and (flips.worse.total or flips.better.total) else None,
         "classes": _classes(report),
         "chosen": report.row(report.chosen),
         "lineage": _lineage(report),
@@ -133,9 +158,13 @@ def _environment(report: RunReport, *, escape: bool) -> Any:
         "ms": number_text.ms_text,
         "ms_range": number_text.ms_range,
         "size": number_text.size_text,
+        "kilobytes": lambda size: number_text.ms_text(size / 1024),
+        "family": lambda row: family_of(row, report),
         "count": number_text.count_text,
         "seconds": number_text.seconds_text,
         "times": number_text.times_text,
+        "text": lambda text: text.replace("<", "&lt;"),  # Markdown lets HTML through
+        "cell": lambda text: " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;"),
         "capitalize_first": lambda text: text[:1].upper() + text[1:],
     }
     return environment

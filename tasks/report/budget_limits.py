@@ -1,0 +1,71 @@
+"""What a run was asked to keep, as limits that plots, tables and sentences show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.evidence.number_text import ms_text, points, size_text
+from tasks.evidence.search_summary import CandidateForm
+from tasks.report.run_report import RunReport
+
+
+@dataclass(frozen=True)
+class Limits:
+    """None: not limited. ``margin`` is a loss of the metric, in its own unit."""
+
+    margin: float | None
+    p95_ms: float | None
+    bytes: float | None
+
+    def text(self, metric: str) -> str:
+        """All of them in words; '' without any."""
+        parts = [
+            f"at most {points(self.margin, metric)} of {metric} lost" if self.margin is not None else "",
+            f"p95 at most {ms_text(self.p95_ms)} ms" if self.p95_ms is not None else "",
+            f"file at most {size_text(self.bytes)}" if self.bytes is not None else "",
+        ]
+        return ", ".join(part for part in parts if part)
+
+    def excess(self, form: CandidateForm, *, trained: bool = True) -> float:
+        """By how much the form exceeds the worst of the limits, relative to it; at most 0 where it keeps them all.
+
+        Args:
+            trained: false where the form's loss says nothing yet.
+        """
+        shares = [
+            form.bound / self.margin - 1 if self.margin and trained else None,
+            form.p95_ms / self.p95_ms - 1 if self.p95_ms else None,
+            form.bytes / self.bytes - 1 if self.bytes else None,
+        ]
+        return max((s for s in shares if s is not None), default=0.0)
+
+    def exceeded(self, form: CandidateForm, metric: str) -> list[str]:
+        """What the form exceeds, in words."""
+        parts = []
+        if self.margin is not None and form.bound > self.margin:
+            parts.append(
+                f"it may lose {points(form.bound, metric)} of {metric} (95 % bound) where "
+                f"{points(self.margin, metric)} are allowed"
+            )
+        if self.p95_ms is not None and form.p95_ms > self.p95_ms:
+            parts.append(f"its p95 is {ms_text(form.p95_ms)} ms where {ms_text(self.p95_ms)} ms are allowed")
+        if self.bytes is not None and form.bytes > self.bytes:
+            parts.append(f"its file has {size_text(form.bytes)} where {size_text(self.bytes)} are allowed")
+        return parts
+
+
+def limits_of(report: RunReport) -> Limits:
+    """The limits of the run: those of its budget, else those of its gates."""
+    gates = report.spec.get("gates")
+    gates = gates if isinstance(gates, dict) else {}
+    budget = report.search.budget if report.search else {}
+    return Limits(
+        margin=_number(budget.get("max_accuracy_drop"), gates.get("margin")),
+        p95_ms=_number(budget.get("p95_ms"), gates.get("max_p95_ms")),
+        bytes=_number(budget.get("max_bytes"), gates.get("max_bytes")),
+    )
+
+
+def _number(*values: Any) -> float | None:
+    return next((float(v) for v in values if isinstance(v, int | float) and v > 0), None)
