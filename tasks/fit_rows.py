@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tasks.answer_text import describe_answer
 from tasks.errors import SpecError, WorkloadError
 from tasks.objective import TrainingBatch
 from tasks.splits import Columns
@@ -111,8 +112,10 @@ def call_model(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         ) from error
     rows = len(next(iter(inputs.values())))
     if not isinstance(outputs, Tensor) or outputs.ndim < 1 or len(outputs) != rows:
-        found = describe(outputs) if isinstance(outputs, Tensor) else type(outputs).__name__
-        raise WorkloadError(f"{type(model).__name__} answered {found} to {shapes}; it must answer a tensor [N, ...]")
+        raise WorkloadError(
+            f"{type(model).__name__} answered {describe_answer(outputs)} to {shapes}; it must answer one tensor "
+            "[N, ...]: return that one from forward(), or wrap the model in workload.model()"
+        )
     return outputs
 
 

@@ -15,7 +15,7 @@ from model_registry.ledger import Ledger
 from model_registry.recording import record
 from model_registry.registry import Registry
 from model_registry.store import Store
-from model_registry.variant import Variant
+from model_registry.variant import RuntimeSpec, Variant
 from tasks.ledger_protocol import Rollout
 
 INPUTS = {"x": np.array([[1, 2], [3, 4], [5, 6]], dtype=np.float32)}
@@ -38,12 +38,20 @@ class World:
     def rollout(self) -> Rollout:
         return Rollout(self.store, self.endpoint, self.registry, self.model)
 
-    def register(self, version: int, *, number: float | None = None, recorded: float | None = None) -> Variant:
+    def register(
+        self,
+        version: int,
+        *,
+        number: float | None = None,
+        recorded: float | None = None,
+        runtime: RuntimeSpec | None = None,
+    ) -> Variant:
         """Register a version that answers ``number`` (its own by default), and is said to have answered ``recorded``
         (the truth by default)."""
         folder = self.folder / f"v{version}"
         number = version if number is None else number
-        variant = publish(self.store, folder, answer(folder, number))
+        made = answer(folder, number).model_dump() | {"digest": "", "runtime": runtime or RuntimeSpec()}
+        variant = publish(self.store, folder, Variant.model_validate(made))
         claimed = np.full((3, 2), number if recorded is None else recorded, dtype=np.float32)
         record(self.store, variant, INPUTS, claimed)
         client = MlflowClient(self.registry.uri, self.registry.uri)

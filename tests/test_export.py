@@ -168,7 +168,9 @@ def test_a_batch_size_made_a_number_is_refused_with_its_line() -> None:
 
 def test_more_than_one_answer_is_refused() -> None:
     module = RawInputs(TwoAnswers(), unchanged, ("x",))
-    with pytest.raises(ExportRefused, match="TwoAnswers answered tuple for two rows"):
+    with pytest.raises(
+        ExportRefused, match=r"TwoAnswers answered tuple \(float32\[2, 4\], float32\[2, 4\]\) for two rows"
+    ):
         export_onnx(module, {"x": torch.rand(4, 4)}, output="logits")
 
 

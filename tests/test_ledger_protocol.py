@@ -20,11 +20,13 @@ from endpoint_process import endpoint as endpoint_process
 from release_world import INPUTS, World, new_name
 
 from model_registry import lease as lease_module
+from model_registry.cpu_class import cpu_class
 from model_registry.endpoint_client import Endpoint, EndpointUnreachable
 from model_registry.ledger import ChampionMoved, Ledger, LedgerCorrupt, ReleasePending
 from model_registry.owner import Owner
 from model_registry.registry import Registry, RegistryUnavailable, VersionMissing
 from model_registry.store import Store, StoreUnavailable
+from model_registry.variant import RuntimeSpec
 from tasks import ledger_protocol
 from tasks.errors import EndpointUnhealthy
 
@@ -165,6 +167,18 @@ def test_a_model_that_cannot_be_loaded_is_not_served(world: World) -> None:
     with pytest.raises(EndpointUnhealthy, match=r"version 4 was not put into service: .*cannot be served"):
         world.release(4)
     assert world.state() == (1, 1.0, 1, [1])
+
+
+def test_a_release_for_another_class_of_cpu_leaves_the_old_version_serving(world: World) -> None:
+    world.release(1)
+    before = world.state()
+    world.register(4, runtime=RuntimeSpec(cpu_class="sparc/vis"))
+    with pytest.raises(EndpointUnhealthy) as refused:
+        world.release(4)
+    text = str(refused.value)
+    assert "version 4 was not put into service" in text and "run the pipeline on a machine of this class" in text
+    assert f"for CPU class sparc/vis, this machine is {cpu_class()}" in text
+    assert world.state() == before == (1, 1.0, 1, [1])
 
 
 @pytest.mark.parametrize("step", ["checked", "aliased"])

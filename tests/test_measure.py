@@ -12,13 +12,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 from model_registry.measurement import Measurement
 from model_registry.store import Store
-from tasks.errors import ParityFailed, WorkloadError
-from tasks.evidence.arrays import fetch_arrays
+from tasks.errors import GateFailed, ParityFailed, WorkloadError
+from tasks.evidence.arrays import fetch_arrays, publish_arrays
 from tasks.evidence.scoring import per_class, score
+from tasks.launch import kept_processes
 from tasks.measure import MeasureSpec, measure, measurement_of
 from tasks.onnx_cost import onnx_cost
 from tasks.splits import MetricRef
 from tasks.stage import WorkloadRef
+from tasks.validate import GateSpec, decision_of, validate
 
 QUICK = MeasureSpec(rounds=5, seconds=0.1)
 
@@ -91,6 +93,76 @@ def test_a_metric_must_give_one_score_per_sample(store: Store, tmp_path: Path) -
     ref = WorkloadRef(path="odd_workload:Odd", folder=str(tmp_path))
     with pytest.raises(WorkloadError, match=r"shape \[2, 3\] for 2 samples"):
         score(data, ref, np.zeros((2, 3)), np.zeros(2), name="v")
+
+
+CUSTOM = """
+import numpy as np
+from tasks.workload import Metric
+
+class Custom:
+    def __init__(self, what="cost"):
+        self.what = what
+    def model(self, role): ...
+    def splits(self): ...
+    def metric(self):
+        if self.what == "cost":  # smaller is better: the distance of the right logit from 10
+            return Metric("cost", "lower", lambda o, t: 10 - o[np.arange(len(t)), t])
+        with np.errstate(all="ignore"):
+            return Metric("ratio", "lower", lambda o, t: np.where(t == 2, np.nan, 1.0))
+"""
+
+
+def test_a_metric_that_is_nan_on_sound_answers_is_refused_by_name(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "custom_workload.py").write_text(CUSTOM)
+    data = make_data(store, metric=MetricRef(name="ratio", better="lower", builtin=False))
+    ref = WorkloadRef(path="custom_workload:Custom", folder=str(tmp_path), arguments={"what": "ratio"})
+    outputs, targets = np.zeros((4, 3)), np.array([0, 2, 1, 2])
+    with pytest.raises(
+        WorkloadError, match=r"'ratio': per_sample\(\) gave nan for 2 of 4 samples of v \(rows \[1, 3\].*finite score"
+    ):
+        score(data, ref, outputs, targets, name="v")
+    outputs[1] = np.nan  # the variant's fault, not the metric's
+    with pytest.raises(ParityFailed, match="the variant answers NaN or infinity"):
+        score(data, ref, outputs, targets, name="v")
+
+
+@pytest.mark.timeout(120)
+def test_where_smaller_is_better_measure_and_the_gates_know_it(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))
+    job = make_job(store, tmp_path)
+    (tmp_path / "cost_workload.py").write_text(CUSTOM)
+    job = job.model_copy(update={"workload": WorkloadRef(path="cost_workload:Custom", folder=str(tmp_path))})
+    columns = {name: blobs(300, seed=seed) for seed, name in ((2, "validation"), (3, "test"))}
+    arrays = {name: {"x": c["features"] * 2, "target": c["target"]} for name, c in columns.items()}
+    entries = {name: publish_arrays(store, f"{name}.npz", **values) for name, values in arrays.items()}
+    for module in ("tasks.measure", "tasks.validate"):
+        monkeypatch.setattr(f"{module}.split_inputs", lambda job, data: entries)
+    data = make_data(store, metric=MetricRef(name="cost", better="lower", builtin=False))
+    teacher = make_variant(store, "teacher", linear())
+    worse = make_variant(store, "worse", linear() * 0.5, stage="distill")
+    better = make_variant(store, "better", linear() * 1.1, stage="distill")
+    with kept_processes():
+        base = measure.task.fn(job, QUICK, data=data, variant=teacher)
+        found = {
+            v.name: measurement_of(measure.task.fn(job, QUICK, data=data, variant=v, baseline=base))
+            for v in (worse, better)
+        }
+        own = measurement_of(base)
+        assert found["worse"].metric.value > own.metric.value > found["better"].metric.value
+        assert found["worse"].metric.better == "lower"
+        paired = {name: m.paired for name, m in found.items()}
+        assert paired["worse"] is not None and paired["better"] is not None
+        assert paired["worse"].difference < 0 < paired["better"].difference
+        assert paired["better"].better > 200 and paired["worse"].worse > 200
+        gates = GateSpec(margin=0.1)
+        decision = decision_of(
+            validate.task.fn(job, gates, data=data, baseline=own, candidates=[found["worse"], found["better"]])
+        )
+        assert decision.chosen == better.digest
+        with pytest.raises(GateFailed, match="worse"):
+            validate.task.fn(job, gates, data=data, baseline=own, candidates=[found["worse"]])
 
 
 def test_answers_that_are_not_numbers_are_refused(store: Store) -> None:

@@ -19,6 +19,7 @@ from conftest import Server
 from endpoint_process import TOKEN, Endpoint, endpoint
 from onnx_models import answer, digits, identities, log, publish, slow
 
+from model_registry.cpu_class import cpu_class
 from model_registry.store import Store
 from model_registry.variant import RuntimeSpec, Variant
 
@@ -284,6 +285,15 @@ def test_loading_again_is_harmless_and_another_digest_is_a_conflict(served: Endp
     assert conflict.status_code == 409
     assert VARIANTS["one"].digest[:12] in conflict.json()["error"]
     assert served.admin("GET", "/admin/models").json() == before
+
+
+def test_a_variant_for_another_cpu_is_refused_with_both_classes_and_the_remedy(served: Endpoint) -> None:
+    found = served.admin("PUT", "/admin/models/new/versions/1", {"digest": VARIANTS["alien"].digest})
+    assert found.status_code == 422
+    assert found.json()["error"].endswith(
+        f"'digits' was quantized and validated for CPU class sparc/vis, this machine is {cpu_class()}; run the "
+        "pipeline on a machine of this class, or deploy a variant without int8 weights"
+    )
 
 
 @pytest.mark.parametrize(

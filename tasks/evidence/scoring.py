@@ -22,7 +22,7 @@ def score(data: DataRef, workload: WorkloadRef, outputs: Array, targets: Array, 
 
     Raises:
         ParityFailed: scores are not finite, because the variant answers NaN or infinity.
-        WorkloadError: a custom metric does not give one score per sample.
+        WorkloadError: a custom metric does not give one finite score per sample.
     """
     if data.metric.builtin:
         scores = builtin_scores(data.metric.name, outputs, targets)
@@ -37,6 +37,12 @@ def score(data: DataRef, workload: WorkloadRef, outputs: Array, targets: Array, 
                 f"samples; it must return one score per sample, shape [{len(targets)}]"
             )
     broken = np.flatnonzero(~np.isfinite(scores))
+    if not data.metric.builtin and len(broken) and np.isfinite(outputs[broken]).all():
+        raise WorkloadError(
+            f"metric {data.metric.name!r}: per_sample() gave {scores[broken[0]]} for {len(broken)} of {len(scores)} "
+            f"samples of {name} (rows {broken[:5].tolist()} ...) though the answers there are finite numbers; "
+            "it must give a finite score for every sample (look for a division by zero or a logarithm of 0)"
+        )
     if len(broken):
         raise ParityFailed(
             f"{name}: {data.metric.name} of {len(broken)} of {len(scores)} samples is not a finite number (rows "

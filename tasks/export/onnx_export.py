@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
+import linecache
 import logging
 import re
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import onnx
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from tasks.answer_text import describe_answer
 from tasks.errors import ExportRefused
 from tasks.export.raw_inputs import Inputs, RawInputs
 from tasks.export.torch_onnx import share_operator_table
@@ -49,9 +53,9 @@ def export_onnx(
         with _refusing(module, "cannot answer two rows of the validation data"):
             answer = module(*two)
         if not isinstance(answer, Tensor) or answer.ndim == 0 or len(answer) != 2:
-            what = f"shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
             raise ExportRefused(
-                f"{_class(module.model)} answered {what} for two rows; it must return one tensor [2, ...]"
+                f"{_class(module.model)} answered {describe_answer(answer)} for two rows; it must return one tensor "
+                "[2, ...]: return that one from forward(), or wrap the model in workload.model()"
             )
         try:
             with _refusing(module, "cannot be traced by torch.export"):
@@ -102,12 +106,26 @@ def _refusing(module: RawInputs, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        where = blame(error, module.model) or _fixed_size(error)
+        where = blame(error, module.model) or _in_preprocessing(error, module) or _fixed_size(error)
         said = str(error).strip().partition("\n")[0][:300]
         raise ExportRefused(
             f"{_class(module.model)} {what}: {where}{type(error).__name__}: {said}. Write the forward pass with tensor "
             "operations on the shapes of its inputs: no Python branch on values, no .numpy(), .item() or fixed batch"
         ) from error
+
+
+def _in_preprocessing(error: BaseException, module: RawInputs) -> str:
+    """The line of the workload's preprocessing that the exception came through; '' if it did not pass there."""
+    owner = getattr(module.preprocess, "__self__", None)
+    user = getattr(owner, "user", owner)  # of a Workload, or of the user's object itself
+    files = {inspect.getsourcefile(type(user))} if user is not None else {module.preprocess.__code__.co_filename}
+    place = ""
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        code = frame.f_code
+        if code.co_filename in files:
+            text = linecache.getline(code.co_filename, line).strip()
+            place = f"in the preprocessing at {Path(code.co_filename).name}:{line} `{text}`: "
+    return place
 
 
 def _fixed_size(error: BaseException) -> str:

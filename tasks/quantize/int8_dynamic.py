@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import onnx
@@ -18,7 +19,7 @@ def quantize_dynamically(
     times slower than fp32 (microsoft/onnxruntime#15888, #12854). Gemm becomes MatMul and Add on the way.
     """
     read, written = folder / "prepared.onnx", folder / "dynamic.onnx"
-    onnx.save_model(model, read)  # given the model itself, the quantizer would move its weights to a file
+    onnx.save_model(_own_weights(model), read)  # given the model itself, the quantizer would move its weights to a file
     quantize_dynamic(
         read,
         written,
@@ -31,3 +32,21 @@ def quantize_dynamically(
     )
     quantized = onnx.load_model(written)
     return quantized
+
+
+def _own_weights(model: ModelProto) -> ModelProto:
+    """The model with a weight of its own for each Gemm.
+
+    The quantizer transposes a Gemm's weight in place, whoever else uses it: a layer called twice would get it back as
+    it was, and an embedding tied to the last layer would look up columns.
+    """
+    users = Counter(name for node in model.graph.node for name in node.input)
+    own = ModelProto()
+    own.CopyFrom(model)
+    weights = {i.name: i for i in model.graph.initializer}
+    for node in own.graph.node:
+        if node.op_type == "Gemm" and users[node.input[1]] > 1 and node.input[1] in weights:
+            copy = own.graph.initializer.add()
+            copy.CopyFrom(weights[node.input[1]])
+            copy.name = node.input[1] = f"{node.input[1]}.{node.name}"
+    return own
