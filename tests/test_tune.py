@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -24,7 +24,7 @@ from serving.tensors import Array
 from serving.tuning_request import Option, TuningRequest, TuningResult, tuned_runtime
 from tasks.errors import ChildFailed
 from tasks.onnx_graph import signature
-from tasks.tune import TuneSpec, tune
+from tasks.tune import TuneSpec, tune, tune_child
 from tasks.tune.folded_graph import fold, quantized
 from tasks.tune.session_options import session_options
 
@@ -301,3 +301,56 @@ def test_the_stage_answers_a_variant_and_a_table_of_every_option(
     store.save_variant(wrong)
     with pytest.raises(ChildFailed, match=r"tuning student\.fp32 failed: EngineLoadError: .*needs TeraProvider"):
         tune.task.fn(job, QUICK, data=data, variant=wrong)
+
+
+class StubChild:
+    """What a stage's process gets, without the process."""
+
+    def __init__(self, store: Store, variant: Variant, spec: TuneSpec, workdir: Path) -> None:
+        self.store, self.workdir, self.data = store, workdir, None
+        self.inputs, self.spec = {"variant": variant}, spec.model_dump()
+        inputs = store.publish_bytes(b"unread", "validation.npz")
+        self.extra = {"inputs": inputs.model_dump(mode="json"), "name": "student.tuned"}
+
+    def progress(self, share: float, text: str) -> None: ...
+
+
+def test_what_is_kept_becomes_a_variant_that_the_engine_runs(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = cnn(tmp_path / "plain")
+    model = onnx.load(tmp_path / "plain" / "model.onnx")
+    model.graph.initializer.append(constant("one", np.float32(1)))
+    model.graph.node.insert(0, helper.make_node("Mul", ["w0", "one"], ["w0x1"]))
+    model.graph.node[1].input[0:2] = ["x", "w0x1"]
+    variant = save(tmp_path / "m", list(model.graph.node), plain.inputs, plain.outputs, list(model.graph.initializer))
+    store.publish_folder(tmp_path / "m")
+    asked: list[dict[str, Any]] = []
+
+    def answer(request: dict[str, Any], progress: Any) -> dict[str, Any]:
+        asked.append(request)
+        TuningRequest.model_validate(request)
+        numbers: dict[str, Any] = {
+            "trials": [],
+            "control": (0.9, 1.1),
+            "confirmed": None,
+            "p50_ms": 2.0,
+            "tuned_p50_ms": 1.0,
+        }
+        runtime = RuntimeSpec(arena=False).model_dump(mode="json")
+        return {"kept": ["folded", "no arena"], "runtime": runtime, **numbers}
+
+    monkeypatch.setattr(tune_child, "ask_tuning", answer)
+    (tmp_path / "work").mkdir()
+    result = tune_child.main(cast(Any, StubChild(store, variant, TuneSpec(), tmp_path / "work")))
+    assert [o["name"] for o in asked[0]["options"]][-1] == "folded" and not asked[0]["int8"]
+    (found,) = result.variants
+    assert (found.name, found.stage, found.runtime) == ("student.tuned", "tune", RuntimeSpec(arena=False))
+    assert found.digest != variant.digest and found.files != variant.files
+    assert result.values["variants"][found.digest]["bytes"] == found.size
+    assert len(onnx.load_from_string(store.fetch_bytes(found.file("model.onnx"))).graph.node) == 6
+    x = np.random.default_rng(0).normal(size=(2, 16, 8, 8)).astype(np.float32)
+    folder = store.materialise(found.files, tmp_path / "served")
+    np.testing.assert_allclose(
+        Engine(folder, found).run({"x": x})["y"], Engine(tmp_path / "m", variant).run({"x": x})["y"], atol=1e-5
+    )
