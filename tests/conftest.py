@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from infra import ports
@@ -21,6 +22,10 @@ from infra.recipes import QUIET, s3_server
 from infra.recipes import mlflow_server as mlflow_recipe
 from infra.stack import Stack
 from model_registry.store import Store
+
+# How long an example takes says something about the machine, nothing about the code.
+hypothesis.settings.register_profile("winnow", deadline=None)
+hypothesis.settings.load_profile("winnow")
 
 # Reads its pipe until pytest is gone, however it went (kill -9 too), and then kills all that carry the session's mark.
 _REAPER = """
