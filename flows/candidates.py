@@ -17,7 +17,6 @@ from tasks.distill import DistillSpec, distill
 from tasks.errors import CANDIDATE_FAILURES
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.paired import compare
-from tasks.evidence.search_summary import SearchSummary
 from tasks.export import export
 from tasks.gate_checks.choice import failing_gates
 from tasks.gate_checks.gate_spec import STRUCTURAL
@@ -28,6 +27,7 @@ from tasks.qat import QatSpec, qat
 from tasks.quantize import QuantizeSpec, quantize
 from tasks.splits import DataRef
 from tasks.stage import Job, Outcome
+from tasks.tune import tune
 
 _REFINED = "refined"
 
@@ -136,6 +136,16 @@ class Workshop:
         else:
             self._try(candidate, lambda: self._tune(candidate))
 
+    def tune(self, winner: Candidate | None, best: Measurement | None) -> None:
+        """Run the best file of the winner with the options that are measured to be faster, if there are any."""
+        if self.spec.tune is None or winner is None or best is None:
+            return
+        variant = next(v for s in self.steps for v in s.variants if v.digest == best.digest)
+        outcome = tune(self.job, self.spec.tune, data=self.data, variant=variant)
+        if outcome.variant.digest != variant.digest:
+            self._of(winner, outcome, (variant,))
+            winner.forms = (*winner.forms, measurement_of(self._measure(outcome.variant)))
+
     def prove_teaching(self, winner: Candidate | None) -> None:
         """Train the winner's structure once more, rung by rung, without the teacher: what did the teacher gain?"""
         if not (self.settings.control and winner and winner.kind != "teacher" and winner.rung):
@@ -218,18 +228,6 @@ class Workshop:
         """Everything for MLflow, the report and the gates: the latest files of what was trained, and the control."""
         measured = [self.baseline, *(self._outcomes[m.digest] for m in self.forms() if m.digest in self._outcomes)]
         return Made(data, self.data, tuple(self.steps), (*measured, *self._extra))
-
-    def resolve(self, summary: SearchSummary, made: Made, found: Measurement, run_id: str) -> SearchSummary:
-        """The summary of a search that was answered by stored measurements."""
-        return summary.model_copy(
-            update={
-                "budget": self.spec.budget.model_dump(mode="json") if self.spec.budget else {},
-                "objective": self.spec.objective,
-                "best": found.digest,
-                "resolved_from": run_id,
-                "ended": f"{len(made.measurements)} stored measurements hold the answer; nothing was trained",
-            }
-        )
 
     # How the work is done
 

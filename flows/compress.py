@@ -32,6 +32,7 @@ from tasks.stage import Job
 from tasks.stage_cache import Plan, PlanLine, planning
 from tasks.track import track
 from tasks.train import TrainSpec, bring, train
+from tasks.tune import tune
 from tasks.validate import decision_of, refuse_hopeless, validate
 
 RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=2)
@@ -95,8 +96,13 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
     if spec.qat:
         static = [(f, v) for s in quantized for f in s.parents for v in s.variants if v.name.endswith(".int8-static")]
         for model, int8 in static:
-            tuned = qat(job, spec.qat, data=checked, parent=int8, teacher=teacher, float_parent=model)
-            quantized.append(Step(tuned, (int8, teacher)))
+            trained_on = qat(job, spec.qat, data=checked, parent=int8, teacher=teacher, float_parent=model)
+            quantized.append(Step(trained_on, (int8, teacher)))
+
+    if spec.tune:
+        releasable = [v for s in [*exported, *quantized] for v in s.variants if not v.name.startswith(CONTROL)]
+        tuned = [Step(tune(job, spec.tune, data=checked, variant=v), (v,)) for v in releasable]
+        quantized += [s for s in tuned if s.variants != s.parents]  # the others run best as they are
 
     variants = [v for s in [*exported, *quantized] for v in s.variants]
     baseline = measure(job, spec.measure, data=checked, variant=variants[0])

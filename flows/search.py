@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 from flows.candidate import Candidate
-from flows.candidate_rows import row_of
+from flows.candidate_rows import judged, row_of
 from flows.candidates import Workshop
 from flows.lineage import Made
 from flows.search_record import SearchRecord, recall, remember, search_key
@@ -50,17 +50,17 @@ def search(job: Job, spec: PipelineSpec, *, data: Outcome, checked: DataRef, tra
         if found is not None:
             text = f"{found.name} keeps the budget: solved from {len(made.measurements)} stored measurements"
             _say("search", 1.0, text)
-            summary = shop.resolve(stored.summary, made, found, stored.run_id)
-            return made.with_search(summary)
+            return made.with_search(_answered(stored, spec, found))
 
     ended = _explore(shop, spec.search)
+    shop.tune(_winner(shop), _cheapest(shop, shop.forms()))
     shop.prove_teaching(_winner(shop))
     made = shop.made(data)
     best = _cheapest(shop, made.candidates)
     summary = SearchSummary(
         objective=spec.objective,
         budget=spec.budget.model_dump(mode="json") if spec.budget else {},
-        candidates=tuple(row_of(c, shop, spec) for c in shop.candidates),
+        candidates=tuple(row_of(c, spec.gates, shop.baseline_measurement) for c in shop.candidates),
         best=best.digest if best else None,
         trials=shop.trials,
         seconds=shop.seconds,
@@ -72,6 +72,20 @@ def search(job: Job, spec: PipelineSpec, *, data: Outcome, checked: DataRef, tra
     record = SearchRecord.of(key, job, made, summary)
     patiently(lambda: remember(store, record))
     return made
+
+
+def _answered(stored: SearchRecord, spec: PipelineSpec, found: Measurement) -> SearchSummary:
+    """The stored search under this budget and objective."""
+    return stored.summary.model_copy(
+        update={
+            "budget": spec.budget.model_dump(mode="json") if spec.budget else {},
+            "objective": spec.objective,
+            "candidates": tuple(judged(row, spec.gates) for row in stored.summary.candidates),
+            "best": found.digest,
+            "resolved_from": stored.run_id,
+            "ended": f"{len(stored.measured)} stored measurements hold the answer; nothing was trained",
+        }
+    )
 
 
 def _explore(shop: Workshop, settings: SearchSpec) -> str:

@@ -61,7 +61,7 @@ def search_key(job: Job, spec: PipelineSpec, data: DataRef, teacher: Variant) ->
         "measure": spec.measure.model_dump(mode="json"),
         "threads": spec.budget.threads if spec.budget else 1,
     }
-    for name in ("distill", "prune", "quantize", "qat"):
+    for name in ("distill", "prune", "quantize", "qat", "tune"):
         part = getattr(spec, name)
         parts[name] = part.model_dump(mode="json") if part else None
     return hash_bytes(canonical_json(parts))

@@ -25,6 +25,7 @@ from tasks.qat import QatSpec
 from tasks.quantize import QuantizeSpec
 from tasks.stage import Limits, WorkloadRef
 from tasks.train import BringSpec, TrainSpec
+from tasks.tune import TuneSpec
 from tasks.validate import GateSpec
 
 SPECS = Path(__file__).parent / "specs"
@@ -39,6 +40,8 @@ STAGES = Literal[
     "export",
     "quantize",
     "qat",
+    "allocate",
+    "tune",
     "measure",
     "validate",
 ]
@@ -63,6 +66,11 @@ class PipelineSpec(Frozen):
     quantize: QuantizeSpec | None = Field(default=None, description="int8 variants; absent: skipped, {}: defaults")
     qat: QatSpec | None = Field(
         default=None, description="quantization-aware training of the static int8 variants; absent: skipped"
+    )
+    tune: TuneSpec | None = Field(
+        default=None,
+        description="session options and graph rewrites, kept where measured faster: of every variant that may be "
+        "released, or of the winner of a search; absent: skipped",
     )
     budget: BudgetSpec | None = Field(default=None, description="what the variant may cost and lose; any subset")
     objective: Objective = Field(

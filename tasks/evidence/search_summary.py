@@ -19,6 +19,7 @@ class CandidateForm(Frozen):
     bytes: int
     p50_ms: float
     p95_ms: float
+    throughput: float
     metric: float
     loss: float
     """Against the baseline on the same samples; negative: better than it."""
