@@ -63,8 +63,8 @@ def candidate_form(m: Measurement, p95_ms: float, max_bytes: int, *, trained: bo
     fails += ["size"] if m.bytes > max_bytes else []
     return CandidateForm(
         name=m.name, digest=m.digest, bytes=m.bytes, p50_ms=m.p50_ms, p95_ms=m.p95_ms, throughput=m.throughput.value,
-        metric=m.metric.value, loss=-m.paired.difference, bound=m.paired.bound, speedup=m.speedup.value if m.speedup else None,
-        cpu_seconds=m.cpu_seconds, fails=tuple(fails),
+        metric=m.metric.value, loss=-m.paired.difference, bound=m.paired.bound, cpu_seconds=m.cpu_seconds,
+        speedup=m.speedup.value if m.speedup else None, fails=tuple(fails),
     )  # fmt: skip
 
 
