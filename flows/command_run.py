@@ -219,7 +219,9 @@ def _stop_on_signals(first: Callable[[], None], last: Callable[[], None]) -> thr
 
 
 class _Progress:
-    """A live line per running stage; a plain line per finished one where nobody watches."""
+    """A live line per stage, the latest few of those that ended, and a lasting line per step of a search."""
+
+    ENDED_SHOWN = 12
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
         from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -233,6 +235,7 @@ class _Progress:
             disable=quiet,
         )
         self._tasks: dict[str, TaskID] = {}
+        self._ended: list[TaskID] = []
         self._lock = threading.Lock()
 
     def __enter__(self) -> _Progress:
@@ -247,4 +250,10 @@ class _Progress:
         with self._lock:
             if name not in self._tasks:
                 self._tasks[name] = self._bars.add_task(name, total=1.0, text=text)
+            if fraction >= 1.0 and self._tasks[name] not in self._ended:
+                self._ended.append(self._tasks[name])
+            if len(self._ended) > self.ENDED_SHOWN:  # a search has hundreds of stages
+                self._bars.update(self._ended.pop(0), visible=False)
+        if name == "search" and not self._bars.disable:
+            self._bars.console.print(text, style="dim", highlight=False, markup=False)
         self._bars.update(self._tasks[name], completed=fraction, text=text)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import sys
-import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -12,6 +10,7 @@ from flows.candidate import Candidate
 from flows.candidate_rows import judged, row_of
 from flows.candidates import Workshop
 from flows.lineage import Made
+from flows.search_progress import tell
 from flows.search_record import SearchRecord, recall, remember, search_key
 from flows.spec import PipelineSpec
 from model_registry.measurement import Measurement
@@ -24,7 +23,7 @@ from tasks.gate_checks.choice import failing_gates
 from tasks.ledger_protocol import patiently
 from tasks.splits import DataRef
 from tasks.stage import Job, Outcome
-from tasks.stage_cache import listener, planning
+from tasks.stage_cache import planning
 
 
 def search(job: Job, spec: PipelineSpec, *, data: Outcome, checked: DataRef, trained: Outcome) -> Made:
@@ -49,7 +48,7 @@ def search(job: Job, spec: PipelineSpec, *, data: Outcome, checked: DataRef, tra
         found = _cheapest(shop, made.candidates)
         if found is not None:
             text = f"{found.name} keeps the budget: solved from {len(made.measurements)} stored measurements"
-            _say("search", 1.0, text)
+            tell(1.0, text)
             return made.with_search(_answered(stored, spec, found))
 
     ended = _explore(shop, spec.search)
@@ -172,12 +171,4 @@ def _report(shop: Workshop, best: Measurement | None) -> None:
     text = "" if last is None else f"{last.name}: {shop.line(last)}; "
     text += f"best {best.name}, {shop.line_of(best)}" if best else "nothing keeps the budget yet"
     limit = shop.spec.search.trials if shop.spec.search else 1
-    _say("search", min(0.99, shop.trials / limit), f"{text} ({shop.trials} trainings, {shop.seconds / 60:.1f} min)")
-
-
-def _say(name: str, fraction: float, text: str) -> None:
-    told = listener.get()
-    if told is not None:
-        told(name, fraction, text)
-    if not sys.stderr.isatty():  # a terminal has the progress lines
-        print(time.strftime("%H:%M:%S"), text, file=sys.stderr, flush=True)
+    tell(min(0.99, shop.trials / limit), f"{text} ({shop.trials} trainings, {shop.seconds / 60:.1f} min)")
