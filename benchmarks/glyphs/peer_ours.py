@@ -1,0 +1,106 @@
+"""Winnow's own post-training quantization, as a stage runs it: ``peer_ours.py FOLDER DATA MAX_DROP VALIDATION_ROWS``.
+
+Writes ``ours-static.onnx`` (the defaults), ``ours-recipe.onnx`` (equalization, bias correction, calibration method
+chosen) and ``ours-control.onnx`` (that with accuracy control), and ``peer_ours.json`` with seconds per file.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.append(str(Path(__file__).parent.parent.parent))
+
+from model_registry.cpu_class import cpu_class, sums_saturate
+from tasks.onnx_graph import strip
+from tasks.quantize.accuracy_control import control_accuracy
+from tasks.quantize.agreement import agree, answers
+from tasks.quantize.bias_correction import add_biases
+from tasks.quantize.calibration import Feeds
+from tasks.quantize.equalization import equalize
+from tasks.quantize.layer_groups import layer_groups
+from tasks.quantize.prepared_graph import prepare
+from tasks.quantize.static_recipe import static_recipe
+
+VERSIONS = ("winnow-mlops", "onnx", "onnxruntime", "numpy")
+_SAME = 1e-3
+"""As tasks/quantize/quantize_child.py: equalization may change the fp32 answers by no more."""
+
+
+def recipe(file: bytes, feeds: Feeds, folder: Path, *, careful: bool) -> tuple[Any, Any, dict[str, Any]]:
+    """The prepared graph, the builder of the int8 one, and what was decided. ``careful``: not the defaults."""
+    folder.mkdir()
+    wanted = answers(file, feeds)
+    prepared = prepare(file, folder)
+    notes: dict[str, Any] = {}
+    if careful:
+        found = equalize(prepared)
+        error = agree(wanted, answers(found.model.SerializeToString(), feeds)).error
+        notes["equalized_pairs"] = len(found.pairs) if error <= _SAME else 0
+        prepared = add_biases(found.model if error <= _SAME else prepared)
+    build, decided = static_recipe(
+        prepared,
+        feeds,
+        wanted,
+        folder,
+        method="auto" if careful else "minmax",
+        percentile=99.99,
+        per_channel=True,
+        reduce_range=sums_saturate(cpu_class()),
+        signed_activations=cpu_class().startswith("aarch64/"),
+        correct_biases=careful,
+    )
+    return prepared, build, notes | decided
+
+
+def controlled(
+    file: bytes, prepared: Any, build: Any, rows: NDArray[Any], labels: NDArray[Any], max_drop: float
+) -> tuple[frozenset[str], dict[str, Any]]:
+    """The nodes to leave in fp32."""
+    parent = answers(file, {"image": rows})
+    right = (parent.argmax(axis=1) == labels).mean()
+
+    def predict(excluded: frozenset[str], chosen: NDArray[np.int64] | None) -> NDArray[Any]:
+        return answers(build(excluded).SerializeToString(), {"image": rows if chosen is None else rows[chosen]})
+
+    found = control_accuracy(
+        layer_groups(prepared, {"image": (1, *rows.shape[1:])}),
+        predict=predict,
+        parent=parent,
+        drop=lambda outputs: float(right - (outputs.argmax(axis=1) == labels).mean()),
+        max_drop=max_drop,
+        samples=300,
+    )
+    return found.excluded, {"fp32_layers": list(found.fp32_groups), "validation_drop": found.drop}
+
+
+def main(folder: Path, data: Path, max_drop: float, validation_rows: int) -> None:
+    file = (folder / "fp32.onnx").read_bytes()
+    feeds = {"image": np.load(data / "calibration.npy", allow_pickle=False)}
+    rows = np.load(data / "validation.npy", allow_pickle=False)[:validation_rows]
+    labels = np.load(data / "validation.labels.npy", allow_pickle=False)[:validation_rows]
+    made: dict[str, Any] = {"versions": {name: importlib.metadata.version(name) for name in VERSIONS}}
+    with tempfile.TemporaryDirectory() as work:
+        for name in ("ours-static", "ours-recipe"):
+            began = time.monotonic()
+            prepared, build, notes = recipe(file, feeds, Path(work) / name, careful=name == "ours-recipe")
+            (folder / f"{name}.onnx").write_bytes(strip(build(frozenset()), merge_equal=True))
+            made[name] = {"seconds": time.monotonic() - began, **notes}
+        began = time.monotonic()
+        excluded, notes = controlled(file, prepared, build, rows, labels, max_drop)
+        (folder / "ours-control.onnx").write_bytes(strip(build(excluded), merge_equal=True))
+        seconds = made["ours-recipe"]["seconds"] + time.monotonic() - began  # it starts from that recipe
+        made["ours-control"] = {"seconds": seconds, **notes}
+    (folder / "peer_ours.json").write_text(json.dumps(made, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
