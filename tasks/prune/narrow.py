@@ -80,6 +80,7 @@ def narrow(
     seed: int,
     device: str,
     checkpoints: Callable[[int], Checkpoints | None],
+    parent_metric: float | None = None,
     progress: Callable[[float, str], None],
 ) -> Narrowed:
     """Prune and fine-tune the model in place; it ends on the device, in eval mode.
@@ -94,6 +95,7 @@ def narrow(
         batchnorm_batches: training batches over which BatchNorm's statistics are measured again before fine-tuning.
         gradient_batches: training batches whose gradients ``taylor`` adds up, or ``hessian`` squares row by row.
         checkpoints: of the fine-tuning of each step.
+        parent_metric: the model's metric on validation where it is known; None: the model is asked.
         progress: told a fraction of the whole and a line of text.
 
     Raises:
@@ -105,7 +107,7 @@ def narrow(
     rows = Rows(workload, train, where)
     sample = rows(torch.arange(_TRACED_ROWS), None).inputs
     score = partial(evaluate, model, workload=workload, columns=validation, device=device)
-    metric = {"parent": score()[1]}
+    metric = {"parent": score()[1] if parent_metric is None else parent_metric}
     before, layers, history = torch_cost(model, sample), 0, History()
     pruner = _pruner(model, sample, kind, ratio, ratios, steps, importance, scope, round_to, ignore)
     widths = pruner.widths()

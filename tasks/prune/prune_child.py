@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from tasks.child import Child, Result
 from tasks.fit import history_jsonl
 from tasks.fit_checkpoint import StoreCheckpoints
-from tasks.objective import Objective, distillation
+from tasks.fit_rows import judge
+from tasks.objective import Hard, Objective, distillation
 from tasks.prune.narrow import narrow
 from tasks.prune.sparse import NO_GAIN
 from tasks.splits import Columns, read_split
-from tasks.teacher_answers import teacher_says
+from tasks.teacher_answers import teacher_outputs, teacher_says
 from tasks.torch_variant import load, read_architecture, save
 from tasks.workload import Workload, load_workload
 
@@ -30,6 +33,7 @@ def main(child: Child) -> Result:
         train=train,
         validation=validation,
         objective=_objective(child, workload, train),
+        parent_metric=_known_metric(child, workload, validation),
         kind=spec["kind"],
         ratio=spec["ratio"],
         ratios=spec["ratios"],
@@ -77,8 +81,29 @@ def main(child: Child) -> Result:
     return Result(variants=(variant,), values=values, files=files)
 
 
+def _known_metric(child: Child, workload: Workload, validation: Columns) -> float | None:
+    """The parent's metric by its stored answers, if it is the teacher: many structures are made of one."""
+    teacher = child.inputs["teacher"]
+    if child.inputs["parent"].digest != teacher.digest:
+        return None
+    assert child.data is not None
+    outputs = teacher_outputs(
+        child.store,
+        teacher,
+        workload=workload,
+        data=child.data,
+        split="validation",
+        columns=validation,
+        device=child.job.device,
+    )
+    _, targets = workload.batch({name: torch.from_numpy(values) for name, values in validation.items()})
+    return judge(workload, outputs, targets.numpy())[1]
+
+
 def _objective(child: Child, workload: Workload, train: Columns) -> Objective:
     assert child.data is not None
+    if child.spec["epochs"] == 0:  # nothing is learned, so nobody need be asked
+        return Hard(workload.loss)
     answers = teacher_says(
         child.store, child.inputs["teacher"], workload=workload, data=child.data, train=train, device=child.job.device
     )
