@@ -37,7 +37,7 @@ def row_of(candidate: Candidate, gates: GateSpec, baseline: Measurement) -> Cand
         kind=candidate.kind,
         what=candidate.what,
         settings=candidate.settings,
-        state="failed",
+        state="failed" if candidate.failure else "not reached",
         reason=candidate.failure,
         rung=candidate.rung,
         rungs=candidate.last,

@@ -160,7 +160,18 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool) -> int:
         from flows.result_table import print_report
 
         print_report(report, folder=folder or written)
+    if (lost := _lost(state, report)) is not None:
+        click.echo(f"and what became of the run could not be shown: {lost}", err=True)
+        return 1
     return 0 if report.status in {"released", "registered"} else _exit_code(report)
+
+
+def _lost(state: State[Any], report: RunReport) -> str | None:
+    """An error that the flow ended with and the report does not tell of: it came while the report was written."""
+    error = state.result(raise_on_failure=False) if state.is_failed() and state.name != "Refused" else None
+    if not isinstance(error, BaseException) or (report.error and report.error.type == type(error).__name__):
+        return None
+    return f"{type(error).__name__}: {error}"
 
 
 def _exit_code(report: RunReport) -> int:

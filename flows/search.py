@@ -123,7 +123,7 @@ def _ladder(shop: Workshop, settings: SearchSpec) -> list[dict[str, object]]:
     outcome = shop.note(allocate(shop.job, spec, data=shop.data, parent=shop.teacher))
     for group in outcome.values["groups"]:
         width = group["width"]
-        shop.sensitivity[group["name"]] = {f"{1 - left / width:.0%}": damage for left, damage in group["damages"]}
+        shop.sensitivity[group["name"]] = {f"{1 - left / width:.3g}": damage for left, damage in group["damages"]}
     # Targets that cannot be reached all end at the same smallest structure.
     return list({str(rung["ratios"]): rung for rung in reversed(outcome.values["ladder"])}.values())[::-1]
 

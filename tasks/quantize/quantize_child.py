@@ -13,6 +13,7 @@ from model_registry.cpu_class import cpu_class, sums_saturate
 from model_registry.variant import Variant
 from tasks.child import Child, Result
 from tasks.errors import WorkloadError
+from tasks.float_biases import float_biases
 from tasks.onnx_cost import Shapes, onnx_cost
 from tasks.onnx_graph import strip
 from tasks.quantize.accuracy_control import Controlled, control_accuracy
@@ -94,6 +95,8 @@ def main(child: Child) -> Result:
                 controlled = _control(method, build, model, child, values)
                 excluded = controlled.excluded
             quantized = build(excluded)
+        if method == "static":
+            float_biases(quantized)
         data = strip(quantized, merge_equal=True)
         reason = why_it_does_not_load(data) if method == "fp16" else ""
         share = int8_share(plain if method == "fp16" else model.prepared, quantized, shapes)
