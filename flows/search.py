@@ -118,7 +118,7 @@ def _ladder(shop: Workshop, settings: SearchSpec) -> list[dict[str, object]]:
         targets=settings.shrink,
         objective="size" if shop.spec.objective == "size" else "latency",
         batch=shop.spec.measure.batch,
-        threads=shop.spec.budget.threads if shop.spec.budget else 1,
+        threads=shop.spec.export.threads,
     )
     outcome = shop.note(allocate(shop.job, spec, data=shop.data, parent=shop.teacher))
     for group in outcome.values["groups"]:

@@ -59,7 +59,7 @@ def search_key(job: Job, spec: PipelineSpec, data: DataRef, teacher: Variant) ->
         "seed": job.seed,
         "search": spec.search.model_dump(mode="json", include=_SEARCHED),
         "measure": spec.measure.model_dump(mode="json"),
-        "threads": spec.budget.threads if spec.budget else 1,
+        "export": spec.export.model_dump(mode="json"),
     }
     for name in ("distill", "prune", "quantize", "qat", "tune"):
         part = getattr(spec, name)

@@ -9,6 +9,7 @@ SAME = {
     "budget.p95_ms": "gates.max_p95_ms",
     "budget.max_bytes": "gates.max_bytes",
     "budget.batch": "measure.batch",
+    "budget.threads": "export.threads",
     "objective": "gates.objective",
 }
 """Two keys for the same thing: the budget's is what a person asks for, the gate's is what looks at it."""

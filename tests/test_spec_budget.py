@@ -19,10 +19,10 @@ def parsed(**sections: Any) -> PipelineSpec:
 
 
 def test_a_budget_is_gates_and_conditions_of_measuring() -> None:
-    budget = {"max_accuracy_drop": 0.005, "p95_ms": 2.0, "max_bytes": 100_000, "batch": 4}
+    budget = {"max_accuracy_drop": 0.005, "p95_ms": 2.0, "max_bytes": 100_000, "batch": 4, "threads": 2}
     spec = parsed(budget=budget, objective="size")
     assert (spec.gates.margin, spec.gates.max_p95_ms, spec.gates.max_bytes) == (0.005, 2.0, 100_000)
-    assert (spec.gates.objective, spec.measure.batch) == ("size", 4)
+    assert (spec.gates.objective, spec.measure.batch, spec.export.threads) == ("size", 4, 2)
     assert parse_spec(spec.model_dump(mode="json", by_alias=True), "again") == spec
 
 
@@ -43,6 +43,10 @@ def test_a_part_that_is_not_said_leaves_the_gates_default() -> None:
         ({"objective": "cheap"}, "objective: 'cheap' is refused"),
         ({"search": {"trials": 0}}, "search.trials: 0 is refused"),
         ({"search": {"shrink": [1.5]}}, "search.shrink.0: 1.5 is refused"),
+        (
+            {"budget": {"threads": 2}, "teacher": {"weights": "mine.onnx"}},
+            "2 threads are asked for, and the ONNX file 'mine.onnx' is run with one",
+        ),
         (
             {"budget": {"p95_ms": 2.0}, "gates": {"max_p95_ms": 3.0}},
             "budget.p95_ms 2.0 and gates.max_p95_ms 3.0 are the same limit and differ; remove one",

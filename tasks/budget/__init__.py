@@ -24,8 +24,10 @@ class BudgetSpec(Frozen):
         default=None, gt=0, description="slowest 95th percentile latency, in ms. Same as gates.max_p95_ms"
     )
     max_bytes: int | None = Field(default=None, gt=0, description="largest model file. Same as gates.max_bytes")
-    threads: int = Field(default=1, ge=1, description="intra-op threads that the variants are measured and served with")
-    batch: int = Field(default=1, ge=1, description="samples per request. Same as measure.batch")
+    threads: int | None = Field(
+        default=None, ge=1, description="intra-op threads to measure and serve with. Same as export.threads"
+    )
+    batch: int | None = Field(default=None, ge=1, description="samples per request. Same as measure.batch")
 
 
 class SearchSpec(Frozen):

@@ -22,6 +22,11 @@ class ExportSpec(Frozen):
         lt=1,
         description="largest difference allowed between torch and ONNX Runtime, relative to outputs larger than 1",
     )
+    threads: int = Field(
+        default=1,
+        ge=1,
+        description="intra-op threads that all files are measured and served with",
+    )
 
 
 STAGE = Stage(

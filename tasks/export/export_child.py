@@ -8,7 +8,7 @@ import onnx
 import torch
 
 from model_registry.manifest import canonical_json
-from model_registry.variant import Variant
+from model_registry.variant import RuntimeSpec, Variant
 from tasks.child import Child, Result
 from tasks.export.onnx_export import OPSET, export_onnx
 from tasks.export.parity import BATCHES, check_parity
@@ -52,6 +52,7 @@ def main(child: Child) -> Result:
         files=tuple(files),
         inputs=specs,
         outputs=answers,
+        runtime=RuntimeSpec(intra_op_threads=child.spec["threads"]),
     )
     values = {
         "variants": {variant.digest: {"name": variant.name, **asdict(cost), "bytes": len(data)}},
