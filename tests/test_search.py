@@ -103,3 +103,32 @@ def test_a_killed_search_goes_on_where_it_was(winnow: Winnow) -> None:
     assert report["status"] == "released"
     assert computed(report, "train", "prune", "sensitivity", "latency_table") == []
     assert any(name.startswith("distill") for name in computed(report, "distill"))
+
+
+def test_the_parts_of_a_search_also_work_alone(winnow: Winnow) -> None:
+    """Without a search, each is a section of the spec like any other."""
+    settings = {
+        "distill": {"epochs": 4, "batch_size": 32, "hints": {"layers": "auto", "weight": 0.5}, "temperature": "auto"},
+        "prune": {"ratios": {"conv1": 0.5, "dense": 0.75}, "epochs": 2, "batch_size": 32},
+        "quantize": {
+            "methods": ["static", "weights8"],
+            "calibration_samples": 32,
+            "equalize": True,
+            "bias_correction": True,
+            "accuracy_control": {"max_drop": 0.3},
+        },
+        "qat": {"epochs": 1},
+        "tune": {"options": ["arena"], "rounds": 5, "seconds": 0.1},
+        "gates": {"margin": 0.6, "per_class_margin": None, "allow_baseline": True},
+    }
+    parts = {key: value for key, value in SPEC.items() if key not in ("budget", "objective", "search")} | settings
+    path = winnow.folder / "parts.yaml"
+    path.write_text(yaml.safe_dump({**parts, "model": "parts"}))
+    report = winnow.report(str(path), "--no-deploy")
+    assert report["status"] == "registered"
+    assert report["search"] is None
+    names = {variant["name"] for variant in report["variants"]}
+    assert {"student.fp32", "pruned.int8-static", "pruned.weights8", "pruned.int8-qat"} <= names
+    stages = stage_lines(report)
+    assert {"qat:pruned", "tune:pruned.int8-static", "distill", "prune"} <= set(stages)
+    assert set(stages.values()) <= {"computed", "reused"}
