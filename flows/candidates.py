@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -35,10 +36,15 @@ _REFINED = "refined"
 class Workshop:
     """Makes and measures what the search asks for, and keeps count of what it cost."""
 
-    def __init__(self, job: Job, spec: PipelineSpec, data: DataRef, trained: Outcome) -> None:
+    def __init__(
+        self, job: Job, spec: PipelineSpec, data: DataRef, trained: Outcome, others: tuple[Variant, ...] = ()
+    ) -> None:
         assert spec.search is not None
         self.job, self.spec, self.data, self.settings = job, spec, data, spec.search
-        self.trained, self.teacher = trained, trained.variant
+        if self.settings.parallel > 1:
+            cores = len(os.sched_getaffinity(0))
+            self.job = job.model_copy(update={"threads": max(1, cores // self.settings.parallel)})
+        self.trained, self.teacher, self.others = trained, trained.variant, others
         self.distilling = spec.distill or DistillSpec()
         self.pruning = spec.prune or PruneSpec()
         self.quantizing = spec.quantize or QuantizeSpec()
@@ -281,7 +287,9 @@ class Workshop:
         assert candidate.model is not None
         parent = candidate.model
         spec = self._rung_spec(candidate.rung, candidate)
-        outcome = distill(self.job, spec, data=self.data, teacher=self.teacher, parent=parent, label=label)
+        outcome = distill(
+            self.job, spec, data=self.data, teacher=self.teacher, parent=parent, others=self.others, label=label
+        )
         candidate.training_seconds = outcome.cost_seconds
         candidate.model = self._of(candidate, outcome, (parent, self.teacher)).variants[0]
         candidate.rung += 1

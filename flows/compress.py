@@ -16,6 +16,7 @@ from flows.ongoing_run import OngoingRun, make_job, open_run
 from flows.search import search
 from flows.spec import PipelineSpec, load_spec
 from model_registry.store import CorruptObject, ObjectMissing
+from model_registry.variant import Variant
 from tasks.data import check_data, data_ref
 from tasks.deploy import deploy
 from tasks.distill import distill
@@ -28,6 +29,7 @@ from tasks.qat import qat
 from tasks.quantize import quantize
 from tasks.register import register
 from tasks.report.run_report import RunReport
+from tasks.splits import DataRef
 from tasks.stage import Job
 from tasks.stage_cache import Plan, PlanLine, planning
 from tasks.track import track
@@ -71,12 +73,13 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
 
     brought = bring(job, spec.teacher, data=checked) if spec.teacher else None
     trained = brought or train(job, spec.train or TrainSpec(), data=checked)
+    others = more_teachers(job, spec, checked)
     if spec.search:  # a budget in, the proven best variant out
-        return search(job, spec, data=data, checked=checked, trained=trained)
+        return search(job, spec, data=data, checked=checked, trained=trained, others=others)
     teacher = student = trained.variant
     models = [Step(trained)]
     if spec.distill:  # the student, and its control trained without the teacher
-        distilled = distill(job, spec.distill, data=checked, teacher=teacher)
+        distilled = distill(job, spec.distill, data=checked, teacher=teacher, others=others)
         models.append(Step(distilled, (teacher,)))
         student = distilled.variants[0]
     if spec.prune:
@@ -108,6 +111,13 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
     baseline = measure(job, spec.measure, data=checked, variant=variants[0])
     measured = [measure(job, spec.measure, data=checked, variant=v, baseline=baseline) for v in variants[1:]]
     return Made(data, checked, (*models, *exported, *quantized), (baseline, *measured))
+
+
+def more_teachers(job: Job, spec: PipelineSpec, data: DataRef) -> tuple[Variant, ...]:
+    """The rest of an ensemble: the teacher trained again from other seeds."""
+    seeds = range(job.seed + 1, job.seed + (spec.distill.teachers if spec.distill else 1))
+    jobs = [(f"seed-{seed}", job.model_copy(update={"seed": seed})) for seed in seeds]
+    return tuple(train(again, spec.train or TrainSpec(), data=data, label=label).variant for label, again in jobs)
 
 
 def release(run: OngoingRun, made: Made) -> RunReport:

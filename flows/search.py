@@ -15,6 +15,7 @@ from flows.search_record import SearchRecord, recall, remember, search_key
 from flows.spec import PipelineSpec
 from model_registry.measurement import Measurement
 from model_registry.store import Store
+from model_registry.variant import Variant
 from tasks.allocate import AllocateSpec, allocate
 from tasks.budget import SearchSpec
 from tasks.budget.halving import next_move
@@ -26,17 +27,29 @@ from tasks.stage import Job, Outcome
 from tasks.stage_cache import planning
 
 
-def search(job: Job, spec: PipelineSpec, *, data: Outcome, checked: DataRef, trained: Outcome) -> Made:
+def search(
+    job: Job,
+    spec: PipelineSpec,
+    *,
+    data: Outcome,
+    checked: DataRef,
+    trained: Outcome,
+    others: tuple[Variant, ...] = (),
+) -> Made:
     """Every variant worth looking at, measured; the cheapest one that keeps the budget is among them if there is any.
 
     The same spec, data and seed take the same decisions, and every step is looked up before it is computed: a search
     that was killed goes on where it was. Only the time that the steps took when they were computed counts.
 
+    Args:
+        trained: the teacher, trained or brought.
+        others: more teachers, whose answers are learned with its own.
+
     Raises:
         StoreUnavailable, Interrupted: as any stage. A candidate that fails ends alone.
     """
     assert spec.search is not None
-    shop = Workshop(job, spec, checked, trained)
+    shop = Workshop(job, spec, checked, trained, others)
     shop.prepare()
     if planning.get() is not None:
         return shop.made(data)

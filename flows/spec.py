@@ -101,6 +101,11 @@ class PipelineSpec(Frozen):
                 f"{self.export.threads} threads are asked for, and the ONNX file {self.teacher.weights!r} is run with "
                 "one: it is not exported here; use tune.threads, or remove budget.threads and export.threads"
             )
+        if self.teacher is not None and self.distill is not None and self.distill.teachers > 1:
+            raise ValueError(
+                f"distill.teachers {self.distill.teachers} are trained from as many seeds, and the teacher is brought; "
+                "train it here, or remove distill.teachers"
+            )
         later = [name for name in ("distill", "prune") if getattr(self, name) is not None]
         if self.teacher is not None and self.teacher.weights.endswith(".onnx") and later:
             raise ValueError(

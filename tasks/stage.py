@@ -36,6 +36,8 @@ class Job(Frozen):
     workload: WorkloadRef
     seed: int = 0
     device: str = "auto"
+    threads: int | None = None
+    """Compute threads of a stage's process, where the stage does not say; None = all cores."""
     limits: dict[str, Limits] = Field(default_factory=dict)
     """By stage name; a stage that is not named has the defaults."""
 

@@ -280,7 +280,7 @@ def _compute(
             log_path=folder / f"{name.replace(':', '-')}.log",
             pool=stage.pool,
             code=closure_hash(job.workload.path.partition(":")[0], job.workload.folder),
-            threads=stage.threads,
+            threads=stage.threads or job.threads,
             on_progress=on_progress,
         )
     finally:

@@ -108,7 +108,13 @@ def test_a_killed_search_goes_on_where_it_was(winnow: Winnow) -> None:
 def test_the_parts_of_a_search_also_work_alone(winnow: Winnow) -> None:
     """Without a search, each is a section of the spec like any other."""
     settings = {
-        "distill": {"epochs": 4, "batch_size": 32, "hints": {"layers": "auto", "weight": 0.5}, "temperature": "auto"},
+        "distill": {
+            "epochs": 4,
+            "batch_size": 32,
+            "hints": {"layers": "auto", "weight": 0.5},
+            "temperature": "auto",
+            "teachers": 2,
+        },
         "prune": {"ratios": {"conv1": 0.5, "dense": 0.75}, "epochs": 2, "batch_size": 32},
         "quantize": {
             "methods": ["static", "weights8"],
@@ -130,5 +136,5 @@ def test_the_parts_of_a_search_also_work_alone(winnow: Winnow) -> None:
     names = {variant["name"] for variant in report["variants"]}
     assert {"student.fp32", "pruned.int8-static", "pruned.weights8", "pruned.int8-qat"} <= names
     stages = stage_lines(report)
-    assert {"qat:pruned", "tune:pruned.int8-static", "distill", "prune"} <= set(stages)
+    assert {"train:seed-1", "qat:pruned", "tune:pruned.int8-static", "distill", "prune"} <= set(stages)
     assert set(stages.values()) <= {"computed", "reused"}

@@ -48,6 +48,10 @@ def test_a_part_that_is_not_said_leaves_the_gates_default() -> None:
             "2 threads are asked for, and the ONNX file 'mine.onnx' is run with one",
         ),
         (
+            {"distill": {"teachers": 2}, "teacher": {"weights": "mine.safetensors"}},
+            "distill.teachers 2 are trained from as many seeds, and the teacher is brought",
+        ),
+        (
             {"budget": {"p95_ms": 2.0}, "gates": {"max_p95_ms": 3.0}},
             "budget.p95_ms 2.0 and gates.max_p95_ms 3.0 are the same limit and differ; remove one",
         ),

@@ -84,8 +84,11 @@ BRING = Stage(
 
 
 @step(TRAIN)
-def train(job: Job, spec: TrainSpec, *, data: DataRef) -> Outcome:
+def train(job: Job, spec: TrainSpec, *, data: DataRef, label: str = "") -> Outcome:
     """Train the variant ``teacher``; the file ``teacher.history.jsonl`` holds its curves.
+
+    Args:
+        label: names the stage, where several teachers are trained.
 
     Values: ``parameters``, ``epochs`` done, ``best_epoch``, ``val_metric``, ``val_loss``, ``stopped_early``.
 
@@ -93,7 +96,7 @@ def train(job: Job, spec: TrainSpec, *, data: DataRef) -> Outcome:
         TrainingDiverged: the loss became NaN or infinite.
         WorkloadError: the model does not fit the data.
     """
-    return run_stage(TRAIN, job, spec, data=data)
+    return run_stage(TRAIN, job, spec, data=data, label=label)
 
 
 @step(BRING)
