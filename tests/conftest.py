@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,8 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 @pytest.fixture(scope="session", autouse=True)
 def no_process_outlives_pytest() -> Iterator[None]:
     """Mark every process that the tests start, and have a reaper end them when pytest ends."""
+    # A shell that starts pytest in the background has it ignore Ctrl-C, and all its children with it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     mark = uuid.uuid4().hex
     os.environ["WINNOW_TEST_SESSION"] = mark
     os.environ.update(QUIET)  # as every launcher does

@@ -77,7 +77,7 @@ def test_every_component_answers_and_is_told_with_its_memory(stack: RunningStack
     states = Stack(stack.home).components()
     assert {state.name: state.state for state in states} == dict.fromkeys(NAMES, "up")
     assert all(10e6 < state.rss < 2e9 for state in states)
-    assert sum(state.rss for state in states) < 2e9
+    assert sum(state.rss for state in states) < 4e9  # at the end of a long session; a fresh one takes about 1e9
 
 
 def test_everything_listens_on_loopback_only(stack: RunningStack) -> None:
