@@ -47,13 +47,14 @@ def rung_epochs(epochs: int, rungs: int, eta: float) -> tuple[int, ...]:
 def expected(standing: Standing, *, rungs: int, eta: float) -> float:
     """The 95 % bound of the loss that is to be expected after the last rung; infinite while nothing is known.
 
-    The guess: each further rung divides what is lost by ``eta``. It is a hopeful one, and is meant to be: a candidate
+    The guess: each further rung divides what is lost by ``eta``, and with it the number of answers that differ, by whose
+    root the bound's half-width shrinks. It is a hopeful one, and is meant to be: a candidate
     wrongly given up is lost, one wrongly trained costs a rung.
     """
     if standing.loss is None:
         return float("inf")
     left = max(0, rungs - standing.rung)
-    return max(standing.loss, 0.0) / eta**left + min(standing.loss, 0.0) + standing.spread
+    return max(standing.loss, 0.0) / eta**left + min(standing.loss, 0.0) + standing.spread / eta ** (left / 2)
 
 
 def next_move(
