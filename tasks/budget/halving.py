@@ -47,9 +47,9 @@ def rung_epochs(epochs: int, rungs: int, eta: float) -> tuple[int, ...]:
 def expected(standing: Standing, *, rungs: int, eta: float) -> float:
     """The 95 % bound of the loss that is to be expected after the last rung; infinite while nothing is known.
 
-    The guess: each further rung divides what is lost by ``eta``, and with it the number of answers that differ, by whose
-    root the bound's half-width shrinks. It is a hopeful one, and is meant to be: a candidate
-    wrongly given up is lost, one wrongly trained costs a rung.
+    The guess: each further rung divides what is lost by ``eta``, and with it the number of answers that differ, with
+    whose root the bound's half-width shrinks. It is a hopeful one, and is meant to be: a candidate wrongly given up is
+    lost, one wrongly trained costs a rung.
     """
     if standing.loss is None:
         return float("inf")
