@@ -204,6 +204,7 @@ class Workshop:
             spread=best.paired.bound + best.paired.difference if known and best and best.paired else 0.0,
             possible=bool(fits) and not candidate.failure,
             seconds=self._next_seconds(candidate),
+            kind=candidate.kind,
         )
 
     def over_budget(self, form: Measurement) -> list[str]:

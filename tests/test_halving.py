@@ -29,6 +29,11 @@ def test_below_a_hopeless_one_nothing_is_tried() -> None:
     assert move(made("small", 1.0), made("large", 3.0, rung=1, loss=0.01), hopeless) == "large"
 
 
+def test_a_hopeless_one_of_another_kind_says_nothing() -> None:
+    student = Standing(name="student", cost=2.0, last=4, rung=1, loss=0.5, kind="student")
+    assert move(made("small", 1.0), student) == "small"
+
+
 def test_the_cheapest_that_may_reach_the_margin_goes_on() -> None:
     large, middle = made("large", 3.0, rung=1, loss=0.0), made("middle", 2.0, rung=1, loss=0.03)
     small = made("small", 1.0, rung=1, loss=0.09)

@@ -8,6 +8,7 @@ when nothing cheaper than the best proven one may. Rungs as in Jamieson and Talw
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,8 @@ class Standing:
     mean loss of the metric against the baseline, of its best form (fp32, if that loses least: what quantization costs
     on top is the last rung's matter); None while untrained. ``spread``: half-width of its one-sided 95 % bound.
     ``last``: trainings it may have. ``possible``: false for one that exceeds the budget by its structure, or failed.
-    ``seconds``: what its next rung will take, about.
+    ``seconds``: what its next rung will take, about. ``kind``: losses are compared within one kind only, for what
+    starts from the teacher's weights is far ahead after a short training.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Standing:
     spread: float = 0.0
     possible: bool = True
     seconds: float = 0.0
+    kind: str = ""
 
 
 def rung_epochs(epochs: int, rungs: int, eta: float) -> tuple[int, ...]:
@@ -54,7 +57,7 @@ def expected(standing: Standing, *, rungs: int, eta: float) -> float:
     if standing.loss is None:
         return float("inf")
     left = max(0, rungs - standing.rung)
-    return max(standing.loss, 0.0) / eta**left + min(standing.loss, 0.0) + standing.spread / eta ** (left / 2)
+    return max(standing.loss, 0.0) / eta**left + min(standing.loss, 0.0) + standing.spread / math.sqrt(eta**left)
 
 
 def next_move(
@@ -79,11 +82,11 @@ def next_move(
         for s in standings
         if s.possible and s.rung < s.last and s.seconds <= seconds_left and (incumbent is None or s.cost < incumbent)
     ]
-    hopeless = max(
-        (s.cost for s in standings if s.loss is not None and expected(s, rungs=rungs, eta=eta) > HOPELESS * margin),
-        default=0.0,
-    )
-    unknown = [s for s in open_ if s.loss is None and s.cost > hopeless]
+    hopeless: dict[str, float] = {}
+    for s in standings:
+        if s.loss is not None and expected(s, rungs=rungs, eta=eta) > HOPELESS * margin:
+            hopeless[s.kind] = max(s.cost, hopeless.get(s.kind, 0.0))
+    unknown = [s for s in open_ if s.loss is None and s.cost > hopeless.get(s.kind, 0.0)]
     if unknown:  # from the dearest to the cheapest: the loss grows on the way, and tells when to stop
         return max(unknown, key=lambda s: (s.cost, s.name)).name
     known = [s for s in open_ if s.loss is not None]
