@@ -14,11 +14,8 @@ stages ran side by side their union counts, not their sum, so that overlap does 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
-import platform
-import signal
 import statistics
 import subprocess
 import sys
@@ -29,11 +26,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from infra import ports
+sys.path.append(str(Path(__file__).parent.parent))
+
+from benchmarks.machine_facts import circumstances
+from benchmarks.own_stack import WINNOW, OwnStack, own_stack, unwind_on_signals
 from infra.stack import Stack
 from model_registry.store import Store
 
-WINNOW = Path(sys.executable).parent / "winnow"
 LIBRARIES = ("prefect", "mlflow", "torch", "onnxruntime", "great-expectations", "numpy", "winnow-mlops")
 COLD_SECONDS, REUSED_SECONDS = 180.0, 15.0
 OVERHEAD_SECONDS, OVERHEAD_PER_STAGE = 20.0, 1.5
@@ -46,14 +45,11 @@ def main() -> int:
     parser.add_argument("--spec", default="digits")
     parser.add_argument("--output", type=Path, default=Path("digits_chain.json"))
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unwinds, so that the stack does not stay behind
+    unwind_on_signals()
     result: dict[str, Any] = {
         "schema": 1,
         "spec": arguments.spec,
-        "date": time.strftime("%Y-%m-%d"),
-        "hardware": hardware(),
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "python": platform.python_version(),
+        **circumstances(LIBRARIES),
         "load_before": os.getloadavg()[0],
     }
     print(json.dumps(result, indent=2))
@@ -66,15 +62,15 @@ def main() -> int:
 
 def one_repeat(spec: str, number: int) -> dict[str, Any]:
     """A fresh stack, a cold run, a reused run."""
-    with stack() as (folder, environment, up_seconds):
-        cold, cold_seconds = run(spec, folder, environment)
-        intervals = stage_intervals(cold["run_id"], folder, environment)
-        reused, reused_seconds = run(spec, folder, environment)
+    with fresh_stack() as stack:
+        cold, cold_seconds = run(spec, stack)
+        intervals = stage_intervals(cold["run_id"], stack)
+        reused, reused_seconds = run(spec, stack)
     computed = [s["name"] for s in cold["stages"] if s["status"] == "computed"]
     again = [s["name"] for s in reused["stages"] if s["status"] == "computed" and s["name"] in intervals]
     algorithms = union(intervals.values())
     measured = {
-        "up_seconds": up_seconds,
+        "up_seconds": stack.up_seconds,
         "cold_seconds": cold_seconds,
         "algorithm_seconds": algorithms,
         "algorithm_seconds_sum": sum(end - start for start, end in intervals.values()),
@@ -91,28 +87,22 @@ def one_repeat(spec: str, number: int) -> dict[str, Any]:
 
 
 @contextmanager
-def stack() -> Iterator[tuple[Path, dict[str, str], float]]:
-    """An embedded stack of its own, and how long it took to come up; nothing is left of it."""
-    ours = ("AWS_", "WINNOW_", "PREFECT_", "MLFLOW_")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
-    with tempfile.TemporaryDirectory(prefix="winnow-bench-") as name:
-        folder = Path(name)
-        numbers = ports.pick(len(ports.PUBLIC))
-        environment |= {port.variable: str(free) for port, free in zip(ports.PUBLIC, numbers, strict=True)}
-        environment["WINNOW_HOME"] = str(folder / ".winnow")
-        began = time.monotonic()
-        try:
-            subprocess.run([WINNOW, "up"], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
-            yield folder, environment, time.monotonic() - began
-        finally:
-            subprocess.run([WINNOW, "down"], cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)
+def fresh_stack() -> Iterator[OwnStack]:
+    """A stack in a fresh folder; nothing is left of it."""
+    with tempfile.TemporaryDirectory(prefix="winnow-bench-") as name, own_stack(Path(name) / ".winnow") as stack:
+        yield stack
 
 
-def run(spec: str, folder: Path, environment: dict[str, str]) -> tuple[dict[str, Any], float]:
+def run(spec: str, stack: OwnStack) -> tuple[dict[str, Any], float]:
     """The report of one run, and its wall time as a person sees it."""
     began = time.monotonic()
     done = subprocess.run(
-        [WINNOW, "run", spec, "--json"], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        [WINNOW, "run", spec, "--json"],
+        cwd=stack.home.parent,
+        env=stack.environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     seconds = time.monotonic() - began
     if done.returncode:
@@ -123,9 +113,9 @@ def run(spec: str, folder: Path, environment: dict[str, str]) -> tuple[dict[str,
     return report, seconds
 
 
-def stage_intervals(run_id: str, folder: Path, environment: dict[str, str]) -> dict[str, tuple[float, float]]:
+def stage_intervals(run_id: str, stack: OwnStack) -> dict[str, tuple[float, float]]:
     """When each stage of the run computed: it ended when its record was written (to the second), and took so long."""
-    os.environ.update(Stack(Path(environment["WINNOW_HOME"])).environment())
+    os.environ.update(Stack(stack.home).environment())
     store = Store.from_environment()
     found = {}
     for key in store.list_records("stages/"):
@@ -165,14 +155,6 @@ def summary(repeats: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "nothing computed again": not any(r["stages_computed_again"] for r in repeats),
     }
     return found
-
-
-def hardware() -> dict[str, Any]:
-    """CPU, cores that may be used, memory."""
-    info = Path("/proc/cpuinfo").read_text()
-    model = next((line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")), "")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "memory_bytes": memory, "system": platform.platform()}
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from model_registry.measurement import Measurement
 from model_registry.variant import Variant
 
 
-@dataclass
+@dataclass(eq=False)
 class Candidate:
     """One structure on its way. ``forms``: its files as measured after its latest training, the fp32 one first."""
 
@@ -23,11 +23,17 @@ class Candidate:
     int8: Variant | None = None
     rung: int = 0
     forms: tuple[Measurement, ...] = ()
+    earlier: tuple[Measurement, ...] = ()
+    """Files of trainings before the latest that keep the budget: training on may lose what was proven."""
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     training_seconds: float = 0.0
     """Of its latest training alone."""
     failure: str = ""
+    damage: float | None = None
+    """What narrowing was planned to do to the answers, before any training; comparable among pruned candidates."""
+    behind: str = ""
+    """Another candidate that costs no more and was planned with less damage: this one is not trained."""
 
 
 def loss_of(form: Measurement) -> float:

@@ -29,7 +29,7 @@ def row_of(candidate: Candidate, gates: GateSpec, baseline: Measurement) -> Cand
             cpu_seconds=m.cpu_seconds,
             fails=tuple(g.gate for g in failing_gates(gates, m, baseline)),
         )
-        for m in candidate.forms
+        for m in (*candidate.forms, *candidate.earlier)
         if m.digest != baseline.digest
     )
     row = CandidateRow(
@@ -45,6 +45,7 @@ def row_of(candidate: Candidate, gates: GateSpec, baseline: Measurement) -> Cand
         cost=0.0,
         seconds=candidate.seconds,
         forms=forms,
+        behind=candidate.behind,
     )
     return judged(row, gates)
 
@@ -90,6 +91,8 @@ def _state(row: CandidateRow, gates: GateSpec) -> tuple[State, str]:
     over = [_over(form, gates) for form in row.forms]
     if over and all(over):
         return "over the budget", "; ".join(min(over, key=lambda texts: len(texts)).values())
+    if not trained and row.behind:
+        return "not reached", f"{row.behind} costs no more and is planned to lose less"
     if not trained:
         return "not reached", "a dearer candidate lost too much already, or the search ended before"
     reason = f"95 % bound of the loss {min(f.bound for f in row.forms):.4f} > {gates.margin:g}"

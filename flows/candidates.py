@@ -47,7 +47,7 @@ class Workshop:
         self.trained, self.teacher, self.others = trained, trained.variant, others
         self.distilling = spec.distill or DistillSpec()
         self.pruning = spec.prune or PruneSpec()
-        self.quantizing = spec.quantize or QuantizeSpec()
+        self.quantizing = spec.quantize or QuantizeSpec(methods=("static", "dynamic", "weights8"))
         self.tuning = spec.qat or QatSpec()
         self.epochs = rung_epochs(self.distilling.epochs, self.settings.rungs, self.settings.eta)
         self.steps: list[Step] = [Step(trained)]
@@ -81,7 +81,8 @@ class Workshop:
 
     def forms(self) -> tuple[Measurement, ...]:
         """Every file of every candidate that was trained (the teacher counts as trained), as it is now."""
-        return tuple(m for c in self.candidates if c.rung or c.kind == "teacher" for m in c.forms if released(m))
+        trained = [c for c in self.candidates if c.rung or c.kind == "teacher"]
+        return tuple(m for c in trained for m in (*c.forms, *c.earlier) if released(m))
 
     # How candidates come to be
 
@@ -101,9 +102,11 @@ class Workshop:
 
     def add_pruned(self, rung: Mapping[str, Any]) -> None:
         """The teacher with channels removed by the ratios; not yet trained, so that only its cost is known."""
-        name = f"pruned{round(100 * float(rung['target'])):02d}"
-        what = f"teacher pruned to {float(rung['target']):.0%} of its {'size' if self._by_size else 'latency'}"
+        share, kind = float(rung["target"]), rung["kind"]
+        name = f"pruned{round(100 * share):02d}" + ("f" if kind == "fp32" else "")
+        what = f"teacher pruned to {share:.0%} of its " + ("size" if self._by_size else f"latency in {kind}")
         candidate = Candidate(name, "pruned", what, {"ratios": dict(rung["ratios"])}, self.settings.rungs)
+        candidate.damage = float(rung["predicted_damage"])
         candidate.last += self._may_tune(candidate)
 
         def make() -> None:
@@ -117,6 +120,14 @@ class Workshop:
             self._make_forms(candidate, name)
 
         self._add(candidate, make)
+
+    def set_aside(self) -> None:
+        """Do without the pruned candidates that another one beats at both cost and planned damage."""
+        open_ = [(c, self.standing(c)) for c in self.candidates if c.kind == "pruned"]
+        plans = [(c, s.cost, c.damage) for c, s in open_ if s.possible and c.damage is not None]
+        for candidate, cost, damage in plans:
+            better = [(d, c, o.name) for o, c, d in plans if c <= cost and d < damage]
+            candidate.behind = min(better)[2] if better else ""
 
     def add_student(self, name: str, scale: dict[str, Any]) -> None:
         """A fresh narrower network; not yet trained."""
@@ -202,7 +213,7 @@ class Workshop:
             rung=candidate.rung,
             loss=loss,
             spread=best.paired.bound + best.paired.difference if known and best and best.paired else 0.0,
-            possible=bool(fits) and not candidate.failure,
+            possible=bool(fits) and not candidate.failure and not candidate.behind,
             seconds=self._next_seconds(candidate),
             kind=candidate.kind,
         )
@@ -293,6 +304,9 @@ class Workshop:
         )
         candidate.training_seconds = outcome.cost_seconds
         candidate.model = self._of(candidate, outcome, (parent, self.teacher)).variants[0]
+        if candidate.rung:
+            fails = {m.digest: failing_gates(self.spec.gates, m, self.baseline_measurement) for m in candidate.forms}
+            candidate.earlier += tuple(m for m in candidate.forms if released(m) and not fails[m.digest])
         candidate.rung += 1
         self._make_forms(candidate, label)
         if candidate.rung == self.settings.rungs and self._only_int8_fails(candidate):
@@ -360,10 +374,11 @@ class Workshop:
         return bool(fails) and (reference is None or reference.bound <= self.spec.gates.margin)
 
     def _candidate_quantization(self) -> QuantizeSpec:
-        """The methods that paid for the teacher; static at least, which quantization-aware training starts from."""
+        """The methods that may pay: static, which quantization-aware training starts from; int8 weights alone, for
+        narrow layers are often fastest in fp32; of the others those that paid for the teacher."""
         teacher = self.candidates[0].forms if self.candidates else ()
         cheap = {m.name.rpartition("int8-")[2] for m in teacher if self.cost(m) < self.cost(teacher[0])}
-        methods = tuple(m for m in self.quantizing.methods if m in cheap or m == "static")
+        methods = tuple(m for m in self.quantizing.methods if m in cheap or m in ("static", "weights8"))
         return self.quantizing.model_copy(update={"methods": methods or self.quantizing.methods})
 
     def _next_seconds(self, candidate: Candidate) -> float:

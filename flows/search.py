@@ -56,7 +56,7 @@ def search(
     key = search_key(job, spec, checked, trained.variant)
     store = Store(job.store)
     stored = None if spec.search.fresh else patiently(lambda: recall(store, key))
-    if stored is not None:
+    if stored is not None and not stored.may_go_on(spec.search):
         made = stored.made(data, checked)
         found = _cheapest(shop, made.candidates)
         if found is not None:
@@ -64,7 +64,7 @@ def search(
             tell(1.0, text)
             return made.with_search(_answered(stored, spec, found))
 
-    ended = _explore(shop, spec.search)
+    ended, limited = _explore(shop, spec.search)
     shop.tune(_winner(shop), _cheapest(shop, shop.forms()))
     shop.prove_teaching(_winner(shop))
     made = shop.made(data)
@@ -77,11 +77,12 @@ def search(
         trials=shop.trials,
         seconds=shop.seconds,
         ended=ended,
+        limited=limited,
         sensitivity=shop.sensitivity,
         control=shop.control,
     )
     made = made.with_search(summary)
-    record = SearchRecord.of(key, job, made, summary)
+    record = SearchRecord.of(key, job, made, summary, spec.search)
     patiently(lambda: remember(store, record))
     return made
 
@@ -100,12 +101,13 @@ def _answered(stored: SearchRecord, spec: PipelineSpec, found: Measurement) -> S
     )
 
 
-def _explore(shop: Workshop, settings: SearchSpec) -> str:
-    """Make and train candidates until the search is over; why it is."""
+def _explore(shop: Workshop, settings: SearchSpec) -> tuple[str, bool]:
+    """Make and train candidates until the search is over; why it is, and whether a limit ended it."""
     shop.add_teacher()
     if shop.teacher.format == "torch":
         for target in _ladder(shop, settings):
             shop.add_pruned(target)
+        shop.set_aside()
         for number, scale in enumerate(settings.students):
             shop.add_student(f"student{number + 1}", dict(scale))
     limit = settings.minutes * 60
@@ -113,32 +115,43 @@ def _explore(shop: Workshop, settings: SearchSpec) -> str:
         best = _cheapest(shop, shop.forms())
         _report(shop, best)
         if shop.trials >= settings.trials:
-            return f"all {settings.trials} trainings that search.trials allows were made"
+            return f"all {settings.trials} trainings that search.trials allows were made", True
         moves = _moves(shop, best, settings, limit - shop.seconds)
         if not moves:
             late = _moves(shop, best, settings, float("inf"))
             if late:
-                return f"search.minutes ({settings.minutes:g}) leaves no time for the next training, of {late[0].name}"
-            return "nothing cheaper than the best one may reach the margin" if best else "no candidate is left to train"
+                return f"search.minutes ({settings.minutes:g}) leaves no time to train {late[0].name} further", True
+            why = "nothing cheaper than the best one may reach the margin" if best else "no candidate is left to train"
+            return why, False
         _side_by_side([lambda c=c: shop.advance(c) for c in moves])  # type: ignore[misc]
 
 
 def _ladder(shop: Workshop, settings: SearchSpec) -> list[dict[str, object]]:
-    """Pruning ratios by layer for each share of the teacher's cost, from sensitivities and measured latencies."""
+    """Pruning ratios by layer for each share of the teacher's cost, from sensitivities and measured latencies.
+
+    Latencies of int8 and of fp32, for narrow layers are often faster in fp32: which, their measurements will say.
+    """
     if not settings.shrink:
         return []
-    spec = AllocateSpec(
-        targets=settings.shrink,
-        objective="size" if shop.spec.objective == "size" else "latency",
-        batch=shop.spec.measure.batch,
-        threads=shop.spec.export.threads,
-    )
-    outcome = shop.note(allocate(shop.job, spec, data=shop.data, parent=shop.teacher))
-    for group in outcome.values["groups"]:
-        width = group["width"]
-        shop.sensitivity[group["name"]] = {f"{1 - left / width:.3g}": damage for left, damage in group["damages"]}
-    # Targets that cannot be reached all end at the same smallest structure.
-    return list({str(rung["ratios"]): rung for rung in reversed(outcome.values["ladder"])}.values())[::-1]
+    by_size = shop.spec.objective == "size"
+    kinds = ("int8",) if by_size else ("int8", "fp32")
+    rungs: dict[str, dict[str, object]] = {}
+    for kind in kinds:
+        spec = AllocateSpec(
+            targets=settings.shrink,
+            objective="size" if by_size else "latency",
+            kind=kind,
+            batch=shop.spec.measure.batch,
+            threads=shop.spec.export.threads,
+        )
+        outcome = shop.note(allocate(shop.job, spec, data=shop.data, parent=shop.teacher, label=f"for-{kind}"))
+        for group in outcome.values["groups"]:
+            width = group["width"]
+            shop.sensitivity[group["name"]] = {f"{1 - left / width:.3g}": damage for left, damage in group["damages"]}
+        # Targets that cannot be reached all end at the same smallest structure.
+        for rung in outcome.values["ladder"]:
+            rungs.setdefault(str(rung["ratios"]), {**rung, "kind": kind})
+    return list(rungs.values())
 
 
 def _moves(shop: Workshop, best: Measurement | None, settings: SearchSpec, seconds_left: float) -> list[Candidate]:
@@ -176,7 +189,9 @@ def _cheapest(shop: Workshop, forms: Iterable[Measurement]) -> Measurement | Non
 
 def _winner(shop: Workshop) -> Candidate | None:
     best = _cheapest(shop, shop.forms())
-    return next((c for c in shop.candidates if best and best.digest in {m.digest for m in c.forms}), None)
+    return next(
+        (c for c in shop.candidates if best and best.digest in {m.digest for m in (*c.forms, *c.earlier)}), None
+    )
 
 
 def _report(shop: Workshop, best: Measurement | None) -> None:

@@ -11,6 +11,7 @@ from flows.spec import PipelineSpec
 from model_registry.manifest import canonical_json, hash_bytes
 from model_registry.store import Store
 from model_registry.variant import Frozen, Record, Variant
+from tasks.budget import SearchSpec
 from tasks.evidence.search_summary import SearchSummary
 from tasks.source_hash import closure_hash
 from tasks.splits import DataRef
@@ -35,12 +36,26 @@ class SearchRecord(Record):
     steps: tuple[StoredStep, ...]
     measured: tuple[Outcome, ...]
     summary: SearchSummary
+    minutes: float
+    trials: int
 
     @classmethod
-    def of(cls, key: str, job: Job, made: Made, summary: SearchSummary) -> SearchRecord:
-        """The record of what a search made."""
+    def of(cls, key: str, job: Job, made: Made, summary: SearchSummary, settings: SearchSpec) -> SearchRecord:
+        """The record of what a search made, and of the limits that it had."""
         steps = tuple(StoredStep(outcome=s.outcome, parents=s.parents) for s in made.steps)
-        return cls(key=key, run_id=job.run_id, steps=steps, measured=made.measured, summary=summary)
+        return cls(
+            key=key,
+            run_id=job.run_id,
+            steps=steps,
+            measured=made.measured,
+            summary=summary,
+            minutes=settings.minutes,
+            trials=settings.trials,
+        )
+
+    def may_go_on(self, settings: SearchSpec) -> bool:
+        """Whether it ended at a limit that is higher now: then its answer is not the last word."""
+        return self.summary.limited and (settings.trials > self.trials or settings.minutes > self.minutes)
 
     def made(self, data: Outcome, checked: DataRef) -> Made:
         """The same as it was when the search ended, every outcome reused."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from model_registry.manifest import canonical_json, hash_bytes
 from tasks.errors import TrainingDiverged, WorkloadError
+from tasks.fit_amp import Amp, amp_dtype
 from tasks.fit_checkpoint import Checkpoints, CheckpointUnreadable, pack, unpack
 from tasks.fit_layout import channels_last, match_layout
 from tasks.fit_rows import Rows, answers, call_model, describe, judge, torch_device
@@ -23,7 +24,6 @@ from tasks.objective import Hard, Objective, TrainingBatch
 from tasks.splits import Columns
 from tasks.workload import Workload
 
-Amp = Literal["auto", "off", "bf16", "fp16"]
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "constant"]
 History = list[dict[str, float | int]]
@@ -95,7 +95,7 @@ def fit(
         learning_rate: its peak, after a linear rise over ``warmup`` (a share of all steps).
         weight_decay: on matrices and kernels only, not on biases and norms.
         patience: stop after so many epochs in a row without a better one; None = never.
-        amp: mixed precision; ``auto`` is bf16 (else fp16) on CUDA and off elsewhere. Validation is always float32.
+        amp: mixed precision; see tasks/fit_amp.py. Validation is always float32.
         deterministic: refuse operations whose result varies from run to run.
         checkpoints: where the state is kept after each epoch; a training that finds its own goes on from it.
         progress: told a fraction of the whole and a line of text.
@@ -191,7 +191,7 @@ class _Loop:
         amp: Amp,
     ) -> None:
         self.model, self.rows, self.objective, self.optimizer, self.where = model, rows, objective, optimizer, where
-        self.dtype = _amp_dtype(amp, where)
+        self.dtype = amp_dtype(amp, where)
         # Gradients of fp16 underflow without scaling; bf16 has float32's range.
         self.scaler = torch.amp.GradScaler(where.type, enabled=self.dtype is torch.float16)
 
@@ -330,14 +330,6 @@ def _make_optimizer(
     if name == "sgd":
         return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=fused)
     return torch.optim.AdamW(groups, lr=lr, fused=fused)
-
-
-def _amp_dtype(amp: Amp, where: torch.device) -> torch.dtype | None:
-    if amp == "auto":
-        if where.type != "cuda":
-            return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    return {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}[amp]
 
 
 def _check_fit(model: nn.Module, rows: Rows, objective: Objective) -> TrainingBatch:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model_registry.cpu_class import cpu_class, sums_saturate
 from tasks.errors import ExportRefused, WorkloadError
 from tasks.export.onnx_export import export_onnx
 from tasks.export.parity import check_parity
@@ -203,11 +204,11 @@ def test_shared_weights_go_through_export_and_int8(
         method="minmax",
         percentile=99.9,
         per_channel=True,
-        reduce_range=False,
+        reduce_range=sums_saturate(cpu_class()),
         signed_activations=False,
     )
     before = prepared.SerializeToString()
-    dynamic = quantize_dynamically(prepared, tmp_path, per_channel=True, reduce_range=False)
+    dynamic = quantize_dynamically(prepared, tmp_path, per_channel=True, reduce_range=sums_saturate(cpu_class()))
     assert prepared.SerializeToString() == before
     for quantized in (static, dynamic):
         data = strip(quantized, merge_equal=True)

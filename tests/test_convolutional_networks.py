@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from model_registry.cpu_class import cpu_class, sums_saturate
 from tasks.channel_pruner import ChannelPruner
 from tasks.export.onnx_export import export_onnx
 from tasks.export.parity import check_parity
@@ -95,7 +96,7 @@ def test_they_are_pruned_exported_and_quantized_whole(network: Network, tmp_path
         method="minmax",
         percentile=99.9,
         per_channel=True,
-        reduce_range=False,
+        reduce_range=sums_saturate(cpu_class()),
         signed_activations=False,
     )
     share = int8_share(prepared, quantized, {"image": (1, *SHAPE)})

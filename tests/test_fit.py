@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tasks.errors import SpecError, TrainingDiverged, WorkloadError
 from tasks.fit import Fitted, _batches, fit, history_jsonl, schedule_factor
+from tasks.fit_amp import amp_dtype
 from tasks.fit_checkpoint import unpack
 from tasks.fit_rows import evaluate, predict
 from tasks.fit_threads import row_macs, worthwhile_threads
@@ -253,7 +254,8 @@ def test_frozen_parameters_stay() -> None:
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_mixed_precision_learns_and_resumes(amp: str) -> None:
+def test_mixed_precision_learns_and_resumes(amp: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.fit_amp.computes_natively", lambda amp: True)
     workload, checkpoints = taught("Blobs"), Memory(kill_at=2)
     _, straight = run(workload, amp=amp)
     with pytest.raises(KeyboardInterrupt):
@@ -263,6 +265,20 @@ def test_mixed_precision_learns_and_resumes(amp: str) -> None:
     assert fitted.history == straight.history
     assert fitted.val_metric > 0.7
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_a_type_that_the_cpu_would_emulate_is_not_trained_in(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
+    assert amp_dtype("bf16", cpu) is None
+    assert "no instructions" in caplog.text
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx2": True, "avx512_bf16": True})
+    assert amp_dtype("bf16", cpu) is torch.bfloat16
+    assert amp_dtype("fp16", cpu) is None
+    assert amp_dtype("auto", cpu) is None
+    assert amp_dtype("bf16", torch.device("cuda")) is torch.bfloat16
 
 
 def test_the_callers_generators_and_switches_are_left_alone() -> None:

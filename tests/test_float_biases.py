@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from model_registry.cpu_class import cpu_class, sums_saturate
 from tasks.float_biases import float_biases
 from tasks.onnx_graph import strip
 from tasks.quantize.agreement import answers
@@ -56,7 +57,7 @@ def quantized(folder: Path, *, per_channel: bool = True, excluded: int | None = 
         method="minmax",
         percentile=99.99,
         per_channel=per_channel,
-        reduce_range=False,
+        reduce_range=sums_saturate(cpu_class()),
         signed_activations=False,
         excluded=frozenset() if excluded is None else frozenset({layers[excluded]}),
     )

@@ -13,6 +13,7 @@ from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
+from model_registry.cpu_class import cpu_class, sums_saturate
 from tasks.errors import QatParityFailed, QatUnsupported
 from tasks.export.onnx_export import export_onnx
 from tasks.export.raw_inputs import RawInputs
@@ -97,7 +98,7 @@ def statically(file: bytes, rows: Tensor, folder: Path, excluded: set[str] | Non
         method="minmax",
         percentile=99.9,
         per_channel=True,
-        reduce_range=False,
+        reduce_range=sums_saturate(cpu_class()),
         signed_activations=False,
         excluded=frozenset(excluded or ()),
     )
@@ -237,7 +238,7 @@ def test_weights_of_seven_bits_stay_within_them(made: Made) -> None:
     model = onnx.load_from_string(made.int8)
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.INT8 and len(tensor.dims) > 1:
-            halved = numpy_helper.to_array(tensor) // 2
+            halved = numpy_helper.to_array(tensor) // (1 if sums_saturate(cpu_class()) else 2)
             tensor.CopyFrom(numpy_helper.from_array(halved, tensor.name))
     module = TorchGraph(model)
     train(module, steps=5)

@@ -10,6 +10,7 @@ import pytest
 from depthwise_models import Chain, images
 from numpy.typing import NDArray
 
+from model_registry.cpu_class import cpu_class, sums_saturate
 from tasks.errors import CalibrationError, ParityFailed
 from tasks.quantize.accuracy_control import Controlled, control_accuracy, most_different
 from tasks.quantize.agreement import answers
@@ -60,7 +61,7 @@ def test_exactly_the_layer_that_ruins_int8_stays_in_fp32(tmp_path: Path) -> None
         method="minmax",
         percentile=99.9,
         per_channel=True,
-        reduce_range=False,
+        reduce_range=sums_saturate(cpu_class()),
         signed_activations=False,
         correct_biases=False,
     )
@@ -90,7 +91,9 @@ def test_excluded_layers_stay_as_they_are_in_every_form(tmp_path: Path, form: st
     assert [(len(g.nodes), g.before) for g in groups] == [(3, ()), (2, (0,)), (1, (1,))]
     out = groups[1].nodes
     if form == "dynamic":
-        made = quantize_dynamically(prepared, tmp_path, per_channel=True, reduce_range=False, excluded=out)
+        made = quantize_dynamically(
+            prepared, tmp_path, per_channel=True, reduce_range=sums_saturate(cpu_class()), excluded=out
+        )
     else:
         made = quantize_weights(prepared, bits=int(form[-1]), excluded=out)
     share = int8_share(prepared, made, SHAPES)

@@ -9,6 +9,7 @@ import pytest
 from depthwise_models import Chain, images
 from onnx import ModelProto
 
+from model_registry.cpu_class import cpu_class, sums_saturate
 from tasks.errors import CalibrationError
 from tasks.quantize.agreement import agree, answers
 from tasks.quantize.calibration import RowReader
@@ -79,7 +80,7 @@ def test_auto_leaves_minmax_only_for_something_nearer(outliers: tuple[bytes, Mod
             method=method,
             percentile=99.9,
             per_channel=True,
-            reduce_range=False,
+            reduce_range=sums_saturate(cpu_class()),
             signed_activations=False,
             correct_biases=False,
         )
@@ -126,7 +127,7 @@ def test_stored_ranges_give_the_same_model_as_fresh_ones(outliers: tuple[bytes, 
                 method="minmax",
                 percentile=99.9,
                 per_channel=True,
-                reduce_range=False,
+                reduce_range=sums_saturate(cpu_class()),
                 signed_activations=False,
                 ranges=tmp_path / "ranges.json",
             ).SerializeToString()

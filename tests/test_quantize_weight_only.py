@@ -20,7 +20,7 @@ from tasks.quantize.agreement import agree, answers
 from tasks.quantize.half_precision import to_half, why_it_does_not_load
 from tasks.quantize.int8_share import int8_share
 from tasks.quantize.prepared_graph import prepare, why_not
-from tasks.quantize.weight_only import quantize_weights, round_blocks, round_channels
+from tasks.quantize.weight_only import quantize_weights, round_blocks, round_channels, runs_as_float
 
 SHAPES = {"image": (1, 3, 8, 8)}
 
@@ -44,7 +44,7 @@ def tensors_of(file: bytes) -> list[tuple[str, str]]:
 def test_weights_shrink_and_products_run_in_their_own_kernel(
     file: bytes, prepared: ModelProto, tmp_path: Path, bits: int, size: float, error: float
 ) -> None:
-    quantized = quantize_weights(prepared, bits=bits)
+    quantized = quantize_weights(prepared, bits=bits, folded=0)
     data = strip(quantized, merge_equal=True)
     assert len(data) < size * len(strip(prepared))
     found = agree(answers(file, images()), answers(data, images()))
@@ -57,7 +57,23 @@ def test_weights_shrink_and_products_run_in_their_own_kernel(
     assert (ran["MatMulNBits"], ran["Conv"]) == (2, 2)
     assert not {"DequantizeLinear", "Gemm", "FusedGemm", "Cast", "Mul"} & ran.keys()
     assert tensors_of(data) == tensors_of(file)
-    assert data == strip(quantize_weights(prepared, bits=bits), merge_equal=True)
+    assert data == strip(quantize_weights(prepared, bits=bits, folded=0), merge_equal=True)
+    assert not runs_as_float(quantized)
+
+
+def test_small_products_are_small_on_disk_only(file: bytes, prepared: ModelProto, tmp_path: Path) -> None:
+    """Folded when the file is loaded: the same operators as in fp32, hence as fast, and the same on every CPU."""
+    quantized = quantize_weights(prepared, bits=8)
+    data = strip(quantized, merge_equal=True)
+    assert len(data) < 0.27 * len(strip(prepared))
+    found = agree(answers(file, images()), answers(data, images()))
+    assert 0 < found.error < 0.02 and found.agreement is not None and found.agreement > 0.9
+    assert operators_run(data, tmp_path) == operators_run(file, tmp_path)
+    assert runs_as_float(quantized)
+    share = int8_share(prepared, quantized, SHAPES)
+    assert (share.quantized, share.quantizable, share.fp32_layers) == (4, 4, ())
+    scales = {i.name: i for i in quantized.graph.initializer if i.name.endswith("_scale")}
+    assert max(numpy_helper.to_array(i).size for i in scales.values()) == 50  # one per output, not per input
 
 
 def test_products_with_odd_sizes_other_forms_and_no_bias(tmp_path: Path) -> None:
@@ -71,7 +87,7 @@ def test_products_with_odd_sizes_other_forms_and_no_bias(tmp_path: Path) -> None
     rows = {"image": random.normal(size=(32, 5, 37)).astype(np.float32)}
     wanted = answers(model.SerializeToString(), rows)
     for bits, error in ((8, 0.02), (4, 0.15)):
-        quantized = quantize_weights(prepare(model.SerializeToString(), tmp_path), bits=bits)
+        quantized = quantize_weights(prepare(model.SerializeToString(), tmp_path), bits=bits, folded=0)
         data = strip(quantized, merge_equal=True)
         assert agree(wanted, answers(data, rows)).error < error
         assert operators_run(data, tmp_path)["MatMulNBits"] == 2

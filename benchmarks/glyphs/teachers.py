@@ -24,7 +24,7 @@ from tasks.torch_variant import build  # noqa: E402
 from tasks.workload import load_workload  # noqa: E402
 
 TEACHERS = HERE / "teachers"
-EPOCHS = {"vgg": 6, "resnet20": 10, "mobilenet": 8}
+EPOCHS = {"vgg": 5, "resnet20": 10, "mobilenet": 6}
 
 
 def teach(network: str) -> None:

@@ -81,7 +81,8 @@ class DistillSpec(Frozen):
         description="stop after so many epochs without a better one; null: never, so that the control gets as many",
     )
     amp: Literal["auto", "off", "bf16", "fp16"] = Field(
-        default="auto", description="mixed precision; auto: bf16 or fp16 on CUDA, off elsewhere"
+        default="auto",
+        description="mixed precision; auto: bf16 or fp16 on CUDA, off elsewhere; float32 where a CPU would emulate it",
     )
     deterministic: bool = Field(default=True, description="refuse operations whose result varies between runs")
 

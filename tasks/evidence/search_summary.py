@@ -53,6 +53,8 @@ class CandidateRow(Frozen):
     seconds: float
     """Spent on it in its stages' processes, whether in this run or before."""
     forms: tuple[CandidateForm, ...] = ()
+    behind: str = ""
+    """Another candidate that costs no more and was planned to lose less."""
 
 
 class SearchSummary(Frozen):
@@ -68,6 +70,8 @@ class SearchSummary(Frozen):
     """Of all stages' processes, in all runs of this search."""
     ended: str
     """Why the search ended, in words."""
+    limited: bool = False
+    """It ended because the time or the trainings allowed were used up, not because nothing was left to try."""
     resolved_from: str | None = None
     """The run whose stored measurements answered, without any training."""
     sensitivity: dict[str, dict[str, float]] = Field(default_factory=dict)

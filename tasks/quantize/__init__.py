@@ -37,9 +37,9 @@ class QuantizeSpec(Frozen):
         default=("static", "dynamic"),
         min_length=1,
         description="static: int8, activations too, with ranges from calibration data; dynamic: int8 MatMul and Gemm "
-        "only, ranges measured at run time; weights8, weights4: weights only, for size (convolutions stay in int8 and "
-        "run in fp32); fp16: for accelerators, on CPUs smaller but not faster; bf16: skipped while ONNX Runtime cannot "
-        "run it on CPUs",
+        "only, ranges measured at run time; weights8, weights4: weights only, for size (convolutions, and in weights8 "
+        "small products, are int8 in the file and run in fp32); fp16: for accelerators, on CPUs smaller, not faster; "
+        "bf16: skipped while ONNX Runtime cannot run it on CPUs",
     )
     calibration_samples: int = Field(
         default=256, ge=16, le=100_000, description="rows of the calibration split used, drawn evenly over the classes"

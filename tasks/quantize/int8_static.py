@@ -11,6 +11,7 @@ from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from tasks.quantize.calibration import RowReader
+from tasks.quantize.entropy_ranges import write_entropy_ranges
 from tasks.quantize.float_layers import keep_in_float
 from tasks.quantize.prepared_graph import quantizable
 
@@ -62,12 +63,16 @@ def quantize_statically(
     read, written = folder / "prepared.onnx", folder / "static.onnx"
     onnx.save_model(model, read)  # given the model itself, the quantizer would move its weights to a file
     reader.rewind()
+    operators = _PRODUCTS + (_AROUND_CONVOLUTIONS if convolutional else ["Relu", "Clip"])
+    if method == "entropy" and (ranges is None or not ranges.exists()):
+        ranges = ranges or folder / "entropy.json"
+        write_entropy_ranges(read, operators, reader, ranges)
     quantize_static(
         read,
         written,
         reader,
         quant_format=QuantFormat.QDQ,
-        op_types_to_quantize=_PRODUCTS + (_AROUND_CONVOLUTIONS if convolutional else ["Relu", "Clip"]),
+        op_types_to_quantize=operators,
         per_channel=per_channel,
         reduce_range=reduce_range,
         activation_type=QuantType.QInt8 if signed_activations else QuantType.QUInt8,

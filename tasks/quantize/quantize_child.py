@@ -32,7 +32,7 @@ from tasks.quantize.prepared_graph import prepare, why_not
 from tasks.quantize.raw_rows import read_rows
 from tasks.quantize.saturation import saturating_layers
 from tasks.quantize.static_recipe import Build, static_recipe
-from tasks.quantize.weight_only import quantize_weights
+from tasks.quantize.weight_only import quantize_weights, runs_as_float
 from tasks.splits import TARGET, read_split
 
 _COMPARED_BYTES = 256 << 20
@@ -118,8 +118,8 @@ def main(child: Child) -> Result:
             ),
             inputs=parent.inputs,
             outputs=parent.outputs,
-            # fp16 is computed the same everywhere; kernels of int8 and int4 weights may round activations to int8 too.
-            runtime=parent.runtime.model_copy(update={"cpu_class": None if method == "fp16" else here}),
+            # Floats are computed alike everywhere; kernels of int8 and int4 weights may round activations to int8 too.
+            runtime=parent.runtime.model_copy(update={"cpu_class": None if _is_float(method, quantized) else here}),
         )
         variants.append(variant)
         values["variants"][variant.digest] = {
@@ -131,6 +131,10 @@ def main(child: Child) -> Result:
             **asdict(agree(wanted, answers(data, columns))),
         }
     return Result(variants=tuple(variants), values=values)
+
+
+def _is_float(method: str, quantized: ModelProto) -> bool:
+    return method == "fp16" or (method == "weights8" and runs_as_float(quantized))
 
 
 def _equalized(

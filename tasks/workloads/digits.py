@@ -39,11 +39,18 @@ class Digits:
         target = digits.target.astype(np.int64)[: self.rows]
         return split_columns({"image": image, "target": target}, seed=self.seed, fractions=FRACTIONS)
 
-    def model(self, role: str, width: float = 1.0, **scale: Any) -> nn.Module:
-        """The ImageClassifier for teacher and student alike; ``width`` scales its channels."""
-        from tasks.architectures import ImageClassifier
+    def model(self, role: str, width: float = 1.0, network: str = "pooled", **scale: Any) -> nn.Module:
+        """The ImageClassifier for teacher and student alike; ``width`` scales its channels.
 
-        return ImageClassifier(shape=(1, 8, 8), classes=10, width=width, **scale)
+        Args:
+            network: ``pooled``, or ``strided`` for the StridedClassifier, which is for students that take microseconds.
+        """
+        from tasks.architectures import ImageClassifier, StridedClassifier
+
+        networks = {"pooled": ImageClassifier, "strided": StridedClassifier}
+        if network not in networks:
+            raise ValueError(f"network {network!r} is not known: use {' or '.join(networks)}")
+        return networks[network](shape=(1, 8, 8), classes=10, width=width, **scale)
 
     def preprocess(self, inputs: Inputs) -> Inputs:
         return {"image": inputs["image"] / WHITE}

@@ -1,0 +1,188 @@
+"""Makes a row of the compression proof anew: how small, how fast, how good, and what the search for it cost.
+
+    python benchmarks/proof.py vgg --output proof-vgg.json
+    python benchmarks/proof.py --spec my/budget.yaml
+
+Trains the row's teacher where it is missing, starts a stack of its own (in ``benchmarks/.winnow/proof`` on free ports,
+ended when the proof ends), runs the row's search, then the same again unchanged and with another budget, which shows
+what the store saves. What was computed stays in that folder, so that a proof that was stopped goes on where it was, and
+a second one shows the wall time of a stored search: give a fresh ``--home`` to time one from nothing.
+
+Nothing is deployed: a champion of an earlier proof would be one more opponent. The tables go to standard output in
+Markdown, progress to standard error. Exit status: 0 where every goal is reached, 1 where one is not, 2 where there is
+no result to judge.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent.absolute()
+sys.path.append(str(HERE.parent))
+
+from benchmarks.machine_facts import circumstances  # noqa: E402
+from benchmarks.own_stack import FolderTaken, OwnStack, own_stack, unwind_on_signals  # noqa: E402
+from benchmarks.proof_cost import Run, cost_of, cost_table, run_of, runs_table  # noqa: E402
+from benchmarks.proof_goals import ROWS, Goal, Row, count_text, goals_table, judge  # noqa: E402
+from benchmarks.proof_result import NothingMeasured, Result, result_of, result_table  # noqa: E402
+from tasks.report.run_report import RunReport  # noqa: E402
+from tasks.report.search_view import control_sentence, verdict  # noqa: E402
+
+HOME = HERE / ".winnow" / "proof"
+TEACHERS = HERE / "glyphs" / "teachers"
+LIBRARIES = ("torch", "onnxruntime", "onnx", "torch-pruning", "numpy", "scikit-learn", "winnow-mlops")
+ENDED = ("released", "registered", "refused")
+ANOTHER_BUDGET = 1000
+"""So many bytes more than the chosen file are allowed in the last run: the same answer to another question."""
+
+
+class NoProof(RuntimeError):
+    """A run ended without a result: it failed, was stopped, or its spec is wrong."""
+
+
+def main() -> int:
+    """Make the row, print its tables, write the JSON."""
+    arguments = parse()
+    row = ROWS[arguments.row] if arguments.row else own_row(arguments.spec)
+    output = arguments.output or Path(f"proof-{row.name}.json")
+    unwind_on_signals()
+    try:
+        return prove(row, arguments.home, output, keep=arguments.keep)
+    except (FolderTaken, NoProof, NothingMeasured, subprocess.CalledProcessError) as error:
+        print(f"no proof of {row.name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; finished stages are kept, and the same command goes on from them", file=sys.stderr)
+        return 130
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("row", nargs="?", choices=tuple(ROWS))
+    what.add_argument("--spec", help="a spec of your own instead: the same tables, without goals")
+    parser.add_argument("--output", type=Path, help="where the JSON goes; the default is proof-ROW.json")
+    parser.add_argument("--home", type=Path, default=HOME, help="folder of the stack and of all that was computed")
+    parser.add_argument("--keep", action="store_true", help="leave the stack up at the end, to look at its pages")
+    return parser.parse_args()
+
+
+def own_row(spec: str) -> Row:
+    """A row without goals; the spec is a file, or the name of one that ships with Winnow."""
+    path = Path(spec)
+    return Row(path.stem, str(path.absolute()) if path.is_file() else spec)
+
+
+def prove(row: Row, home: Path, output: Path, *, keep: bool) -> int:
+    """Everything about a row; the JSON is written as soon as there is a result, and again with the later runs."""
+    proof: dict[str, Any] = {"schema": 1, "row": row.name, "spec": Path(row.spec).name, **circumstances(LIBRARIES)}
+    proof |= {"load_before": os.getloadavg()[0], "teacher": teacher(row.teacher) if row.teacher else None}
+    pages = home.absolute() / "reports" / row.name
+    with own_stack(home, keep=keep) as stack:
+        report, first = run(stack, "search", row.spec, "--report", str(pages))
+        result = result_of(report)
+        goals = judge(row, result)
+        proof |= facts(report, result, goals) | {"runs": [first.model_dump(mode="json")]}
+        write(output, proof)
+        print_result(row, report, result, goals)
+        runs = [first, *later_runs(stack, row, result)]
+    proof |= {"runs": [r.model_dump(mode="json") for r in runs], "load_after": os.getloadavg()[0]}
+    write(output, proof)
+    print(f"\n{runs_table(runs)}\n\n{conditions(proof)}")
+    print(f"{output}, and the pages of the search in {pages}", file=sys.stderr)
+    if keep:
+        print(f"the stack is up; end it with: WINNOW_HOME={stack.home} winnow down", file=sys.stderr)
+    return 0 if all(goal.reached for goal in goals) else 1
+
+
+def teacher(network: str) -> dict[str, Any]:
+    """Train the row's teacher in a process of its own where it is missing; what its training took and came to."""
+    if not (TEACHERS / f"{network}.safetensors").exists():
+        print(f"training the teacher {network} ...", file=sys.stderr)
+        script = str(HERE / "glyphs" / "teachers.py")
+        subprocess.run([sys.executable, script, network], check=True, stdout=sys.stderr)
+    record = TEACHERS / f"{network}.json"
+    found: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {"network": network}
+    return found
+
+
+def run(stack: OwnStack, what: str, spec: str, *options: str) -> tuple[RunReport, Run]:
+    """One run of a spec. A budget that cannot be met is a result too.
+
+    Raises:
+        NoProof: it ended in any other way than the gates' yes or no.
+    """
+    load, began = os.getloadavg()[0], time.monotonic()
+    code, answer = stack.relay("run", spec, "--no-deploy", "--json", *options)
+    seconds = time.monotonic() - began
+    if not answer.strip():
+        raise NoProof(f"winnow run {spec} ended with {code} and without a report")
+    report = RunReport.model_validate_json(answer)
+    if report.status not in ENDED:
+        why = f" in stage {report.error.stage}: {report.error.message}" if report.error else ""
+        raise NoProof(f"run {report.run_id} {report.status}{why}")
+    loads = (load, os.getloadavg()[0])
+    return report, run_of(what, report, exit_code=code, wall_seconds=seconds, loads=loads)
+
+
+def later_runs(stack: OwnStack, row: Row, result: Result) -> list[Run]:
+    """The same again, and another budget, where there is a file to set one by."""
+    runs = [run(stack, "the same again", row.spec)[1]]
+    if result.chosen is not None:
+        budget = f"budget.max_bytes={result.chosen.bytes + ANOTHER_BUDGET}"
+        runs.append(run(stack, budget, row.spec, "--set", budget)[1])
+    return runs
+
+
+def facts(report: RunReport, result: Result, goals: list[Goal]) -> dict[str, Any]:
+    """What the JSON says about the search and its result."""
+    judged = [
+        goal.model_dump(mode="json", exclude={"metric"})
+        | {"reached": goal.reached, "sure": goal.sure, "missing": goal.missing if goal.found is not None else None}
+        for goal in goals
+    ]
+    return {
+        "git_commit": report.git_commit,
+        "measured_on": report.hardware.model_dump(mode="json") if report.hardware else None,
+        "result": result.model_dump(mode="json"),
+        "goals": judged,
+        "control": dict(report.search.control) if report.search else {},
+        "cost": cost_of(report.search).model_dump(mode="json") if report.search else None,
+    }
+
+
+def print_result(row: Row, report: RunReport, result: Result, goals: list[Goal]) -> None:
+    """The row, its goals, and what the search cost."""
+    sentences = " ".join(text for text in (verdict(report), control_sentence(report)) if text)
+    parts = [result_table(row.name, result, count_text(goals)), goals_table(goals), sentences]
+    parts += [cost_table(cost_of(report.search))] if report.search else []
+    print("\n\n".join(part for part in parts if part), flush=True)
+
+
+def conditions(proof: dict[str, Any]) -> str:
+    """The sentence below the tables: machine, versions, load."""
+    hardware, versions = proof["hardware"], proof["versions"]
+    return (
+        f"{proof['date']}, {hardware['cores']} cores of {hardware['cpu']} ({hardware['cpu_class']}), batch "
+        f"{proof['result']['batch']}, threads {proof['result']['threads']}, ONNX Runtime {versions['onnxruntime']}, "
+        f"torch {versions['torch']}; load average {proof['load_before']:.1f} before, {proof['load_after']:.1f} after."
+    )
+
+
+def write(output: Path, proof: dict[str, Any]) -> None:
+    """The JSON, whole or not at all."""
+    partial = output.with_name(f".{output.name}")
+    partial.write_text(json.dumps(proof, indent=2) + "\n")
+    partial.replace(output)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
