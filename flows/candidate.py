@@ -32,6 +32,10 @@ class Candidate:
     failure: str = ""
     damage: float | None = None
     """What narrowing was planned to do to the answers, before any training; comparable among pruned candidates."""
+    base: str = ""
+    """Of a pruned candidate: the student that was narrowed; empty for the teacher."""
+    inherited: float = 0.0
+    """Of a student: share of its weights that began as the teacher's."""
     behind: str = ""
     """Another candidate that costs no more and was planned with less damage: this one is not trained."""
 

@@ -31,6 +31,8 @@ from tasks.stage import Job, Outcome
 from tasks.tune import tune
 
 _REFINED = "refined"
+_MOST = 0.5
+"""Share of inherited weights from which importance and damage mean something before any training."""
 
 
 class Workshop:
@@ -100,21 +102,28 @@ class Workshop:
 
         self._add(candidate, make)
 
-    def add_pruned(self, rung: Mapping[str, Any]) -> None:
-        """The teacher with channels removed by the ratios; not yet trained, so that only its cost is known."""
-        share, kind = float(rung["target"]), rung["kind"]
-        name = f"pruned{round(100 * share):02d}" + ("f" if kind == "fp32" else "")
-        what = f"teacher pruned to {share:.0%} of its " + ("size" if self._by_size else f"latency in {kind}")
-        candidate = Candidate(name, "pruned", what, {"ratios": dict(rung["ratios"])}, self.settings.rungs)
+    def add_pruned(self, rung: Mapping[str, Any], base: Candidate | None = None) -> None:
+        """The teacher with channels removed by the ratios; not yet trained, so that only its cost is known.
+
+        Args:
+            base: a shallower student that began with the teacher's layers, narrowed in its place.
+        """
+        share, kind = float(rung["share"]), rung["kind"]
+        prefix, whole, its = (f"{base.name}-", base.what, "the teacher's") if base else ("", "teacher", "its")
+        name = f"{prefix}pruned{round(100 * share):02d}" + ("f" if kind == "fp32" else "")
+        what = f"{whole} pruned to {share:.0%} of {its} " + ("size" if self._by_size else f"latency in {kind}")
+        settings = {"ratios": dict(rung["ratios"]), **(base.settings if base else {})}
+        candidate = Candidate(name, "pruned", what, settings, self.settings.rungs, base=base.name if base else "")
         candidate.damage = float(rung["predicted_damage"])
         candidate.last += self._may_tune(candidate)
 
         def make() -> None:
             spec = self.pruning.model_copy(update={"ratios": dict(rung["ratios"]), "epochs": 0, "steps": 1})
+            parent = base.model if base and base.model else self.teacher
             outcome = self._of(
                 candidate,
-                prune(self.job, spec, data=self.data, parent=self.teacher, teacher=self.teacher, label=name),
-                (self.teacher,),
+                prune(self.job, spec, data=self.data, parent=parent, teacher=self.teacher, label=name),
+                (parent,),
             )
             candidate.model = outcome.variant
             self._make_forms(candidate, name)
@@ -125,23 +134,30 @@ class Workshop:
         """Do without the pruned candidates that another one beats at both cost and planned damage."""
         open_ = [(c, self.standing(c)) for c in self.candidates if c.kind == "pruned"]
         plans = [(c, s.cost, c.damage) for c, s in open_ if s.possible and c.damage is not None]
-        for candidate, cost, damage in plans:
-            better = [(d, c, o.name) for o, c, d in plans if c <= cost and d < damage]
+        for candidate, cost, damage in plans:  # damages are measured against the unpruned network
+            better = [(d, c, o.name) for o, c, d in plans if o.base == candidate.base and c <= cost and d < damage]
             candidate.behind = min(better)[2] if better else ""
 
-    def add_student(self, name: str, scale: dict[str, Any]) -> None:
-        """A fresh narrower network; not yet trained."""
+    def add_student(self, name: str, scale: dict[str, Any]) -> Candidate | None:
+        """A fresh narrower or shallower network; not yet trained.
+
+        Returns:
+            The candidate, if it began with most of the teacher's weights and may be narrowed like the teacher.
+        """
         what = "student " + ", ".join(f"{k} {v}" for k, v in scale.items())
         candidate = Candidate(name, "student", what, {"scale": scale}, self.settings.rungs)
         candidate.last += self._may_tune(candidate)
 
         def make() -> None:
-            spec = self.distilling.model_copy(update={"scale": scale, "epochs": 0, "control": False})
+            changes = {"scale": scale, "epochs": 0, "control": False, "inherit": True}
+            spec = self.distilling.model_copy(update=changes)
             outcome = distill(self.job, spec, data=self.data, teacher=self.teacher, label=name)
             candidate.model = self._of(candidate, outcome, (self.teacher,)).variants[0]
+            candidate.inherited = float(outcome.values.get("inherited") or 0.0)
             self._make_forms(candidate, name)
 
         self._add(candidate, make)
+        return candidate if candidate.inherited > _MOST and not candidate.failure else None
 
     def advance(self, candidate: Candidate) -> None:
         """Train it one rung further and measure what came of it."""
@@ -200,6 +216,10 @@ class Workshop:
             return float(form.bytes)
         return form.p50_ms if self.spec.objective == "latency" else 1.0 / form.throughput.value
 
+    def share_of_teacher(self, candidate: Candidate) -> float:
+        """What the candidate's fp32 file costs, as a share of the teacher's."""
+        return self.cost(candidate.forms[0]) / self.cost(self.baseline_measurement)
+
     def standing(self, candidate: Candidate) -> Standing:
         """The candidate as the halving sees it."""
         known = candidate.losses and candidate.forms
@@ -215,7 +235,7 @@ class Workshop:
             spread=best.paired.bound + best.paired.difference if known and best and best.paired else 0.0,
             possible=bool(fits) and not candidate.failure and not candidate.behind,
             seconds=self._next_seconds(candidate),
-            kind=candidate.kind,
+            kind=f"{candidate.kind} {candidate.base}",
         )
 
     def over_budget(self, form: Measurement) -> list[str]:

@@ -107,9 +107,11 @@ def _explore(shop: Workshop, settings: SearchSpec) -> tuple[str, bool]:
     if shop.teacher.format == "torch":
         for target in _ladder(shop, settings):
             shop.add_pruned(target)
-        shop.set_aside()
         for number, scale in enumerate(settings.students):
-            shop.add_student(f"student{number + 1}", dict(scale))
+            student = shop.add_student(f"student{number + 1}", dict(scale))
+            for target in _ladder(shop, settings, student) if student else ():
+                shop.add_pruned(target, student)
+        shop.set_aside()
     limit = settings.minutes * 60
     while True:
         best = _cheapest(shop, shop.forms())
@@ -126,31 +128,35 @@ def _explore(shop: Workshop, settings: SearchSpec) -> tuple[str, bool]:
         _side_by_side([lambda c=c: shop.advance(c) for c in moves])  # type: ignore[misc]
 
 
-def _ladder(shop: Workshop, settings: SearchSpec) -> list[dict[str, object]]:
+def _ladder(shop: Workshop, settings: SearchSpec, base: Candidate | None = None) -> list[dict[str, object]]:
     """Pruning ratios by layer for each share of the teacher's cost, from sensitivities and measured latencies.
 
     Latencies of int8 and of fp32, for narrow layers are often faster in fp32: which, their measurements will say.
+
+    Args:
+        base: a shallower student that is narrowed to the same shares of the teacher's cost.
     """
-    if not settings.shrink:
-        return []
     by_size = shop.spec.objective == "size"
-    kinds = ("int8",) if by_size else ("int8", "fp32")
+    parent = base.model if base and base.model else shop.teacher
+    whole = shop.share_of_teacher(base) if base else 1.0
+    targets = {share / whole: share for share in settings.shrink if share < whole}
     rungs: dict[str, dict[str, object]] = {}
-    for kind in kinds:
+    for kind in () if not targets else ("int8",) if by_size else ("int8", "fp32"):
         spec = AllocateSpec(
-            targets=settings.shrink,
+            targets=tuple(targets),
             objective="size" if by_size else "latency",
             kind=kind,
             batch=shop.spec.measure.batch,
             threads=shop.spec.export.threads,
         )
-        outcome = shop.note(allocate(shop.job, spec, data=shop.data, parent=shop.teacher, label=f"for-{kind}"))
-        for group in outcome.values["groups"]:
+        label = f"{base.name}-{kind}" if base else kind
+        outcome = shop.note(allocate(shop.job, spec, data=shop.data, parent=parent, label=label))
+        for group in outcome.values["groups"] if base is None else ():
             width = group["width"]
             shop.sensitivity[group["name"]] = {f"{1 - left / width:.3g}": damage for left, damage in group["damages"]}
         # Targets that cannot be reached all end at the same smallest structure.
         for rung in outcome.values["ladder"]:
-            rungs.setdefault(str(rung["ratios"]), {**rung, "kind": kind})
+            rungs.setdefault(str(rung["ratios"]), {**rung, "kind": kind, "share": targets[rung["target"]]})
     return list(rungs.values())
 
 

@@ -47,6 +47,7 @@ class Engine:
     Attributes:
         inputs, outputs: tensor specs as served; with labels, ``label`` (BYTES [-1]) and ``probability`` (FP32 [-1])
             follow the graph's own outputs.
+        graph_outputs: names of the graph's own outputs.
 
     Raises:
         ManifestMismatch: a file is not the one of the manifest.
@@ -66,7 +67,7 @@ class Engine:
         if variant.runtime.provider != "CPUExecutionProvider":
             graphs = None
         self._session = _kept_session(variant, threads, graphs) or _new_session(folder, variant, threads, graphs)
-        self._graph_outputs = tuple(output.name for output in self._session.get_outputs())
+        self.graph_outputs = tuple(output.name for output in self._session.get_outputs())
         self.inputs, self.outputs = variant.inputs, variant.outputs
         self._text_inputs = {spec.name for spec in self.inputs if spec.datatype == "BYTES"}
         self.labels = self._load_labels(folder)
@@ -80,10 +81,10 @@ class Engine:
             EngineRunError: ONNX Runtime failed; its text names graph nodes, so it is for the log, not for clients.
         """
         wanted = tuple(outputs) if outputs is not None else tuple(spec.name for spec in self.outputs)
-        from_graph = [name for name in wanted if name in self._graph_outputs]
+        from_graph = [name for name in wanted if name in self.graph_outputs]
         needs_labels = len(from_graph) < len(wanted)
-        if needs_labels and self._graph_outputs[0] not in from_graph:
-            from_graph.append(self._graph_outputs[0])
+        if needs_labels and self.graph_outputs[0] not in from_graph:
+            from_graph.append(self.graph_outputs[0])
         feed = {name: _text(array) if name in self._text_inputs else array for name, array in inputs.items()}
         try:
             found = dict(zip(from_graph, self._session.run(from_graph, feed), strict=True))
@@ -91,7 +92,7 @@ class Engine:
             raise EngineRunError(f"{type(error).__name__}: {error}") from error
         found = {name: _from_text(array) if array.dtype == object else array for name, array in found.items()}
         if needs_labels:
-            found |= self._classify(found[self._graph_outputs[0]])
+            found |= self._classify(found[self.graph_outputs[0]])
         return {name: found[name] for name in wanted}
 
     def warm_up(self, runs: int = 2) -> None:

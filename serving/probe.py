@@ -24,7 +24,7 @@ from model_registry.measurement import Hardware, LatencyIntervals, Speedup, Thro
 from model_registry.variant import Frozen, TensorSpec, Variant
 from serving.clean_process import CleanProcess, ProbeError
 from serving.engine import Engine
-from serving.probe_latency import Timing, compare, pinned
+from serving.probe_latency import ModelAlone, Timing, compare, pinned
 from serving.tensors import NUMPY, Array
 
 MAX_REQUESTS = 64
@@ -96,8 +96,8 @@ class Probe:
             same = request.variant.digest == request.baseline.digest
             baseline = None if same else self._load_baseline(request)
             comparison = compare(
-                Engine(request.folder, request.variant, threads=request.threads),
-                baseline,
+                ModelAlone(Engine(request.folder, request.variant, threads=request.threads)),
+                ModelAlone(baseline) if baseline else None,
                 _requests(arrays, request.batch),
                 batch=request.batch,
                 rounds=request.rounds,

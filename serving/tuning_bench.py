@@ -11,7 +11,7 @@ from model_registry.variant import Variant
 from serving.clean_process import ProbeError
 from serving.engine import Engine, optimized_model
 from serving.exceptions import EngineLoadError, EngineRunError
-from serving.probe_latency import NOISE, Comparison, compare
+from serving.probe_latency import NOISE, Comparison, ModelAlone, compare
 from serving.tensors import NUMPY, Array
 from serving.tuning_request import Option, Trial, TuningRequest, tuned_runtime
 
@@ -70,8 +70,8 @@ class Bench:
         """Both timed in turns."""
         request = self._request
         return compare(
-            engine,
-            other,
+            ModelAlone(engine),
+            ModelAlone(other),
             self._requests,
             batch=request.batch,
             rounds=request.rounds,

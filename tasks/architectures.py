@@ -12,7 +12,6 @@ _HIDDEN = (64, 32)
 _CONV = (32, 64)
 _DENSE = 128
 _STRIDED = (16, 16)
-_STRIDED_DENSE = 32
 _GRID = 8
 """Largest height and width that reach the CNN's dense layer; larger feature maps are averaged down to it or below."""
 
@@ -77,7 +76,7 @@ class ImageClassifier(nn.Module):
 
 
 class StridedClassifier(nn.Module):
-    """conv 16 and conv 16, each with stride 2, dense 32, dense classes; channels and units times ``width``.
+    """conv 16 and conv 16, each with stride 2, and a dense layer to the classes; channels times ``width``.
 
     A small student for small images: where a network takes microseconds, a pooling costs as much as a convolution, so
     the convolutions halve the image themselves (Springenberg et al. 2015, arXiv:1412.6806). BatchNorm follows each
@@ -89,7 +88,6 @@ class StridedClassifier(nn.Module):
         super().__init__()
         channels, height, breadth = shape
         first, second = (scaled(units, width) for units in _STRIDED)
-        dense = scaled(_STRIDED_DENSE, width)
         self.conv1 = nn.Conv2d(channels, first, 3, stride=2, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(first)
         self.conv2 = nn.Conv2d(first, second, 3, stride=2, padding=1, bias=False)
@@ -97,15 +95,14 @@ class StridedClassifier(nn.Module):
         height, breadth = math.ceil(height / 4), math.ceil(breadth / 4)
         self.shrink = (math.ceil(height / _GRID), math.ceil(breadth / _GRID))
         height, breadth = height // self.shrink[0], breadth // self.shrink[1]
-        self.dense = nn.Linear(second * height * breadth, dense)
-        self.head = nn.Linear(dense, classes)
+        self.head = nn.Linear(second * height * breadth, classes)
 
     def forward(self, image: Tensor) -> Tensor:
         hidden = torch.relu(self.norm1(self.conv1(image)))
         hidden = torch.relu(self.norm2(self.conv2(hidden)))
         if self.shrink != (1, 1):
             hidden = functional.avg_pool2d(hidden, self.shrink)
-        logits: Tensor = self.head(torch.relu(self.dense(hidden.flatten(1))))
+        logits: Tensor = self.head(hidden.flatten(1))
         return logits
 
 

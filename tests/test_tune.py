@@ -19,7 +19,7 @@ from model_registry.store import Store
 from model_registry.variant import RuntimeSpec, TensorSpec, Variant
 from serving import tuning, tuning_bench
 from serving.engine import Engine
-from serving.probe_latency import Comparison, Timing, compare
+from serving.probe_latency import Comparison, ModelAlone, Timing, compare
 from serving.tensors import Array
 from serving.tuning_request import Option, TuningRequest, TuningResult, tuned_runtime
 from tasks.errors import ChildFailed
@@ -95,7 +95,7 @@ class Clock:
     machine: float = 1.0
     calls: int = 0
 
-    def compare(self, variant: Engine, baseline: Engine, requests: list[Any], **more: Any) -> Comparison:
+    def compare(self, variant: ModelAlone, baseline: ModelAlone, requests: list[Any], **more: Any) -> Comparison:
         found = compare(_Quick(), _Quick(), requests, **(more | {"rounds": 2, "seconds": 0.0, "warm_up_seconds": 0.0}))
         self.calls += 1
         ratio = self.cost(baseline.variant) / self.cost(variant.variant)

@@ -37,6 +37,11 @@ class DistillSpec(Frozen):
         default_factory=lambda: {"width": 0.5},
         description="arguments of the workload's model() for the student, such as {width: 0.5}",
     )
+    inherit: bool = Field(
+        default=False,
+        description="a fresh student begins with those of the teacher's tensors that have the same name and shape, as "
+        "those of a shallower one do",
+    )
     temperature: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         default=2.0,
         description="softens the teacher's probabilities, above 0; 1: as they are (classifiers only); auto: the one of "
@@ -114,7 +119,8 @@ def distill(
     ``parent`` (``val_metric``), ``metric`` (its name), and ``gain``: the student's metric over the control's on
     validation, turned so that more is better, with ``gain_interval`` (95 %, paired) and ``gain_p``. Without control
     there is no gain. ``chosen`` (``temperature``, ``alpha``), ``tried`` (those and ``epochs``, ``val_loss``,
-    ``val_metric`` of each short training), ``hints`` (pairs of module names), ``teachers`` (``val_metric`` of each).
+    ``val_metric`` of each short training), ``hints`` (pairs of module names), ``teachers`` (``val_metric`` of each),
+    ``inherited`` (share of the student's parameters that began as the teacher's; with ``inherit``).
 
     Args:
         parent: a torch variant that is trained further instead of a fresh student; it keeps its role, scale and

@@ -21,7 +21,7 @@ def main(child: Child) -> Result:
     name = label or "student"
     if not child.spec["epochs"]:
         pupils = [lessons.publish(lessons.model(), None, name)]
-        values["student"] = pupils[0].facts
+        values |= {"student": pupils[0].facts, "inherited": lessons.inherited}
         return _result(pupils, values)
 
     course = _Course(child, lessons)
@@ -29,7 +29,7 @@ def main(child: Child) -> Result:
     values["chosen"] = {"temperature": chosen.temperature, "alpha": chosen.alpha}
     values["tried"] = [trial.as_json() for trial in tried]
     student = course.student(name, chosen)
-    values["student"] = student.facts
+    values |= {"student": student.facts, "inherited": lessons.inherited}
     if child.spec["hints"] is not None:
         values["hints"] = [list(pair) for pair in lessons.hints]
     if not child.spec["control"]:

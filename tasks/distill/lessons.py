@@ -18,6 +18,7 @@ from model_registry.variant import Variant
 from tasks.child import Child
 from tasks.distill.hint_layers import matching_layers
 from tasks.distill.hints import hinted
+from tasks.distill.inheritance import inherit
 from tasks.distill.mix_search import Mix
 from tasks.fit import Fitted, fit, history_jsonl
 from tasks.fit_checkpoint import StoreCheckpoints
@@ -60,12 +61,17 @@ class Lessons:
         self.classification = self.data.task == "classification"
         self.hints: list[tuple[str, str]] = []
         """Pairs of modules, once a model was taught with hints."""
+        self.inherited: float | None = None
+        """Share of the fresh model's parameters that are the teacher's, once one was made."""
 
     def model(self) -> nn.Module:
-        """The parent, or a fresh student with the seed's initial weights."""
+        """The parent, or a fresh student with the seed's initial weights, or the teacher's where they fit."""
         if self.parent is not None:
             return load(self.store, self.parent, workload=self.workload)
-        return build(self.workload, "student", self.spec["scale"], seed=self.child.job.seed)
+        model = build(self.workload, "student", self.spec["scale"], seed=self.child.job.seed)
+        if self.spec["inherit"]:
+            self.inherited = inherit(model, load(self.store, self.teachers[0], workload=self.workload))
+        return model
 
     @contextmanager
     def taught(self, model: nn.Module, mix: Mix) -> Iterator[Objective]:
