@@ -148,6 +148,7 @@ def _ladder(shop: Workshop, settings: SearchSpec, base: Candidate | None = None)
             kind=kind,
             batch=shop.spec.measure.batch,
             threads=shop.spec.export.threads,
+            round_to=shop.pruning.round_to,
         )
         label = f"{base.name}-{kind}" if base else kind
         outcome = shop.note(allocate(shop.job, spec, data=shop.data, parent=parent, label=label))
