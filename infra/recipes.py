@@ -11,6 +11,7 @@ from pathlib import Path
 from infra.component import Component
 from infra.faults import StackMisconfigured
 from infra.home import ADMIN_GRPC, Secrets, Settings
+from infra.mlflow_database import half_made
 from infra.ports import LOOPBACK
 
 WORK_POOL = "winnow"
@@ -107,6 +108,7 @@ def mlflow_server(home: Path, port: int, store: str, database: str, environment:
         url=f"http://{LOOPBACK}:{port}",
         health=(f"http://{LOOPBACK}:{port}/health",),
         patience=180,
+        litter=() if database else half_made(folder / "mlflow.db"),
     )
 
 
