@@ -19,6 +19,8 @@ from infra import ports
 
 WINNOW = Path(sys.executable).parent / "winnow"
 _OURS = ("AWS_", "WINNOW_", "PREFECT_", "MLFLOW_")
+_LOCK = "WINNOW_MACHINE_LOCK"
+"""Stays: whoever gives proofs cores of their own (taskset) gives each a lock of its own too."""
 _PATIENCE = 30.0
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -74,7 +76,7 @@ def own_stack(home: Path, *, keep: bool = False) -> Iterator[OwnStack]:
     home = home.absolute()
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     numbers = ports.pick(len(ports.PUBLIC))
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(_OURS)}
+    environment = {k: v for k, v in os.environ.items() if k == _LOCK or not k.startswith(_OURS)}
     environment |= {port.variable: str(free) for port, free in zip(ports.PUBLIC, numbers, strict=True)}
     environment["WINNOW_HOME"] = str(home)
     done = False
