@@ -385,13 +385,16 @@ class Workshop:
         candidate.forms += tuple(measurement_of(self._measure(v)) for v in outcome.variants)
 
     def _only_int8_fails(self, candidate: Candidate) -> bool:
-        """Whether the static int8 file loses too much and would otherwise keep the budget, and fp32 loses little."""
+        """Whether the static int8 file loses too much and would otherwise be the best, and fp32 loses little."""
         form = next((m for m in candidate.forms if candidate.int8 and m.digest == candidate.int8.digest), None)
         if form is None or self.over_budget(form):
             return False
-        fails = failing_gates(self.spec.gates, form, self.baseline_measurement)
+        fails = {m.digest: failing_gates(self.spec.gates, m, self.baseline_measurement) for m in candidate.forms}
+        proven = [self.cost(m) for m in candidate.forms if released(m) and not fails[m.digest]]
+        if proven and min(proven) <= self.cost(form):
+            return False
         reference = candidate.forms[0].paired
-        return bool(fails) and (reference is None or reference.bound <= self.spec.gates.margin)
+        return bool(fails[form.digest]) and (reference is None or reference.bound <= self.spec.gates.margin)
 
     def _candidate_quantization(self) -> QuantizeSpec:
         """The methods that may pay: static, which quantization-aware training starts from; int8 weights alone, for
