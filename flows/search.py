@@ -103,19 +103,10 @@ def _answered(stored: SearchRecord, spec: PipelineSpec, found: Measurement) -> S
 
 def _explore(shop: Workshop, settings: SearchSpec) -> tuple[str, bool]:
     """Make and train candidates until the search is over; why it is, and whether a limit ended it."""
-    shop.add_teacher()
-    if shop.teacher.format == "torch":
-        for target in _ladder(shop, settings):
-            shop.add_pruned(target)
-        for number, scale in enumerate(settings.students):
-            student = shop.add_student(f"student{number + 1}", dict(scale))
-            for target in _ladder(shop, settings, student) if student else ():
-                shop.add_pruned(target, student)
-        shop.set_aside()
+    _line_up(shop, settings)
     limit = settings.minutes * 60
     while True:
         best = _cheapest(shop, shop.forms())
-        _report(shop, best)
         if shop.trials >= settings.trials:
             return f"all {settings.trials} trainings that search.trials allows were made", True
         moves = _moves(shop, best, settings, limit - shop.seconds)
@@ -126,6 +117,25 @@ def _explore(shop: Workshop, settings: SearchSpec) -> tuple[str, bool]:
             why = "nothing cheaper than the best one may reach the margin" if best else "no candidate is left to train"
             return why, False
         _side_by_side([lambda c=c: shop.advance(c) for c in moves])  # type: ignore[misc]
+        _report(shop)
+
+
+def _line_up(shop: Workshop, settings: SearchSpec) -> None:
+    """Make every candidate and measure it untrained; a line for each."""
+    shop.add_teacher()
+    _report(shop)
+    if shop.teacher.format != "torch":
+        return
+    for target in _ladder(shop, settings):
+        shop.add_pruned(target)
+        _report(shop)
+    for number, scale in enumerate(settings.students):
+        student = shop.add_student(f"student{number + 1}", dict(scale))
+        _report(shop)
+        for target in _ladder(shop, settings, student) if student else ():
+            shop.add_pruned(target, student)
+            _report(shop)
+    shop.set_aside()
 
 
 def _ladder(shop: Workshop, settings: SearchSpec, base: Candidate | None = None) -> list[dict[str, object]]:
@@ -201,7 +211,8 @@ def _winner(shop: Workshop) -> Candidate | None:
     )
 
 
-def _report(shop: Workshop, best: Measurement | None) -> None:
+def _report(shop: Workshop) -> None:
+    best = _cheapest(shop, shop.forms())
     last = shop.latest
     text = "" if last is None else f"{last.name}: {shop.line(last)}; "
     text += f"best {best.name}, {shop.line_of(best)}" if best else "nothing keeps the budget yet"
