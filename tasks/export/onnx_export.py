@@ -19,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from tasks.answer_text import describe_answer
 from tasks.errors import ExportRefused
+from tasks.export.folded_scaling import fold_scaling
 from tasks.export.raw_inputs import Inputs, RawInputs
 from tasks.export.torch_onnx import share_operator_table
 from tasks.model_blame import blame
@@ -80,6 +81,7 @@ def export_onnx(
     if found != OPSET:  # a failed down-conversion is only a warning in torch
         raise ExportRefused(f"torch.onnx wrote opset {found} for {_class(module.model)} instead of {OPSET}")
     _name_free_dimensions(proto, free)
+    fold_scaling(proto)
     return strip(proto)
 
 
