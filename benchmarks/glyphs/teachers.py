@@ -1,11 +1,14 @@
 """Train the benchmark's teachers, once: ``python benchmarks/glyphs/teachers.py [vgg] [resnet20] [mobilenet]``.
 
 Each becomes ``benchmarks/glyphs/teachers/<network>.safetensors``, which the specs beside this script bring along (and
-which a run puts into its store). 10 to 20 minutes each on one core; one that is there already is left alone.
+which a run puts into its store). One that is there already is left alone. Training takes 10 to 40 minutes each on two
+cores, so their weights lie beside the script, rounded to fp16 (``packed/``), and are unpacked; ``--train`` trains anew
+and packs again, ``--pack`` alone packs what is there.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -23,7 +26,7 @@ from tasks.stage import WorkloadRef  # noqa: E402
 from tasks.torch_variant import build  # noqa: E402
 from tasks.workload import load_workload  # noqa: E402
 
-TEACHERS = HERE / "teachers"
+TEACHERS, PACKED = HERE / "teachers", HERE / "packed"
 EPOCHS = {"vgg": 5, "resnet20": 10, "mobilenet": 6}
 
 
@@ -64,9 +67,48 @@ def teach(network: str) -> None:
     print(json.dumps(facts))
 
 
-if __name__ == "__main__":
-    for name in sys.argv[1:] or list(NETWORKS):
-        if name not in NETWORKS:
-            sys.exit(f"there is no network {name!r}: choose from {', '.join(NETWORKS)}")
-        if not (TEACHERS / f"{name}.safetensors").exists():
+def pack(network: str) -> None:
+    """Keep the teacher's weights in half the bytes."""
+    PACKED.mkdir(exist_ok=True)
+    tensors = safetensors.torch.load_file(TEACHERS / f"{network}.safetensors")
+    half = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    safetensors.torch.save_file(half, PACKED / f"{network}.safetensors")
+    (PACKED / f"{network}.json").write_text((TEACHERS / f"{network}.json").read_text())
+
+
+def unpack(network: str) -> None:
+    """Write the packed weights in the types that the network has."""
+    TEACHERS.mkdir(exist_ok=True)
+    tensors = safetensors.torch.load_file(PACKED / f"{network}.safetensors")
+    whole = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    partial = TEACHERS / f".{network}"
+    safetensors.torch.save_file(whole, partial)
+    (TEACHERS / f"{network}.json").write_text((PACKED / f"{network}.json").read_text())
+    partial.rename(TEACHERS / f"{network}.safetensors")
+
+
+def main() -> None:
+    """Make the teachers that were asked for, all by default."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", metavar="NETWORK", help=f"of {', '.join(NETWORKS)}; default: all")
+    parser.add_argument("--train", action="store_true", help="train also what is there or packed, and pack it")
+    parser.add_argument("--pack", action="store_true", help="pack the teachers that are there")
+    arguments = parser.parse_args()
+    unknown = set(arguments.networks) - set(NETWORKS)
+    if unknown:
+        parser.error(f"there is no network {', '.join(sorted(unknown))}: choose from {', '.join(NETWORKS)}")
+    for name in arguments.networks or NETWORKS:
+        if arguments.pack:
+            pack(name)
+        elif arguments.train:
             teach(name)
+            pack(name)
+        elif not (TEACHERS / f"{name}.safetensors").exists():
+            if (PACKED / f"{name}.safetensors").exists():
+                unpack(name)
+            else:
+                teach(name)
+
+
+if __name__ == "__main__":
+    main()
