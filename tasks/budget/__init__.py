@@ -47,7 +47,9 @@ class SearchSpec(Frozen):
         description="shares of the teacher's latency (or size, by the objective) that pruned candidates are made for",
     )
     students: tuple[dict[str, Any], ...] = Field(
-        default=(), description="scales of narrower or shallower students besides, such as [{width: 0.5}]"
+        default=(),
+        description="scales of narrower or shallower students besides, such as [{width: 0.5}]; those that have most of "
+        "the teacher's layers, such as {depth: 0.34}, begin with their weights and are narrowed to the same shares",
     )
     rungs: int = Field(default=3, ge=1, le=6, description="stages of a candidate's training; bad ones end early")
     eta: float = Field(
