@@ -162,14 +162,14 @@ class ResidualDigits(Digits):
 def test_a_shallower_student_begins_with_the_teachers_layers_and_is_narrowed_too(winnow: Winnow) -> None:
     (winnow.folder / "residual_digits.py").write_text(RESIDUAL)
     workload = {"path": "residual_digits:ResidualDigits", "arguments": {"rows": 900}}
-    search = {"minutes": 5, "trials": 1, "shrink": [0.3], "students": [{"depth": 0.34}], "rungs": 1, "control": False}
+    search = {"minutes": 5, "trials": 1, "shrink": [0.15], "students": [{"depth": 0.34}], "rungs": 1, "control": False}
     path = spec(winnow.folder, "shallow", workload=workload, search=search, budget={"max_accuracy_drop": 0.9})
     report = winnow.report(path)
     rows = {row["name"]: row for row in report["search"]["candidates"]}
-    assert {"teacher", "pruned30", "student1", "student1-pruned30"} <= set(rows)
-    narrowed = rows["student1-pruned30"]
-    assert narrowed["what"] == "student depth 0.34 pruned to 30% of the teacher's size"
+    assert {"teacher", "pruned15", "student1", "student1-pruned15"} <= set(rows)
+    narrowed = rows["student1-pruned15"]
+    assert narrowed["what"] == "student depth 0.34 pruned to 15% of the teacher's size"
     assert narrowed["settings"]["scale"] == {"depth": 0.34} and narrowed["settings"]["ratios"]
     size = {name: min(form["bytes"] for form in row["forms"]) for name, row in rows.items()}
-    assert size["student1-pruned30"] < size["student1"] < size["teacher"]
+    assert size["student1-pruned15"] < size["student1"] < size["teacher"]
     assert not [row for row in rows.values() if row["state"] == "failed"]
