@@ -22,6 +22,7 @@ from tasks.fit_seeding import derive, reproducible, seed_everything
 from tasks.fit_threads import worthwhile_threads
 from tasks.objective import Hard, Objective, TrainingBatch
 from tasks.splits import Columns
+from tasks.views import Views
 from tasks.workload import Workload
 
 Optimizer = Literal["adamw", "sgd"]
@@ -74,6 +75,7 @@ def fit(
     patience: int | None = None,
     amp: Amp = "auto",
     deterministic: bool = True,
+    views: Views | None = None,
     seed: int = 0,
     device: str = "auto",
     checkpoints: Checkpoints | None = None,
@@ -97,6 +99,7 @@ def fit(
         patience: stop after so many epochs in a row without a better one; None = never.
         amp: mixed precision; see tasks/fit_amp.py. Validation is always float32.
         deterministic: refuse operations whose result varies from run to run.
+        views: fixed augmentations of the training split, taken in turn by epoch; None = fresh ones, if any.
         checkpoints: where the state is kept after each epoch; a training that finds its own goes on from it.
         progress: told a fraction of the whole and a line of text.
 
@@ -120,12 +123,14 @@ def fit(
         steps = _steps(rows.count, batch_size)
         stepping = _make_optimizer(model, beside, optimizer, learning_rate, weight_decay)
         loop = _Loop(model, rows, loss, stepping, where, amp)
-        state = _State(model, beside, loop, _fingerprint(model, beside, rows.count, *settings))
+        state = _State(model, beside, loop, _fingerprint(model, beside, rows.count, views, *settings))
         resumed_at = state.resume(checkpoints)
         for epoch in range(resumed_at + 1, epochs + 1):
             if state.finished:
                 break
             seed_everything(seed, epoch)
+            if views is not None:
+                rows.show(views.of_epoch(epoch))
             generator = torch.Generator().manual_seed(derive(seed, epoch))
             done = (epoch - 1) * steps
 

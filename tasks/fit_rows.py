@@ -14,7 +14,8 @@ from tasks.answer_text import describe_answer
 from tasks.errors import SpecError, WorkloadError
 from tasks.objective import TrainingBatch
 from tasks.splits import Columns
-from tasks.workload import Workload
+from tasks.views import View
+from tasks.workload import Inputs, Workload
 
 Outputs = NDArray[Any]
 
@@ -79,6 +80,8 @@ class Rows:
 
     def __init__(self, workload: Workload, columns: Columns, where: torch.device) -> None:
         self.workload, self.where = workload, where
+        self._view: View | None = None
+        self._shown: Inputs = {}
         self.count = len(next(iter(columns.values())))
         small = sum(values.nbytes for values in columns.values()) <= _RESIDENT_BYTES
         resident = where if small and not workload.augments else torch.device("cpu")
@@ -91,13 +94,20 @@ class Rows:
                     f"column {name!r} has dtype {values.dtype}, which torch cannot hold; make numbers of it in splits()"
                 ) from error
 
+    def show(self, view: View) -> None:
+        """From now on every batch is of this view, whatever generator is given."""
+        if view != self._view:
+            self._shown, self._view = view.inputs(self.workload, self.columns), view
+
     def __call__(self, index: Tensor, augment: torch.Generator | None) -> TrainingBatch:
-        """The rows of these numbers (int64 [N]); augmented if a generator is given."""
+        """The rows of these numbers (int64 [N]): of the view that is shown; else augmented if a generator is given."""
         inputs, targets = self.workload.batch({n: v[index.to(v.device)] for n, v in self.columns.items()})
-        if augment is not None and self.workload.augments:
+        if self._view is not None:
+            inputs = {name: values[index] for name, values in self._shown.items()}
+        elif augment is not None and self.workload.augments:
             inputs = self.workload.augment(inputs, augment)
         inputs = {name: value.to(self.where) for name, value in inputs.items()}
-        return TrainingBatch(self.workload.preprocess(inputs), targets.to(self.where), index)
+        return TrainingBatch(self.workload.preprocess(inputs), targets.to(self.where), index, self._view)
 
 
 def call_model(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tasks.views import View
+
 HardLoss = Callable[[Tensor, Tensor], Tensor]
 """``(outputs [N, ...], targets [N, ...]) -> scalar``."""
 
@@ -19,12 +21,13 @@ class TrainingBatch:
     """One batch as the objective sees it.
 
     ``inputs``: what the model was called with (augmented and preprocessed). ``targets``: [N, ...]. ``index``: int64
-    [N], rows of the training split.
+    [N], rows of the training split. ``view``: the augmented view that they are of, if of one.
     """
 
     inputs: dict[str, Tensor]
     targets: Tensor
     index: Tensor
+    view: View | None = None
 
 
 class Objective(Protocol):
@@ -111,8 +114,20 @@ class StoredAnswers:
 
 
 @dataclass(frozen=True)
+class StoredViews:
+    """The teacher's outputs on each augmented view of the training split, [rows, ...] each."""
+
+    outputs: tuple[Tensor, ...]
+
+    def __call__(self, batch: TrainingBatch) -> Tensor:
+        # Before training the objective is tried on rows as they are; any view's answers have the right shape.
+        outputs = self.outputs[0 if batch.view is None else batch.view.number]
+        return outputs[batch.index.to(outputs.device)].to(batch.targets.device)
+
+
+@dataclass(frozen=True)
 class LiveAnswers:
-    """The teacher asked anew for each batch: needed where augmentation changes what it is asked."""
+    """The teacher asked anew for each batch: needed where fresh augmentation changes what it is asked."""
 
     model: nn.Module
 

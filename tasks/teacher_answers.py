@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from model_registry.manifest import FileEntry, canonical_json, hash_bytes
 from model_registry.store import CorruptObject, ObjectMissing, Store
 from model_registry.variant import Record, Variant
 from tasks.evidence.arrays import fetch_arrays, publish_arrays
-from tasks.fit_rows import Outputs, predict, torch_device
-from tasks.objective import LiveAnswers, StoredAnswers, TeacherAnswers
+from tasks.fit_rows import Outputs, Rows, answers, torch_device
+from tasks.objective import LiveAnswers, StoredAnswers, StoredViews, TeacherAnswers
 from tasks.source_hash import closure_hash
 from tasks.splits import Columns, DataRef
 from tasks.torch_variant import load
+from tasks.views import View, Views
 from tasks.workload import Workload
 
 _log = logging.getLogger("winnow.teacher")
@@ -34,25 +36,49 @@ class AnswersRecord(Record):
 
 
 def teacher_says(
-    store: Store, teacher: Variant, *, workload: Workload, data: DataRef, train: Columns, device: str
+    store: Store,
+    teacher: Variant,
+    *,
+    workload: Workload,
+    data: DataRef,
+    train: Columns,
+    device: str,
+    views: Views | None = None,
 ) -> TeacherAnswers:
     """What the teacher says about the training split: stored, or asked anew where augmentation changes the questions.
 
     Args:
         train: the columns of the split ``train`` of ``data``.
+        views: the fixed augmentations that training uses instead of fresh ones.
 
     Raises:
         SpecError, WorkloadChanged: the teacher must be asked and cannot be loaded; see :func:`torch_variant.load`.
     """
     where = torch_device(device)
-    if workload.augments:
+    if workload.augments and views is None:
         return LiveAnswers(load(store, teacher, workload=workload).to(where))
-    outputs = teacher_outputs(store, teacher, workload=workload, data=data, split="train", columns=train, device=device)
-    return StoredAnswers(torch.from_numpy(outputs).to(where))
+
+    def outputs(view: View | None = None) -> Tensor:
+        found = teacher_outputs(
+            store, teacher, workload=workload, data=data, split="train", columns=train, device=device, view=view
+        )
+        return torch.from_numpy(found).to(where)
+
+    if views is not None:
+        return StoredViews(tuple(outputs(view) for view in views.all()))
+    return StoredAnswers(outputs())
 
 
 def teacher_outputs(
-    store: Store, teacher: Variant, *, workload: Workload, data: DataRef, split: str, columns: Columns, device: str
+    store: Store,
+    teacher: Variant,
+    *,
+    workload: Workload,
+    data: DataRef,
+    split: str,
+    columns: Columns,
+    device: str,
+    view: View | None = None,
 ) -> Outputs:
     """The teacher's outputs [rows, ...] on the whole split, float32: read from the store, or computed and kept there.
 
@@ -60,17 +86,23 @@ def teacher_outputs(
 
     Args:
         columns: those of the split of this name of ``data``.
+        view: an augmented version of them to ask about; None: the rows as they are.
 
     Raises:
         SpecError, WorkloadChanged: the teacher must be asked and cannot be loaded; see :func:`torch_variant.load`.
     """
     asked = _ingredients(teacher, workload, data, split, device)
+    if view is not None:
+        asked["view"] = [view.seed, view.number]
     key = f"teacher-answers/{hash_bytes(canonical_json(asked))}.json"
     found = _find(store, key)
     if found is not None:
         return found
     model = load(store, teacher, workload=workload)
-    outputs = predict(model, workload=workload, columns=columns, device=device)
+    rows = Rows(workload, columns, torch_device(device))
+    if view is not None:
+        rows.show(view)
+    outputs, _ = answers(model, rows)
     file = publish_arrays(store, "outputs.npz", outputs=outputs)
     store.write_record(key, AnswersRecord(ingredients=asked, file=file).to_json())
     return outputs

@@ -224,6 +224,23 @@ def test_hints_of_the_first_of_several_teachers_and_of_augmented_rows(store: Sto
     assert result.values["hints"] == [["dense2", "dense2"]]
 
 
+def test_students_learn_from_fixed_views_of_an_augmented_split(store: Store) -> None:
+    workload = taught("NoisyBlobs")
+    teacher = teacher_of(store, workload)
+    fresh = distilled(store, workload, teacher, control=False)
+    (one,), (same,) = (distilled(store, workload, teacher, control=False, views=2).variants for _ in range(2))
+    assert one.digest == same.digest != fresh.variants[0].digest
+    answers = store.list_records("teacher-answers/")
+    distilled(store, workload, teacher, control=False, views=2, scale={"width": 0.25})
+    assert store.list_records("teacher-answers/") == answers, "students share the teacher's answers"
+
+
+def test_views_need_an_augmentation(store: Store) -> None:
+    workload = taught("Blobs")
+    with pytest.raises(SpecError, match=r"views: 2 .*:Blobs has no augment.*write one, or leave views out"):
+        distilled(store, workload, teacher_of(store, workload), views=2)
+
+
 def test_the_spec_refuses_what_makes_no_sense() -> None:
     cases: tuple[dict[str, Any], ...] = (
         {"temperature": 0},
@@ -232,6 +249,7 @@ def test_the_spec_refuses_what_makes_no_sense() -> None:
         {"epochs": -1},
         {"teachers": 0},
         {"auto_epochs": 0},
+        {"views": 0},
         {"hints": {"layers": []}},
         {"hints": {"layers": [["a"]]}},
         {"hints": {"weight": 0}},

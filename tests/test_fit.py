@@ -22,6 +22,7 @@ from tasks.fit_rows import evaluate, predict
 from tasks.fit_threads import row_macs, worthwhile_threads
 from tasks.objective import TrainingBatch
 from tasks.torch_variant import build
+from tasks.views import Views
 from tasks.workload import Workload
 
 if TYPE_CHECKING:
@@ -100,6 +101,32 @@ def test_an_interrupted_training_ends_in_the_same_bits(name: str, arguments: dic
     assert fitted.history == straight.history
     assert fitted.summary() == straight.summary()
     assert_same(whole, resumed)
+
+
+def test_views_are_taken_in_turn_and_an_interrupted_training_sees_the_same() -> None:
+    workload, views = taught("NoisyBlobs"), Views(3, seed=0)
+    seen: list[tuple[int, bytes]] = []
+
+    class Watched(nn.Module):
+        """The loss, and which view each batch of an epoch was of."""
+
+        def forward(self, outputs: Tensor, batch: TrainingBatch) -> Tensor:
+            if batch.view is not None:
+                first = dict(zip(batch.index.tolist(), batch.inputs["features"], strict=True)).get(0)
+                seen.extend([(batch.view.number, first.numpy().tobytes())] if first is not None else [])
+            return workload.loss(outputs, batch.targets)
+
+    whole, straight = run(workload, objective=Watched(), views=views)
+    assert [number for number, _ in seen] == [0, 1, 2, 0]
+    assert len(set(seen)) == 3, "a view is the same each time it is seen"
+    checkpoints = Memory(kill_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(workload, objective=Watched(), views=views, checkpoints=checkpoints)
+    checkpoints.kill_at = 0
+    resumed, fitted = run(workload, objective=Watched(), views=views, checkpoints=checkpoints)
+    assert (fitted.resumed_at, fitted.history) == (2, straight.history)
+    assert_same(whole, resumed)
+    assert run(workload, objective=Watched(), checkpoints=checkpoints)[1].resumed_at == 0
 
 
 def test_equal_seeds_give_equal_bits_and_others_do_not() -> None:

@@ -11,11 +11,12 @@ import torch
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks import teacher_answers
-from tasks.fit_rows import Outputs, predict
-from tasks.objective import LiveAnswers, StoredAnswers, TrainingBatch
+from tasks.fit_rows import Outputs, Rows, answers, predict
+from tasks.objective import LiveAnswers, StoredAnswers, StoredViews, TrainingBatch
 from tasks.splits import DataRef
 from tasks.teacher_answers import AnswersRecord, teacher_outputs, teacher_says
 from tasks.torch_variant import build, save
+from tasks.views import View, Views
 from tasks.workload import Workload
 
 if TYPE_CHECKING:
@@ -34,11 +35,11 @@ class World:
         self.teacher = self.make(9)
         self.asked = 0
 
-        def counted(*args: Any, **kwargs: Any) -> Outputs:
+        def counted(*args: Any, **kwargs: Any) -> tuple[Outputs, Outputs]:
             self.asked += 1
-            return predict(*args, **kwargs)
+            return answers(*args, **kwargs)
 
-        monkeypatch.setattr(teacher_answers, "predict", counted)
+        monkeypatch.setattr(teacher_answers, "answers", counted)
 
     def make(self, seed: int) -> Variant:
         return save(
@@ -141,3 +142,38 @@ def test_where_augmentation_changes_the_questions_nothing_is_stored(
     )
     assert isinstance(says, LiveAnswers) and not says.model.training
     assert (world.asked, world.keys()) == (0, [])
+
+
+def test_the_teacher_is_asked_once_about_each_view(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(store, monkeypatch, "NoisyBlobs")
+
+    def says(views: Views) -> StoredViews:
+        found = teacher_says(
+            store,
+            world.teacher,
+            workload=world.workload,
+            data=world.data,
+            train=world.splits["train"],
+            device="cpu",
+            views=views,
+        )
+        assert isinstance(found, StoredViews)
+        return found
+
+    says(Views(2, seed=0))
+    assert (world.asked, len(world.keys())) == (2, 2)
+    three = says(Views(3, seed=0))
+    assert world.asked == 3, "more views keep the answers to the first"
+    says(Views(1, seed=1))
+    assert world.asked == 4
+    teacher = build(world.workload, "teacher", {}, seed=9).eval()
+    rows = Rows(world.workload, world.splits["train"], torch.device("cpu"))
+    index = torch.tensor([5, 0, 199])
+    seen = []
+    for number in (0, 2, 1):
+        rows.show(View(0, number))
+        batch = rows(index, None)
+        with torch.no_grad():
+            torch.testing.assert_close(three(batch), teacher(**batch.inputs))
+        seen.append(batch.inputs["features"])
+    assert not torch.equal(seen[0], seen[1]) and not torch.equal(seen[1], seen[2])

@@ -64,6 +64,13 @@ class DistillSpec(Frozen):
     hints: HintSpec | None = Field(
         default=None, description="hidden features to be followed too; {}: matched by resolution; absent: answers alone"
     )
+    views: int | None = Field(
+        default=None,
+        ge=1,
+        le=1000,
+        description="so many fixed augmentations of the training split, one per epoch in turn; the teacher is asked "
+        "about them once for all students; null: augment() is drawn anew each time and the teacher asked live",
+    )
     control: bool = Field(
         default=True, description="train the same student without the teacher too, which shows what the teacher gained"
     )

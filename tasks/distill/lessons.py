@@ -20,6 +20,7 @@ from tasks.distill.hint_layers import matching_layers
 from tasks.distill.hints import hinted
 from tasks.distill.inheritance import inherit
 from tasks.distill.mix_search import Mix
+from tasks.errors import SpecError
 from tasks.fit import Fitted, fit, history_jsonl
 from tasks.fit_checkpoint import StoreCheckpoints
 from tasks.fit_rows import Outputs, Rows, answers, judge, predict, torch_device
@@ -27,6 +28,7 @@ from tasks.objective import LiveAnswers, Objective, TeacherAnswers, distillation
 from tasks.splits import read_split
 from tasks.teacher_answers import teacher_outputs, teacher_says
 from tasks.torch_variant import build, load, parameter_count, read_architecture, save
+from tasks.views import Views
 from tasks.workload import load_workload
 
 _FIT = (
@@ -59,6 +61,7 @@ class Lessons:
         self.parent = child.inputs.get("parent")
         self.teachers = [variant for role, variant in child.inputs.items() if role != "parent"]
         self.classification = self.data.task == "classification"
+        self.views = self._views()
         self.hints: list[tuple[str, str]] = []
         """Pairs of modules, once a model was taught with hints."""
         self.inherited: float | None = None
@@ -116,6 +119,7 @@ class Lessons:
             validation=self.validation,
             objective=objective,
             epochs=epochs,
+            views=self.views,
             seed=self.child.job.seed,
             device=self.device,
             checkpoints=StoreCheckpoints(self.store, f"{self.child.checkpoint_prefix}{name}"),
@@ -179,6 +183,15 @@ class Lessons:
             found["parent"] = metric(outputs)
         return found
 
+    def _views(self) -> Views | None:
+        count = self.spec["views"]
+        if count is not None and not self.workload.augments:
+            raise SpecError(
+                f"views: {count} are augmented versions of the training split, but {self.workload.ref.path} has no "
+                "augment(inputs, generator): write one, or leave views out"
+            )
+        return None if count is None else Views(count, self.child.job.seed)
+
     def _scores(self, outputs: Outputs, targets: Outputs) -> NDArray[np.float64]:
         return np.asarray(self.workload.metric(targets).per_sample(outputs, targets), dtype=np.float64)
 
@@ -199,6 +212,7 @@ class Lessons:
                 data=self.data,
                 train=self.train,
                 device=self.device,
+                views=self.views,
             )
             for teacher in self.teachers[len(live) :]
         ]
