@@ -211,10 +211,10 @@ class Workshop:
     # What the search asks about them
 
     def cost(self, form: Measurement) -> float:
-        """What the objective counts, lower is better: median ms, bytes, or seconds per sample."""
+        """What the objective counts, lower is better: share of the teacher's latency, bytes, or seconds per sample."""
         if self.spec.objective == "size":
             return float(form.bytes)
-        return form.p50_ms if self.spec.objective == "latency" else 1.0 / form.throughput.value
+        return form.latency_share[0] if self.spec.objective == "latency" else 1.0 / form.throughput.value
 
     def share_of_teacher(self, candidate: Candidate) -> float:
         """What the candidate's fp32 file costs, as a share of the teacher's."""

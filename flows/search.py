@@ -20,7 +20,7 @@ from tasks.allocate import AllocateSpec, allocate
 from tasks.budget import SearchSpec
 from tasks.budget.halving import next_move
 from tasks.evidence.search_summary import SearchSummary
-from tasks.gate_checks.choice import failing_gates
+from tasks.gate_checks.choice import best_of, failing_gates
 from tasks.ledger_protocol import patiently
 from tasks.splits import DataRef
 from tasks.stage import Job, Outcome
@@ -199,9 +199,9 @@ def _side_by_side(moves: list[Callable[[], None]]) -> None:
 
 
 def _cheapest(shop: Workshop, forms: Iterable[Measurement]) -> Measurement | None:
-    """The form with the lowest cost of those that keep the whole budget on validation."""
+    """The best form of those that keep the whole budget on validation, as the release chooses it."""
     passing = [m for m in forms if not failing_gates(shop.spec.gates, m, shop.baseline_measurement)]
-    return min(passing, key=lambda m: (shop.cost(m), m.bytes, m.digest), default=None)
+    return best_of(shop.spec.objective, passing)[0] if passing else None
 
 
 def _winner(shop: Workshop) -> Candidate | None:

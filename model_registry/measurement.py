@@ -146,9 +146,21 @@ class Measurement(Record):
 
     @model_validator(mode="after")
     def _compared_with_something(self) -> Measurement:
-        if self.digest != self.baseline and self.paired is None:
-            raise ValueError(f"measurement of {self.name!r} names a baseline but holds no paired comparison")
+        if self.digest != self.baseline and (self.paired is None or self.speedup is None):
+            raise ValueError(f"measurement of {self.name!r} names a baseline but holds no comparison with it")
         return self
+
+    @property
+    def latency_share(self) -> tuple[float, Interval]:
+        """Latency as a share of the baseline's, with its 95 % interval; below 1 is faster.
+
+        From interleaved rounds, so that variants which were measured at different times can be ordered by it: their
+        medians in milliseconds also differ by what else the machine did. The baseline's own share is 1.
+        """
+        if self.speedup is None:
+            return 1.0, (1.0, 1.0)
+        low, high = self.speedup.interval
+        return 1.0 / self.speedup.value, (1.0 / high, 1.0 / low)
 
     @property
     def key(self) -> str:

@@ -36,9 +36,18 @@ def test_the_key_names_variant_machine_and_conditions() -> None:
 
 
 def test_a_comparison_is_whole_or_absent() -> None:
-    with pytest.raises(ValidationError, match="no paired comparison"):
+    with pytest.raises(ValidationError, match="no comparison with it"):
         measured("student", measured("teacher"), paired=None)
+    with pytest.raises(ValidationError, match="no comparison with it"):
+        measured("student", measured("teacher"), speedup=None)
     with pytest.raises(ValidationError, match="Extra inputs"):
         measured("student", nonsense=1)
     with pytest.raises(ValidationError, match="pattern"):
         measured("student", digest="not a digest")
+
+
+def test_latency_is_known_as_a_share_of_the_baselines() -> None:
+    base = measured("teacher", p50=4.0)
+    share, (low, high) = measured("student", base, p50=1.0).latency_share
+    assert share == pytest.approx(0.25) and low < share < high
+    assert base.latency_share == (1.0, (1.0, 1.0))

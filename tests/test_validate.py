@@ -14,6 +14,7 @@ from measurements import measured
 
 from model_registry.manifest import FileEntry
 from model_registry.measurement import (
+    LatencyIntervals,
     Measurement,
     Metric,
     PairedComparison,
@@ -194,9 +195,16 @@ def test_the_fastest_of_the_harmless_wins() -> None:
 
 def test_variants_equally_fast_within_noise_are_told_apart_by_size() -> None:
     first, second = measured("first", BASE, p50=1.00, bytes=900), measured("second", BASE, p50=1.03, bytes=100)
-    assert first.latency_interval.p50[1] > second.latency_interval.p50[0]
+    assert first.latency_share[1][1] > second.latency_share[1][0]
     choice = choose(GateSpec(), [first, second], BASE, {})
     assert choice.chosen.name == "second" and "equally fast within noise" in choice.reason
+
+
+def test_speed_is_that_beside_the_baseline_whatever_else_the_machine_did() -> None:
+    """The faster one was measured while everything, the baseline too, took twice as long."""
+    quiet, busy = measured("quiet", BASE, p50=1.3, bytes=900), measured("busy", BASE, p50=1.0, bytes=900)
+    busy = busy.model_copy(update={"p50_ms": 2.0, "latency_interval": LatencyIntervals(p50=(1.9, 2.1), p95=(2.4, 3.0))})
+    assert choose(GateSpec(), [quiet, busy], BASE, {}).chosen.name == "busy"
 
 
 def test_limits_and_the_champion_take_part_in_the_choice() -> None:

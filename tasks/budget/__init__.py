@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from model_registry.variant import Frozen
-
-Objective = Literal["latency", "size", "throughput"]
+from tasks.gate_checks.gate_spec import Objective as Objective
 
 
 class BudgetSpec(Frozen):

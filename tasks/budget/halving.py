@@ -20,12 +20,12 @@ HOPELESS = 3.0
 class Standing:
     """A candidate as the search sees it.
 
-    ``cost``: the objective (ms, bytes, or seconds per sample), lower is better. ``rung``: trainings done. ``loss``:
-    mean loss of the metric against the baseline, of its best form (fp32, if that loses least: what quantization costs
-    on top is the last rung's matter); None while untrained. ``spread``: half-width of its one-sided 95 % bound.
-    ``last``: trainings it may have. ``possible``: false for one that exceeds the budget by its structure, or failed.
-    ``seconds``: what its next rung will take, about. ``kind``: losses are compared within one kind only, for what
-    starts from the teacher's weights is far ahead after a short training.
+    ``cost``: the objective (share of the teacher's latency, bytes, or seconds per sample), lower is better. ``rung``:
+    trainings done. ``loss``: mean loss of the metric against the baseline, of its best form (fp32, if that loses least:
+    what quantization costs on top is the last rung's matter); None while untrained. ``spread``: half-width of its
+    one-sided 95 % bound. ``last``: trainings it may have. ``possible``: false for one that exceeds the budget by its
+    structure, or failed. ``seconds``: what its next rung will take, about. ``kind``: losses are compared within one
+    kind only, for what starts from the teacher's weights is far ahead after a short training.
     """
 
     name: str

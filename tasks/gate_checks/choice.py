@@ -9,7 +9,7 @@ from model_registry.measurement import Measurement, PairedComparison
 from tasks.errors import GateFailed
 from tasks.evidence.decision import GateRow, Scored
 from tasks.gate_checks.gate_rows import gate_rows
-from tasks.gate_checks.gate_spec import GateSpec
+from tasks.gate_checks.gate_spec import GateSpec, Objective
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,7 @@ def choose(
     """Choose among measurements on validation.
 
     1. A candidate is in the race if every critical gate that the test split will apply holds on validation.
-    2. ``objective: latency``: the lowest median latency wins; candidates whose p50 interval overlaps the fastest one's
-       cannot be told apart by speed, and among them the smallest file wins. ``objective: size``: the smallest file
-       wins, then the lowest latency. ``objective: throughput``: most samples per second.
+    2. The best of these by :func:`best_of`.
     3. Nobody in the race: the baseline where ``allow_baseline`` says so; else the candidate that exceeds its margin
        least goes to the gates, which will most likely refuse it and say why.
 
@@ -51,7 +49,7 @@ def choose(
     failing = {digest: _failed(gates) for digest, gates in rows.items()}
     passing = [m for m in candidates if not failing[m.digest]]
     if passing:
-        best, why = _best(spec, passing)
+        best, why = best_of(spec.objective, passing)
         return Choice(best, f"{len(passing)} of {len(candidates)} variants pass on validation; {why}", failing)
     if not candidates and not spec.allow_baseline:
         raise GateFailed(
@@ -60,12 +58,34 @@ def choose(
         )
     if spec.allow_baseline:
         return Choice(baseline, "no compressed variant passes on validation, and gates.allow_baseline is set", failing)
-    best = min(candidates, key=lambda m: (_excess(rows[m.digest]), m.p50_ms, m.digest))
+    best = min(candidates, key=lambda m: (_excess(rows[m.digest]), m.latency_share, m.digest))
     return Choice(
         best,
         f"no variant passes on validation; {best.name} comes nearest (fails {', '.join(failing[best.digest])})",
         failing,
     )
+
+
+def best_of(objective: Objective, passing: Sequence[Measurement]) -> tuple[Measurement, str]:
+    """The best of at least one measurement, and why.
+
+    ``latency``: the lowest median as a share of the baseline's, from interleaved rounds; those whose interval overlaps
+    the fastest one's cannot be told apart by speed, and among them the smallest file wins. ``size``: the smallest file,
+    then the lowest latency. ``throughput``: most samples per second.
+    """
+    if objective == "size":
+        best = min(passing, key=lambda m: (m.bytes, m.latency_share, m.digest))
+        return best, f"{best.name} has the smallest file ({best.bytes} bytes)"
+    if objective == "throughput":
+        best = max(passing, key=lambda m: (m.throughput.value, -m.bytes, m.digest))
+        return best, f"{best.name} answers most samples per second ({best.throughput.value:.4g})"
+    fastest = min(passing, key=lambda m: (m.latency_share, m.digest))
+    limit = fastest.latency_share[1][1]
+    level = [m for m in passing if m.latency_share[1][0] <= limit]
+    best = min(level, key=lambda m: (m.bytes, m.latency_share, m.digest))
+    if len(level) == 1:
+        return best, f"{best.name} is the fastest (p50 {best.p50_ms:.3g} ms)"
+    return best, f"{len(level)} of them are equally fast within noise, and {best.name} is the smallest of these"
 
 
 def failing_gates(spec: GateSpec, candidate: Measurement, baseline: Measurement) -> tuple[GateRow, ...]:
@@ -85,22 +105,6 @@ def scored(measurement: Measurement, *, role: str, to_champion: PairedComparison
         to_baseline=measurement.paired,
         to_champion=to_champion,
     )
-
-
-def _best(spec: GateSpec, passing: Sequence[Measurement]) -> tuple[Measurement, str]:
-    if spec.objective == "size":
-        best = min(passing, key=lambda m: (m.bytes, m.p50_ms, m.digest))
-        return best, f"{best.name} has the smallest file ({best.bytes} bytes)"
-    if spec.objective == "throughput":
-        best = max(passing, key=lambda m: (m.throughput.value, -m.bytes, m.digest))
-        return best, f"{best.name} answers most samples per second ({best.throughput.value:.4g})"
-    fastest = min(passing, key=lambda m: (m.p50_ms, m.digest))
-    limit = fastest.latency_interval.p50[1]
-    level = [m for m in passing if m.latency_interval.p50[0] <= limit]
-    best = min(level, key=lambda m: (m.bytes, m.p50_ms, m.digest))
-    if len(level) == 1:
-        return best, f"{best.name} is the fastest (p50 {best.p50_ms:.3g} ms)"
-    return best, f"{len(level)} of them are equally fast within noise, and {best.name} is the smallest of these"
 
 
 def _failed(rows: Sequence[GateRow]) -> tuple[str, ...]:

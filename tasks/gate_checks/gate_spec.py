@@ -8,6 +8,8 @@ from pydantic import Field
 
 from model_registry.variant import Frozen
 
+Objective = Literal["latency", "size", "throughput"]
+
 STRUCTURAL = ("latency", "size")
 """Gates that hang on a model's structure alone: training changes nothing about them."""
 
@@ -31,7 +33,7 @@ class GateSpec(Frozen):
     )
     max_p95_ms: float | None = Field(default=None, gt=0, description="slowest 95th percentile latency accepted, in ms")
     max_bytes: int | None = Field(default=None, gt=0, description="largest model file accepted, in bytes")
-    objective: Literal["latency", "size", "throughput"] = Field(
+    objective: Objective = Field(
         default="latency",
         description="what counts among the variants that pass on validation: least latency, smallest file, or most "
         "samples per second",
