@@ -132,7 +132,7 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool) -> int:
     run_id = new_run_id(spec.model)
     console = Console(stderr=True)
     stopping = _stop_on_signals(launch.end_all, lambda: _tell_prefect_cancelled(run_id))
-    with _Progress(console, quiet=as_json or not console.is_terminal) as progress:
+    with _Progress(console, quiet=not console.is_terminal) as progress:
         token = listener.set(progress.tell)
         state: State[Any] | None = None
         try:

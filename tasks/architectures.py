@@ -12,6 +12,8 @@ _HIDDEN = (64, 32)
 _CONV = (32, 64)
 _DENSE = 128
 _STRIDED = (16, 16)
+_SHALLOW = (16, 32)
+_PATCH = 4
 _GRID = 8
 """Largest height and width that reach the CNN's dense layer; larger feature maps are averaged down to it or below."""
 
@@ -103,6 +105,36 @@ class StridedClassifier(nn.Module):
         if self.shrink != (1, 1):
             hidden = functional.avg_pool2d(hidden, self.shrink)
         logits: Tensor = self.head(hidden.flatten(1))
+        return logits
+
+
+class ShallowClassifier(nn.Module):
+    """conv 16 of 4 x 4 pixels with stride 2, dense 32 and a dense layer to the classes; channels and units times
+    ``width``.
+
+    The other small student: of two networks that take as long, the one with fewer layers may be the wider. BatchNorm
+    follows the convolution. ``shape`` is (channels, height, width) of the images, 1x1 and up. Takes ``image``
+    [N, *shape], floating point and scaled to about 0 to 1, and answers logits [N, ``classes``].
+    """
+
+    def __init__(self, shape: tuple[int, int, int], classes: int, width: float = 1.0) -> None:
+        super().__init__()
+        channels, *size = shape
+        first, dense = (scaled(units, width) for units in _SHALLOW)
+        kernel = (min(_PATCH, size[0]), min(_PATCH, size[1]))
+        self.conv = nn.Conv2d(channels, first, kernel, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(first)
+        height, breadth = ((side - patch) // 2 + 1 for side, patch in zip(size, kernel, strict=True))
+        self.shrink = (math.ceil(height / _GRID), math.ceil(breadth / _GRID))
+        height, breadth = height // self.shrink[0], breadth // self.shrink[1]
+        self.dense = nn.Linear(first * height * breadth, dense)
+        self.head = nn.Linear(dense, classes)
+
+    def forward(self, image: Tensor) -> Tensor:
+        hidden = torch.relu(self.norm(self.conv(image)))
+        if self.shrink != (1, 1):
+            hidden = functional.avg_pool2d(hidden, self.shrink)
+        logits: Tensor = self.head(torch.relu(self.dense(hidden.flatten(1))))
         return logits
 
 

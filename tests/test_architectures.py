@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.architectures import ImageClassifier, SimpleNet, StridedClassifier
+from tasks.architectures import ImageClassifier, ShallowClassifier, SimpleNet, StridedClassifier
 from tasks.pruning_plan import dependency_graph
 from tasks.torch_variant import parameter_count
 
@@ -14,9 +14,9 @@ SHAPES = [(1, 8, 8), (3, 32, 32), (1, 28, 28), (3, 96, 64), (1, 1, 1), (2, 3, 9)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("network", [ImageClassifier, StridedClassifier])
+@pytest.mark.parametrize("network", [ImageClassifier, StridedClassifier, ShallowClassifier])
 def test_images_of_any_size_are_classified(
-    shape: tuple[int, int, int], network: type[ImageClassifier] | type[StridedClassifier]
+    shape: tuple[int, int, int], network: type[ImageClassifier | StridedClassifier | ShallowClassifier]
 ) -> None:
     model = network(shape, classes=5).eval()
     logits = model(image=torch.rand(3, *shape))
@@ -37,6 +37,13 @@ def test_the_strided_classifier_is_as_documented() -> None:
     assert (model.conv1.out_channels, model.conv2.out_channels) == (16, 16)
     assert (model.head.in_features, model.head.out_features) == (64, 10)
     assert parameter_count(StridedClassifier((1, 8, 8), classes=10, width=0.5)) < 0.4 * parameter_count(model)
+
+
+def test_the_shallow_classifier_is_as_documented() -> None:
+    model = ShallowClassifier((1, 8, 8), classes=10)
+    assert (model.conv.out_channels, model.dense.in_features, model.dense.out_features) == (16, 16 * 3 * 3, 32)
+    assert parameter_count(model) == 5258
+    assert parameter_count(ShallowClassifier((1, 8, 8), classes=10, width=0.5)) < 0.4 * parameter_count(model)
 
 
 def test_the_simple_net_is_as_documented() -> None:
@@ -77,6 +84,7 @@ def test_the_batch_stays_free_in_export(shape: tuple[int, int, int]) -> None:
         (ImageClassifier((1, 8, 8), classes=5), {"image": torch.rand(2, 1, 8, 8)}),
         (ImageClassifier((3, 96, 64), classes=5), {"image": torch.rand(2, 3, 96, 64)}),
         (StridedClassifier((1, 8, 8), classes=5), {"image": torch.rand(2, 1, 8, 8)}),
+        (ShallowClassifier((1, 8, 8), classes=5), {"image": torch.rand(2, 1, 8, 8)}),
         (SimpleNet((4,), outputs=3), {"vector": torch.rand(2, 3), "factor": torch.rand(2)}),
     ],
 )

@@ -45,13 +45,14 @@ class Digits:
         """The ImageClassifier for teacher and student alike; ``width`` scales its channels.
 
         Args:
-            network: ``pooled``, or ``strided`` for the StridedClassifier, which is for students that take microseconds.
+            network: ``pooled``, or for students that take microseconds ``strided`` (StridedClassifier) or ``shallow``
+                (ShallowClassifier).
         """
-        from tasks.architectures import ImageClassifier, StridedClassifier
+        from tasks.architectures import ImageClassifier, ShallowClassifier, StridedClassifier
 
-        networks = {"pooled": ImageClassifier, "strided": StridedClassifier}
+        networks = {"pooled": ImageClassifier, "strided": StridedClassifier, "shallow": ShallowClassifier}
         if network not in networks:
-            raise ValueError(f"network {network!r} is not known: use {' or '.join(networks)}")
+            raise ValueError(f"network {network!r} is not known: use {', '.join(networks)}")
         return networks[network](shape=(1, 8, 8), classes=10, width=width, **scale)
 
     def preprocess(self, inputs: Inputs) -> Inputs:
