@@ -3,10 +3,11 @@
     python benchmarks/proof.py vgg --output proof-vgg.json
     python benchmarks/proof.py --spec my/budget.yaml
 
-Trains the row's teacher where it is missing, starts a stack of its own (in ``benchmarks/.winnow/proof`` on free ports,
-ended when the proof ends), runs the row's search, then the same again unchanged and with another budget, which shows
-what the store saves. What was computed stays in that folder, so that a proof that was stopped goes on where it was, and
-a second one shows the wall time of a stored search: give a fresh ``--home`` to time one from nothing.
+Trains the row's teacher where it is missing, starts a stack of its own (in ``benchmarks/.winnow/proof`` on free
+ports, ended when the proof ends), runs the row's search, then the same again unchanged and with another budget, which
+shows what the store saves. The file that it chose lies beside the JSON. What was computed stays in that folder, so
+that a proof that was stopped goes on where it was, and a second one shows the wall time of a stored search: give a
+fresh ``--home`` to time one from nothing.
 
 Nothing is deployed: a champion of an earlier proof would be one more opponent. The tables go to standard output in
 Markdown, progress to standard error. Exit status: 0 where every goal is reached, 1 where one is not, 2 where there is
@@ -86,6 +87,8 @@ def prove(row: Row, home: Path, output: Path, *, keep: bool) -> int:
     proof: dict[str, Any] = {"schema": 1, "row": row.name, "spec": Path(row.spec).name, **circumstances(LIBRARIES)}
     proof |= {"load_before": os.getloadavg()[0], "teacher": teacher(row.teacher) if row.teacher else None}
     pages = home.absolute() / "reports" / row.name
+    file = output.with_suffix(".onnx").absolute()
+    file.unlink(missing_ok=True)
     with own_stack(home, keep=keep) as stack:
         report, first = run(stack, "search", row.spec, "--report", str(pages))
         result = result_of(report)
@@ -93,11 +96,14 @@ def prove(row: Row, home: Path, output: Path, *, keep: bool) -> int:
         proof |= facts(report, result, goals) | {"runs": [first.model_dump(mode="json")]}
         write(output, proof)
         print_result(row, report, result, goals)
+        if result.chosen is not None:
+            stack.relay("pull", report.model, "--run", report.run_id, "-o", str(file))
         runs = [first, *later_runs(stack, row, result)]
     proof |= {"runs": [r.model_dump(mode="json") for r in runs], "load_after": os.getloadavg()[0]}
     write(output, proof)
     print(f"\n{runs_table(runs)}\n\n{conditions(proof)}")
-    print(f"{output}, and the pages of the search in {pages}", file=sys.stderr)
+    chosen = f"{file}, " if file.exists() else ""
+    print(f"{output}, {chosen}and the pages of the search in {pages}", file=sys.stderr)
     if keep:
         print(f"the stack is up; end it with: WINNOW_HOME={stack.home} winnow down", file=sys.stderr)
     return 0 if all(goal.reached for goal in goals) else 1

@@ -115,32 +115,37 @@ def compare(what: str, as_json: bool) -> int:
 @click.option(
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), required=True, help="File to write the model to."
 )
+@click.option(
+    "--run", metavar="RUN", help="The file that this run chose, released or not: its id or the beginning of one."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def pull(name: str, output: Path, as_json: bool) -> int:
+def pull(name: str, output: Path, run: str | None, as_json: bool) -> int:
     """Write the champion of MODEL, the ONNX file in service, to a file. Its content is verified against its hash.
 
     \b
     Example:
       winnow pull digits -o digits.onnx
       winnow pull digits@champion -o digits.onnx --json
+      winnow pull digits --run 20261122-031500-digits-3f9a -o digits.onnx
     """
     model, at, alias = name.partition("@")
-    if not model or (at and alias != "champion"):
-        raise click.UsageError(f"{name!r}: give MODEL or MODEL@champion; other versions are in MLflow's model registry")
-    from model_registry.ledger import Ledger
-
+    if not model or (at and (alias != "champion" or run)):
+        raise click.UsageError(
+            f"{name!r}: give MODEL or MODEL@champion, or MODEL with --run; other versions are in the MLflow registry"
+        )
     store = _store()
-    entry = Ledger(store).champion(model)
-    if entry is None:
-        raise _nothing_released(store, model)
-    variant = store.load_variant(entry.digest)
+    digest, version, status = _chosen_by(store, model, run) if run else _in_service(store, model)
+    variant = store.load_variant(digest)
+    if variant.format != "onnx":
+        raise click.UsageError(f"{variant.name} is no ONNX file but {variant.format}")
     store.fetch(variant.file("model.onnx"), output)  # through a partial file beside it, verified, then renamed
     if as_json:
         _print_json(
             {
                 "schema": 1,
                 "model": model,
-                "version": entry.to_version,
+                "version": version,
+                "status": status,
                 "digest": variant.digest,
                 "variant": variant.name,
                 "bytes": output.stat().st_size,
@@ -149,8 +154,31 @@ def pull(name: str, output: Path, as_json: bool) -> int:
         )
     else:
         size = output.stat().st_size
-        click.echo(f"{output}: {model} version {entry.to_version} ({variant.name}), {size} bytes, {variant.digest}")
+        what = f"version {version}" if version else f"of a run that ended as {status}"
+        click.echo(f"{output}: {model} {what} ({variant.name}), {size} bytes, {variant.digest}")
     return 0
+
+
+def _in_service(store: Store, model: str) -> tuple[str, int | None, str]:
+    """Digest, version and status of the champion."""
+    from model_registry.ledger import Ledger
+
+    entry = Ledger(store).champion(model)
+    if entry is None:
+        raise _nothing_released(store, model)
+    return entry.digest, entry.to_version, "released"
+
+
+def _chosen_by(store: Store, model: str, run: str) -> tuple[str, int | None, str]:
+    """Digest, version (None: not registered) and status of what a run chose."""
+    from tasks.errors import WinnowError
+
+    report = _find(store, run)
+    if report.model != model:
+        raise WinnowError(f"run {report.run_id} is of the model {report.model!r}, not of {model!r}")
+    if report.chosen is None:
+        raise WinnowError(f"run {report.run_id} ({report.state}) chose nothing; `winnow show {report.run_id}` says why")
+    return report.chosen, report.version, report.state
 
 
 def _store() -> Store:

@@ -117,6 +117,29 @@ def test_pull_writes_the_verified_champion(store: Store, home: Path) -> None:
     assert target.read_bytes() == before and sorted(p.name for p in home.glob("digits*")) == ["digits.onnx"]
 
 
+def test_pull_writes_what_a_run_chose(store: Store, home: Path) -> None:
+    target = home / "chosen.onnx"
+    variant = make_variant(store, "student", linear())
+    refused = run_report("refused", run_id="20261122-150455-blobs-cccc", model="blobs", chosen=variant.digest)
+    save_run(store, refused)
+    save_run(store, run_report("failed", run_id="20261122-160455-blobs-dddd", model="blobs", chosen=None))
+    done = winnow("pull", "blobs", "--run", "20261122-15", "-o", str(target), "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["digest"], told["version"], told["status"]) == (variant.digest, refused.version, "refused")
+    assert target.read_bytes() == store.fetch_bytes(variant.file("model.onnx"))
+    target.unlink()
+    for arguments, code, reason in (
+        (("blobs", "--run", "20261122-16"), 1, "chose nothing"),
+        (("digits", "--run", "20261122-15"), 1, "is of the model 'blobs', not of 'digits'"),
+        (("blobs", "--run", "nothing-like-it"), 1, "winnow runs"),
+        (("blobs@champion", "--run", "20261122-15"), 2, "MODEL with --run"),
+    ):
+        failed = winnow("pull", *arguments, "-o", str(target))
+        assert failed.returncode == code and reason in failed.stderr, failed.stderr
+        assert not target.exists()
+
+
 def test_without_a_stack_the_remedy_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WINNOW_STORE", raising=False)
     for command in (("runs",), ("show", "x"), ("compare", "x"), ("pull", "x", "-o", str(home / "f"))):

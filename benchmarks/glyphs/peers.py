@@ -7,7 +7,8 @@ Each tool gets the teacher's fp32 ONNX file and the same 512 calibration rows, t
 rows of the validation split and the same allowed drop; they run one after the other, single-threaded, each in an
 environment of its own (installed once into ``benchmarks/glyphs/.peers/``). Every file is then measured as Winnow
 measures its own: predicted on the 20 000 test images, and timed in turns with the fp32 file (serving/probe.py).
-``bytes`` are as the tool wrote the file; ``stripped`` is what Winnow's stripping would leave of it.
+``bytes`` are as the tool wrote the file; ``stripped`` is what Winnow's stripping would leave of it. ``--also
+proof-vgg.onnx`` measures what a search chose (``python benchmarks/proof.py vgg``) beside them.
 """
 
 from __future__ import annotations
@@ -41,8 +42,12 @@ def main() -> int:
     parser.add_argument("--max-drop", type=float, default=0.005, help="that accuracy control accepts on validation")
     parser.add_argument("--validation-rows", type=int, default=4000, help="that accuracy control looks at")
     parser.add_argument("--seconds", type=float, default=6.0, help="of timing per file, fp32 included")
+    parser.add_argument("--also", type=Path, action="append", default=[], help="another ONNX file to measure")
     parser.add_argument("--only-measure", action="store_true", help="measure the files that the last run made")
     arguments = parser.parse_args()
+    missing = [str(path) for path in arguments.also if not path.is_file()]
+    if missing:
+        sys.exit(f"--also {', '.join(missing)}: there is no such file")
     teacher = arguments.teacher or HERE / "teachers" / f"{arguments.network}.safetensors"
     if not teacher.exists():
         sys.exit(f"{teacher} is not there: python benchmarks/glyphs/teachers.py {arguments.network}")
@@ -62,8 +67,9 @@ def main() -> int:
     made = {name: facts for part in parts.values() for name, facts in part.items()}
     with Measuring(DATA, folder / "work", seconds=arguments.seconds) as measuring:
         result["files"] = {"fp32": measuring.measure(folder / "fp32.onnx")}
-        for name, facts in made.items():
-            file = folder / f"{name}.onnx"
+        files = {name: (folder / f"{name}.onnx", facts) for name, facts in made.items()}
+        files |= {path.stem: (path, {}) for path in arguments.also}
+        for name, (file, facts) in files.items():
             result["files"][name] = {**facts, **(measuring.measure(file) if "failed" not in facts else {})}
             print(table({name: result["files"][name]}, head=False), flush=True)
         result |= {"hardware": measuring.hardware, "test_rows": measuring.rows}
