@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from tasks.answer_text import describe_answer
 from tasks.errors import SpecError, WorkloadError
+from tasks.fit_layout import channels_last
 from tasks.objective import TrainingBatch
 from tasks.splits import Columns
 from tasks.views import View
@@ -19,7 +20,9 @@ from tasks.workload import Inputs, Workload
 
 Outputs = NDArray[Any]
 
-_EVAL_ROWS = 512
+_EVAL_ROWS = {"cpu": 64, "other": 512}
+"""Rows answered at a time. On a CPU feature maps of 512 images leave the caches, and their memory is taken from the
+system anew each time: a VGG at 32x32 answers 130 images per second with 512 rows and 280 with 64."""
 _RESIDENT_BYTES = 1 << 30
 """Data up to this size moves to the accelerator once; more goes batch by batch."""
 
@@ -43,8 +46,9 @@ def answers(model: nn.Module, rows: Rows) -> tuple[Outputs, Outputs]:
     """
     model.to(rows.where).eval()
     outputs, targets = [], []
-    with torch.no_grad():
-        for index in torch.split(torch.arange(rows.count), _EVAL_ROWS):
+    step = _EVAL_ROWS.get(rows.where.type, _EVAL_ROWS["other"])
+    with torch.no_grad(), channels_last(model, rows(torch.arange(min(2, rows.count)), None).inputs):
+        for index in torch.split(torch.arange(rows.count), step):
             batch = rows(index, None)
             outputs.append(call_model(model, batch.inputs).float().cpu())
             targets.append(batch.targets.cpu())

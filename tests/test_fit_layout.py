@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tasks.fit import fit
 from tasks.fit_layout import channels_last, match_layout
+from tasks.fit_rows import predict
 from tasks.resnet import ResNet20
 from tasks.torch_variant import build
 
@@ -54,6 +55,32 @@ def test_it_lasts_as_long_as_training_and_changes_no_answer() -> None:
         raise KeyboardInterrupt
     assert contiguous(model)
     assert torch.equal(model(**inputs), before)
+
+
+def test_one_within_another_changes_nothing() -> None:
+    """A training judges its model after each epoch, and goes on in the layout it had."""
+    model = ResNet20((3, 16, 16), 5, width=0.5).eval()
+    inputs = {"image": torch.rand(4, 3, 16, 16)}
+    with channels_last(model, inputs), channels_last(model, inputs) as used:
+        assert used and last(model)
+    with channels_last(model, inputs):
+        with channels_last(model, inputs):
+            pass
+        assert last(model) and not contiguous(model)
+    assert contiguous(model)
+
+
+def test_a_model_answers_in_this_layout_and_leaves_it() -> None:
+    workload = taught("Squares")
+    model = build(workload, "teacher", {}, seed=3)
+    seen: list[bool] = []
+    model.register_forward_pre_hook(lambda *_: seen.append(last(model)))
+    columns = workload.splits()["validation"]
+    outputs = predict(model, workload=workload, columns=columns, device="cpu")
+    assert len(seen) > 2 and all(seen[1:]) and contiguous(model)
+    with torch.no_grad():
+        whole = model(**workload.preprocess({"image": torch.from_numpy(columns["image"])}))
+    torch.testing.assert_close(torch.from_numpy(outputs), whole)
 
 
 def test_a_model_that_views_its_features_stays_as_it_is() -> None:
