@@ -13,6 +13,7 @@ from flows.spec import PipelineSpec
 from model_registry.measurement import Measurement
 from model_registry.store import Store
 from model_registry.variant import Variant
+from tasks.ask import AskSpec, ask
 from tasks.budget.halving import Standing, rung_epochs
 from tasks.distill import DistillSpec, distill
 from tasks.errors import CANDIDATE_FAILURES
@@ -158,6 +159,12 @@ class Workshop:
 
         self._add(candidate, make)
         return candidate if candidate.inherited > _MOST and not candidate.failure else None
+
+    def ask_teachers(self) -> None:
+        """Before the first training, so that what the teachers take is not taken for its time."""
+        if self.trials == 0:
+            questions = AskSpec(views=self.distilling.views)
+            self.note(ask(self.job, questions, data=self.data, teachers=(self.teacher, *self.others)))
 
     def advance(self, candidate: Candidate) -> None:
         """Train it one rung further and measure what came of it."""

@@ -116,6 +116,7 @@ def _explore(shop: Workshop, settings: SearchSpec) -> tuple[str, bool]:
                 return f"search.minutes ({settings.minutes:g}) leaves no time to train {late[0].name} further", True
             why = "nothing cheaper than the best one may reach the margin" if best else "no candidate is left to train"
             return why, False
+        shop.ask_teachers()
         _side_by_side([lambda c=c: shop.advance(c) for c in moves])  # type: ignore[misc]
         _report(shop)
 

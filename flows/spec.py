@@ -35,6 +35,7 @@ STAGES = Literal[
     "bring",
     "sensitivity",
     "latency_table",
+    "ask",
     "distill",
     "prune",
     "export",

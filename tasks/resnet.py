@@ -14,19 +14,23 @@ _BLOCKS = 3
 class ResNet20(nn.Module):
     """The CIFAR ResNet of 20 layers, 0.27 M parameters at 3x32x32 and 10 classes.
 
-    Channels times ``width``, the 3 blocks of each stage times ``depth`` (at least one): 6 n + 2 layers. ``shape`` is
-    (channels, height, width) of the images, 1x1 and up. Takes ``image`` [N, *shape], floating point and scaled to about
-    0 to 1, and answers logits [N, ``classes``].
+    Channels times ``width``, the 3 blocks of each stage times ``depth`` (at least one): 6 n + 2 layers. ``stride`` is
+    that of the first convolution: with 2 everything sees half the resolution, for a quarter of the computing (one of
+    the three ways to scale a network, Tan and Le 2019, arXiv:1905.11946). ``shape`` is (channels, height, width) of
+    the images, 1x1 and up. Takes ``image`` [N, *shape], floating point and scaled to about 0 to 1, and answers logits
+    [N, ``classes``].
 
     He, Zhang, Ren, Sun 2016, "Deep residual learning" (arXiv:1512.03385), section 4.2. Where a stage begins narrower
     and larger than it ends, the shortcut is a 1x1 convolution (their option B): padding with zeros (option A) would tie
     the channels of neighbouring stages by their order, which pruning cannot follow.
     """
 
-    def __init__(self, shape: tuple[int, int, int], classes: int, width: float = 1.0, depth: float = 1.0) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], classes: int, width: float = 1.0, depth: float = 1.0, stride: int = 1
+    ) -> None:
         super().__init__()
         channels = scaled(_STAGES[0], width)
-        self.stem = nn.Conv2d(shape[0], channels, 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(shape[0], channels, 3, stride=stride, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(channels)
         self.stages = nn.ModuleList()
         for number, units in enumerate(_STAGES):

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tasks.errors import SpecError
 from tasks.fit_seeding import derive
 from tasks.workload import Inputs, Workload
 
@@ -51,3 +52,17 @@ class Views:
 
     def all(self) -> tuple[View, ...]:
         return tuple(View(self.seed, number) for number in range(self.count))
+
+
+def wanted_views(workload: Workload, count: int | None, seed: int) -> Views | None:
+    """The views that a spec asks for, if any.
+
+    Raises:
+        SpecError: the workload augments nothing.
+    """
+    if count is not None and not workload.augments:
+        raise SpecError(
+            f"views: {count} are augmented versions of the training split, but {workload.ref.path} has no "
+            "augment(inputs, generator): write one, or leave views out"
+        )
+    return None if count is None else Views(count, seed)

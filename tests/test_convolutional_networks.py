@@ -57,6 +57,13 @@ def test_depth_adds_layers_and_never_takes_the_last_of_a_stage() -> None:
             ResNet20(SHAPE, 10, depth=depth)
 
 
+def test_stride_halves_the_resolution_for_a_quarter_of_the_computing() -> None:
+    inputs = {"image": torch.rand(2, *SHAPE)}
+    whole, half = (torch_cost(ResNet20(SHAPE, 10, stride=stride), inputs) for stride in (1, 2))
+    assert half.parameters == whole.parameters
+    assert half.macs == pytest.approx(whole.macs / 4, rel=0.01)
+
+
 @pytest.mark.parametrize("network", NETWORKS)
 def test_width_scales_every_layer(network: Network) -> None:
     assert parameter_count(network(SHAPE, 10, width=0.5)) < 0.28 * parameter_count(network(SHAPE, 10))

@@ -59,6 +59,7 @@ def test_a_search_ends_with_the_smallest_variant_inside_the_budget(winnow: Winno
     assert all(c["reason"] for c in candidates.values())
     assert candidates["student2"]["state"] == "failed"  # it alone: a network of negative width
     assert 0 < search["trials"] <= 5
+    assert stage_lines(first)["ask"] == "computed"  # before anybody learns
     variants = {v["digest"]: v for v in first["variants"]}
     assert first["chosen"] == search["best"]
     passing = [f for c in candidates.values() for f in c["forms"] if not f["fails"] and f["digest"] in variants]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -47,9 +47,10 @@ class Glyphs:
             made[split] = {"image": images, "target": labels}
         return made
 
-    def model(self, role: str, width: float = 1.0, **scale: float) -> nn.Module:
-        """The network, its channels times ``width``; vgg and resnet20 also take ``depth``."""
-        return NETWORKS[self.network](shape=(3, SIZE, SIZE), classes=len(CLASSES), width=width, **scale)
+    def model(self, role: str, width: float = 1.0, **scale: Any) -> nn.Module:
+        """The network, its channels times ``width``; vgg and resnet20 also take ``depth``, resnet20 ``stride``."""
+        network: nn.Module = NETWORKS[self.network](shape=(3, SIZE, SIZE), classes=len(CLASSES), width=width, **scale)
+        return network
 
     def preprocess(self, inputs: Inputs) -> Inputs:
         return {"image": inputs["image"].to(torch.float32) / 64 - 2}

@@ -20,7 +20,6 @@ from tasks.distill.hint_layers import matching_layers
 from tasks.distill.hints import hinted
 from tasks.distill.inheritance import inherit
 from tasks.distill.mix_search import Mix
-from tasks.errors import SpecError
 from tasks.fit import Fitted, fit, history_jsonl
 from tasks.fit_checkpoint import StoreCheckpoints
 from tasks.fit_rows import Outputs, Rows, answers, judge, predict, torch_device
@@ -28,7 +27,7 @@ from tasks.objective import LiveAnswers, Objective, TeacherAnswers, distillation
 from tasks.splits import read_split
 from tasks.teacher_answers import teacher_outputs, teacher_says
 from tasks.torch_variant import build, load, parameter_count, read_architecture, save
-from tasks.views import Views
+from tasks.views import wanted_views
 from tasks.workload import load_workload
 
 _FIT = (
@@ -61,7 +60,7 @@ class Lessons:
         self.parent = child.inputs.get("parent")
         self.teachers = [variant for role, variant in child.inputs.items() if role != "parent"]
         self.classification = self.data.task == "classification"
-        self.views = self._views()
+        self.views = wanted_views(self.workload, self.spec["views"], child.job.seed)
         self.hints: list[tuple[str, str]] = []
         """Pairs of modules, once a model was taught with hints."""
         self.inherited: float | None = None
@@ -182,15 +181,6 @@ class Lessons:
             outputs = predict(self.model(), workload=self.workload, columns=self.validation, device=self.device)
             found["parent"] = metric(outputs)
         return found
-
-    def _views(self) -> Views | None:
-        count = self.spec["views"]
-        if count is not None and not self.workload.augments:
-            raise SpecError(
-                f"views: {count} are augmented versions of the training split, but {self.workload.ref.path} has no "
-                "augment(inputs, generator): write one, or leave views out"
-            )
-        return None if count is None else Views(count, self.child.job.seed)
 
     def _scores(self, outputs: Outputs, targets: Outputs) -> NDArray[np.float64]:
         return np.asarray(self.workload.metric(targets).per_sample(outputs, targets), dtype=np.float64)

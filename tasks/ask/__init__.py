@@ -1,0 +1,36 @@
+"""Ask: what the teachers say about the data, computed before anybody learns from it."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from model_registry.variant import Frozen, Variant
+from tasks.policy import step
+from tasks.splits import DataRef
+from tasks.stage import Job, Outcome, Stage
+from tasks.stage_cache import run_stage
+
+
+class AskSpec(Frozen):
+    """What the teachers are asked about."""
+
+    views: int | None = Field(
+        default=None, ge=1, description="augmented versions of the training split, besides the validation split"
+    )
+
+
+STAGE = Stage(name="ask", pool="torch", entry="tasks.ask.ask_child:main", libraries=("torch",))
+
+
+@step(STAGE)
+def ask(job: Job, spec: AskSpec, *, data: DataRef, teachers: tuple[Variant, ...]) -> Outcome:
+    """Keep the teachers' answers in the store, where every training finds them.
+
+    A training asks by itself where they are missing; asked beforehand, their cost is not taken for that of the first
+    training, by which a search judges what it still has time for. With fresh augmentation the training split is not
+    asked about: the answers would be to other questions.
+
+    Values: ``answers``, how many rows were answered in all, by each teacher.
+    """
+    inputs = {f"teacher{number}": teacher for number, teacher in enumerate(teachers, 1)}
+    return run_stage(STAGE, job, spec, data=data, inputs=inputs)

@@ -1,0 +1,37 @@
+"""The ask stage in its process."""
+
+from __future__ import annotations
+
+from tasks.child import Child, Result
+from tasks.splits import read_split
+from tasks.teacher_answers import teacher_outputs
+from tasks.views import View, wanted_views
+from tasks.workload import load_workload
+
+
+def main(child: Child) -> Result:
+    """Ask each teacher about each split and view that a training will want."""
+    assert child.data is not None
+    workload = load_workload(child.job.workload)
+    splits = {name: read_split(child.store, child.data, name) for name in ("validation", "train")}
+    questions: list[tuple[str, View | None]] = [("validation", None)]
+    views = wanted_views(workload, child.spec["views"], child.job.seed)
+    if views is not None:
+        questions += [("train", view) for view in views.all()]
+    elif not workload.augments:
+        questions.append(("train", None))
+    asked = [(teacher, split, view) for teacher in child.inputs.values() for split, view in questions]
+    for number, (teacher, split, view) in enumerate(asked):
+        child.progress(number / len(asked), f"{split}{'' if view is None else f', view {view.number + 1}'}")
+        teacher_outputs(
+            child.store,
+            teacher,
+            workload=workload,
+            data=child.data,
+            split=split,
+            columns=splits[split],
+            device=child.job.device,
+            view=view,
+        )
+    rows = sum(len(next(iter(splits[split].values()))) for split, _ in questions)
+    return Result(values={"answers": rows})

@@ -1,0 +1,86 @@
+"""Teachers are asked before anybody learns from them, and a training then asks nothing."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from model_registry.store import Store
+from model_registry.variant import Variant
+from tasks.ask import AskSpec, ask, ask_child
+from tasks.child import Child, Result
+from tasks.errors import SpecError
+from tasks.stage_cache import Plan, planning
+from tasks.workload import Workload
+
+if TYPE_CHECKING:
+    from taught_workloads import job_for, put_data, taught
+    from test_distill import distilled, teacher_of
+else:  # tests/ is no package at run time
+    from taught_workloads import job_for, put_data, taught
+    from test_distill import distilled, teacher_of
+
+
+def asked(store: Store, workload: Workload, *teachers: Variant, views: int | None = None) -> Result:
+    messages = os.open(os.devnull, os.O_WRONLY)
+    try:
+        return ask_child.main(
+            Child(
+                {
+                    "job": job_for(store, workload.ref).model_dump(mode="json"),
+                    "spec": AskSpec(views=views).model_dump(mode="json"),
+                    "data": put_data(store, workload).model_dump(mode="json"),
+                    "inputs": {f"t{n}": t.model_dump(mode="json", by_alias=True) for n, t in enumerate(teachers)},
+                    "extra": {},
+                    "key": "k",
+                    "workdir": "unused",
+                },
+                messages,
+            )
+        )
+    finally:
+        os.close(messages)
+
+
+def answers(store: Store) -> list[str]:
+    return store.list_records("teacher-answers/")
+
+
+@pytest.mark.parametrize(
+    ("name", "views", "questions", "rows"),
+    [("Blobs", None, 2, 300), ("NoisyBlobs", 3, 4, 700), ("NoisyBlobs", None, 1, 100)],
+)
+def test_a_training_finds_every_answer_it_wants(
+    store: Store, name: str, views: int | None, questions: int, rows: int
+) -> None:
+    """Fresh augmentation leaves only validation to ask about."""
+    workload = taught(name)
+    teachers = [teacher_of(store, workload, sure_of=c) for c in (1, 2)]
+    result = asked(store, workload, *teachers, views=views)
+    assert result.values == {"answers": rows}
+    before = answers(store)
+    assert len(before) == questions * len(teachers)
+    distilled(store, workload, *teachers, control=False, views=views)
+    assert answers(store) == before
+
+
+def test_views_need_an_augmentation(store: Store) -> None:
+    workload = taught("Blobs")
+    with pytest.raises(SpecError, match=r"views: 2 .*write one, or leave views out"):
+        asked(store, workload, teacher_of(store, workload), views=2)
+    assert answers(store) == []
+
+
+def test_it_is_a_step_of_its_own_in_a_plan(store: Store) -> None:
+    workload, plan = taught("Blobs"), Plan()
+    token = planning.set(plan)
+    try:
+        teacher = teacher_of(store, workload)
+        ask.task.fn(
+            job_for(store, workload.ref), AskSpec(), data=put_data(store, workload), teachers=(teacher, teacher)
+        )
+    finally:
+        planning.reset(token)
+    assert [line.name for line in plan.lines] == ["ask"]
