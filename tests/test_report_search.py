@@ -99,8 +99,24 @@ def test_a_budget_that_is_kept_is_said_with_its_limits_the_end_and_what_the_teac
     )
     assert verdict(report) in text and "24 trainings, 18 min 13 s of computing" in text
     assert "Nothing cheaper than the best one may reach the margin." in text
-    assert "+3.1 points better" in control_sentence(report) and control_sentence(report) in text
+    assert "accuracy on validation by +3.1 points" in control_sentence(report) and control_sentence(report) in text
     assert "Why each candidate failed" not in text
+
+
+def test_a_teacher_that_holds_the_best_structure_back_is_named_with_the_remedy() -> None:
+    report = search_report()
+    assert report.search is not None
+
+    def with_control(**changes: float) -> str:
+        assert report.search is not None
+        control = {"gain": -0.016, "low": -0.02, "high": -0.012, "p": 1e-6, **changes}
+        return control_sentence(
+            report.model_copy(update={"search": report.search.model_copy(update={"control": control})})
+        )
+
+    assert "by −1.6 points" in with_control() and "distill.alpha" in with_control()
+    noise = with_control(p=0.3, high=0.01)
+    assert "within the noise" in noise and "distill.alpha" not in noise
 
 
 def test_a_budget_that_cannot_be_met_is_the_headline_with_the_nearest_and_all_reasons() -> None:

@@ -82,10 +82,14 @@ def control_sentence(report: RunReport) -> str:
         return ""
     name = report.metric.name if report.metric else ""
     low, high = (difference_text(control[end], name) for end in ("low", "high"))
-    noise = "" if control["p"] < 0.05 else ", which is within the noise"
+    sure = control["p"] < 0.05
+    end = "." if sure else ", which is within the noise."
+    if sure and control["gain"] < 0:
+        end = ": this teacher holds it back. Give the targets more weight than its answers (distill.alpha)."
     return (
-        f"Learning from the teacher made the best structure {difference_text(control['gain'], name)} better on "
-        f"validation than the same one trained without it (95 % interval {low} to {high}, p {control['p']:.2g}){noise}."
+        f"Learning from the teacher changed the best structure's {name or 'metric'} on validation by "
+        f"{difference_text(control['gain'], name)} against the same one trained without it (95 % interval {low} to "
+        f"{high}, p {control['p']:.2g}){end}"
     )
 
 
