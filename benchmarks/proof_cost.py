@@ -91,7 +91,15 @@ def cost_table(cost: Cost) -> str:
     """A line per candidate, in Markdown, and the totals."""
     rows = [(c.name, c.what, str(c.trainings), seconds_text(c.seconds), c.state) for c in cost.candidates]
     rows.append(("–", "measuring all files, allocation, control", "", seconds_text(cost.other_seconds), ""))
-    rows.append(("**all**", f"{len(cost.candidates)} candidates", str(cost.trainings), seconds_text(cost.seconds), ""))
+    rows.append(
+        (
+            "**all**",
+            f"{len(cost.candidates)} candidate{'s' * (len(cost.candidates) != 1)}",
+            str(cost.trainings),
+            seconds_text(cost.seconds),
+            "",
+        )
+    )
     return _table(("candidate", "what", "trainings", "computing", "state"), rows)
 
 

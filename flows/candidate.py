@@ -39,6 +39,18 @@ class Candidate:
     behind: str = ""
     """Another candidate that costs no more and was planned with less damage: this one is not trained."""
 
+    @property
+    def family(self) -> str:
+        """Candidates of which the cheaper one is taken to lose more: made the same way of the same network.
+
+        Students that are scaled by other arguments are no family: of two as cheap the shallow one may lose half of what
+        the narrow one does.
+        """
+        scaled_by = {
+            key: value if isinstance(value, str) else "" for key, value in self.settings.get("scale", {}).items()
+        }
+        return f"{self.kind} {self.base} {sorted(scaled_by.items())}"
+
 
 def loss_of(form: Measurement) -> float:
     """Mean loss of the metric against the baseline, on the same samples."""

@@ -242,7 +242,7 @@ class Workshop:
             spread=best.paired.bound + best.paired.difference if known and best and best.paired else 0.0,
             possible=bool(fits) and not candidate.failure and not candidate.behind,
             seconds=self._next_seconds(candidate),
-            kind=f"{candidate.kind} {candidate.base}",
+            kind=candidate.family,
         )
 
     def over_budget(self, form: Measurement) -> list[str]:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flows.candidate import Candidate
 from tasks.budget.halving import Standing, expected, next_move, rung_epochs
 
 MARGIN = 0.005
@@ -27,6 +28,18 @@ def test_unknown_ones_are_tried_from_the_dearest_down() -> None:
 def test_below_a_hopeless_one_nothing_is_tried() -> None:
     hopeless = made("middle", 2.0, rung=1, loss=0.5)
     assert move(made("small", 1.0), made("large", 3.0, rung=1, loss=0.01), hopeless) == "large"
+
+
+def test_students_are_one_family_where_the_same_is_scaled() -> None:
+    def family(base: str = "", **scale: object) -> str:
+        return Candidate("s", "student", "", {"scale": scale}, 3, base=base).family
+
+    assert family(width=0.5) == family(width=0.25)
+    assert len({family(width=0.5), family(depth=0.5), family(width=0.5, depth=0.5), family("s1", width=0.5)}) == 4
+    assert family(network="strided", width=0.5) != family(network="shallow", width=0.5)
+    assert (
+        Candidate("p", "pruned", "", {"ratios": {"conv1": 0.5}}, 3).family == Candidate("q", "pruned", "", {}, 3).family
+    )
 
 
 def test_a_hopeless_one_of_another_kind_says_nothing() -> None:

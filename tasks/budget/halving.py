@@ -25,7 +25,8 @@ class Standing:
     what quantization costs on top is the last rung's matter); None while untrained. ``spread``: half-width of its
     one-sided 95 % bound. ``last``: trainings it may have. ``possible``: false for one that exceeds the budget by its
     structure, or failed. ``seconds``: what its next rung will take, about. ``kind``: losses are compared within one
-    kind only, for what starts from the teacher's weights is far ahead after a short training.
+    kind only, for what starts from the teacher's weights is far ahead after a short training, and what is shallower may
+    lose less than what is narrower and as cheap.
     """
 
     name: str
