@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 sys.path.append(str(Path(__file__).parent.parent.parent))
 
 from model_registry.cpu_class import cpu_class, sums_saturate
+from tasks.float_biases import float_biases
 from tasks.onnx_graph import strip
 from tasks.quantize.accuracy_control import control_accuracy
 from tasks.quantize.agreement import agree, answers
 from tasks.quantize.bias_correction import add_biases
+from tasks.quantize.byte_input import fold_byte_inputs
 from tasks.quantize.calibration import Feeds
 from tasks.quantize.equalization import equalize
 from tasks.quantize.layer_groups import layer_groups
@@ -82,6 +84,13 @@ def controlled(
     return found.excluded, {"fp32_layers": list(found.fp32_groups), "validation_drop": found.drop}
 
 
+def write(file: Path, quantized: Any) -> None:
+    """As tasks/quantize/quantize_child.py finishes it."""
+    float_biases(quantized)
+    fold_byte_inputs(quantized)
+    file.write_bytes(strip(quantized, merge_equal=True))
+
+
 def main(folder: Path, data: Path, max_drop: float, validation_rows: int) -> None:
     file = (folder / "fp32.onnx").read_bytes()
     feeds = {"image": np.load(data / "calibration.npy", allow_pickle=False)}
@@ -92,11 +101,11 @@ def main(folder: Path, data: Path, max_drop: float, validation_rows: int) -> Non
         for name in ("ours-static", "ours-recipe"):
             began = time.monotonic()
             prepared, build, notes = recipe(file, feeds, Path(work) / name, careful=name == "ours-recipe")
-            (folder / f"{name}.onnx").write_bytes(strip(build(frozenset()), merge_equal=True))
+            write(folder / f"{name}.onnx", build(frozenset()))
             made[name] = {"seconds": time.monotonic() - began, **notes}
         began = time.monotonic()
         excluded, notes = controlled(file, prepared, build, rows, labels, max_drop)
-        (folder / "ours-control.onnx").write_bytes(strip(build(excluded), merge_equal=True))
+        write(folder / "ours-control.onnx", build(excluded))
         seconds = made["ours-recipe"]["seconds"] + time.monotonic() - began  # it starts from that recipe
         made["ours-control"] = {"seconds": seconds, **notes}
     (folder / "peer_ours.json").write_text(json.dumps(made, indent=2) + "\n")

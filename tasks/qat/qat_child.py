@@ -23,6 +23,7 @@ from tasks.qat.qdq_graph import Array
 from tasks.qat.raw_workload import RawWorkload, ask_teacher, raw_inputs
 from tasks.qat.torch_graph import TorchGraph
 from tasks.qat.write_back import write_back
+from tasks.quantize.byte_input import fold_byte_inputs, spell_out_byte_inputs
 from tasks.splits import Columns, read_split
 from tasks.workload import Workload, load_workload
 
@@ -35,7 +36,7 @@ def main(child: Child) -> Result:
     workload = RawWorkload(users)
     train, validation = (read_split(child.store, child.data, name) for name in ("train", "validation"))
     before = child.store.fetch_bytes(parent.file("model.onnx"))
-    model = onnx.load_from_string(before)
+    model = spell_out_byte_inputs(onnx.load_from_string(before))
     floats = _floats(child, model)
     module = TorchGraph(model, floats)
     fitted = fit(
@@ -68,7 +69,9 @@ def main(child: Child) -> Result:
         checkpoints=StoreCheckpoints(child.store, f"{child.checkpoint_prefix}qat"),
         progress=lambda fraction, text: child.progress(0.95 * fraction, text),
     )
-    after = strip(write_back(module), merge_equal=True)
+    written = write_back(module)
+    fold_byte_inputs(written)
+    after = strip(written, merge_equal=True)
     inputs = raw_inputs(workload, validation)
     trained = predict(module, workload=workload, columns=validation, device="cpu")
     answers = run_onnx(after, inputs)

@@ -19,6 +19,7 @@ from tasks.onnx_graph import strip
 from tasks.quantize.accuracy_control import Controlled, control_accuracy
 from tasks.quantize.agreement import agree, answers
 from tasks.quantize.bias_correction import add_biases
+from tasks.quantize.byte_input import fold_byte_inputs
 from tasks.quantize.calibration import Feeds, check_finite, choose_rows
 from tasks.quantize.calibration_drift import compare_rows
 from tasks.quantize.equalization import equalize
@@ -97,6 +98,7 @@ def main(child: Child) -> Result:
             quantized = build(excluded)
         if method == "static":
             float_biases(quantized)
+            fold_byte_inputs(quantized)
         data = strip(quantized, merge_equal=True)
         reason = why_it_does_not_load(data) if method == "fp16" else ""
         share = int8_share(plain if method == "fp16" else model.prepared, quantized, shapes)
