@@ -175,9 +175,11 @@ def _apply(document: dict[str, Any], override: str) -> None:
 
 
 def _explain(detail: Any) -> str:
-    location = [part for part in detail["loc"] if not _is_union_tag(part)]
+    unknown = detail["type"] == "extra_forbidden"  # then the last part is what the user wrote, whatever it looks like
+    loc = detail["loc"]
+    location = [part for n, part in enumerate(loc, 1) if not _is_union_tag(part) or (unknown and n == len(loc))]
     key = ".".join(str(part) for part in location) or "the spec"
-    if detail["type"] == "extra_forbidden":
+    if unknown:
         allowed = _keys_at([str(part) for part in location[:-1]])
         near = difflib.get_close_matches(str(location[-1]), allowed, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys here: {', '.join(allowed)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,14 @@ def test_what_is_not_a_spec(tmp_path: Path) -> None:
         (tmp_path / "bad.yaml").write_text(content)
         with pytest.raises(SpecError, match=says):
             load_spec(tmp_path / "bad.yaml")
+
+
+def test_an_unknown_key_is_named_whatever_it_looks_like() -> None:
+    from flows.spec import parse_spec
+
+    for key in ("literal[", "MySpec", "constrained-"):
+        with pytest.raises(SpecError, match=re.escape(f"{key}: unknown key")):
+            parse_spec({"schema": 1, "model": "m", "workload": "a:B", key: None}, "here")
 
 
 @given(st.dictionaries(st.text(max_size=8), st.one_of(st.none(), st.integers(), st.text(max_size=5)), max_size=5))

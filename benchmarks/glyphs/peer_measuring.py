@@ -28,15 +28,16 @@ class Measuring:
         data: holds ``test.npy`` and ``test.labels.npy``.
         work: a folder for the variants' files.
         seconds: of timing per file, those of the baseline included.
+        rows: of the test split, the first so many; None: all.
     """
 
-    def __init__(self, data: Path, work: Path, *, seconds: float) -> None:
+    def __init__(self, data: Path, work: Path, *, seconds: float, rows: int | None = None) -> None:
         self.work, self.seconds = work, seconds
-        self.labels = np.load(data / "test.labels.npy", allow_pickle=False)
+        self.labels = np.load(data / "test.labels.npy", allow_pickle=False)[:rows]
         self.rows = len(self.labels)
         self.hardware: dict[str, Any] = {}
         work.mkdir(parents=True, exist_ok=True)
-        np.savez(work / "test.npz", image=np.load(data / "test.npy", mmap_mode="r", allow_pickle=False))
+        np.savez(work / "test.npz", image=np.load(data / "test.npy", mmap_mode="r", allow_pickle=False)[:rows])
         self._baseline: tuple[Variant, Any] | None = None
         self._probe = subprocess.Popen(
             [sys.executable, "-m", "serving.probe"],

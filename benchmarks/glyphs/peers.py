@@ -41,6 +41,7 @@ def main() -> int:
     parser.add_argument("--teacher", type=Path, help="weights; the default is teachers/<network>.safetensors")
     parser.add_argument("--max-drop", type=float, default=0.005, help="that accuracy control accepts on validation")
     parser.add_argument("--validation-rows", type=int, default=4000, help="that accuracy control looks at")
+    parser.add_argument("--test-rows", type=int, help="of the test split; the default is all 20 000")
     parser.add_argument("--seconds", type=float, default=6.0, help="of timing per file, fp32 included")
     parser.add_argument("--also", type=Path, action="append", default=[], help="another ONNX file to measure")
     parser.add_argument("--only-measure", action="store_true", help="measure the files that the last run made")
@@ -65,7 +66,7 @@ def main() -> int:
     parts = {tool: load(folder / f"peer_{tool}.json") for tool in ("ours", *REQUIREMENTS)}
     result["versions"] = {tool: part.pop("versions") for tool, part in parts.items() if part}
     made = {name: facts for part in parts.values() for name, facts in part.items()}
-    with Measuring(DATA, folder / "work", seconds=arguments.seconds) as measuring:
+    with Measuring(DATA, folder / "work", seconds=arguments.seconds, rows=arguments.test_rows) as measuring:
         result["files"] = {"fp32": measuring.measure(folder / "fp32.onnx")}
         files = {name: (folder / f"{name}.onnx", facts) for name, facts in made.items()}
         files |= {path.stem: (path, {}) for path in arguments.also}
