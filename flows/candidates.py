@@ -161,8 +161,11 @@ class Workshop:
         return candidate if candidate.inherited > _MOST and not candidate.failure else None
 
     def ask_teachers(self) -> None:
-        """Before the first training, so that what the teachers take is not taken for its time."""
-        if self.trials == 0:
+        """Before the first training, so that what the teachers take is not taken for its time.
+
+        A teacher that was brought as an ONNX file teaches nobody but its own int8 file, which asks by itself.
+        """
+        if self.trials == 0 and self.teacher.format == "torch":
             questions = AskSpec(views=self.distilling.views)
             self.note(ask(self.job, questions, data=self.data, teachers=(self.teacher, *self.others)))
 

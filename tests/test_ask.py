@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
 
+from flows import candidates
+from flows.candidates import Workshop
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.ask import AskSpec, ask, ask_child
 from tasks.child import Child, Result
+from tasks.distill import DistillSpec
 from tasks.errors import SpecError
 from tasks.stage_cache import Plan, planning
 from tasks.workload import Workload
@@ -71,6 +75,20 @@ def test_views_need_an_augmentation(store: Store) -> None:
     with pytest.raises(SpecError, match=r"views: 2 .*write one, or leave views out"):
         asked(store, workload, teacher_of(store, workload), views=2)
     assert answers(store) == []
+
+
+@pytest.mark.parametrize(("kind", "trials", "times"), [("torch", 0, 1), ("torch", 2, 0), ("onnx", 0, 0)])
+def test_a_search_asks_torch_teachers_before_its_first_training(
+    monkeypatch: pytest.MonkeyPatch, kind: str, trials: int, times: int
+) -> None:
+    shop = object.__new__(Workshop)
+    shop.trials, shop.others, shop.distilling = trials, (), DistillSpec(views=3)
+    shop.teacher, shop.job, shop.data = (SimpleNamespace(format=kind), None, None)  # type: ignore[assignment]
+    said: list[AskSpec] = []
+    monkeypatch.setattr(candidates, "ask", lambda _job, spec, **_: said.append(spec))
+    monkeypatch.setattr(shop, "note", lambda outcome: outcome)
+    shop.ask_teachers()
+    assert said == [AskSpec(views=3)] * times
 
 
 def test_it_is_a_step_of_its_own_in_a_plan(store: Store) -> None:
