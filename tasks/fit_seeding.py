@@ -26,6 +26,19 @@ def seed_everything(seed: int, epoch: int) -> None:
 
 
 @contextlib.contextmanager
+def seeded(seed: int, number: int) -> Iterator[torch.Generator]:
+    """All generators as of this seed and number while it lasts, and one more; the global ones are left as found."""
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            seed_everything(seed, number)
+            yield torch.Generator().manual_seed(derive(seed, number))
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
 def reproducible(where: torch.device, deterministic: bool) -> Iterator[None]:
     """Leave the global generators and switches as they were found."""
     before = torch.get_deterministic_debug_mode()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tasks.errors import SpecError
-from tasks.fit_seeding import derive
+from tasks.fit_seeding import seeded
 from tasks.workload import Inputs, Workload
 
 _ROWS = 512
@@ -30,12 +30,12 @@ class View:
 
     def inputs(self, workload: Workload, columns: dict[str, Tensor]) -> Inputs:
         """The augmented inputs of all rows, in order, before preprocessing."""
-        generator = torch.Generator().manual_seed(derive(self.seed, self.number))
         rows = len(next(iter(columns.values())))
         parts: list[Inputs] = []
-        for index in torch.split(torch.arange(rows), _ROWS):
-            inputs, _ = workload.batch({name: values[index] for name, values in columns.items()})
-            parts.append(workload.augment(inputs, generator))
+        with seeded(self.seed, self.number) as generator:  # an augmentation may use the global generators too
+            for index in torch.split(torch.arange(rows), _ROWS):
+                inputs, _ = workload.batch({name: values[index] for name, values in columns.items()})
+                parts.append(workload.augment(inputs, generator))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

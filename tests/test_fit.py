@@ -22,7 +22,7 @@ from tasks.fit_rows import evaluate, predict
 from tasks.fit_threads import row_macs, worthwhile_threads
 from tasks.objective import TrainingBatch
 from tasks.torch_variant import build
-from tasks.views import Views
+from tasks.views import View, Views
 from tasks.workload import Workload
 
 if TYPE_CHECKING:
@@ -127,6 +127,25 @@ def test_views_are_taken_in_turn_and_an_interrupted_training_sees_the_same() -> 
     assert (fitted.resumed_at, fitted.history) == (2, straight.history)
     assert_same(whole, resumed)
     assert run(workload, objective=Watched(), checkpoints=checkpoints)[1].resumed_at == 0
+
+
+def test_a_view_is_the_same_whatever_generator_augmentation_uses() -> None:
+    workload = taught("NoisyBlobs")
+    columns = {name: torch.from_numpy(values) for name, values in workload.splits()["train"].items()}
+
+    def careless(inputs: dict[str, Tensor], _generator: torch.Generator) -> dict[str, Tensor]:
+        shift = torch.rand(1) + random.random() + np.random.rand()
+        return {"features": inputs["features"] + shift}
+
+    workload.user.augment = careless
+    torch.manual_seed(1)
+    first = View(0, 2).inputs(workload, columns)["features"]
+    before = torch.rand(1), random.getstate(), np.random.rand()
+    torch.manual_seed(1)
+    np.random.seed(5)
+    assert torch.equal(View(0, 2).inputs(workload, columns)["features"], first)
+    assert not torch.equal(View(0, 1).inputs(workload, columns)["features"], first)
+    assert torch.equal(torch.rand(1), before[0]) and random.getstate() == before[1]
 
 
 def test_equal_seeds_give_equal_bits_and_others_do_not() -> None:
