@@ -8,8 +8,8 @@ from tasks.distill.inheritance import inherit
 from tasks.resnet import ResNet20
 
 
-def network(**scale: float) -> ResNet20:
-    return ResNet20(shape=(3, 8, 8), classes=4, **scale)
+def network(width: float = 1.0, depth: float = 1.0) -> ResNet20:
+    return ResNet20(shape=(3, 8, 8), classes=4, width=width, depth=depth)
 
 
 def test_a_shallower_network_has_all_its_layers_from_the_teacher() -> None:
