@@ -27,7 +27,7 @@ def test_a_search_prints_the_front_and_says_how_many_more_there_are(capsys: pyte
     assert "73 more variants are in the report." in text
     assert "keeps the budget (at most 2.50 points of accuracy lost, p95 at most 0.3 ms" in text
     assert "34 candidates, 24 trainings, 18 min 13 s of computing." in text
-    assert "Nothing cheaper than the best one may reach the margin." in text and "+3.1 points better" in text
+    assert "Nothing cheaper than the best one may reach the margin." in text and "by +3.1 points against" in text
 
 
 def test_a_budget_not_met_prints_the_nearest_candidates_with_their_reasons(capsys: pytest.CaptureFixture[str]) -> None:
