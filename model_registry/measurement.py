@@ -13,6 +13,9 @@ from model_registry.variant import Frozen, Record
 Interval = tuple[float, float]
 """A 95 % interval: lower and upper end."""
 
+Objective = Literal["latency", "size", "throughput"]
+"""What counts among variants that are good enough."""
+
 Better = Literal["higher", "lower"]
 Verdict = Literal["faster", "slower", "not distinguishable"]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]

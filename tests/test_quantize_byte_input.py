@@ -10,12 +10,12 @@ import pytest
 import torch
 from onnx import ModelProto, numpy_helper
 
+from tasks.byte_input import fold_byte_inputs, spell_out_byte_inputs
 from tasks.float_biases import float_biases
 from tasks.onnx_graph import strip
 from tasks.qat.torch_graph import TorchGraph
 from tasks.qat.write_back import write_back
 from tasks.quantize.agreement import answers
-from tasks.quantize.byte_input import fold_byte_inputs, spell_out_byte_inputs
 from tasks.quantize.prepared_graph import prepare
 from tasks.quantize.static_recipe import static_recipe
 

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 sys.path.append(str(Path(__file__).parent.parent.parent))
 
 from model_registry.cpu_class import cpu_class, sums_saturate
+from tasks.byte_input import fold_byte_inputs
 from tasks.float_biases import float_biases
 from tasks.onnx_graph import strip
 from tasks.quantize.accuracy_control import control_accuracy
 from tasks.quantize.agreement import agree, answers
 from tasks.quantize.bias_correction import add_biases
-from tasks.quantize.byte_input import fold_byte_inputs
 from tasks.quantize.calibration import Feeds
 from tasks.quantize.equalization import equalize
 from tasks.quantize.layer_groups import layer_groups

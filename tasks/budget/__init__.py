@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from model_registry.measurement import Objective as Objective
 from model_registry.variant import Frozen
-from tasks.gate_checks.gate_spec import Objective as Objective
 
 
 class BudgetSpec(Frozen):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from model_registry.measurement import Measurement, PairedComparison
+from model_registry.measurement import Measurement, Objective, PairedComparison
 from tasks.errors import GateFailed
 from tasks.evidence.decision import GateRow, Scored
 from tasks.gate_checks.gate_rows import gate_rows
-from tasks.gate_checks.gate_spec import GateSpec, Objective
+from tasks.gate_checks.gate_spec import GateSpec
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field
 
+from model_registry.measurement import Objective
 from model_registry.variant import Frozen
-
-Objective = Literal["latency", "size", "throughput"]
 
 STRUCTURAL = ("latency", "size")
 """Gates that hang on a model's structure alone: training changes nothing about them."""

@@ -10,6 +10,7 @@ import onnx
 import torch
 
 from model_registry.variant import Variant
+from tasks.byte_input import fold_byte_inputs, spell_out_byte_inputs
 from tasks.child import Child, Result
 from tasks.fit import fit, history_jsonl
 from tasks.fit_checkpoint import StoreCheckpoints
@@ -23,7 +24,6 @@ from tasks.qat.qdq_graph import Array
 from tasks.qat.raw_workload import RawWorkload, ask_teacher, raw_inputs
 from tasks.qat.torch_graph import TorchGraph
 from tasks.qat.write_back import write_back
-from tasks.quantize.byte_input import fold_byte_inputs, spell_out_byte_inputs
 from tasks.splits import Columns, read_split
 from tasks.workload import Workload, load_workload
 

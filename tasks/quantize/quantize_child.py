@@ -11,6 +11,7 @@ from onnx import ModelProto
 
 from model_registry.cpu_class import cpu_class, sums_saturate
 from model_registry.variant import Variant
+from tasks.byte_input import fold_byte_inputs
 from tasks.child import Child, Result
 from tasks.errors import WorkloadError
 from tasks.float_biases import float_biases
@@ -19,7 +20,6 @@ from tasks.onnx_graph import strip
 from tasks.quantize.accuracy_control import Controlled, control_accuracy
 from tasks.quantize.agreement import agree, answers
 from tasks.quantize.bias_correction import add_biases
-from tasks.quantize.byte_input import fold_byte_inputs
 from tasks.quantize.calibration import Feeds, check_finite, choose_rows
 from tasks.quantize.calibration_drift import compare_rows
 from tasks.quantize.equalization import equalize
