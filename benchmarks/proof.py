@@ -97,7 +97,9 @@ def prove(row: Row, home: Path, output: Path, *, keep: bool) -> int:
         write(output, proof)
         print_result(row, report, result, goals)
         if result.chosen is not None:
-            stack.relay("pull", report.model, "--run", report.run_id, "-o", str(file))
+            code, _ = stack.relay("pull", report.model, "--run", report.run_id, "-o", str(file))
+            if code:
+                raise NoProof(f"the chosen file could not be fetched; the search's result is in {output}")
         runs = [first, *later_runs(stack, row, result)]
     proof |= {"runs": [r.model_dump(mode="json") for r in runs], "load_after": os.getloadavg()[0]}
     write(output, proof)
