@@ -34,7 +34,7 @@ from benchmarks.proof_cost import Run, cost_of, cost_table, run_of, runs_table  
 from benchmarks.proof_goals import ROWS, Goal, Row, count_text, goals_table, judge  # noqa: E402
 from benchmarks.proof_result import NothingMeasured, Result, result_of, result_table  # noqa: E402
 from tasks.report.run_report import RunReport  # noqa: E402
-from tasks.report.search_view import control_sentence, verdict  # noqa: E402
+from tasks.report.search_view import control_sentence, search_verdict  # noqa: E402
 
 HOME = HERE / ".winnow" / "proof"
 TEACHERS = HERE / "glyphs" / "teachers"
@@ -169,7 +169,7 @@ def facts(report: RunReport, result: Result, goals: list[Goal]) -> dict[str, Any
 
 def print_result(row: Row, report: RunReport, result: Result, goals: list[Goal]) -> None:
     """The row, its goals, and what the search cost."""
-    sentences = " ".join(text for text in (verdict(report), control_sentence(report)) if text)
+    sentences = " ".join(text for text in (search_verdict(report), control_sentence(report)) if text)
     parts = [result_table(row.name, result, count_text(goals)), goals_table(goals), sentences]
     parts += [cost_table(cost_of(report.search))] if report.search else []
     print("\n\n".join(part for part in parts if part), flush=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import click
 
-from flows.cli import COMMANDS, cli
+from flows.commands.cli import COMMANDS, cli
 
 INTRODUCTION = """\
 # Commands

@@ -6,11 +6,11 @@ import importlib
 import threading
 
 from model_registry import registry
-from tasks.machine_lock import machine_lock
-from tasks.stage_cache import planning
+from tasks.running.machine_lock import machine_lock
+from tasks.running.stage_cache import planning
 
 # MLflow looks at ONNX Runtime's options when it saves a model.
-_MODULES = ("onnxruntime", "matplotlib.backends.backend_agg", "matplotlib.figure", "flows.result_table")
+_MODULES = ("onnxruntime", "matplotlib.backends.backend_agg", "matplotlib.figure", "flows.commands.result_table")
 _begun = threading.Event()
 
 

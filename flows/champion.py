@@ -9,19 +9,19 @@ from flows.ongoing_run import OngoingRun
 from model_registry.cpu_class import cpu_class
 from model_registry.ledger import Entry, Ledger
 from model_registry.variant import Variant
-from tasks.errors import GateFailed
 from tasks.evidence.decision import Decision
+from tasks.running.errors import GateFailed
 
 
 @dataclass(frozen=True)
-class Champion:
+class StandingChampion:
     """The ledger's entry, and the variant it released; None where it cannot be compared with here."""
 
     entry: Entry
     variant: Variant | None
 
 
-def standing_champion(run: OngoingRun, made: Made) -> Champion | None:
+def standing_champion(run: OngoingRun, made: Made) -> StandingChampion | None:
     """The model's champion; None where nothing was released yet.
 
     Raises:
@@ -38,9 +38,9 @@ def standing_champion(run: OngoingRun, made: Made) -> Champion | None:
     elif not all(run.store.has_blob(file) for file in variant.files):
         why = "is no longer whole in the store"
     else:
-        return Champion(entry, variant)
+        return StandingChampion(entry, variant)
     run.note(f"champion version {entry.to_version} {why}; the variants were compared with the baseline alone")
-    return Champion(entry, None)
+    return StandingChampion(entry, None)
 
 
 def comparable(champion: Variant, baseline: Variant) -> bool:

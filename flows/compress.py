@@ -11,30 +11,29 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows.ahead import import_ahead
 from flows.champion import refused_decision, standing_champion
 from flows.conclusion import concluding, curl_line
-from flows.lineage import CONTROL, Made, Step
+from flows.lineage import CONTROL, Made, MadeStep
 from flows.ongoing_run import OngoingRun, make_job, open_run
-from flows.search import search
+from flows.searching.search import search
 from flows.spec import PipelineSpec, load_spec
 from model_registry.store import CorruptObject, ObjectMissing
 from model_registry.variant import Variant
 from tasks.data import check_data, data_ref
-from tasks.deploy import deploy
 from tasks.distill import distill
-from tasks.errors import GateFailed
 from tasks.export import export
-from tasks.ledger_protocol import patiently
 from tasks.measure import measure, measurement_of
 from tasks.prune import prune
 from tasks.qat import qat
 from tasks.quantize import quantize
-from tasks.register import register
+from tasks.release.deploy import deploy
+from tasks.release.ledger_protocol import patiently
+from tasks.release.register import register
 from tasks.report.run_report import RunReport
-from tasks.splits import DataRef
-from tasks.stage import Job
-from tasks.stage_cache import Plan, PlanLine, planning
+from tasks.running.errors import GateFailed
+from tasks.running.splits import DataRef
+from tasks.running.stage import Job
+from tasks.running.stage_cache import Plan, PlanLine, planning
 from tasks.track import track
 from tasks.train import TrainSpec, bring, train
-from tasks.tune import tune
 from tasks.validate import decision_of, refuse_hopeless, validate
 
 RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=2)
@@ -77,35 +76,30 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
     if spec.search:  # a budget in, the proven best variant out
         return search(job, spec, data=data, checked=checked, trained=trained, others=others)
     teacher = student = trained.variant
-    models = [Step(trained)]
+    models = [MadeStep(trained)]
     if spec.distill:  # the student, and its control trained without the teacher
         distilled = distill(job, spec.distill, data=checked, teacher=teacher, others=others)
-        models.append(Step(distilled, (teacher,)))
+        models.append(MadeStep(distilled, (teacher,)))
         student = distilled.variants[0]
     if spec.prune:
         pruned = prune(job, spec.prune, data=checked, parent=student, teacher=teacher)
-        models.append(Step(pruned, (student, teacher) if spec.distill else (teacher,)))
+        models.append(MadeStep(pruned, (student, teacher) if spec.distill else (teacher,)))
 
-    exported = [Step(trained)]  # an ONNX file that was brought enters here
+    exported = [MadeStep(trained)]  # an ONNX file that was brought enters here
     if teacher.format == "torch":
         # One after the other: a second process would spend longer on importing torch than on exporting.
         torch_models = [v for m in models for v in m.variants]
-        exported = [Step(export(job, spec.export, data=checked, parent=v), (v,)) for v in torch_models]
+        exported = [MadeStep(export(job, spec.export, data=checked, parent=v), (v,)) for v in torch_models]
     quantized = []
     if spec.quantize:
         floats = [v for e in exported for v in e.variants if not v.name.startswith(CONTROL)]
         futures = [(v, quantize.submit(job, spec.quantize, data=checked, parent=v)) for v in floats]
-        quantized = [Step(future.result(), (model,)) for model, future in futures]
+        quantized = [MadeStep(future.result(), (model,)) for model, future in futures]
     if spec.qat:
         static = [(f, v) for s in quantized for f in s.parents for v in s.variants if v.name.endswith(".int8-static")]
         for model, int8 in static:
             trained_on = qat(job, spec.qat, data=checked, parent=int8, teacher=teacher, float_parent=model)
-            quantized.append(Step(trained_on, (int8, teacher)))
-
-    if spec.tune:
-        releasable = [v for s in [*exported, *quantized] for v in s.variants if not v.name.startswith(CONTROL)]
-        tuned = [Step(tune(job, spec.tune, data=checked, variant=v), (v,)) for v in releasable]
-        quantized += [s for s in tuned if s.variants != s.parents]  # the others run best as they are
+            quantized.append(MadeStep(trained_on, (int8, teacher)))
 
     variants = [v for s in [*exported, *quantized] for v in s.variants]
     baseline = measure(job, spec.measure, data=checked, variant=variants[0])

@@ -16,16 +16,16 @@ from prefect.exceptions import PrefectException
 from flows.lineage import Made, Measured
 from flows.ongoing_run import STOPPED, OngoingRun
 from model_registry.registry import Registry, RegistryError
-from model_registry.run_page import VariantRun
+from model_registry.run_page import Tracked, VariantRun
 from model_registry.store import StoreError
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.split_inputs import split_inputs
-from tasks.ledger_protocol import patiently
+from tasks.release.ledger_protocol import patiently
 from tasks.report.chosen_layers import chosen_layers
 from tasks.report.flip_pictures import flips_of
 from tasks.report.pages import write_report
 from tasks.report.run_report import RunReport
-from tasks.track import Tracked, conclude
+from tasks.track import conclude
 
 DATA_DOCS = "data_docs.html"
 NOT_SHOWN = (RegistryError, StoreError, httpx.HTTPError, PrefectException)

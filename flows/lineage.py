@@ -13,15 +13,15 @@ from model_registry.variant import Variant
 from tasks.evidence.pareto import pareto_digests
 from tasks.evidence.search_summary import SearchSummary
 from tasks.measure import measurement_of
-from tasks.splits import DataRef
-from tasks.stage import Outcome
+from tasks.running.splits import DataRef
+from tasks.running.stage import Outcome
 
 CONTROL = "control"
 """Name of the student trained without the teacher: it shows what distillation gained and is never released."""
 
 
 @dataclass(frozen=True)
-class Step:
+class MadeStep:
     """One outcome and the variants it was made from, the one it changes first."""
 
     outcome: Outcome
@@ -46,7 +46,7 @@ class Made:
 
     data: Outcome
     checked: DataRef
-    steps: tuple[Step, ...]
+    steps: tuple[MadeStep, ...]
     measured: tuple[Outcome, ...]
     search: SearchSummary | None = None
 

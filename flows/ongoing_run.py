@@ -22,17 +22,17 @@ from flows.spec import PipelineSpec, resolve_device
 from model_registry.ledger import Ledger
 from model_registry.owner import Owner
 from model_registry.store import Store, StoreError
-from tasks.deploy import reconcile
-from tasks.errors import GateFailed, Interrupted
 from tasks.evidence.decision import Decision
-from tasks.journal import Journal, Line, journal
-from tasks.launch import end_all, kept_processes
-from tasks.ledger_protocol import patiently
+from tasks.release.deploy import reconcile
+from tasks.release.ledger_protocol import patiently
 from tasks.report.flip_pictures import Flips
 from tasks.report.pages import write_report
 from tasks.report.run_report import RunError, RunReport, StageLine, describe_variants, save_run
-from tasks.stage import Job
-from tasks.stage_cache import log_folder
+from tasks.running.errors import GateFailed, Interrupted
+from tasks.running.journal import Journal, Line, journal
+from tasks.running.launch import end_all, kept_processes
+from tasks.running.stage import Job
+from tasks.running.stage_cache import log_folder
 
 STOPPED = (KeyboardInterrupt, SystemExit, TerminationSignal, Interrupted)
 """What a run raises that somebody stopped: a person, or the worker that supervises it."""

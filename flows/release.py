@@ -9,7 +9,7 @@ from prefect import flow
 from model_registry.ledger import Ledger
 from model_registry.registry import Registry, VersionMissing
 from model_registry.store import DEFAULT_URI, Store
-from tasks.deploy import Deployment, DeploySpec, deploy, reconcile
+from tasks.release.deploy import Deployment, DeploySpec, deploy, reconcile
 
 
 @flow(name="promote", persist_result=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,24 +12,26 @@ from typing import Any, Literal, Self, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from flows.searching.budget_spec import BudgetSpec, Objective, SearchSpec
 from flows.spec_budget import budgeted
 from model_registry.variant import Frozen, ModelName
-from tasks.budget import BudgetSpec, Objective, SearchSpec
 from tasks.data import DataSpec
-from tasks.deploy import DeploySpec
 from tasks.distill import DistillSpec
-from tasks.errors import SpecError
 from tasks.export import ExportSpec
 from tasks.measure import MeasureSpec
 from tasks.prune import PruneSpec
 from tasks.qat import QatSpec
 from tasks.quantize import QuantizeSpec
-from tasks.stage import Limits, WorkloadRef
+from tasks.release.deploy import DeploySpec
+from tasks.running.errors import SpecError
+from tasks.running.stage import Limits, WorkloadRef
 from tasks.train import BringSpec, TrainSpec
-from tasks.tune import TuneSpec
 from tasks.validate import GateSpec
 
+_log = logging.getLogger("winnow.spec")
 SPECS = Path(__file__).parent / "specs"
+_REMOVED = {"tune"}
+"""Sections of older specs: they still load."""
 STAGES = Literal[
     "data",
     "train",
@@ -42,7 +45,6 @@ STAGES = Literal[
     "quantize",
     "qat",
     "allocate",
-    "tune",
     "measure",
     "validate",
 ]
@@ -68,11 +70,6 @@ class PipelineSpec(Frozen):
     qat: QatSpec | None = Field(
         default=None, description="quantization-aware training of the static int8 variants; absent: skipped"
     )
-    tune: TuneSpec | None = Field(
-        default=None,
-        description="session options and graph rewrites, kept where measured faster: of every variant that may be "
-        "released, or of the winner of a search; absent: skipped",
-    )
     budget: BudgetSpec | None = Field(default=None, description="what the variant may cost and lose; any subset")
     objective: Objective = Field(
         default="latency", description="what counts inside the budget. Same as gates.objective"
@@ -91,7 +88,7 @@ class PipelineSpec(Frozen):
     @classmethod
     def _budget_is_gates(cls, document: Any) -> Any:
         """What the budget says becomes gates and conditions of the same meaning; saying both differently is refused."""
-        return budgeted(document) if isinstance(document, dict) else document
+        return budgeted(_without_removed(document)) if isinstance(document, dict) else document
 
     @model_validator(mode="after")
     def _one_teacher(self) -> Self:
@@ -100,7 +97,7 @@ class PipelineSpec(Frozen):
         if self.teacher is not None and self.teacher.weights.endswith(".onnx") and self.export.threads != 1:
             raise ValueError(
                 f"{self.export.threads} threads are asked for, and the ONNX file {self.teacher.weights!r} is run with "
-                "one: it is not exported here; use tune.threads, or remove budget.threads and export.threads"
+                "one: it is not exported here; remove budget.threads and export.threads"
             )
         if self.teacher is not None and self.distill is not None and self.distill.teachers > 1:
             raise ValueError(
@@ -114,6 +111,13 @@ class PipelineSpec(Frozen):
                 f"trained; remove {' and '.join(later)}"
             )
         return self
+
+
+def _without_removed(document: dict[str, Any]) -> dict[str, Any]:
+    """The document of an older version without the sections that are gone; nothing they asked for is needed."""
+    for section in _REMOVED & set(document):
+        _log.warning("the section %r of the spec does nothing any more and is ignored; remove it", section)
+    return {key: value for key, value in document.items() if key not in _REMOVED}
 
 
 def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> PipelineSpec:

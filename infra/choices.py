@@ -16,7 +16,7 @@ from infra.home import Home, Secrets, Settings
 from infra.ports import LOOPBACK, PUBLIC
 
 
-def choose(
+def choose_settings(
     home: Home, ports: Mapping[str, int], s3: str | None, mlflow_db: str | None, store: str | None
 ) -> tuple[Settings, Secrets]:
     """Settings and secrets for the next start; nothing is written.

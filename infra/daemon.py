@@ -50,7 +50,7 @@ class Daemon:
         except (OSError, ValueError, KeyError, TypeError):
             return None
         _reap(running.pid)
-        found = procfs.look(running.pid)
+        found = procfs.look_at_process(running.pid)
         if found is None or found.zombie or (found.started, procfs.boot_id()) != identity:
             return None
         return running
@@ -86,7 +86,7 @@ class Daemon:
                 start_new_session=True,
             )
         process.returncode = 0  # it is meant to outlive us: the Popen object shall neither wait for it nor warn
-        found = procfs.look(process.pid)
+        found = procfs.look_at_process(process.pid)
         running = Running(process.pid, component.recipe, time.time())
         noted = {
             "schema": 1,
@@ -157,13 +157,13 @@ def _end(processes: list[procfs.Process], grace: float) -> None:
 
 def _lives(process: procfs.Process) -> bool:
     _reap(process.pid)
-    now = procfs.look(process.pid)
+    now = procfs.look_at_process(process.pid)
     return now is not None and now.started == process.started and not now.zombie
 
 
 def _signal(process: procfs.Process, number: signal.Signals) -> None:
     """Signal the very process that was seen, not a newcomer of the same pid."""
-    now = procfs.look(process.pid)
+    now = procfs.look_at_process(process.pid)
     if now is not None and now.started == process.started:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process.pid, number)

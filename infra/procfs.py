@@ -27,7 +27,7 @@ class Process:
     zombie: bool
 
 
-def look(pid: int) -> Process | None:
+def look_at_process(pid: int) -> Process | None:
     """The process of that id, or None where there is none (any more)."""
     try:
         text = (_PROC / str(pid) / "stat").read_text(errors="replace")
@@ -49,7 +49,7 @@ def look(pid: int) -> Process | None:
 def everyone() -> list[Process]:
     """All live processes, zombies left out: a zombie holds neither memory nor ports."""
     pids = (int(entry.name) for entry in _PROC.iterdir() if entry.name.isdigit())
-    return [found for pid in pids if (found := look(pid)) is not None and not found.zombie]
+    return [found for pid in pids if (found := look_at_process(pid)) is not None and not found.zombie]
 
 
 def marked(pid: int, prefix: str) -> str | None:

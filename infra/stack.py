@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from infra import ports, procfs, recipes
-from infra.choices import choose
+from infra.choices import choose_settings
 from infra.component import Component
 from infra.daemon import Daemon, census
 from infra.faults import StackDown, StackError
@@ -136,7 +136,7 @@ class Stack:
         self.home.create()
         lock = self.home.path / "run" / "stack.lock"
         with exclusive(lock, patience=_LOCK_PATIENCE, waiting=lambda text: report(Event("", "waiting", text))):
-            settings, secrets = choose(self.home, dict(ports or {}), s3, mlflow_db, store)
+            settings, secrets = choose_settings(self.home, dict(ports or {}), s3, mlflow_db, store)
             known = self._components(settings, secrets)
             dead = {one.name for one in known if self._daemon(one.name).running() is None}
             # A component is not blamed for silence while another that it needs is dead: it is asked afterwards.
@@ -303,6 +303,6 @@ def _no_proxy() -> str:
     return ",".join([*parts, *(host for host in (LOOPBACK, "localhost") if host not in parts)])
 
 
-def describe(states: Sequence[ComponentState]) -> list[dict[str, object]]:
+def describe_stack(states: Sequence[ComponentState]) -> list[dict[str, object]]:
     """The states as JSON holds them."""
     return [asdict(state) for state in states]

@@ -71,7 +71,7 @@ class Intent(Record):
     """Tells our own intent, whose answer was lost, from another's."""
 
 
-class Outcome(Record):
+class ReleaseOutcome(Record):
     """How it ended, as it is stored."""
 
     model: ModelName
@@ -197,7 +197,7 @@ class Ledger:
         return self._decide(entry, "aborted", reason)
 
     def _decide(self, entry: Entry, state: Literal["committed", "aborted"], reason: str) -> Entry:
-        outcome = Outcome(
+        outcome = ReleaseOutcome(
             model=entry.model, seq=entry.seq, state=state, reason=reason, at=datetime.now(UTC), by=Owner.current()
         )
         self._store.create_record(_path(entry.model, entry.seq, outcome=True), outcome.to_json())
@@ -240,7 +240,7 @@ class Ledger:
         intent = self._read(_path(model, seq), Intent, model, seq)
         if not decided:
             return self._merge(intent, None)
-        entry = self._merge(intent, self._read(_path(model, seq, outcome=True), Outcome, model, seq))
+        entry = self._merge(intent, self._read(_path(model, seq, outcome=True), ReleaseOutcome, model, seq))
         self._decided[model, seq] = entry
         return entry
 
@@ -259,7 +259,7 @@ class Ledger:
         return document
 
     @staticmethod
-    def _merge(intent: Intent, outcome: Outcome | None) -> Entry:
+    def _merge(intent: Intent, outcome: ReleaseOutcome | None) -> Entry:
         body = {name: getattr(intent, name) for name in Intent.model_fields}
         if outcome is not None:
             body |= {"state": outcome.state, "reason": outcome.reason, "decided_at": outcome.at}

@@ -61,7 +61,7 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def describe(path: Path, name: str) -> FileEntry:
+def describe_files(path: Path, name: str) -> FileEntry:
     """The entry of a local file under the given manifest name."""
     return FileEntry(path=name, sha256=hash_file(path), size=path.stat().st_size)
 
@@ -69,7 +69,7 @@ def describe(path: Path, name: str) -> FileEntry:
 def describe_folder(folder: Path) -> tuple[FileEntry, ...]:
     """Entries of every regular file below the folder, sorted by path."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and not p.is_symlink())
-    return tuple(describe(p, p.relative_to(folder).as_posix()) for p in files)
+    return tuple(describe_files(p, p.relative_to(folder).as_posix()) for p in files)
 
 
 def verify_folder(folder: Path, entries: Iterable[FileEntry]) -> None:

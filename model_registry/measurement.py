@@ -43,7 +43,7 @@ class Hardware(Frozen):
         return hashlib.sha256(canonical_json(self.model_dump(mode="json"))).hexdigest()[:16]
 
 
-class Metric(Frozen):
+class MetricEstimate(Frozen):
     """Mean of the workload's per-sample scores over a split, with its 95 % interval."""
 
     name: str
@@ -117,10 +117,10 @@ class Measurement(Record):
     predict_batch: int = Field(default=1, ge=1)
     """Samples per run when the split was predicted: a dynamically quantized model answers by the batch it sees."""
 
-    metric: Metric
+    metric: MetricEstimate
     accuracy: float | None = None
     """Share of right answers, for classifiers whatever the metric; None elsewhere."""
-    per_class: dict[str, Metric] = Field(default_factory=dict)
+    per_class: dict[str, MetricEstimate] = Field(default_factory=dict)
     """The metric within each true class, by label."""
     paired: PairedComparison | None = None
     """Against the baseline; None for the baseline itself."""

@@ -63,6 +63,13 @@ class TrackedRun(Frozen):
         return f"{self.uri}/#/experiments/{self.experiment}/runs"
 
 
+class Tracked(Frozen):
+    """A run in MLflow: the parent, and the child runs by variant digest."""
+
+    run: TrackedRun
+    children: dict[str, str]
+
+
 class VariantRun(Frozen):
     """One variant of a pipeline run, as it becomes a child run; ``measurement`` is None for what was not measured."""
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from serving.endpoint import EndpointMisconfigured, EndpointSettings, run
+from serving.endpoint import EndpointMisconfigured, EndpointSettings, run_endpoint
 
 
 def main() -> None:
     """Run the endpoint; exit 2 where its settings are wrong."""
     try:
-        run(EndpointSettings.from_environment())
+        run_endpoint(EndpointSettings.from_environment())
     except EndpointMisconfigured as error:
         print(f"endpoint: {error}", file=sys.stderr)
         sys.exit(2)

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from serving.body import read_body
 from serving.exceptions import InvalidRequest, NotReady, ServingError, Unsupported
-from serving.limits import Limits
+from serving.limits import RequestLimits
 from serving.loaded_version import LoadedVersion
 from serving.protocol import answer, parse_request
 from serving.rollout import Rollout
@@ -33,7 +33,7 @@ log = logging.getLogger("winnow.serving")
 class DataPlane:
     """The handlers, each a method; the routes are in :func:`data_plane`."""
 
-    def __init__(self, rollout: Rollout, limits: Limits) -> None:
+    def __init__(self, rollout: Rollout, limits: RequestLimits) -> None:
         self._rollout = rollout
         self._limits = limits
         self._server = reply(
@@ -88,7 +88,7 @@ class DataPlane:
         return self._rollout.version(*model_and_version(request))
 
 
-def data_plane(rollout: Rollout, limits: Limits) -> Starlette:
+def data_plane(rollout: Rollout, limits: RequestLimits) -> Starlette:
     """The ASGI application of the data plane."""
     plane = DataPlane(rollout, limits)
     routes = [

@@ -16,7 +16,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 log = logging.getLogger("winnow.serving")
 
 
-class Champion(Protocol):
+class ServedChampion(Protocol):
     """A ledger entry, as far as the endpoint needs it."""
 
     @property
@@ -26,15 +26,15 @@ class Champion(Protocol):
     def digest(self) -> str: ...
 
 
-class Ledger(Protocol):
+class LedgerReader(Protocol):
     """The ledger, as far as the endpoint needs it; blocking."""
 
     def models(self) -> list[str]: ...
 
-    def champion(self, model: str, /) -> Champion | None: ...
+    def champion(self, model: str, /) -> ServedChampion | None: ...
 
 
-async def load_champions(rollout: Rollout, ledger: Callable[[], Ledger]) -> None:
+async def load_champions(rollout: Rollout, ledger: Callable[[], LedgerReader]) -> None:
     """Bring every champion into service, then return; retries for as long as something is missing.
 
     A model that fails leaves its reason in the rollout while the others serve. A model that got traffic from the
@@ -59,10 +59,10 @@ async def load_champions(rollout: Rollout, ledger: Callable[[], Ledger]) -> None
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _read(ledger: Callable[[], Ledger]) -> dict[str, Champion | LedgerError]:
+def _read(ledger: Callable[[], LedgerReader]) -> dict[str, ServedChampion | LedgerError]:
     """The champion of each model, or what is wrong with its ledger; models never released are left out."""
     book = ledger()
-    found: dict[str, Champion | LedgerError] = {}
+    found: dict[str, ServedChampion | LedgerError] = {}
     for model in book.models():
         try:
             champion = book.champion(model)
@@ -74,7 +74,7 @@ def _read(ledger: Callable[[], Ledger]) -> dict[str, Champion | LedgerError]:
     return found
 
 
-async def _serve(rollout: Rollout, model: str, champion: Champion | LedgerError) -> bool:
+async def _serve(rollout: Rollout, model: str, champion: ServedChampion | LedgerError) -> bool:
     """Whether the model is in service now."""
     found = rollout.models.setdefault(model, Model())
     if found.serving is not None:

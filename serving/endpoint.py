@@ -17,12 +17,12 @@ from pathlib import Path
 import uvicorn
 from starlette.applications import Starlette
 
-from model_registry.ledger import Ledger as StoredLedger
+from model_registry.ledger import Ledger
 from model_registry.store import Store
 from serving.admin import admin_plane
 from serving.app import data_plane
-from serving.champions import Ledger, load_champions
-from serving.limits import Limits
+from serving.champions import LedgerReader, load_champions
+from serving.limits import RequestLimits
 from serving.rollout import Rollout
 from serving.variant_cache import VariantCache
 
@@ -43,7 +43,7 @@ class EndpointSettings:
     admin_port: int = 8081
     admin_token: str = field(default="", repr=False)
     home: Path = Path(".winnow")
-    limits: Limits = field(default_factory=Limits)
+    limits: RequestLimits = field(default_factory=RequestLimits)
 
     @classmethod
     def from_environment(cls) -> EndpointSettings:
@@ -70,7 +70,7 @@ class EndpointSettings:
             )
 
 
-def run(settings: EndpointSettings, ledger: Callable[[], Ledger] | None = None) -> None:
+def run_endpoint(settings: EndpointSettings, ledger: Callable[[], LedgerReader] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain: listeners first, engine processes last.
 
     Raises:
@@ -83,7 +83,7 @@ def run(settings: EndpointSettings, ledger: Callable[[], Ledger] | None = None) 
         runner.run(serve(settings, ledger))
 
 
-async def serve(settings: EndpointSettings, ledger: Callable[[], Ledger] | None = None) -> None:
+async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] | None = None) -> None:
     """The endpoint on the running event loop; see :func:`run`."""
     rollout = Rollout(VariantCache(settings.home / "endpoint-cache", Store.from_environment), settings.limits)
     sockets = [
@@ -124,7 +124,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-def _config(app: Starlette, limits: Limits) -> uvicorn.Config:
+def _config(app: Starlette, limits: RequestLimits) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http="httptools",
@@ -141,8 +141,8 @@ def _config(app: Starlette, limits: Limits) -> uvicorn.Config:
     )
 
 
-def _ledger() -> Ledger:
-    return StoredLedger(Store.from_environment())
+def _ledger() -> LedgerReader:
+    return Ledger(Store.from_environment())
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Limits:
+class RequestLimits:
     """Bounds checked before anything of that size is allocated."""
 
     body_bytes: int = 16 << 20

@@ -23,7 +23,7 @@ from serving.exceptions import (
     NotReady,
     ServingError,
 )
-from serving.limits import Limits
+from serving.limits import RequestLimits
 from serving.onnx_safety import UnsafeModel
 from serving.protocol import InferRequest
 from serving.tensors import Array
@@ -45,7 +45,7 @@ class LoadedVersion:
         inputs, outputs: tensor specs as served.
     """
 
-    def __init__(self, model: str, version: str, digest: str, cache: VariantCache, limits: Limits) -> None:
+    def __init__(self, model: str, version: str, digest: str, cache: VariantCache, limits: RequestLimits) -> None:
         self.model, self.version, self.digest = model, version, digest
         self.state: State = "restarting"
         self.reason = ""

@@ -22,7 +22,7 @@ import onnxruntime
 from pydantic import ValidationError
 
 from model_registry.cpu_class import cpu_class
-from model_registry.manifest import FileEntry, ManifestMismatch, canonical_json, describe, hash_bytes
+from model_registry.manifest import FileEntry, ManifestMismatch, canonical_json, describe_files, hash_bytes
 from model_registry.variant import Record, RuntimeSpec, Variant
 from serving.verified_file import read_verified
 
@@ -98,7 +98,7 @@ class OptimizedGraphs:
     def _keep(self, partial: Path, variant: Variant) -> None:
         origin = _origin(variant)
         try:
-            record = origin.model_copy(update={"file": describe(partial / MODEL, MODEL)})
+            record = origin.model_copy(update={"file": describe_files(partial / MODEL, MODEL)})
             (partial / "record.json").write_bytes(record.to_json())
             partial.rename(self._root / _key(origin))
         except OSError as error:  # the disk is full, or another process was faster

@@ -24,7 +24,7 @@ from model_registry.measurement import Hardware, LatencyIntervals, Speedup, Thro
 from model_registry.variant import Frozen, TensorSpec, Variant
 from serving.clean_process import CleanProcess, ProbeError
 from serving.engine import Engine
-from serving.probe_latency import ModelAlone, Timing, compare, pinned
+from serving.probe_latency import EngineTiming, ModelAlone, compare_engines, pinned
 from serving.tensors import NUMPY, Array
 
 MAX_REQUESTS = 64
@@ -62,7 +62,7 @@ class ProbeResult(Frozen):
     p95_ms: float
     latency_interval: LatencyIntervals
     throughput: Throughput
-    baseline_timing: Timing
+    baseline_timing: EngineTiming
     speedup: Speedup | None
     """None where variant and baseline are the same."""
     cpu_seconds: float
@@ -95,7 +95,7 @@ class Probe:
         with pinned(request.threads) as cpus:
             same = request.variant.digest == request.baseline.digest
             baseline = None if same else self._load_baseline(request)
-            comparison = compare(
+            comparison = compare_engines(
                 ModelAlone(Engine(request.folder, request.variant, threads=request.threads)),
                 ModelAlone(baseline) if baseline else None,
                 _requests(arrays, request.batch),

@@ -55,7 +55,7 @@ class NotEnoughCpus(Exception):
     """More threads were asked for than CPUs this process may use. Ask for fewer threads."""
 
 
-class Timing(Frozen):
+class EngineTiming(Frozen):
     """Latency and throughput of one engine; values are medians over blocks, intervals 95 %."""
 
     p50_ms: float
@@ -67,8 +67,8 @@ class Timing(Frozen):
 class Comparison(Frozen):
     """Two engines timed in turns."""
 
-    variant: Timing
-    baseline: Timing
+    variant: EngineTiming
+    baseline: EngineTiming
     speedup: Speedup | None
     """Baseline's median latency over the variant's; None where both are one and the same."""
     rounds: int
@@ -96,7 +96,7 @@ def pinned(threads: int) -> Iterator[tuple[int, ...]]:
         os.sched_setaffinity(0, allowed)
 
 
-def compare(
+def compare_engines(
     variant: Runnable,
     baseline: Runnable | None,
     requests: list[dict[str, Array]],
@@ -145,7 +145,7 @@ def compare(
     )
 
 
-def verdict(interval: Interval) -> Verdict:
+def speedup_verdict(interval: Interval) -> Verdict:
     """What a speed-up's interval allows to say."""
     if interval[0] > 1 + NOISE:
         return "faster"
@@ -173,10 +173,10 @@ def _block(engine: Runnable, requests: list[dict[str, Array]], count: int, first
     return times * 1e-9
 
 
-def _timing(block: Floats, batch: int, draws: npt.NDArray[np.int64]) -> Timing:
+def _timing(block: Floats, batch: int, draws: npt.NDArray[np.int64]) -> EngineTiming:
     p50, p95 = np.percentile(block, [50, 95], axis=1) * 1e3
     throughput = block.shape[1] * batch / block.sum(axis=1)
-    return Timing(
+    return EngineTiming(
         p50_ms=float(np.median(p50)),
         p95_ms=float(np.median(p95)),
         latency_interval=LatencyIntervals(p50=_interval(p50, draws), p95=_interval(p95, draws)),
@@ -186,7 +186,7 @@ def _timing(block: Floats, batch: int, draws: npt.NDArray[np.int64]) -> Timing:
 
 def _speedup(ratios: Floats, draws: npt.NDArray[np.int64]) -> Speedup:
     interval = _interval(ratios, draws)
-    return Speedup(value=float(np.median(ratios)), interval=interval, verdict=verdict(interval))
+    return Speedup(value=float(np.median(ratios)), interval=interval, verdict=speedup_verdict(interval))
 
 
 def _interval(values: Floats, draws: npt.NDArray[np.int64]) -> Interval:

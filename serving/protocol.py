@@ -20,7 +20,7 @@ import orjson
 
 from model_registry.variant import TensorSpec
 from serving.exceptions import InvalidRequest, Unsupported
-from serving.limits import Limits
+from serving.limits import RequestLimits
 from serving.tensors import NUMPY, Array, bytes_array, datatype_of
 
 _INTEGERS = {name for name, dtype in NUMPY.items() if dtype.kind in "iu"}
@@ -43,7 +43,7 @@ class InferRequest:
 
 
 def parse_request(
-    body: bytes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], limits: Limits
+    body: bytes, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], limits: RequestLimits
 ) -> InferRequest:
     """Read an inference request for a model with these inputs and outputs.
 
@@ -142,7 +142,7 @@ def _wanted(value: Any, outputs: Sequence[TensorSpec]) -> list[TensorSpec]:
     return wanted
 
 
-def _tensor(tensor: dict[str, Any], spec: TensorSpec, limits: Limits) -> Array:
+def _tensor(tensor: dict[str, Any], spec: TensorSpec, limits: RequestLimits) -> Array:
     where = f"input {spec.name!r}"
     datatype = tensor.get("datatype")
     if datatype != spec.datatype:
@@ -156,7 +156,7 @@ def _tensor(tensor: dict[str, Any], spec: TensorSpec, limits: Limits) -> Array:
     return _array(_flat(data, shape, where), spec.datatype, shape, where)
 
 
-def _shape(value: Any, spec: TensorSpec, limits: Limits) -> tuple[int, ...]:
+def _shape(value: Any, spec: TensorSpec, limits: RequestLimits) -> tuple[int, ...]:
     where = f"input {spec.name!r}"
     if not isinstance(value, list) or set(map(type, value)) - {int}:
         raise InvalidRequest(f"shape of {where} must be a list of integers, got {_show(value)}")

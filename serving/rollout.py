@@ -10,7 +10,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 from serving.exceptions import Conflict, NotFound, NotReady
-from serving.limits import Limits
+from serving.limits import RequestLimits
 from serving.loaded_version import LoadedVersion
 from serving.variant_cache import VariantCache
 
@@ -28,7 +28,7 @@ class Model:
 class Rollout:
     """The endpoint's models."""
 
-    def __init__(self, cache: VariantCache, limits: Limits) -> None:
+    def __init__(self, cache: VariantCache, limits: RequestLimits) -> None:
         self.models: dict[str, Model] = {}
         self.waiting_for = "the ledger has not been read yet"
         """What the endpoint waits for before it can be ready; empty when nothing."""

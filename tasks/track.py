@@ -8,26 +8,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from model_registry.registry import Registry
-from model_registry.run_page import Dataset, Status, TrackedRun, VariantRun, run_note
+from model_registry.run_page import Dataset, Status, Tracked, VariantRun, run_note
 from model_registry.store import Store
-from model_registry.variant import Frozen
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.split_inputs import split_inputs
-from tasks.policy import step
-from tasks.splits import DataRef
-from tasks.stage import Job
+from tasks.running.policy import step
+from tasks.running.splits import DataRef
+from tasks.running.stage import Job
 
 MODEL_LIMIT_BYTES = 32 << 20
 """ONNX variants up to this size are kept in MLflow too; of larger ones only the chosen one."""
 _EXAMPLE_ROWS = 2
 _AT_ONCE = 3
-
-
-class Tracked(Frozen):
-    """A run in MLflow: the parent, and the child runs by variant digest."""
-
-    run: TrackedRun
-    children: dict[str, str]
 
 
 @step("track")

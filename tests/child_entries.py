@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from tasks.child import Child, Result
-from tasks.errors import DataCheckFailed
+from tasks.running.child import Child, Result
+from tasks.running.errors import DataCheckFailed
 
 
 def echo(child: Child) -> Result:

@@ -9,11 +9,11 @@ import numpy as np
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.data.materialise import npz_bytes
-from tasks.fit import fit
-from tasks.splits import Columns, ColumnSpec, DataRef, MetricRef, SplitRef
-from tasks.stage import Job, WorkloadRef
-from tasks.torch_variant import build, save
-from tasks.workload import load_workload
+from tasks.running.splits import Columns, ColumnSpec, DataRef, MetricRef, SplitRef
+from tasks.running.stage import Job, WorkloadRef
+from tasks.torch_models.fit import fit
+from tasks.torch_models.torch_variant import build, save
+from tasks.workloads.workload import load_workload
 
 WORKLOAD = WorkloadRef(path="tasks.workloads.digits:Digits")
 

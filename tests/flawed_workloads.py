@@ -7,7 +7,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from tasks.splits import Columns
+from tasks.running.splits import Columns
 
 ROWS = {"train": 60, "calibration": 20, "validation": 30, "test": 30}
 

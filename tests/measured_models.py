@@ -13,8 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from model_registry.store import Store
 from model_registry.variant import TensorSpec, Variant
 from tasks.evidence.arrays import publish_arrays
-from tasks.splits import ColumnSpec, DataRef, MetricRef, SplitRef
-from tasks.stage import Job, WorkloadRef
+from tasks.running.splits import ColumnSpec, DataRef, MetricRef, SplitRef
+from tasks.running.stage import Job, WorkloadRef
 
 Array = NDArray[Any]
 CLASSES, FEATURES = 3, 4
@@ -22,7 +22,7 @@ CLASSES, FEATURES = 3, 4
 WORKLOAD = '''
 import numpy as np
 import torch
-from tasks.workload import Metric
+from tasks.workloads.workload import Metric
 
 
 class Blobs:

@@ -11,7 +11,7 @@ from model_registry.measurement import (
     Hardware,
     LatencyIntervals,
     Measurement,
-    Metric,
+    MetricEstimate,
     PairedComparison,
     Speedup,
     Throughput,
@@ -51,10 +51,12 @@ def measured(
         "hardware": HARDWARE,
         "threads": 1,
         "batch": 1,
-        "metric": Metric(name="accuracy", better="higher", value=share, interval=wilson(right, SAMPLES)),
+        "metric": MetricEstimate(name="accuracy", better="higher", value=share, interval=wilson(right, SAMPLES)),
         "accuracy": share,
         "per_class": {
-            str(c): Metric(name="accuracy", better="higher", value=share, interval=wilson(right // 10, SAMPLES // 10))
+            str(c): MetricEstimate(
+                name="accuracy", better="higher", value=share, interval=wilson(right // 10, SAMPLES // 10)
+            )
             for c in range(10)
         },
         "p50_ms": p50,
@@ -122,8 +124,8 @@ def decided(variant: Measurement, baseline: Measurement, *, passed: bool = True)
         bound=0.0139 if passed else 0.0391, p=1.0, test="mcnemar",
     )  # fmt: skip
     classes = {m.digest: dict(m.per_class) for m in (variant, baseline)}
-    classes[variant.digest]["8"] = Metric(name="accuracy", better="higher", value=0.93, interval=(0.8, 0.98))
-    classes[variant.digest]["3"] = Metric(name="accuracy", better="higher", value=1.0, interval=(0.9, 1.0))
+    classes[variant.digest]["8"] = MetricEstimate(name="accuracy", better="higher", value=0.93, interval=(0.8, 0.98))
+    classes[variant.digest]["3"] = MetricEstimate(name="accuracy", better="higher", value=1.0, interval=(0.9, 1.0))
     scored = tuple(
         Scored(
             digest=m.digest, name=m.name, role=role, metric=m.metric, per_class=classes[m.digest],

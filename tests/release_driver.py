@@ -13,7 +13,7 @@ import sys
 from model_registry.endpoint_client import Endpoint
 from model_registry.registry import Registry
 from model_registry.store import Store
-from tasks.ledger_protocol import Rollout
+from tasks.release.ledger_protocol import ReleaseProtocol
 
 
 def release(model: str, version: str, digest: str, last: str) -> None:
@@ -23,7 +23,7 @@ def release(model: str, version: str, digest: str, last: str) -> None:
 
     store = Store.from_environment()
     with Endpoint.from_environment() as endpoint:
-        Rollout(store, endpoint, Registry.from_environment(), model, note).release(int(version), digest)
+        ReleaseProtocol(store, endpoint, Registry.from_environment(), model, note).release(int(version), digest)
 
 
 def main() -> None:

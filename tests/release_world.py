@@ -16,7 +16,7 @@ from model_registry.recording import record
 from model_registry.registry import Registry
 from model_registry.store import Store
 from model_registry.variant import RuntimeSpec, Variant
-from tasks.ledger_protocol import Rollout
+from tasks.release.ledger_protocol import ReleaseProtocol
 
 INPUTS = {"x": np.array([[1, 2], [3, 4], [5, 6]], dtype=np.float32)}
 
@@ -35,8 +35,8 @@ class World:
     def ledger(self) -> Ledger:
         return Ledger(self.store)
 
-    def rollout(self) -> Rollout:
-        return Rollout(self.store, self.endpoint, self.registry, self.model)
+    def rollout(self) -> ReleaseProtocol:
+        return ReleaseProtocol(self.store, self.endpoint, self.registry, self.model)
 
     def register(
         self,

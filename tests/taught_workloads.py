@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from model_registry.store import Store
-from tasks.architectures import ImageClassifier, SimpleNet
-from tasks.splits import SPLITS, Columns, ColumnSpec, DataRef, MetricRef, SplitRef
-from tasks.stage import Job, WorkloadRef
-from tasks.workload import SQUARED_ERROR, Metric, Workload, load_workload
+from tasks.running.splits import SPLITS, Columns, ColumnSpec, DataRef, MetricRef, SplitRef
+from tasks.running.stage import Job, WorkloadRef
+from tasks.workloads.architectures import ImageClassifier, SimpleNet
+from tasks.workloads.workload import SQUARED_ERROR, Metric, Workload, load_workload
 
 ROWS = {"train": 200, "calibration": 20, "validation": 100, "test": 50}
 

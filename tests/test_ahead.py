@@ -8,8 +8,8 @@ from pathlib import Path
 
 _CODE = """
 import sys, threading
-from tasks.machine_lock import machine_lock
-from tasks.stage_cache import Plan, planning
+from tasks.running.machine_lock import machine_lock
+from tasks.running.stage_cache import Plan, planning
 from flows.ahead import import_ahead
 
 def importing():

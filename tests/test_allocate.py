@@ -19,13 +19,13 @@ from tasks.allocate.layer_graph import empty_graph, entrance_graph, layer_graph
 from tasks.allocate.layer_shapes import read_structure
 from tasks.allocate.layer_timing import time_in_turn
 from tasks.allocate.sensitivity import measure_damage
-from tasks.allocate.structure import Group, Structure, Work
-from tasks.channel_groups import ChannelGroup
-from tasks.channel_pruner import ChannelPruner
-from tasks.fit_rows import Rows
-from tasks.objective import soft_target_loss
-from tasks.stage import WorkloadRef
-from tasks.workload import Workload
+from tasks.allocate.structure import Structure, WidthGroup, Work
+from tasks.running.stage import WorkloadRef
+from tasks.torch_models.channel_groups import ChannelGroup
+from tasks.torch_models.channel_pruner import ChannelPruner
+from tasks.torch_models.fit_rows import Rows
+from tasks.torch_models.objective import soft_target_loss
+from tasks.workloads.workload import Workload
 
 CONV = Work(operator="Conv", size=(6, 6), kernel=(3, 3), stride=(1, 1), pads=(1, 1, 1, 1), dilation=(1, 1))
 
@@ -110,10 +110,10 @@ def test_concatenations_tokens_and_repeated_calls_are_seen() -> None:
 
 
 def test_groups_offer_widths_that_kernels_like() -> None:
-    assert Group(name="g", layers=(), width=16, lowest=2).choices(16) == tuple(range(16, 1, -1))
-    assert Group(name="g", layers=(), width=96, lowest=10).choices(8) == (96, 80, 64, 48, 32, 16, 10)
-    assert Group(name="g", layers=(), width=24, unit=8, lowest=8).choices(16) == (24, 16, 8)
-    group = Group(name="g", layers=(), width=20, unit=4, lowest=4)
+    assert WidthGroup(name="g", layers=(), width=16, lowest=2).choices(16) == tuple(range(16, 1, -1))
+    assert WidthGroup(name="g", layers=(), width=96, lowest=10).choices(8) == (96, 80, 64, 48, 32, 16, 10)
+    assert WidthGroup(name="g", layers=(), width=24, unit=8, lowest=8).choices(16) == (24, 16, 8)
+    group = WidthGroup(name="g", layers=(), width=20, unit=4, lowest=4)
     assert [group.nearest(share) for share in (0.01, 0.5, 0.76, 0.99)] == [4, 8, 16, 20]
     structure, _ = read(net("mobile"), round_to=8)
     assert [(group.unit, group.lowest, group.width) for group in structure.groups] == [

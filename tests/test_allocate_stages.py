@@ -10,10 +10,10 @@ from digits_world import DigitsWorld, digits_world
 
 from model_registry.store import Store
 from tasks.allocate import AllocateSpec, allocate
-from tasks.journal import Journal, journal
-from tasks.launch import kept_processes
 from tasks.prune import PruneSpec, prune
-from tasks.stage_cache import Plan, planning
+from tasks.running.journal import Journal, journal
+from tasks.running.launch import kept_processes
+from tasks.running.stage_cache import Plan, planning
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,15 +25,32 @@ ALLOWED = {
 }
 # library -> the places that may import it
 CONFINED = {
-    "prefect": ("flows/", "tasks/policy.py"),
+    "prefect": ("flows/", "tasks/running/policy.py"),
     "mlflow": ("model_registry/registry.py",),
     "boto3": ("model_registry/store.py",),
     "botocore": ("model_registry/store.py",),
-    "great_expectations": ("tasks/data/", "tasks/gate_checks/"),
+    "great_expectations": ("tasks/data/", "tasks/validate/"),
+    "click": ("flows/commands/",),
+    "rich": ("flows/commands/",),
     "torch": ("tasks/",),  # and never in what the flow imports: see test_importing_the_flow_stays_light
-    "torch_pruning": ("tasks/channel_pruner.py", "tasks/pruning_plan.py"),
-    "onnxruntime": ("tasks/export/", "tasks/quantize/", "tasks/allocate/", "tasks/qat/", "tasks/tune/", "serving/"),
+    "torch_pruning": ("tasks/torch_models/channel_pruner.py", "tasks/torch_models/pruning_plan.py"),
+    "onnxruntime": ("tasks/export/", "tasks/quantize/", "tasks/allocate/", "tasks/qat/", "serving/"),
 }
+# shelf -> shelves it may import; their order
+SHELVES = {
+    "running": set[str](),
+    "readers": {"running"},
+    "workloads": {"running", "readers"},
+    "evidence": {"running", "readers", "workloads"},
+    "torch_models": {"running", "readers", "workloads", "evidence"},
+    "onnx_models": {"running"},
+    "report": {"running", "evidence"},
+}
+STEPS = {
+    *("data", "train", "ask", "distill", "allocate", "prune"),
+    *("export", "quantize", "qat", "measure", "validate", "release"),
+}
+_NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "core", "configs", "misc"}
 FORBIDDEN_CALLS = ("pickle", "cloudpickle", "joblib", "dill", "shelve", "marshal")
 
@@ -78,15 +96,43 @@ def test_imports_go_one_way(path: Path) -> None:
             assert fits, f"{relative(path)} must not import {name}"
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.parent.parent.name == "tasks"], ids=relative)
-def test_stages_do_not_import_each_other(path: Path) -> None:
-    stage = path.parent.name
-    shared = {"workloads", "evidence"}  # not stages: worked examples, and statistics that several stages use
-    if stage in shared:
-        return
-    stages = {p.name for p in (ROOT / "tasks").iterdir() if p.is_dir()} - {stage} - shared
-    sideways = {n for n in imports(path) if n.startswith("tasks.") and n.split(".")[1] in stages}
-    assert not sideways, f"{relative(path)} imports another stage: {sideways}"
+@pytest.mark.parametrize("path", [p for p in FILES if "tasks" in p.parts], ids=relative)
+def test_steps_import_shelves_and_shelves_import_in_one_order(path: Path) -> None:
+    parts = path.relative_to(ROOT / "tasks").parts
+    room = parts[0].removesuffix(".py")
+    for name in imports(path):
+        other = name.split(".")[1] if name.startswith("tasks.") else room
+        if other in (room, "__init__"):
+            continue
+        assert other in SHELVES, f"{relative(path)} imports {name}, of another step"
+        assert room not in SHELVES or other in SHELVES[room], f"{relative(path)}: {room} may not import {other}"
+
+
+def test_nothing_lies_loose_in_tasks() -> None:
+    """A folder named by a verb is a step, one named by a noun is a shelf; steps of one file lie beside them."""
+    assert {p.name for p in (ROOT / "tasks").glob("*.py")} == {"__init__.py", "track.py"}
+    folders = {p.name for p in (ROOT / "tasks").iterdir() if p.is_dir() and p.name != "__pycache__"}
+    assert folders - set(SHELVES) == STEPS
+    for shelf in SHELVES:
+        tree = ast.parse((ROOT / "tasks" / shelf / "__init__.py").read_text())
+        assert len(tree.body) == 1 and ast.get_docstring(tree), f"tasks/{shelf}/__init__.py holds more than a sentence"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_nobody_imports_a_step_s_child_process(path: Path) -> None:
+    children = {n for n in imports(path) if n.split(".")[0] == "tasks" and re.search(r"_child(\.|$)", n)}
+    children -= {"tasks.running.launch.run_child"}  # a function that starts one
+    assert not children, f"{relative(path)} imports {children}"
+
+
+def test_public_names_are_unique() -> None:
+    """A class or function is found by its name alone. Entries of processes are all called main."""
+    places: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, _NAMED) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(relative(path))
+    assert {name: found for name, found in places.items() if len(found) > 1 and name != "main"} == {}
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)
@@ -143,8 +189,8 @@ def test_importing_the_flow_stays_light() -> None:
 def test_the_command_line_starts_without_the_pipeline() -> None:
     done = _run(
         "import sys; sys.argv = ['winnow', '--help']\n"
-        "import flows.cli\n"
-        "try: flows.cli.main()\n"
+        "import flows.commands.cli\n"
+        "try: flows.commands.cli.main()\n"
         "except SystemExit as end: assert end.code == 0\n"
         "heavy = {'prefect', 'torch', 'mlflow', 'pydantic', 'boto3', 'rich', 'httpx'} & set(sys.modules)\n"
         "assert not heavy, heavy"

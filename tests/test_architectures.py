@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.architectures import ImageClassifier, ShallowClassifier, SimpleNet, StridedClassifier
-from tasks.pruning_plan import dependency_graph
-from tasks.torch_variant import parameter_count
+from tasks.torch_models.pruning_plan import dependency_graph
+from tasks.torch_models.torch_variant import parameter_count
+from tasks.workloads.architectures import ImageClassifier, ShallowClassifier, SimpleNet, StridedClassifier
 
 SHAPES = [(1, 8, 8), (3, 32, 32), (1, 28, 28), (3, 96, 64), (1, 1, 1), (2, 3, 9), (1, 1, 40)]
 

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flows import candidates
-from flows.candidates import Workshop
+from flows.searching import candidates
+from flows.searching.candidates import Workshop
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.ask import AskSpec, ask, ask_child
-from tasks.child import Child, Result
 from tasks.distill import DistillSpec
-from tasks.errors import SpecError
-from tasks.stage_cache import Plan, planning
-from tasks.workload import Workload
+from tasks.running.child import Child, Result
+from tasks.running.errors import SpecError
+from tasks.running.stage_cache import Plan, planning
+from tasks.workloads.workload import Workload
 
 if TYPE_CHECKING:
     from taught_workloads import job_for, put_data, taught

@@ -12,18 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from model_registry.cpu_class import cpu_class, sums_saturate
-from tasks.errors import ExportRefused, WorkloadError
 from tasks.export.onnx_export import export_onnx
 from tasks.export.parity import check_parity
 from tasks.export.raw_inputs import Inputs, RawInputs
-from tasks.fit_rows import call_model
-from tasks.onnx_graph import strip
-from tasks.quantize.agreement import agree, answers
+from tasks.onnx_models.onnx_graph import strip
+from tasks.quantize.agreement import agree, top_answers
 from tasks.quantize.calibration import RowReader
 from tasks.quantize.int8_dynamic import quantize_dynamically
 from tasks.quantize.int8_share import int8_share
 from tasks.quantize.int8_static import quantize_statically
 from tasks.quantize.prepared_graph import prepare
+from tasks.running.errors import ExportRefused, WorkloadError
+from tasks.torch_models.fit_rows import call_model
 
 
 class Wrapped(nn.Module):
@@ -194,7 +194,7 @@ def test_shared_weights_go_through_export_and_int8(
     file = export_onnx(module, inputs, output="logits")
     assert max(p.difference for p in check_parity(module, file, inputs, tolerance=1e-4)) < 1e-5
     columns = {name: values.numpy() for name, values in inputs.items()}
-    wanted = answers(file, columns)
+    wanted = top_answers(file, columns)
     prepared = prepare(file, tmp_path)
     shapes = {name: (1, *values.shape[1:]) for name, values in columns.items()}
     static = quantize_statically(
@@ -212,7 +212,7 @@ def test_shared_weights_go_through_export_and_int8(
     assert prepared.SerializeToString() == before
     for quantized in (static, dynamic):
         data = strip(quantized, merge_equal=True)
-        found = agree(wanted, answers(data, columns))
+        found = agree(wanted, top_answers(data, columns))
         assert found.error < 0.02 and found.agreement is not None and found.agreement > 0.9
     assert int8_share(prepared, static, shapes).quantized == layers
     kinds = [node.op_type for node in onnx.load_from_string(strip(dynamic, merge_equal=True)).graph.node]

@@ -18,16 +18,16 @@ from torch import nn
 
 from model_registry.store import Store
 from model_registry.variant import TensorSpec
-from tasks.child import Child, Result
-from tasks.errors import WeightsMismatch
-from tasks.fit_rows import predict
-from tasks.onnx_graph import signature
-from tasks.stage_cache import Plan, planning, run_stage
-from tasks.torch_variant import build, load
+from tasks.onnx_models.onnx_graph import signature
+from tasks.running.child import Child, Result
+from tasks.running.errors import WeightsMismatch
+from tasks.running.stage_cache import Plan, planning, run_stage
+from tasks.torch_models.fit_rows import predict
+from tasks.torch_models.torch_variant import build, load
 from tasks.train import BRING, BringSpec, _into_the_store, bring_child
 from tasks.train.onnx_teacher import read_onnx
 from tasks.train.weights_file import kind_of, read_weights
-from tasks.workload import Workload
+from tasks.workloads.workload import Workload
 
 if TYPE_CHECKING:
     from taught_workloads import job_for, put_data, taught

@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 import pytest
 
-from flows.cli import COMMANDS, cli
+from flows.commands.cli import COMMANDS, cli
 
-WINNOW = [sys.executable, "-P", "-m", "flows.cli"]
+WINNOW = [sys.executable, "-P", "-m", "flows.commands.cli"]
 
 
 def winnow(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:

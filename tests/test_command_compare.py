@@ -24,7 +24,7 @@ from tasks.report.run_report import save_run
 
 def winnow(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments],
+        [sys.executable, "-m", "flows.commands.cli", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, **environment},

@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from flows.command_init import init, schema
+from flows.commands.command_init import init_command, schema_command
 from flows.spec import SPECS, load_spec
 from model_registry.store import Store
 from tasks.data import check_data, data_ref
-from tasks.data.sources import fingerprint
-from tasks.stage import Job
+from tasks.readers.sources import fingerprint
+from tasks.running.stage import Job
 
 CLASSES = {"tabular": ("runs", "fails"), "images": ("circle", "cross", "square")}
 
 
 def scaffold(folder: Path, kind: str) -> Path:
-    answer = CliRunner().invoke(init, [str(folder), "--kind", kind])
+    answer = CliRunner().invoke(init_command, [str(folder), "--kind", kind])
     assert answer.exit_code == 0, answer.output
     assert f"run it: winnow run {folder / 'spec.yaml'}" in answer.output
     return folder
@@ -50,8 +50,8 @@ def test_the_scaffold_learns(kind: str, tmp_path: Path) -> None:
     # A process of its own: both kinds have a module called workload.
     program = """
 import sys, torch
-from tasks.stage import WorkloadRef
-from tasks.workload import load_workload
+from tasks.running.stage import WorkloadRef
+from tasks.workloads.workload import load_workload
 torch.set_num_threads(1)
 torch.manual_seed(0)
 workload = load_workload(WorkloadRef.model_validate_json(sys.argv[1]))
@@ -91,7 +91,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "mine" / "workload.py").write_text("precious")
     (tmp_path / "file").write_text("precious")
     for name in ("mine", "file"):
-        answer = CliRunner().invoke(init, [str(tmp_path / name)])
+        answer = CliRunner().invoke(init_command, [str(tmp_path / name)])
         assert answer.exit_code == 2 and "is there already" in answer.output
     assert (tmp_path / "mine" / "workload.py").read_text() == (tmp_path / "file").read_text() == "precious"
     assert len(list((tmp_path / "mine").iterdir())) == 1
@@ -99,12 +99,12 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["bad name", ".hidden", "x" * 65, "slash:"])
 def test_names_that_cannot_name_a_model_are_refused(name: str, tmp_path: Path) -> None:
-    answer = CliRunner().invoke(init, [str(tmp_path / name)])
+    answer = CliRunner().invoke(init_command, [str(tmp_path / name)])
     assert answer.exit_code == 2 and "cannot name a model" in answer.output
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [init, schema])
+@pytest.mark.parametrize("command", [init_command, schema_command])
 def test_help_shows_an_example(command: object) -> None:
     answer = CliRunner().invoke(command, ["--help"])  # type: ignore[arg-type]
     assert answer.exit_code == 0 and "Example:\n    winnow " in answer.output
@@ -112,8 +112,8 @@ def test_help_shows_an_example(command: object) -> None:
 
 def test_the_schema_accepts_the_shipped_specs_and_refuses_others(tmp_path: Path) -> None:
     path = tmp_path / "spec.schema.json"
-    assert CliRunner().invoke(schema, ["-o", str(path)]).exit_code == 0
-    assert json.loads(CliRunner().invoke(schema, []).output) == json.loads(path.read_text())
+    assert CliRunner().invoke(schema_command, ["-o", str(path)]).exit_code == 0
+    assert json.loads(CliRunner().invoke(schema_command, []).output) == json.loads(path.read_text())
     (tmp_path / "short.yaml").write_text("model: m\nworkload: a.b:C\ndeploy: false\n")
     good = [*map(str, sorted(SPECS.glob("*.yaml"))), str(tmp_path / "short.yaml")]
     (tmp_path / "bad.yaml").write_text("model: m\nworkload: a.b:C\nprunes: {}\n")

@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from conftest import RunningStack
 from winnow_command import Winnow
 
-from flows.command_stack import doctor, down, logs, status, up
-from flows.stack_status import ModelState
+from flows.commands.command_stack import doctor_command, down_command, logs_command, status_command, up_command
+from flows.commands.stack_status import ModelState
 from infra import ports
 from infra.component import fetch
 from infra.daemon import Daemon, census
@@ -71,7 +71,8 @@ def test_status_takes_less_than_a_second_of_work(winnow: Winnow) -> None:
 
 def test_status_imports_neither_prefect_nor_mlflow() -> None:
     code = (
-        "import sys, flows.command_stack, flows.stack_status, flows.stack_doctor, infra.stack\n"
+        "import sys, infra.stack\n"
+        "import flows.commands.command_stack, flows.commands.stack_status, flows.commands.stack_doctor\n"
         "heavy = ('prefect', 'mlflow', 'torch', 'numpy', 'pandas', 'boto3', 'rich')\n"
         "print([name for name in heavy if name in sys.modules])"
     )
@@ -217,7 +218,7 @@ def test_down_without_a_stack(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "Nothing was running.\n")
 
 
-@pytest.mark.parametrize("command", [up, down, status, logs, doctor])
+@pytest.mark.parametrize("command", [up_command, down_command, status_command, logs_command, doctor_command])
 def test_help_shows_an_example(command: Any) -> None:
     done = CliRunner().invoke(command, ["--help"])
     assert done.exit_code == 0

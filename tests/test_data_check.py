@@ -13,10 +13,10 @@ from model_registry.manifest import FileEntry
 from model_registry.store import Store
 from tasks.data import DataSpec, check_data, data_ref
 from tasks.data.materialise import storable
-from tasks.errors import DataCheckFailed, DataReadError, WorkloadError
-from tasks.splits import SPLITS, read_split
-from tasks.stage import Job, Outcome, WorkloadRef
-from tasks.stage_cache import Plan, log_folder, planning
+from tasks.running.errors import DataCheckFailed, DataReadError, WorkloadError
+from tasks.running.splits import SPLITS, read_split
+from tasks.running.stage import Job, Outcome, WorkloadRef
+from tasks.running.stage_cache import Plan, log_folder, planning
 
 if TYPE_CHECKING:
     import flawed_workloads

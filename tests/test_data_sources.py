@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from model_registry.store import Store
-from tasks.data.sources import fingerprint, local
-from tasks.errors import DataReadError
+from tasks.readers.sources import fingerprint, local
+from tasks.running.errors import DataReadError
 
 
 def test_files_and_folders_are_known_by_content(tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.data.content import row_hashes
 from tasks.data.materialise import npz_bytes, storable
 from tasks.data.repeats import find_repeats
-from tasks.data.splitting import FRACTIONS, assign, complete, split_columns, strata
-from tasks.errors import DataReadError
-from tasks.splits import SPLITS, Columns
+from tasks.readers.content import row_hashes
+from tasks.readers.splitting import FRACTIONS, assign, complete, split_columns, strata
+from tasks.running.errors import DataReadError
+from tasks.running.splits import SPLITS, Columns
 
 GROUPS = st.lists(st.tuples(st.integers(0, 40), st.sampled_from("abc")), min_size=1, max_size=200)
 

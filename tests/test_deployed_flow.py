@@ -10,7 +10,7 @@ import pytest
 from conftest import RunningStack
 from winnow_command import wait_for
 
-from flows import deployments
+from flows.commands import deployments
 from infra.component import fetch
 from infra.daemon import Daemon
 from infra.stack import Stack

@@ -14,14 +14,14 @@ import torch
 
 from model_registry.store import Store
 from model_registry.variant import Variant
-from tasks.child import Child, Result
 from tasks.distill import STAGE, DistillSpec, distill_child
-from tasks.errors import WorkloadError
-from tasks.fit import fit
-from tasks.fit_rows import evaluate, predict
-from tasks.stage_cache import run_stage
-from tasks.torch_variant import build, load, parameter_count, save
-from tasks.workload import Workload
+from tasks.running.child import Child, Result
+from tasks.running.errors import WorkloadError
+from tasks.running.stage_cache import run_stage
+from tasks.torch_models.fit import fit
+from tasks.torch_models.fit_rows import evaluate, predict
+from tasks.torch_models.torch_variant import build, load, parameter_count, save
+from tasks.workloads.workload import Workload
 
 if TYPE_CHECKING:
     from taught_workloads import job_for, put_data, taught

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.architectures import ImageClassifier, SimpleNet
 from tasks.distill.hint_layers import matching_layers
 from tasks.distill.hints import Hinted, hint_loss, hinted
-from tasks.errors import SpecError
-from tasks.fit import Fitted, fit
-from tasks.mobilenet import MobileNetClassifier
-from tasks.objective import Hard, LiveAnswers, TrainingBatch, distillation
-from tasks.resnet import ResNet20
-from tasks.torch_variant import build
-from tasks.vgg import VggClassifier
+from tasks.running.errors import SpecError
+from tasks.torch_models.fit import Fitted, fit
+from tasks.torch_models.objective import Hard, LiveAnswers, TrainingBatch, distillation
+from tasks.torch_models.torch_variant import build
+from tasks.workloads.architectures import ImageClassifier, SimpleNet
+from tasks.workloads.mobilenet import MobileNetClassifier
+from tasks.workloads.resnet import ResNet20
+from tasks.workloads.vgg import VggClassifier
 
 if TYPE_CHECKING:
     from taught_workloads import taught

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from tasks.distill.inheritance import inherit
-from tasks.resnet import ResNet20
+from tasks.workloads.resnet import ResNet20
 
 
 def network(width: float = 1.0, depth: float = 1.0) -> ResNet20:

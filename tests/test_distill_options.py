@@ -12,14 +12,14 @@ from pydantic import ValidationError
 
 from model_registry.store import Store
 from model_registry.variant import Variant
-from tasks.channel_pruner import ChannelPruner
 from tasks.distill import DistillSpec, distill, mix_search
-from tasks.distill.mix_search import Mix, candidates, search
-from tasks.errors import SpecError, TrainingDiverged
-from tasks.fit import Fitted
-from tasks.fit_rows import evaluate, predict
-from tasks.stage_cache import Plan, planning
-from tasks.torch_variant import build, load, parameter_count, read_architecture, save
+from tasks.distill.mix_search import Mix, candidates, search_mix
+from tasks.running.errors import SpecError, TrainingDiverged
+from tasks.running.stage_cache import Plan, planning
+from tasks.torch_models.channel_pruner import ChannelPruner
+from tasks.torch_models.fit import Fitted
+from tasks.torch_models.fit_rows import evaluate, predict
+from tasks.torch_models.torch_variant import build, load, parameter_count, read_architecture, save
 
 if TYPE_CHECKING:
     from taught_workloads import job_for, put_data, taught
@@ -187,7 +187,7 @@ def test_the_lowest_loss_wins_the_first_among_equals_and_a_diverging_mix_loses()
             raise TrainingDiverged("too hot")
         return fitted(0.9, 0.4)
 
-    chosen, trials = search(mixes, train)
+    chosen, trials = search_mix(mixes, train)
     assert chosen == mixes[1]
     assert [t.val_loss for t in trials] == [None, 0.4, 0.4]
 
@@ -195,8 +195,8 @@ def test_the_lowest_loss_wins_the_first_among_equals_and_a_diverging_mix_loses()
         raise TrainingDiverged("too hot")
 
     with pytest.raises(TrainingDiverged):
-        search(mixes, never)
-    assert search(mixes[:1], never) == (mixes[0], [])
+        search_mix(mixes, never)
+    assert search_mix(mixes[:1], never) == (mixes[0], [])
 
 
 def test_hints_are_followed_with_what_was_chosen_told(store: Store) -> None:

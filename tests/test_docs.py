@@ -20,7 +20,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from flows.cli import COMMANDS, cli
+from flows.commands.cli import COMMANDS, cli
 from flows.spec import PipelineSpec, load_spec
 
 ROOT = Path(__file__).parent.parent
@@ -167,8 +167,8 @@ def test_the_quickstart_workload_loads_and_trains_on_its_own_words(tmp_path: Pat
         [
             *(sys.executable, "-P", "-c"),
             "import sys, torch\n"
-            "from tasks.stage import WorkloadRef\n"
-            "from tasks.workload import load_workload\n"
+            "from tasks.running.stage import WorkloadRef\n"
+            "from tasks.workloads.workload import load_workload\n"
             "w = load_workload(WorkloadRef(path='moons:Moons', folder=sys.argv[1]))\n"
             "rows = w.splits()['train']\n"
             "inputs, targets = w.batch({k: torch.from_numpy(v[:8]) for k, v in rows.items()})\n"
@@ -262,14 +262,14 @@ def test_the_readmes_request_is_one_that_the_endpoint_takes() -> None:
     from sklearn.datasets import load_digits
 
     from model_registry.variant import TensorSpec
-    from serving.limits import Limits
+    from serving.limits import RequestLimits
     from serving.protocol import parse_request
 
     (text,) = [b.text for b in blocks(ROOT / "README.md") if b.text.startswith("curl")]
     words = shlex.split(text)
     assert words[2] == "http://127.0.0.1:8080/v2/models/digits/infer"
     image = TensorSpec(name="image", datatype="FP32", shape=(-1, 1, 8, 8))
-    request = parse_request(words[-1].encode(), [image], [], Limits())
+    request = parse_request(words[-1].encode(), [image], [], RequestLimits())
     assert (request.inputs["image"][0, 0] == load_digits().images[0]).all()
 
 

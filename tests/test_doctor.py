@@ -14,8 +14,8 @@ import pytest
 from conftest import RunningStack
 from winnow_command import Winnow
 
-from flows import stack_doctor
-from flows.stack_doctor import Check, examine
+from flows.commands import stack_doctor
+from flows.commands.stack_doctor import DoctorCheck, examine
 from infra import ports
 from infra.home import Home, Secrets, Settings
 from infra.stack import Stack
@@ -33,7 +33,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Home:
     return made
 
 
-def found(home: Home) -> dict[str, Check]:
+def found(home: Home) -> dict[str, DoctorCheck]:
     return {check.name: check for check in examine(Stack(home.path))}
 
 

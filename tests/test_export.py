@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.errors import ExportRefused, ParityFailed
 from tasks.export.onnx_export import OPSET, export_onnx
 from tasks.export.parity import check_parity
 from tasks.export.raw_inputs import Inputs, RawInputs
-from tasks.onnx_cost import onnx_cost
-from tasks.onnx_graph import signature, strip
+from tasks.onnx_models.onnx_cost import onnx_cost
+from tasks.onnx_models.onnx_graph import signature, strip
+from tasks.running.errors import ExportRefused, ParityFailed
 
 
 class SmallNet(nn.Module):

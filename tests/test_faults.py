@@ -54,7 +54,7 @@ class World:
         """Child processes of runs that still live."""
         found = []
         for process in psutil.process_iter(["cmdline"]):
-            if "tasks.child" in (process.info["cmdline"] or []):
+            if "tasks.running.child" in (process.info["cmdline"] or []):
                 try:
                     if process.environ().get("WINNOW_HOME") == str(self.stack.home):
                         found.append(process)

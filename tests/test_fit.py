@@ -14,16 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tasks.errors import SpecError, TrainingDiverged, WorkloadError
-from tasks.fit import Fitted, _batches, fit, history_jsonl, schedule_factor
-from tasks.fit_amp import amp_dtype
-from tasks.fit_checkpoint import unpack
-from tasks.fit_rows import evaluate, predict
-from tasks.fit_threads import row_macs, worthwhile_threads
-from tasks.objective import TrainingBatch
-from tasks.torch_variant import build
-from tasks.views import View, Views
-from tasks.workload import Workload
+from tasks.running.errors import SpecError, TrainingDiverged, WorkloadError
+from tasks.torch_models.fit import Fitted, _batches, fit, history_jsonl, schedule_factor
+from tasks.torch_models.fit_amp import amp_dtype
+from tasks.torch_models.fit_checkpoint import unpack
+from tasks.torch_models.fit_rows import evaluate, predict
+from tasks.torch_models.fit_threads import row_macs, worthwhile_threads
+from tasks.torch_models.objective import TrainingBatch
+from tasks.torch_models.torch_variant import build
+from tasks.torch_models.views import View, Views
+from tasks.workloads.workload import Workload
 
 if TYPE_CHECKING:
     from taught_workloads import taught
@@ -301,7 +301,7 @@ def test_frozen_parameters_stay() -> None:
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_learns_and_resumes(amp: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.fit_amp.computes_natively", lambda amp: True)
+    monkeypatch.setattr("tasks.torch_models.fit_amp.computes_natively", lambda amp: True)
     workload, checkpoints = taught("Blobs"), Memory(kill_at=2)
     _, straight = run(workload, amp=amp)
     with pytest.raises(KeyboardInterrupt):

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model_registry.store import Store, StoreUnavailable
-from tasks.fit_checkpoint import CheckpointUnreadable, StoreCheckpoints, pack, unpack
+from tasks.torch_models.fit_checkpoint import CheckpointUnreadable, StoreCheckpoints, pack, unpack
 
 SCALARS = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats() | st.text(max_size=8)
 TREES = st.recursive(

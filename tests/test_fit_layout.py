@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.fit import fit
-from tasks.fit_layout import channels_last, match_layout
-from tasks.fit_rows import predict
-from tasks.resnet import ResNet20
-from tasks.torch_variant import build
+from tasks.torch_models.fit import fit
+from tasks.torch_models.fit_layout import channels_last, match_layout
+from tasks.torch_models.fit_rows import predict
+from tasks.torch_models.torch_variant import build
+from tasks.workloads.resnet import ResNet20
 
 if TYPE_CHECKING:
     from taught_workloads import taught
@@ -134,5 +134,5 @@ def test_layouts_learn_the_same_but_for_rounding(monkeypatch: pytest.MonkeyPatch
         model = build(workload, "student", {"width": 0.25}, seed=2)
         arguments: dict[str, Any] = {"train": splits["train"], "validation": splits["validation"], "device": "cpu"}
         losses.append(fit(model, workload=workload, epochs=2, batch_size=32, learning_rate=1e-3, **arguments).val_loss)
-        monkeypatch.setattr("tasks.fit.channels_last", lambda *_: contextlib.nullcontext())
+        monkeypatch.setattr("tasks.torch_models.fit.channels_last", lambda *_: contextlib.nullcontext())
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from model_registry.cpu_class import cpu_class, sums_saturate
-from tasks.float_biases import float_biases
-from tasks.onnx_graph import strip
-from tasks.quantize.agreement import answers
+from tasks.onnx_models.float_biases import float_biases
+from tasks.onnx_models.onnx_graph import strip
+from tasks.quantize.agreement import top_answers
 from tasks.quantize.calibration import RowReader
 from tasks.quantize.int8_static import quantize_statically
 from tasks.quantize.prepared_graph import prepare
@@ -88,7 +88,7 @@ def test_the_file_is_smaller_and_the_model_the_same(tmp_path: Path, per_channel:
     assert len(new) <= len(old) - scales
     assert run_by(new, tmp_path) == run_by(old, tmp_path)
     assert run_by(new, tmp_path)["QLinearConv"] == 3
-    np.testing.assert_array_equal(answers(new, ROWS), answers(old, ROWS))
+    np.testing.assert_array_equal(top_answers(new, ROWS), top_answers(old, ROWS))
 
 
 def test_the_bias_of_a_gemm_stays_in_int32(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_layer_left_in_fp32_stays_so(tmp_path: Path, layer: int) -> None:
     assert float_biases(after) == 2
     old, new = strip(before, merge_equal=True), strip(after, merge_equal=True)
     assert run_by(new, tmp_path) == run_by(old, tmp_path)
-    np.testing.assert_array_equal(answers(new, ROWS), answers(old, ROWS))
+    np.testing.assert_array_equal(top_answers(new, ROWS), top_answers(old, ROWS))
 
 
 def _bias_parts(model: ModelProto) -> tuple[TensorProto, TensorProto]:

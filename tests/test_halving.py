@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.candidate import Candidate
-from tasks.budget.halving import Standing, expected, next_move, rung_epochs
+from flows.searching.candidate import Candidate
+from flows.searching.halving import Standing, expected, next_move, rung_epochs
 
 MARGIN = 0.005
 

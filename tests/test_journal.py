@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.journal import Journal, Line
+from tasks.running.journal import Journal, Line
 
 
 def test_what_this_run_computed_stays_computed_when_it_is_found_again() -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from model_registry.store import Store
-from tasks import launch
 from tasks.data import DataSpec, check_data, data_ref
 from tasks.distill import DistillSpec, distill
 from tasks.export import ExportSpec, export
-from tasks.stage import Job, WorkloadRef
+from tasks.running import launch
+from tasks.running.stage import Job, WorkloadRef
 from tasks.train import TrainSpec, train
 
 

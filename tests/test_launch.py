@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from model_registry.store import Store
-from tasks import launch
-from tasks.errors import ChildFailed, DataCheckFailed, StageOutOfMemory, StageTimedOut
-from tasks.stage import Job, Limits, WorkloadRef
+from tasks.running import launch
+from tasks.running.errors import ChildFailed, DataCheckFailed, StageOutOfMemory, StageTimedOut
+from tasks.running.stage import Job, Limits, WorkloadRef
 
 HERE = str(Path(__file__).parent)
 

@@ -27,8 +27,8 @@ from model_registry.owner import Owner
 from model_registry.registry import Registry, RegistryUnavailable, VersionMissing
 from model_registry.store import Store, StoreUnavailable
 from model_registry.variant import RuntimeSpec
-from tasks import ledger_protocol
-from tasks.errors import EndpointUnhealthy
+from tasks.release import ledger_protocol
+from tasks.running.errors import EndpointUnhealthy
 
 DRIVER = str(Path(__file__).with_name("release_driver.py"))
 STEPS = ("intent", "loaded", "checked", "swapped", "aliased", "committed")

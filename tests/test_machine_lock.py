@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.machine_lock import machine_lock
+from tasks.running.machine_lock import machine_lock
 
 
 @pytest.fixture(autouse=True)

@@ -12,14 +12,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from model_registry.measurement import Measurement
 from model_registry.store import Store
-from tasks.errors import GateFailed, ParityFailed, WorkloadError
 from tasks.evidence.arrays import fetch_arrays, publish_arrays
 from tasks.evidence.scoring import per_class, score
-from tasks.launch import kept_processes
 from tasks.measure import MeasureSpec, measure, measurement_of
-from tasks.onnx_cost import onnx_cost
-from tasks.splits import MetricRef
-from tasks.stage import WorkloadRef
+from tasks.onnx_models.onnx_cost import onnx_cost
+from tasks.running.errors import GateFailed, ParityFailed, WorkloadError
+from tasks.running.launch import kept_processes
+from tasks.running.splits import MetricRef
+from tasks.running.stage import WorkloadRef
 from tasks.validate import GateSpec, decision_of, validate
 
 QUICK = MeasureSpec(rounds=5, seconds=0.1)
@@ -83,7 +83,7 @@ def test_a_metric_of_the_users_own_is_asked(store: Store, tmp_path: Path) -> Non
 
 def test_a_metric_must_give_one_score_per_sample(store: Store, tmp_path: Path) -> None:
     (tmp_path / "odd_workload.py").write_text(
-        "from tasks.workload import Metric\n"
+        "from tasks.workloads.workload import Metric\n"
         "class Odd:\n"
         "    def model(self, role): ...\n"
         "    def splits(self): ...\n"
@@ -97,7 +97,7 @@ def test_a_metric_must_give_one_score_per_sample(store: Store, tmp_path: Path) -
 
 CUSTOM = """
 import numpy as np
-from tasks.workload import Metric
+from tasks.workloads.workload import Metric
 
 class Custom:
     def __init__(self, what="cost"):

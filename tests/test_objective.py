@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softmax
 
-from tasks.objective import (
+from tasks.torch_models.objective import (
     Hard,
     LiveAnswers,
     StoredAnswers,

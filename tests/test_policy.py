@@ -10,10 +10,10 @@ from prefect import flow
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from model_registry.store import StoreDenied, StoreUnavailable
-from tasks import policy
-from tasks.errors import DataCheckFailed, GateFailed
-from tasks.policy import RETRY_DELAYS, may_pass, step
-from tasks.stage_cache import Plan, planning
+from tasks.running import policy
+from tasks.running.errors import DataCheckFailed, GateFailed
+from tasks.running.policy import RETRY_DELAYS, may_pass, step
+from tasks.running.stage_cache import Plan, planning
 
 
 class _State:
@@ -38,7 +38,7 @@ def test_prefect_will_use_the_condition() -> None:
 
 
 def test_a_step_is_a_prefect_task_without_prefects_cache() -> None:
-    @step("trial", module="tasks.policy")
+    @step("trial", module="tasks.running.policy")
     def trial(x: int) -> int:
         return x + 1
 
@@ -57,14 +57,14 @@ def test_retries_in_a_real_flow(stack: RunningStack, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(policy, "RETRY_DELAYS", [0.0, 0.0])
     attempts = {"passing": 0, "final": 0}
 
-    @step("passing", module="tasks.policy")
+    @step("passing", module="tasks.running.policy")
     def passing() -> str:
         attempts["passing"] += 1
         if attempts["passing"] < 3:
             raise StoreUnavailable("S3 is away")
         return "done"
 
-    @step("final", module="tasks.policy")
+    @step("final", module="tasks.running.policy")
     def final() -> str:
         attempts["final"] += 1
         raise DataCheckFailed("no second look helps")

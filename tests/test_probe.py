@@ -20,7 +20,7 @@ from model_registry.variant import Variant
 from serving.clean_process import ProbeError
 from serving.engine import Engine
 from serving.probe import Probe, ProbeRequest, ProbeResult
-from serving.probe_latency import NotEnoughCpus, compare, pinned, verdict
+from serving.probe_latency import NotEnoughCpus, compare_engines, pinned, speedup_verdict
 from serving.tensors import Array
 
 QUICK = {"rounds": 5, "seconds": 0.1, "warm_up_seconds": 0.01, "predict_seconds": 0.0}
@@ -222,7 +222,7 @@ def test_interleaving_sees_through_a_drifting_machine(
     clock = Clock()
     monkeypatch.setattr("serving.probe_latency.time", clock)
     variant, baseline = Model(clock, 1e-3), Model(clock, slower_by * 1e-3)
-    found = compare(
+    found = compare_engines(
         variant, baseline, [{"x": np.zeros(1)}], batch=4, rounds=30, seconds=3.0, warm_up_seconds=0.1, seed=3
     )
     assert found.speedup is not None
@@ -234,10 +234,10 @@ def test_interleaving_sees_through_a_drifting_machine(
 
 
 def test_verdicts_leave_room_for_memory_layout() -> None:
-    assert verdict((1.02, 1.1)) == "faster"
-    assert verdict((1.004, 1.008)) == "not distinguishable"
-    assert verdict((0.9, 0.98)) == "slower"
-    assert verdict((0.5, 2.0)) == "not distinguishable"
+    assert speedup_verdict((1.02, 1.1)) == "faster"
+    assert speedup_verdict((1.004, 1.008)) == "not distinguishable"
+    assert speedup_verdict((0.9, 0.98)) == "slower"
+    assert speedup_verdict((0.5, 2.0)) == "not distinguishable"
 
 
 def test_pinning_is_undone_and_refuses_more_threads_than_cpus() -> None:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.errors import PruningRefused
-from tasks.fit_rows import Rows
-from tasks.objective import Hard
 from tasks.prune.narrow import Narrowed, _mean_squared_gradients, narrow
-from tasks.stage import WorkloadRef
-from tasks.torch_variant import build
-from tasks.workload import load_workload
+from tasks.running.errors import PruningRefused
+from tasks.running.stage import WorkloadRef
+from tasks.torch_models.fit_rows import Rows
+from tasks.torch_models.objective import Hard
+from tasks.torch_models.torch_variant import build
+from tasks.workloads.workload import load_workload
 
 WORKLOAD = load_workload(WorkloadRef(path="tasks.workloads.digits:Digits", arguments={"rows": 500}))
 

@@ -15,15 +15,15 @@ from digits_world import DigitsWorld, digits_world, store_splits
 
 from model_registry.cpu_class import cpu_class
 from model_registry.store import Store
-from tasks.errors import CalibrationError, PruningRefused
 from tasks.export import ExportSpec, export
-from tasks.launch import kept_processes
 from tasks.prune import PruneSpec, prune
 from tasks.quantize import QuantizeSpec, quantize
-from tasks.splits import read_split
-from tasks.stage_cache import Plan, planning
-from tasks.torch_variant import load, read_architecture
-from tasks.workload import load_workload
+from tasks.running.errors import CalibrationError, PruningRefused
+from tasks.running.launch import kept_processes
+from tasks.running.splits import read_split
+from tasks.running.stage_cache import Plan, planning
+from tasks.torch_models.torch_variant import load, read_architecture
+from tasks.workloads.workload import load_workload
 
 
 @pytest.fixture

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_registry.cpu_class import cpu_class, sums_saturate
-from tasks.errors import QatParityFailed, QatUnsupported
 from tasks.export.onnx_export import export_onnx
 from tasks.export.raw_inputs import RawInputs
-from tasks.fit_threads import row_macs
-from tasks.onnx_cost import onnx_cost
-from tasks.onnx_graph import strip
+from tasks.onnx_models.onnx_cost import onnx_cost
+from tasks.onnx_models.onnx_graph import strip
 from tasks.qat.float_weights import float_weights
 from tasks.qat.int8_parity import check_int8_parity, run_onnx
 from tasks.qat.lsq import lsq
@@ -28,6 +26,8 @@ from tasks.qat.write_back import write_back
 from tasks.quantize.calibration import RowReader
 from tasks.quantize.int8_static import quantize_statically
 from tasks.quantize.prepared_graph import prepare
+from tasks.running.errors import QatParityFailed, QatUnsupported
+from tasks.torch_models.fit_threads import row_macs
 
 
 class Net(nn.Module):

@@ -15,10 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from model_registry.cpu_class import cpu_class, sums_saturate
-from tasks.errors import QatUnsupported
 from tasks.export.onnx_export import export_onnx
 from tasks.export.raw_inputs import RawInputs
-from tasks.onnx_graph import strip
+from tasks.onnx_models.onnx_graph import strip
 from tasks.qat.int8_parity import check_int8_parity, run_onnx
 from tasks.qat.torch_graph import TorchGraph
 from tasks.qat.torch_operators import operation
@@ -26,6 +25,7 @@ from tasks.qat.write_back import write_back
 from tasks.quantize.calibration import RowReader
 from tasks.quantize.int8_static import quantize_statically
 from tasks.quantize.prepared_graph import prepare
+from tasks.running.errors import QatUnsupported
 
 RANDOM = np.random.default_rng(0)
 IMAGE, FLAT = (RANDOM.normal(size=shape).astype(np.float32) for shape in ((2, 4, 7, 9), (3, 6)))

@@ -12,12 +12,12 @@ import pytest
 from digits_world import DigitsWorld, digits_world
 
 from model_registry.store import Store
-from tasks.errors import QatUnsupported
 from tasks.export import ExportSpec, export
-from tasks.launch import kept_processes
 from tasks.qat import QatSpec, qat
 from tasks.quantize import QuantizeSpec, quantize
-from tasks.stage_cache import Plan, planning
+from tasks.running.errors import QatUnsupported
+from tasks.running.launch import kept_processes
+from tasks.running.stage_cache import Plan, planning
 
 
 @pytest.fixture

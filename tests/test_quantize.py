@@ -16,15 +16,15 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.quantization.calibrate import load_tensors_data
 
 from model_registry.cpu_class import cpu_class, sums_saturate
-from tasks.errors import CalibrationError
-from tasks.onnx_cost import onnx_cost
-from tasks.onnx_graph import strip
-from tasks.quantize.agreement import agree, answers
+from tasks.onnx_models.onnx_cost import onnx_cost
+from tasks.onnx_models.onnx_graph import strip
+from tasks.quantize.agreement import agree, top_answers
 from tasks.quantize.calibration import Feeds, RowReader, check_finite, choose_rows
 from tasks.quantize.int8_dynamic import quantize_dynamically
 from tasks.quantize.int8_share import int8_share
 from tasks.quantize.int8_static import quantize_statically
 from tasks.quantize.prepared_graph import prepare, why_not
+from tasks.running.errors import CalibrationError
 
 SHAPES = {"image": (1, 1, 8, 8)}
 
@@ -116,7 +116,7 @@ def test_static_int8_runs_in_int8_and_answers_alike(tmp_path: Path, method: str,
     ran = operators_run(data, tmp_path)
     assert (ran["QLinearConv"], ran["QGemm"]) == (2, 2)
     assert not {"Conv", "FusedConv", "Gemm", "FusedGemm", "DequantizeLinear"} & ran.keys()
-    found = agree(answers(file, rows()), answers(data, rows()))
+    found = agree(top_answers(file, rows()), top_answers(data, rows()))
     assert found.agreement is not None and found.agreement > 0.85
     assert found.error < error
     assert len(data) < 0.4 * len(strip(onnx.load_from_string(file)))
@@ -184,7 +184,7 @@ def test_dynamic_int8_takes_products_and_never_convolutions(tmp_path: Path) -> N
     data = strip(quantized, merge_equal=True)
     ran = operators_run(data, tmp_path)
     assert ran["DynamicQuantizeMatMul"] == 2 and "ConvInteger" not in ran
-    assert agree(answers(file, rows()), answers(data, rows())).error < 0.1
+    assert agree(top_answers(file, rows()), top_answers(data, rows())).error < 0.1
 
 
 def test_parameters_and_macs_are_those_of_the_parent(tmp_path: Path) -> None:
@@ -267,7 +267,8 @@ def test_too_few_or_broken_rows_are_refused() -> None:
 
 def test_the_child_starts_without_torch_or_prefect() -> None:
     script = (
-        "import sys, tasks.child; tasks.child._skip_stage_packages(); import tasks.quantize.quantize_child; "
+        "import sys, tasks.running.child; tasks.running.child._skip_stage_packages(); "
+        "import tasks.quantize.quantize_child; "
         "print([m for m in ('torch', 'prefect', 'sympy', 'mlflow') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

@@ -11,18 +11,18 @@ from depthwise_models import Chain, images
 from numpy.typing import NDArray
 
 from model_registry.cpu_class import cpu_class, sums_saturate
-from tasks.errors import CalibrationError, ParityFailed
 from tasks.quantize.accuracy_control import Controlled, control_accuracy, most_different
-from tasks.quantize.agreement import answers
+from tasks.quantize.agreement import top_answers
 from tasks.quantize.int8_dynamic import quantize_dynamically
 from tasks.quantize.int8_share import int8_share
-from tasks.quantize.layer_groups import Group, layer_groups
+from tasks.quantize.layer_groups import LayerGroup, layer_groups
 from tasks.quantize.metric_drop import drop_of_agreement, drop_of_metric
 from tasks.quantize.prepared_graph import prepare
 from tasks.quantize.static_recipe import static_recipe
 from tasks.quantize.weight_only import quantize_weights
-from tasks.splits import DataRef, MetricRef
-from tasks.stage import WorkloadRef
+from tasks.running.errors import CalibrationError, ParityFailed
+from tasks.running.splits import DataRef, MetricRef
+from tasks.running.stage import WorkloadRef
 
 SHAPES = {"image": (1, 3, 8, 8)}
 WORKLOAD = WorkloadRef(path="nowhere:Nothing")
@@ -52,11 +52,11 @@ def test_exactly_the_layer_that_ruins_int8_stays_in_fp32(tmp_path: Path) -> None
     file = ruined()
     prepared = prepare(file, tmp_path)
     validation = images(256, seed=7)
-    parent = answers(file, validation)
+    parent = top_answers(file, validation)
     build, _ = static_recipe(
         prepared,
         images(),
-        answers(file, images()),
+        top_answers(file, images()),
         tmp_path,
         method="minmax",
         percentile=99.9,
@@ -68,7 +68,7 @@ def test_exactly_the_layer_that_ruins_int8_stays_in_fp32(tmp_path: Path) -> None
 
     def predict(excluded: frozenset[str], rows: NDArray[np.int64] | None) -> NDArray[Any]:
         chosen = validation if rows is None else {n: v[rows] for n, v in validation.items()}
-        return answers(build(excluded).SerializeToString(), chosen)
+        return top_answers(build(excluded).SerializeToString(), chosen)
 
     drop = drop_of_metric(data(), WORKLOAD, parent, parent.argmax(axis=1))
     groups = layer_groups(prepared, SHAPES)
@@ -100,8 +100,8 @@ def test_excluded_layers_stay_as_they_are_in_every_form(tmp_path: Path, form: st
     assert groups[1].name in share.fp32_layers and groups[2].name not in share.fp32_layers
 
 
-def group(name: str, macs: int, *before: int) -> Group:
-    return Group(name, frozenset({name}), macs, before)
+def group(name: str, macs: int, *before: int) -> LayerGroup:
+    return LayerGroup(name, frozenset({name}), macs, before)
 
 
 class World:
@@ -124,7 +124,7 @@ class World:
     def drop(self, outputs: NDArray[Any]) -> float:
         return float(np.abs(outputs - self.parent).sum(axis=1).mean())
 
-    def control(self, groups: list[Group], max_drop: float) -> Controlled:
+    def control(self, groups: list[LayerGroup], max_drop: float) -> Controlled:
         return control_accuracy(
             groups, predict=self.predict, parent=self.parent, drop=self.drop, max_drop=max_drop, samples=10
         )

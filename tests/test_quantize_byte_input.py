@@ -10,12 +10,12 @@ import pytest
 import torch
 from onnx import ModelProto, numpy_helper
 
-from tasks.byte_input import fold_byte_inputs, spell_out_byte_inputs
-from tasks.float_biases import float_biases
-from tasks.onnx_graph import strip
+from tasks.onnx_models.byte_input import fold_byte_inputs, spell_out_byte_inputs
+from tasks.onnx_models.float_biases import float_biases
+from tasks.onnx_models.onnx_graph import strip
 from tasks.qat.torch_graph import TorchGraph
 from tasks.qat.write_back import write_back
-from tasks.quantize.agreement import answers
+from tasks.quantize.agreement import top_answers
 from tasks.quantize.prepared_graph import prepare
 from tasks.quantize.static_recipe import static_recipe
 
@@ -48,7 +48,8 @@ FLOATS = model("s = Div(image, d) x = Sub(s, m)", kind="float")
 def quantized(made: ModelProto, folder: Path, *, method: str = "minmax", rows: object = IMAGES) -> ModelProto:
     file, feeds = made.SerializeToString(), {"image": np.asarray(rows)}
     build, _ = static_recipe(
-        prepare(file, folder), feeds, answers(file, feeds), folder, method=method, percentile=99.0, per_channel=True,
+        prepare(file, folder), feeds, top_answers(file, feeds), folder, method=method, percentile=99.0,
+        per_channel=True,
         reduce_range=True, signed_activations=False, correct_biases=False,
     )  # fmt: skip
     found = build(frozenset())
@@ -62,11 +63,11 @@ def operators(made: ModelProto) -> list[str]:
 
 def test_the_first_layer_reads_the_bytes_and_answers_the_same_bits(tmp_path: Path) -> None:
     plain = quantized(model(), tmp_path)
-    before = answers(plain.SerializeToString(), {"image": IMAGES})
+    before = top_answers(plain.SerializeToString(), {"image": IMAGES})
     count = len(operators(plain))
     assert fold_byte_inputs(plain) == 1
     assert not {"Cast", "Div", "Sub"} & set(operators(plain)) and len(operators(plain)) == count - 4
-    np.testing.assert_array_equal(answers(strip(plain, merge_equal=True), {"image": IMAGES}), before)
+    np.testing.assert_array_equal(top_answers(strip(plain, merge_equal=True), {"image": IMAGES}), before)
     assert fold_byte_inputs(plain) == 0
 
 
@@ -76,9 +77,9 @@ def test_the_first_layer_reads_the_bytes_and_answers_the_same_bits(tmp_path: Pat
 )
 def test_any_scaling_by_one_number_will_do(preprocessing: str, tmp_path: Path) -> None:
     plain = quantized(model(preprocessing, d=255.0), tmp_path)
-    before = answers(plain.SerializeToString(), {"image": IMAGES})
+    before = top_answers(plain.SerializeToString(), {"image": IMAGES})
     assert fold_byte_inputs(plain) == 1
-    np.testing.assert_array_equal(answers(strip(plain), {"image": IMAGES}), before)
+    np.testing.assert_array_equal(top_answers(strip(plain), {"image": IMAGES}), before)
 
 
 def test_what_does_not_give_back_every_byte_stays(tmp_path: Path) -> None:
@@ -101,16 +102,16 @@ def test_training_sees_the_quantizer_again_and_writes_bytes_where_it_kept_it(tmp
     made = quantized(model(), tmp_path)
     fold_byte_inputs(made)
     folded = onnx.load_from_string(strip(made, merge_equal=True))
-    wanted = answers(folded.SerializeToString(), {"image": IMAGES})
+    wanted = top_answers(folded.SerializeToString(), {"image": IMAGES})
     spelled = spell_out_byte_inputs(folded)
-    np.testing.assert_array_equal(answers(spelled.SerializeToString(), {"image": IMAGES}), wanted)
+    np.testing.assert_array_equal(top_answers(spelled.SerializeToString(), {"image": IMAGES}), wanted)
     module = TorchGraph(spelled).eval()
     with torch.no_grad():
         found = module(image=torch.from_numpy(IMAGES)).numpy()
     assert np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
     written = write_back(module)
     assert fold_byte_inputs(written) == 1
-    np.testing.assert_allclose(answers(strip(written), {"image": IMAGES}), wanted, atol=1e-5)
+    np.testing.assert_allclose(top_answers(strip(written), {"image": IMAGES}), wanted, atol=1e-5)
 
 
 def test_models_without_byte_inputs_are_left_alone(tmp_path: Path) -> None:

@@ -10,8 +10,7 @@ from depthwise_models import Chain, images
 from onnx import ModelProto
 
 from model_registry.cpu_class import cpu_class, sums_saturate
-from tasks.errors import CalibrationError
-from tasks.quantize.agreement import agree, answers
+from tasks.quantize.agreement import agree, top_answers
 from tasks.quantize.calibration import RowReader
 from tasks.quantize.calibration_choice import choose_method
 from tasks.quantize.calibration_drift import compare_rows, ks_distance
@@ -19,6 +18,7 @@ from tasks.quantize.int8_static import quantize_statically
 from tasks.quantize.prepared_graph import prepare
 from tasks.quantize.saturation import may_saturate, saturating_layers, saturating_product
 from tasks.quantize.static_recipe import static_recipe
+from tasks.running.errors import CalibrationError
 
 RANDOM = np.random.default_rng(0)
 
@@ -75,7 +75,7 @@ def test_auto_leaves_minmax_only_for_something_nearer(outliers: tuple[bytes, Mod
         _, notes = static_recipe(
             prepared,
             feeds,
-            answers(file, feeds),
+            top_answers(file, feeds),
             tmp_path,
             method=method,
             percentile=99.9,
@@ -97,7 +97,7 @@ def test_auto_leaves_minmax_only_for_something_nearer(outliers: tuple[bytes, Mod
 def test_the_choice_goes_by_agreement_and_error(tmp_path: Path) -> None:
     chain = Chain(3, 2).add("Flatten").gemm(4, 12)
     rows = images(64, 3, 2)
-    wanted = answers(chain.file(), rows)
+    wanted = top_answers(chain.file(), rows)
 
     def made(noise: dict[str, float]) -> str:
         def quantize(method: str) -> ModelProto:
@@ -165,5 +165,5 @@ def test_reduce_range_is_what_keeps_a_models_sums_whole(outliers: tuple[bytes, M
             signed_activations=False,
         )
         found[reduce_range] = saturating_layers(quantized)
-        assert agree(answers(file, images(64)), answers(quantized.SerializeToString(), images(64))).error < 0.05
+        assert agree(top_answers(file, images(64)), top_answers(quantized.SerializeToString(), images(64))).error < 0.05
     assert found == {False: ("Conv_0", "Conv_2", "Gemm_5"), True: ()}

@@ -11,7 +11,7 @@ import pytest
 from depthwise_models import Chain, images, mobile
 from onnx import ModelProto, TensorProto, numpy_helper
 
-from tasks.quantize.agreement import Agreement, agree, answers
+from tasks.quantize.agreement import Agreement, agree, top_answers
 from tasks.quantize.bias_correction import add_biases, bias_shifts, shift_biases
 from tasks.quantize.calibration import RowReader
 from tasks.quantize.equalization import Pair, equalize
@@ -35,7 +35,7 @@ def compare(left: ModelProto | bytes, right: ModelProto | bytes, **kwargs: Any) 
     """On rows that calibration has not seen."""
     files = [m if isinstance(m, bytes) else m.SerializeToString() for m in (left, right)]
     rows = images(256, seed=5, **kwargs)
-    return agree(answers(files[0], rows), answers(files[1], rows))
+    return agree(top_answers(files[0], rows), top_answers(files[1], rows))
 
 
 @pytest.mark.parametrize("per_channel", [False, True])
@@ -50,7 +50,7 @@ def test_badly_scaled_depthwise_channels_become_good_int8(tmp_path: Path, per_ch
     assert equalized.skipped == ()
     rows = images()
     np.testing.assert_allclose(
-        answers(equalized.model.SerializeToString(), rows), answers(file, rows), atol=1e-4, rtol=1e-4
+        top_answers(equalized.model.SerializeToString(), rows), top_answers(file, rows), atol=1e-4, rtol=1e-4
     )
     before, after = (
         compare(file, statically(model, tmp_path, per_channel=per_channel)) for model in (prepared, equalized.model)
@@ -85,8 +85,8 @@ def test_grouped_convolutions_and_flattened_maps_keep_their_function(tmp_path: P
         Pair("Conv_0", "Conv_2", 1), Pair("Conv_2", "Gemm_5", 4), Pair("Gemm_5", "Gemm_7", 1),
     )  # fmt: skip
     rows = images(32, 4, 4)
-    wanted = answers(file, rows)
-    assert agree(wanted, answers(equalized.model.SerializeToString(), rows)).error < 1e-5
+    wanted = top_answers(file, rows)
+    assert agree(wanted, top_answers(equalized.model.SerializeToString(), rows)).error < 1e-5
 
 
 def test_a_tensor_with_two_readers_a_shared_weight_and_a_dead_channel(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from pydantic import ValidationError
 from model_registry.cpu_class import cpu_class
 from model_registry.store import Store
 from model_registry.variant import TensorSpec, Variant
-from tasks.launch import kept_processes
 from tasks.quantize import AccuracyControl, QuantizeSpec, quantize
-from tasks.splits import DataRef
-from tasks.stage import Job
-from tasks.stage_cache import Plan, planning
+from tasks.running.launch import kept_processes
+from tasks.running.splits import DataRef
+from tasks.running.stage import Job
+from tasks.running.stage_cache import Plan, planning
 
 HIDDEN = 16
 

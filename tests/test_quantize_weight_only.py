@@ -14,9 +14,9 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NoKernel
 from test_quantize import operators_run
 
-from tasks.onnx_cost import onnx_cost
-from tasks.onnx_graph import signature, strip
-from tasks.quantize.agreement import agree, answers
+from tasks.onnx_models.onnx_cost import onnx_cost
+from tasks.onnx_models.onnx_graph import signature, strip
+from tasks.quantize.agreement import agree, top_answers
 from tasks.quantize.half_precision import to_half, why_it_does_not_load
 from tasks.quantize.int8_share import int8_share
 from tasks.quantize.prepared_graph import prepare, why_not
@@ -47,7 +47,7 @@ def test_weights_shrink_and_products_run_in_their_own_kernel(
     quantized = quantize_weights(prepared, bits=bits, folded=0)
     data = strip(quantized, merge_equal=True)
     assert len(data) < size * len(strip(prepared))
-    found = agree(answers(file, images()), answers(data, images()))
+    found = agree(top_answers(file, images()), top_answers(data, images()))
     assert 0 < found.error < error and found.agreement is not None and found.agreement > 0.9
     share = int8_share(prepared, quantized, SHAPES)
     assert (share.quantized, share.quantizable, share.share, share.fp32_layers) == (4, 4, 1.0, ())
@@ -66,7 +66,7 @@ def test_small_products_are_small_on_disk_only(file: bytes, prepared: ModelProto
     quantized = quantize_weights(prepared, bits=8)
     data = strip(quantized, merge_equal=True)
     assert len(data) < 0.27 * len(strip(prepared))
-    found = agree(answers(file, images()), answers(data, images()))
+    found = agree(top_answers(file, images()), top_answers(data, images()))
     assert 0 < found.error < 0.02 and found.agreement is not None and found.agreement > 0.9
     assert operators_run(data, tmp_path) == operators_run(file, tmp_path)
     assert runs_as_float(quantized)
@@ -85,18 +85,20 @@ def test_products_with_odd_sizes_other_forms_and_no_bias(tmp_path: Path) -> None
     weights = {"w": random.normal(size=(37, 19)), "bias": random.normal(size=19), "v": random.normal(size=(19, 7))}
     model.graph.initializer.extend(numpy_helper.from_array(w.astype(np.float32), n) for n, w in weights.items())
     rows = {"image": random.normal(size=(32, 5, 37)).astype(np.float32)}
-    wanted = answers(model.SerializeToString(), rows)
+    wanted = top_answers(model.SerializeToString(), rows)
     for bits, error in ((8, 0.02), (4, 0.15)):
         quantized = quantize_weights(prepare(model.SerializeToString(), tmp_path), bits=bits, folded=0)
         data = strip(quantized, merge_equal=True)
-        assert agree(wanted, answers(data, rows)).error < error
+        assert agree(wanted, top_answers(data, rows)).error < error
         assert operators_run(data, tmp_path)["MatMulNBits"] == 2
 
     scaled = Chain(3, 2).add("Flatten")
     scaled.add("Gemm", random.normal(size=(12, 6)), random.normal(size=6), alpha=0.5)
     quantized = quantize_weights(prepare(scaled.file(), tmp_path), bits=4)
     assert [n.op_type for n in quantized.graph.node] == ["Flatten", "Cast", "Mul", "Gemm"]  # int8: alpha is kept
-    found = agree(answers(scaled.file(), images(64, 3, 2)), answers(quantized.SerializeToString(), images(64, 3, 2)))
+    found = agree(
+        top_answers(scaled.file(), images(64, 3, 2)), top_answers(quantized.SerializeToString(), images(64, 3, 2))
+    )
     assert found.error < 0.02
 
 
@@ -121,7 +123,7 @@ def test_fp16_halves_the_file_and_keeps_inputs_and_outputs(file: bytes, prepared
     assert why_it_does_not_load(data) == ""
     assert len(data) < 0.52 * len(strip(prepared))
     assert tensors_of(data) == tensors_of(file)
-    assert 0 < agree(answers(file, images()), answers(data, images())).error < 0.005
+    assert 0 < agree(top_answers(file, images()), top_answers(data, images())).error < 0.005
     share = int8_share(prepared, half, SHAPES)
     assert (share.quantized, share.share) == (4, 1.0)
     assert onnx_cost(onnx.load_from_string(data), SHAPES) == onnx_cost(prepared, SHAPES)

@@ -20,12 +20,12 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from model_registry.store import Store
-from tasks.data.folder_reader import read_image_folder
-from tasks.data.idx_reader import parse_idx, read_idx, read_idx_folder
-from tasks.data.npz_reader import read_npz
-from tasks.data.sources import local
-from tasks.data.tables import read_table
-from tasks.errors import DataReadError
+from tasks.readers.folder_reader import read_image_folder
+from tasks.readers.idx_reader import parse_idx, read_idx, read_idx_folder
+from tasks.readers.npz_reader import read_npz
+from tasks.readers.sources import local
+from tasks.readers.tables import read_table
+from tasks.running.errors import DataReadError
 from tasks.workloads.images import Images
 
 TABLE = pa.table(

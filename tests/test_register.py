@@ -16,15 +16,15 @@ from model_registry.measurement import Measurement
 from model_registry.owner import Owner
 from model_registry.recording import replay
 from model_registry.registry import Registry
-from model_registry.run_page import VariantRun
+from model_registry.run_page import Tracked, VariantRun
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.evidence.arrays import fetch_arrays, publish_arrays
 from tasks.evidence.split_inputs import split_inputs
-from tasks.register import register
-from tasks.splits import DataRef
-from tasks.stage import Job
-from tasks.track import Tracked, conclude, track
+from tasks.release.register import register
+from tasks.running.splits import DataRef
+from tasks.running.stage import Job
+from tasks.track import conclude, track
 
 
 @pytest.fixture

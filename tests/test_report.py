@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measurements import digits_measurements, measured, run_report
 
-from model_registry.measurement import Metric
+from model_registry.measurement import MetricEstimate
 from model_registry.store import Store
 from tasks.evidence import number_text
 from tasks.report.axis_scale import fit_scale, tick_text
@@ -118,7 +118,7 @@ def test_equal_reports_give_equal_files() -> None:
 
 def test_a_lower_is_better_metric_is_drawn_upwards_and_not_in_percent() -> None:
     def with_error(m: Any, value: float) -> Any:
-        metric = Metric(name="mse", better="lower", value=value, interval=(value * 0.9, value * 1.1))
+        metric = MetricEstimate(name="mse", better="lower", value=value, interval=(value * 0.9, value * 1.1))
         return m.model_copy(update={"metric": metric, "accuracy": None, "per_class": {}})
 
     rows = [with_error(m, 0.5 + i / 10) for i, m in enumerate(digits_measurements())]

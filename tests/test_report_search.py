@@ -14,7 +14,7 @@ from searches import LAYERS, search_report
 
 from model_registry.manifest import FileEntry
 from model_registry.variant import Variant
-from tasks.report.budget_limits import Limits, limits_of
+from tasks.report.budget_limits import BudgetLimits, limits_of
 from tasks.report.chosen_layers import chosen_layers
 from tasks.report.headline import headline
 from tasks.report.layer_table import layer_table
@@ -24,10 +24,10 @@ from tasks.report.pareto_svg import pareto_svg
 from tasks.report.plot_frame import plot_frame
 from tasks.report.plot_points import family_of, labelled, plot_points
 from tasks.report.run_report import MetricName, RunReport
-from tasks.report.search_view import candidate_lines, control_sentence, nearest, verdict
+from tasks.report.search_view import candidate_lines, control_sentence, nearest, search_verdict
 from tasks.report.serving_cost import cost_rows
 from tasks.report.shortlist import shortlist
-from tasks.stage import Outcome
+from tasks.running.stage import Outcome
 
 VOID = {"meta", "br", "path", "circle", "rect", "image", "use"}
 
@@ -93,11 +93,11 @@ def test_the_page_holds_every_candidate_with_its_files_the_cheapest_first() -> N
 def test_a_budget_that_is_kept_is_said_with_its_limits_the_end_and_what_the_teacher_gained() -> None:
     report = search_report()
     text = Page(render_html(report)).text
-    assert verdict(report) == (
+    assert search_verdict(report) == (
         "pruned25-r4.int8-static keeps the budget (at most 2.50 points of accuracy lost, p95 at most 0.3 ms, file at "
         "most 391 KB) on validation."
     )
-    assert verdict(report) in text and "24 trainings, 18 min 13 s of computing" in text
+    assert search_verdict(report) in text and "24 trainings, 18 min 13 s of computing" in text
     assert "Nothing cheaper than the best one may reach the margin." in text
     assert "accuracy on validation by +3.1 points" in control_sentence(report) and control_sentence(report) in text
     assert "Why each candidate failed" not in text
@@ -138,13 +138,15 @@ def test_a_budget_that_cannot_be_met_is_the_headline_with_the_nearest_and_all_re
 
 def test_the_nearest_is_named_by_what_it_loses_where_only_that_is_too_much() -> None:
     report = search_report("refused", p95_ms=0.08, max_bytes=75_000)
-    assert "it may lose 5.21 points of accuracy (95 % bound) where 2.50 points are allowed" not in verdict(report)
-    assert "nearest is pruned25-r4" in verdict(report).lower()
+    assert "it may lose 5.21 points of accuracy (95 % bound) where 2.50 points are allowed" not in search_verdict(
+        report
+    )
+    assert "nearest is pruned25-r4" in search_verdict(report).lower()
     form = nearest(report)[0][1]
-    assert Limits(None, None, 50_000).exceeded(form, "accuracy") == [
+    assert BudgetLimits(None, None, 50_000).exceeded(form, "accuracy") == [
         f"its file has {form.bytes / 1024:.0f} KB where 48.8 KB are allowed"
     ]
-    assert Limits(0.001, None, None).exceeded(form, "accuracy")[0].startswith("it may lose ")
+    assert BudgetLimits(0.001, None, None).exceeded(form, "accuracy")[0].startswith("it may lose ")
 
 
 def test_a_search_answered_from_the_store_says_so() -> None:
@@ -253,7 +255,7 @@ def test_hopeless_candidates_do_not_squeeze_the_others_and_far_limits_are_only_t
     frame = plot_frame(points, metric, limits_of(report), axis="latency", deep=False)
     assert frame.up.low > 80 and sum(map(frame.below, points)) == 3
     assert plot_frame(points, metric, limits_of(report), axis="latency", deep=True).up.low < 65
-    far = plot_frame(points, metric, Limits(0.025, 50.0, None), axis="latency", deep=False)
+    far = plot_frame(points, metric, BudgetLimits(0.025, 50.0, None), axis="latency", deep=False)
     assert far.most is None and far.beyond == ("p95 limit 50.0 ms",) and far.least is not None
     lower = plot_frame(points, MetricName(name="error", better="lower"), limits_of(report), axis="size", deep=False)
     assert lower.least is not None and lower.least.value > points[0].metric  # worse is more

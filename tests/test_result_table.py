@@ -6,7 +6,7 @@ import pytest
 from measurements import run_report
 from searches import search_report
 
-from flows.result_table import print_report
+from flows.commands.result_table import print_report
 from tasks.report.run_report import RunReport
 
 

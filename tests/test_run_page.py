@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from measurements import measured
 
 from model_registry.manifest import FileEntry
-from model_registry.measurement import Metric
+from model_registry.measurement import MetricEstimate
 from model_registry.run_page import (
     VariantRun,
     curves,
@@ -37,7 +37,7 @@ def row(name: str, **fields: object) -> VariantRun:
 
 
 def test_a_metric_of_the_users_own_stands_beside_accuracy() -> None:
-    own = Metric(name="f1 (macro)", better="higher", value=0.5, interval=(0.4, 0.6))
+    own = MetricEstimate(name="f1 (macro)", better="higher", value=0.5, interval=(0.4, 0.6))
     assert metric_name("f1 (macro)") == "f1 _macro_"
     found = metrics(measured("v", metric=own))
     assert (found["f1 _macro_"], found["d_f1 _macro_"], found["accuracy"]) == (0.5, 0.0, 0.97222)
@@ -88,7 +88,7 @@ def test_the_saved_view_shows_what_the_variants_have() -> None:
     saved = json.loads(view("f1 (macro)", 5))
     assert (saved["name"], saved["createdAt"], saved["updatedAt"]) == ("Variants", 5, 5)
     state = json.loads(saved["state"])  # a string within: MLflow's page reads it so
-    own = Metric(name="f1 (macro)", better="higher", value=1 / 3, interval=(0.3, 0.4))
+    own = MetricEstimate(name="f1 (macro)", better="higher", value=1 / 3, interval=(0.3, 0.4))
     there = metrics(measured("v", metric=own))
     columns = [c.removeprefix("metrics.`").removesuffix("`") for c in state["selectedColumns"] if "metrics" in c]
     assert columns[:2] == ["f1 _macro_", "d_f1 _macro_"] and set(columns) <= there.keys()

@@ -131,7 +131,6 @@ def test_the_parts_of_a_search_also_work_alone(winnow: Winnow) -> None:
             "accuracy_control": {"max_drop": 0.3},
         },
         "qat": {"epochs": 1},
-        "tune": {"options": ["arena"], "rounds": 5, "seconds": 0.1},
         "gates": {"margin": 0.6, "per_class_margin": None, "allow_baseline": True},
     }
     parts = {key: value for key, value in SPEC.items() if key not in ("budget", "objective", "search")} | settings
@@ -143,12 +142,12 @@ def test_the_parts_of_a_search_also_work_alone(winnow: Winnow) -> None:
     names = {variant["name"] for variant in report["variants"]}
     assert {"student.fp32", "pruned.int8-static", "pruned.weights8", "pruned.int8-qat"} <= names
     stages = stage_lines(report)
-    assert {"train:seed-1", "qat:pruned", "tune:pruned.int8-static", "distill", "prune"} <= set(stages)
+    assert {"train:seed-1", "qat:pruned", "distill", "prune"} <= set(stages)
     assert set(stages.values()) <= {"computed", "reused"}
 
 
 RESIDUAL = '''
-from tasks.resnet import ResNet20
+from tasks.workloads.resnet import ResNet20
 from tasks.workloads.digits import Digits
 
 

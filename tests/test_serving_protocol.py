@@ -16,18 +16,18 @@ from hypothesis.extra import numpy as hnp
 
 from model_registry.variant import TensorSpec
 from serving.exceptions import InvalidRequest, ServingError, Unsupported
-from serving.limits import Limits
+from serving.limits import RequestLimits
 from serving.protocol import InferRequest, answer, parse_request
 from serving.tensors import NUMPY, MalformedTensor, bytes_array, from_raw, to_raw
 
 X = TensorSpec(name="x", datatype="FP32", shape=(-1, 2))
 Y = TensorSpec(name="y", datatype="FP32", shape=(-1, 3))
 Z = TensorSpec(name="z", datatype="BYTES", shape=(-1,))
-LIMITS = Limits(elements=1000)
+LIMITS = RequestLimits(elements=1000)
 JSON_DATATYPES = sorted(set(NUMPY) - {"FP16"})
 
 
-def parse(body: Any, inputs: tuple[TensorSpec, ...] = (X,), limits: Limits = LIMITS) -> InferRequest:
+def parse(body: Any, inputs: tuple[TensorSpec, ...] = (X,), limits: RequestLimits = LIMITS) -> InferRequest:
     return parse_request(body if isinstance(body, bytes) else orjson.dumps(body), inputs, (Y, Z), limits)
 
 

@@ -193,7 +193,7 @@ def test_the_endpoint_runs_on_base_dependencies_alone(store: Store, tmp_path: Pa
     assert b"is not among the base dependencies" in check.stderr
     launcher = {
         "python -m serving": [sys.executable, "-m", "serving"],
-        "winnow serve": [sys.executable, "-c", "from flows.cli import main; main()", "serve", "--port", "0"],
+        "winnow serve": [sys.executable, "-c", "from flows.commands.cli import main; main()", "serve", "--port", "0"],
     }[command]
     with endpoint(tmp_path / "home", launcher=launcher, PYTHONPATH=str(tmp_path)) as running:
         image = {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [8] * 64}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from pathlib import Path
 
-from tasks.source_hash import closure_hash, normalised
+from tasks.running.source_hash import closure_hash, normalised
 
 
 def _write(folder: Path, name: str, source: str) -> None:

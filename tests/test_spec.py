@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.spec import SPECS, PipelineSpec, load_spec
-from tasks.errors import SpecError
+from tasks.running.errors import SpecError
 
 SMALL = "schema: 1\nmodel: m\nworkload: mine_workload:Mine\n"
 
@@ -39,6 +39,12 @@ def test_absent_stages_are_skipped_and_empty_ones_take_defaults(path: Path) -> N
     assert spec.distill is not None
     assert spec.prune is not None
     assert spec.quantize is not None
+
+
+def test_a_section_of_an_older_version_is_ignored(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.write_text(SMALL + "tune: {options: [arena]}\n")
+    assert load_spec(path).model == "m"
+    assert "'tune' of the spec does nothing any more" in caplog.text
 
 
 def test_the_specs_own_folder_is_where_its_workload_is_looked_for(path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from flows.spec import PipelineSpec, load_spec, parse_spec
-from tasks.errors import SpecError
+from tasks.running.errors import SpecError
 
 SMALL: dict[str, Any] = {"schema": 1, "model": "m", "workload": {"path": "mine_workload:Mine"}}
 

@@ -186,7 +186,7 @@ def test_down_leaves_nothing_running_not_even_a_flow_run(stack: RunningStack, tm
 
     assert ended["worker"] >= 3 and set(ended) >= {"s3", "prefect", "worker", "endpoint"}
     assert members(stack) == []
-    assert [pid for pid in pids if (now := procfs.look(pid)) and not now.zombie] == []
+    assert [pid for pid in pids if (now := procfs.look_at_process(pid)) and not now.zombie] == []
     assert not list(Path("/tmp").glob(f"seaweedfs-*-{inner_port(whole, 'filer.grpc')}.sock"))
     whole.up()
     state = json.loads(fetch(f"{api}/flow_runs/{run}", timeout=10)[1])["state"]

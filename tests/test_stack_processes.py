@@ -54,7 +54,7 @@ def test_a_daemon_is_recognised_by_another_process(daemon: Daemon, tmp_path: Pat
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
     assert int(done.stdout) == pid
-    assert procfs.look(pid) is not None and procfs.look(pid).session == pid  # type: ignore[union-attr]
+    assert procfs.look_at_process(pid) is not None and procfs.look_at_process(pid).session == pid  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("change", [{"started": 1}, {"boot": "another"}, {"pid": 2**22 - 1}])
@@ -91,7 +91,9 @@ def test_the_end_reaches_children_that_left_the_session(daemon: Daemon, tmp_path
     members = daemon.members()
     assert len(members) == 2 and len({process.session for process in members}) == 2
     assert daemon.end(grace=5) == 2
-    assert [procfs.look(p.pid) for p in members if (now := procfs.look(p.pid)) and not now.zombie] == []
+    assert [
+        procfs.look_at_process(p.pid) for p in members if (now := procfs.look_at_process(p.pid)) and not now.zombie
+    ] == []
 
 
 def test_the_end_reaches_the_children_of_a_killed_leader(daemon: Daemon, tmp_path: Path) -> None:

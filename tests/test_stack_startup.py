@@ -78,7 +78,7 @@ def kill(pid: int | None) -> None:
     """kill -9, and wait until it is so."""
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    while (now := procfs.look(pid)) is not None and not now.zombie:
+    while (now := procfs.look_at_process(pid)) is not None and not now.zombie:
         time.sleep(0.01)
 
 

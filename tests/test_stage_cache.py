@@ -13,10 +13,10 @@ from pydantic import BaseModel
 from model_registry.manifest import FileEntry
 from model_registry.store import Store, StoreDenied, StoreUnavailable
 from model_registry.variant import Variant
-from tasks.errors import ChildFailed
-from tasks.splits import DataRef, MetricRef
-from tasks.stage import Job, Limits, Outcome, Stage, WorkloadRef
-from tasks.stage_cache import Plan, ingredients, planning, run_stage
+from tasks.running.errors import ChildFailed
+from tasks.running.splits import DataRef, MetricRef
+from tasks.running.stage import Job, Limits, Outcome, Stage, WorkloadRef
+from tasks.running.stage_cache import Plan, ingredients, planning, run_stage
 
 HERE = str(Path(__file__).parent)
 
@@ -105,7 +105,7 @@ def test_each_ingredient_alone_changes_the_key(store: Store, monkeypatch: pytest
     assert key(job=job(store, run_id="other", limits={"echo": Limits(seconds=5)})) == keys["same"]
     assert key(inputs={"parent": some_variant("renamed", "a")}) == keys["same"]
 
-    monkeypatch.setattr("tasks.stage_cache.cpu_class", lambda: "another")
+    monkeypatch.setattr("tasks.running.stage_cache.cpu_class", lambda: "another")
     assert key() == keys["same"]
     assert (
         key(stage=Stage(name="echo", entry=STAGE.entry, libraries=STAGE.libraries, cpu_class_matters=True))

@@ -7,11 +7,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from tasks import workload
 from tasks.evidence.bootstrap import bootstrap_mean
-from tasks.evidence.paired import compare, summarise
+from tasks.evidence.paired import compare_paired, summarise_pairs
 from tasks.evidence.pareto import front
-from tasks.evidence.scoring import accuracy_scores, builtin_scores, is_classifier, squared_error_scores
+from tasks.evidence.scoring import builtin_scores, is_classifier
+from tasks.workloads import workload
+from tasks.workloads.sample_scores import accuracy_scores, squared_error_scores
 
 DIGEST = "0" * 64
 
@@ -19,7 +20,7 @@ DIGEST = "0" * 64
 def test_flips_are_counted_and_named() -> None:
     reference = np.array([1.0, 1, 1, 0, 0, 1])
     variant = np.array([1.0, 0, 1, 1, 0, 0])
-    result = compare(variant, reference, better="higher", reference=DIGEST)
+    result = compare_paired(variant, reference, better="higher", reference=DIGEST)
     assert (result.better, result.worse, result.test) == (1, 2, "mcnemar")
     assert result.better_indices == (3,) and result.worse_indices == (1, 5)
     assert result.difference == pytest.approx(-1 / 6)
@@ -30,18 +31,18 @@ def test_flips_are_counted_and_named() -> None:
 def test_lower_is_better_turns_the_sign() -> None:
     generator = np.random.default_rng(0)
     reference = generator.gamma(2.0, 1.0, 500)
-    result = compare(reference * 0.5, reference, better="lower", reference=DIGEST)
+    result = compare_paired(reference * 0.5, reference, better="lower", reference=DIGEST)
     assert result.test == "bootstrap" and result.better == 500 and result.worse == 0
     assert result.difference > 0 and result.interval[0] > 0
     assert result.bound < 0  # the loss is certainly negative
     assert result.p < 0.001
-    worse = compare(reference * 1.5, reference, better="lower", reference=DIGEST)
+    worse = compare_paired(reference * 1.5, reference, better="lower", reference=DIGEST)
     assert worse.difference < 0 and worse.bound > -worse.difference > 0
 
 
 def test_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot be paired"):
-        compare(np.ones(3), np.ones(4), better="higher", reference=DIGEST)
+        compare_paired(np.ones(3), np.ones(4), better="higher", reference=DIGEST)
 
 
 def test_bootstrap_is_seeded_and_agrees_with_scipy() -> None:
@@ -85,18 +86,19 @@ def test_large_samples_are_resampled_in_chunks() -> None:
 
 
 def test_intervals_of_a_metric() -> None:
-    right = summarise(np.r_[np.ones(95), np.zeros(5)], name="accuracy", better="higher")
+    right = summarise_pairs(np.r_[np.ones(95), np.zeros(5)], name="accuracy", better="higher")
     assert right.value == 0.95 and right.interval == pytest.approx((0.8882, 0.9785), abs=1e-4)
-    error = summarise(np.random.default_rng(0).gamma(2.0, 1.0, 100), name="mse", better="lower")
+    error = summarise_pairs(np.random.default_rng(0).gamma(2.0, 1.0, 100), name="mse", better="lower")
     assert error.interval[0] < error.value < error.interval[1]
 
 
 def test_builtin_scores_are_the_workloads_defaults() -> None:
+    assert (workload.ACCURACY.per_sample, workload.SQUARED_ERROR.per_sample) == (accuracy_scores, squared_error_scores)
     generator = np.random.default_rng(0)
     logits, classes = generator.normal(size=(50, 4)).astype(np.float32), generator.integers(0, 4, 50)
-    assert (builtin_scores("accuracy", logits, classes) == workload.accuracy_scores(logits, classes)).all()
+    assert (builtin_scores("accuracy", logits, classes) == accuracy_scores(logits, classes)).all()
     outputs, targets = generator.normal(size=(50, 1)).astype(np.float32), generator.normal(size=50)
-    assert (builtin_scores("mse", outputs, targets) == workload.squared_error_scores(outputs, targets)).all()
+    assert (builtin_scores("mse", outputs, targets) == squared_error_scores(outputs, targets)).all()
     assert torch.nn.functional.mse_loss(torch.tensor(outputs[:, 0]), torch.tensor(targets)).item() == pytest.approx(
         squared_error_scores(outputs, targets).mean(), rel=1e-5
     )

@@ -10,14 +10,14 @@ import torch
 
 from model_registry.store import Store
 from model_registry.variant import Variant
-from tasks import teacher_answers
-from tasks.fit_rows import Outputs, Rows, answers, predict
-from tasks.objective import LiveAnswers, StoredAnswers, StoredViews, TrainingBatch
-from tasks.splits import DataRef
-from tasks.teacher_answers import AnswersRecord, teacher_outputs, teacher_says
-from tasks.torch_variant import build, save
-from tasks.views import View, Views
-from tasks.workload import Workload
+from tasks.running.splits import DataRef
+from tasks.torch_models import teacher_answers
+from tasks.torch_models.fit_rows import Outputs, Rows, answers, predict
+from tasks.torch_models.objective import LiveAnswers, StoredAnswers, StoredViews, TrainingBatch
+from tasks.torch_models.teacher_answers import AnswersRecord, teacher_outputs, teacher_says
+from tasks.torch_models.torch_variant import build, save
+from tasks.torch_models.views import View, Views
+from tasks.workloads.workload import Workload
 
 if TYPE_CHECKING:
     from taught_workloads import put_data, taught

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from model_registry.store import CorruptObject, Store
 from model_registry.variant import Variant
-from tasks import source_hash
-from tasks.errors import SpecError, WeightsMismatch, WorkloadChanged, WorkloadError
-from tasks.fit_rows import predict
-from tasks.pruning_plan import dependency_graph
-from tasks.stage import WorkloadRef
-from tasks.torch_variant import (
+from tasks.running import source_hash
+from tasks.running.errors import SpecError, WeightsMismatch, WorkloadChanged, WorkloadError
+from tasks.running.stage import WorkloadRef
+from tasks.torch_models.fit_rows import predict
+from tasks.torch_models.pruning_plan import dependency_graph
+from tasks.torch_models.torch_variant import (
     build,
     load,
     load_tensors,
@@ -31,7 +31,7 @@ from tasks.torch_variant import (
     save,
     tensor_specs,
 )
-from tasks.workload import Workload, load_workload
+from tasks.workloads.workload import Workload, load_workload
 
 if TYPE_CHECKING:
     from taught_workloads import taught

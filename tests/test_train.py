@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from model_registry.store import Store
-from tasks import launch
-from tasks.child import Child, Result
-from tasks.errors import ChildFailed, TrainingDiverged
-from tasks.fit import fit
-from tasks.fit_rows import evaluate
-from tasks.splits import DataRef, read_split
-from tasks.stage import Job, Limits, WorkloadRef
-from tasks.stage_cache import log_folder, run_stage
-from tasks.torch_variant import build, load
+from tasks.running import launch
+from tasks.running.child import Child, Result
+from tasks.running.errors import ChildFailed, TrainingDiverged
+from tasks.running.splits import DataRef, read_split
+from tasks.running.stage import Job, Limits, WorkloadRef
+from tasks.running.stage_cache import log_folder, run_stage
+from tasks.torch_models.fit import fit
+from tasks.torch_models.fit_rows import evaluate
+from tasks.torch_models.torch_variant import build, load
 from tasks.train import TRAIN, TrainSpec, train_child
-from tasks.workload import load_workload
+from tasks.workloads.workload import load_workload
 
 if TYPE_CHECKING:
     from taught_workloads import job_for, put_data, taught
@@ -148,7 +148,7 @@ def test_the_defaults_suit_the_digits() -> None:
 def test_the_child_imports_no_more_than_it_needs() -> None:
     """A second of imports is a second of every stage."""
     code = (
-        "import sys; from tasks.child import _skip_stage_packages; _skip_stage_packages();"
+        "import sys; from tasks.running.child import _skip_stage_packages; _skip_stage_packages();"
         "import tasks.train.train_child; import tasks.distill.distill_child; import tasks.workloads.digits;"
         "print(sorted({'prefect', 'pandas', 'sklearn', 'scipy', 'onnx', 'onnxruntime', 'mlflow', 'torch_pruning', "
         "'torch._dynamo', 'great_expectations', 'boto3'} & set(sys.modules)))"

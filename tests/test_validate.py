@@ -16,20 +16,20 @@ from model_registry.manifest import FileEntry
 from model_registry.measurement import (
     LatencyIntervals,
     Measurement,
-    Metric,
+    MetricEstimate,
     PairedComparison,
 )
 from model_registry.store import Store
 from model_registry.variant import Variant
-from tasks.errors import GateFailed
 from tasks.evidence.arrays import publish_arrays
 from tasks.evidence.decision import GateRow
 from tasks.evidence.flipped import fetch_flips
-from tasks.evidence.paired import compare, summarise
-from tasks.evidence.scoring import accuracy_scores
-from tasks.gate_checks.choice import choose
-from tasks.splits import MetricRef
+from tasks.evidence.paired import compare_paired, summarise_pairs
+from tasks.running.errors import GateFailed
+from tasks.running.splits import MetricRef
 from tasks.validate import GateSpec, decision_of, refuse_hopeless, validate
+from tasks.validate.choice import choose
+from tasks.workloads.sample_scores import accuracy_scores
 
 VALIDATION_SEED, ROWS = 2, 300
 
@@ -45,9 +45,9 @@ def measure_quickly(
         variant.name,
         reference,
         digest=variant.digest,
-        metric=summarise(scores, name="accuracy", better="higher"),
+        metric=summarise_pairs(scores, name="accuracy", better="higher"),
         per_class={},
-        paired=compare(scores, base, better="higher", reference=reference.digest) if reference else None,
+        paired=compare_paired(scores, base, better="higher", reference=reference.digest) if reference else None,
         scores=publish_arrays(store, "scores.npz", score=scores),
         bytes=variant.size,
         **costs,
@@ -162,7 +162,7 @@ def test_missing_numbers_never_pass() -> None:
     code = (
         "import json, sys\n"
         "from tasks.evidence.decision import GateRow\n"
-        "from tasks.gate_checks.expectations_of_gates import run_gates\n"
+        "from tasks.validate.expectations_of_gates import run_gates\n"
         "rows = [GateRow(**{**row, 'value': float(row['value'])}) for row in json.load(sys.stdin)]\n"
         "print(json.dumps({r.gate: r.passed for r in run_gates('v', rows)}))"
     )
@@ -225,9 +225,11 @@ def test_where_nobody_passes_the_nearest_goes_to_the_gates_or_the_baseline_is_ke
 
 
 def test_a_class_that_is_lost_is_refused_although_the_mean_holds() -> None:
-    def classes(rare: float) -> dict[str, Metric]:
+    def classes(rare: float) -> dict[str, MetricEstimate]:
         values = {"common": 0.98, "rare": rare}
-        return {k: Metric(name="accuracy", better="higher", value=v, interval=(v, v)) for k, v in values.items()}
+        return {
+            k: MetricEstimate(name="accuracy", better="higher", value=v, interval=(v, v)) for k, v in values.items()
+        }
 
     base = measured("teacher", per_class=classes(0.9))
     lost = measured("lost", base, per_class=classes(0.5))
@@ -237,7 +239,7 @@ def test_a_class_that_is_lost_is_refused_although_the_mean_holds() -> None:
 
 
 def test_lower_is_better_turns_floor_and_class_losses() -> None:
-    error = Metric(name="mse", better="lower", value=0.5, interval=(0.4, 0.6))
+    error = MetricEstimate(name="mse", better="lower", value=0.5, interval=(0.4, 0.6))
     base = measured("teacher", metric=error)
     variant = measured("student", base, metric=error)
     assert choose(GateSpec(floor=0.6), [variant], base, {}).failing[variant.digest] == ()

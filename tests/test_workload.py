@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.errors import WorkloadError
-from tasks.stage import WorkloadRef
-from tasks.workload import Workload, load_workload
+from tasks.running.errors import WorkloadError
+from tasks.running.stage import WorkloadRef
+from tasks.workloads.workload import Workload, load_workload
 
 GOOD = """
 import numpy as np

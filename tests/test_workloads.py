@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from tasks.data.content import row_hashes
-from tasks.errors import DataReadError
 from tasks.export.onnx_export import export_onnx
 from tasks.export.raw_inputs import RawInputs
-from tasks.splits import SPLITS, TARGET, Columns
-from tasks.stage import WorkloadRef
-from tasks.workload import Workload, load_workload
+from tasks.readers.content import row_hashes
+from tasks.running.errors import DataReadError
+from tasks.running.splits import SPLITS, TARGET, Columns
+from tasks.running.stage import WorkloadRef
 from tasks.workloads.tabular import MISSING, UNKNOWN, Tabular
+from tasks.workloads.workload import Workload, load_workload
 
 
 def load(path: str, **arguments: Any) -> Workload:

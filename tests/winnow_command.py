@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-WINNOW = [sys.executable, "-P", "-m", "flows.cli"]
+WINNOW = [sys.executable, "-P", "-m", "flows.commands.cli"]
 _OURS = ("AWS_", "WINNOW_", "PREFECT_", "MLFLOW_")
 _KEPT = ("WINNOW_TEST_SESSION", "WINNOW_MACHINE_LOCK")
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn import functional
 
-from tasks.mobilenet import MobileNetClassifier
-from tasks.resnet import ResNet20
-from tasks.splits import Columns
-from tasks.vgg import VggClassifier
-from tasks.workload import Inputs
+from tasks.running.splits import Columns
+from tasks.workloads.mobilenet import MobileNetClassifier
+from tasks.workloads.resnet import ResNet20
+from tasks.workloads.vgg import VggClassifier
+from tasks.workloads.workload import Inputs
 
 ROWS = {"train": 24_000, "calibration": 1_000, "validation": 10_000, "test": 20_000}
 """Half a point of accuracy is proven on some 10 000 samples where one answer in 25 changes, not on fewer."""

@@ -14,8 +14,8 @@ import onnx
 
 from model_registry.manifest import FileEntry, hash_file
 from model_registry.variant import Variant
-from tasks.evidence.paired import compare, summarise
-from tasks.onnx_graph import signature, strip
+from tasks.evidence.paired import compare_paired, summarise_pairs
+from tasks.onnx_models.onnx_graph import signature, strip
 
 ROOT = Path(__file__).parent.parent.parent
 METRIC = "accuracy"
@@ -74,7 +74,7 @@ class Measuring:
         facts = {
             "bytes": len(data),
             "stripped": len(strip(graph, merge_equal=True)),
-            "accuracy": summarise(scores, name=METRIC, better="higher").model_dump(mode="json"),
+            "accuracy": summarise_pairs(scores, name=METRIC, better="higher").model_dump(mode="json"),
             **{key: found[key] for key in ("p50_ms", "p95_ms", "latency_interval", "speedup", "baseline_timing")},
             "load_average": os.getloadavg()[0],
         }
@@ -83,7 +83,7 @@ class Measuring:
             self.hardware = found["hardware"]
         else:
             reference, reference_scores = self._baseline
-            paired = compare(scores, reference_scores, better="higher", reference=reference.digest)
+            paired = compare_paired(scores, reference_scores, better="higher", reference=reference.digest)
             facts["against_fp32"] = paired.model_dump(mode="json", exclude={"better_indices", "worse_indices"})
         return facts
 

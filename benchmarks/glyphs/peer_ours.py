@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 sys.path.append(str(Path(__file__).parent.parent.parent))
 
 from model_registry.cpu_class import cpu_class, sums_saturate
-from tasks.byte_input import fold_byte_inputs
-from tasks.float_biases import float_biases
-from tasks.onnx_graph import strip
+from tasks.onnx_models.byte_input import fold_byte_inputs
+from tasks.onnx_models.float_biases import float_biases
+from tasks.onnx_models.onnx_graph import strip
 from tasks.quantize.accuracy_control import control_accuracy
-from tasks.quantize.agreement import agree, answers
+from tasks.quantize.agreement import agree, top_answers
 from tasks.quantize.bias_correction import add_biases
 from tasks.quantize.calibration import Feeds
 from tasks.quantize.equalization import equalize
@@ -40,12 +40,12 @@ _SAME = 1e-3
 def recipe(file: bytes, feeds: Feeds, folder: Path, *, careful: bool) -> tuple[Any, Any, dict[str, Any]]:
     """The prepared graph, the builder of the int8 one, and what was decided. ``careful``: not the defaults."""
     folder.mkdir()
-    wanted = answers(file, feeds)
+    wanted = top_answers(file, feeds)
     prepared = prepare(file, folder)
     notes: dict[str, Any] = {}
     if careful:
         found = equalize(prepared)
-        error = agree(wanted, answers(found.model.SerializeToString(), feeds)).error
+        error = agree(wanted, top_answers(found.model.SerializeToString(), feeds)).error
         notes["equalized_pairs"] = len(found.pairs) if error <= _SAME else 0
         prepared = add_biases(found.model if error <= _SAME else prepared)
     build, decided = static_recipe(
@@ -67,11 +67,11 @@ def controlled(
     file: bytes, prepared: Any, build: Any, rows: NDArray[Any], labels: NDArray[Any], max_drop: float
 ) -> tuple[frozenset[str], dict[str, Any]]:
     """The nodes to leave in fp32."""
-    parent = answers(file, {"image": rows})
+    parent = top_answers(file, {"image": rows})
     right = (parent.argmax(axis=1) == labels).mean()
 
     def predict(excluded: frozenset[str], chosen: NDArray[np.int64] | None) -> NDArray[Any]:
-        return answers(build(excluded).SerializeToString(), {"image": rows if chosen is None else rows[chosen]})
+        return top_answers(build(excluded).SerializeToString(), {"image": rows if chosen is None else rows[chosen]})
 
     found = control_accuracy(
         layer_groups(prepared, {"image": (1, *rows.shape[1:])}),

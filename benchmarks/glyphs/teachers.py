@@ -20,11 +20,11 @@ sys.path += [str(HERE.parent.parent), str(HERE)]
 import safetensors.torch  # noqa: E402
 from glyph_workload import NETWORKS  # noqa: E402
 
-from tasks.fit import fit  # noqa: E402
-from tasks.fit_rows import evaluate  # noqa: E402
-from tasks.stage import WorkloadRef  # noqa: E402
-from tasks.torch_variant import build  # noqa: E402
-from tasks.workload import load_workload  # noqa: E402
+from tasks.running.stage import WorkloadRef  # noqa: E402
+from tasks.torch_models.fit import fit  # noqa: E402
+from tasks.torch_models.fit_rows import evaluate  # noqa: E402
+from tasks.torch_models.torch_variant import build  # noqa: E402
+from tasks.workloads.workload import load_workload  # noqa: E402
 
 TEACHERS, PACKED = HERE / "teachers", HERE / "packed"
 EPOCHS = {"vgg": 5, "resnet20": 10, "mobilenet": 6}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tasks.allocate.costs import Costs, Table
 from tasks.allocate.ladder import climb_down
 from tasks.allocate.structure import Structure
-from tasks.child import Child, Result
+from tasks.running.child import Child, Result
 
 
 def main(child: Child) -> Result:

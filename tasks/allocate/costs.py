@@ -5,13 +5,13 @@ from __future__ import annotations
 from bisect import bisect_right
 
 from model_registry.variant import Frozen
-from tasks.allocate.structure import Keep, Layer, Structure, Work, weight_count
+from tasks.allocate.structure import Keep, Structure, TimedLayer, Work, weight_count
 
 _NODE_BYTES = {"fp32": 80, "int8": 360}
 """Of a layer in a stripped file, beside its weights: names, scales of activations, nodes. Measured on small CNNs."""
 
 
-class Timing(Frozen):
+class LayerTiming(Frozen):
     """Milliseconds of one kind of work on a grid of widths: ``ms[i][j]`` with ``inputs[i]`` and ``outputs[j]``.
 
     Of depthwise work the inputs are one entry, which means nothing.
@@ -31,7 +31,7 @@ class Table(Frozen):
     """
 
     choices: dict[str, tuple[int, ...]]
-    timings: tuple[Timing, ...]
+    timings: tuple[LayerTiming, ...]
     entrance_ms: float
     kind: str
     batch: int
@@ -87,7 +87,7 @@ class Costs:
 
 
 def axes(
-    structure: Structure, layer: Layer, choices: dict[str, tuple[int, ...]]
+    structure: Structure, layer: TimedLayer, choices: dict[str, tuple[int, ...]]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The inputs and outputs at which a layer is measured, ascending: all that a single group can make of it.
 
@@ -105,7 +105,7 @@ def axes(
     return (0,) if layer.work.depthwise else along(layer.input_groups, 0), along(layer.output_groups, 1)
 
 
-def _look_up(timing: Timing, inputs: int, outputs: int) -> float:
+def _look_up(timing: LayerTiming, inputs: int, outputs: int) -> float:
     """Bilinear between measured widths, exact at them; the staircases of the kernels are kept."""
     rows = _between(timing.inputs, inputs)
     columns = _between(timing.outputs, outputs)

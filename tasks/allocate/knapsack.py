@@ -32,7 +32,7 @@ _STAY = Move(0.0, {})
 
 
 @dataclass(frozen=True)
-class Choice:
+class WidthChoice:
     """Channels left by group, what that costs, and the damage."""
 
     keep: dict[str, int]
@@ -45,7 +45,7 @@ def cheapest_damage(
     damage: Callable[[str, int], float],
     terms: Sequence[Term],
     targets: Sequence[float],
-) -> list[Choice]:
+) -> list[WidthChoice]:
     """For each target, widths whose cost is at most the target; the cheapest ones seen where none are.
 
     From the whole network the move with the most cost saved for each unit of damage is made again and again (as HALP
@@ -92,11 +92,11 @@ class _Solver:
             (name, other) for name, others in self.neighbours.items() for other in others if name < other
         )
 
-    def choice(self, keep: Mapping[str, int]) -> Choice:
+    def choice(self, keep: Mapping[str, int]) -> WidthChoice:
         cost = sum(term.cost(keep) for term in self.terms)
-        return Choice(dict(keep), cost, sum(self.damage(name, width) for name, width in keep.items()))
+        return WidthChoice(dict(keep), cost, sum(self.damage(name, width) for name, width in keep.items()))
 
-    def path(self) -> list[Choice]:
+    def path(self) -> list[WidthChoice]:
         """From the whole network to where no group, and no two neighbours, can save anything more."""
         keep = {name: widths[0] for name, widths in self.choices.items()}
         found = [self.choice(keep)]
@@ -116,7 +116,7 @@ class _Solver:
             moves |= {(name,): self._best_move((name,), keep) for name in affected}
             pairs = {pair: move for pair, move in pairs.items() if not affected.intersection(pair)}
 
-    def give_back(self, start: Choice, target: float) -> Choice:
+    def give_back(self, start: WidthChoice, target: float) -> WidthChoice:
         """Widen groups as long as the cost stays within the target, the most damage mended per cost first."""
         keep, left = dict(start.keep), target - start.cost
         while True:
@@ -137,7 +137,7 @@ class _Solver:
             keep[best[1]] = best[2]
             left -= best[3]
 
-    def _within(self, keep: dict[str, int], target: float, start: Choice) -> Choice:
+    def _within(self, keep: dict[str, int], target: float, start: WidthChoice) -> WidthChoice:
         """The sums of rounded differences may be off by a hair; the cost itself decides."""
         found = self.choice(keep)
         return found if found.cost <= target else start

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Literal
 
 from tasks.allocate.costs import Costs, Table
-from tasks.allocate.knapsack import Choice, Term, cheapest_damage
+from tasks.allocate.knapsack import Term, WidthChoice, cheapest_damage
 from tasks.allocate.structure import Structure
 
 Damages = dict[str, list[tuple[int, float]]]
@@ -60,7 +60,7 @@ def damage_at(measured: Sequence[tuple[int, float]], width: int, keep: int) -> f
     return damage
 
 
-def _rung(target: float, choice: Choice, reached: bool, widths: dict[str, int], costs: Costs) -> dict[str, Any]:
+def _rung(target: float, choice: WidthChoice, reached: bool, widths: dict[str, int], costs: Costs) -> dict[str, Any]:
     return {
         "target": target,
         "reached": reached,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from tasks.allocate.costs import Table, Timing, axes
+from tasks.allocate.costs import LayerTiming, Table, axes
 from tasks.allocate.layer_graph import empty_graph, entrance_graph, layer_graph
 from tasks.allocate.layer_timing import time_in_turn
 from tasks.allocate.structure import Structure, Work
@@ -76,7 +76,7 @@ def measure_table(
             empty, *taken = time_in_turn([empty_graph(), *graphs], batch=batch, threads=threads, seconds=allowed)
             found += [max(0.0, ms - empty) for ms in taken]
         rows = tuple(tuple(found[i * len(outputs) : (i + 1) * len(outputs)]) for i in range(len(inputs)))
-        timings.append(Timing(work=work, inputs=inputs, outputs=outputs, ms=rows))
+        timings.append(LayerTiming(work=work, inputs=inputs, outputs=outputs, ms=rows))
     (entrance,) = time_in_turn(
         [entrance_graph(structure.input_values, int8=int8)], batch=batch, threads=threads, seconds=0.5
     )

@@ -6,7 +6,7 @@ import time
 
 from tasks.allocate.latency import measure_table
 from tasks.allocate.structure import Structure
-from tasks.child import Child, Result
+from tasks.running.child import Child, Result
 
 
 def main(child: Child) -> Result:

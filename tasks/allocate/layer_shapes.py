@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.allocate.structure import Group, Layer, Structure, Work
-from tasks.channel_groups import ChannelGroup
-from tasks.channel_pruner import PRUNABLE
+from tasks.allocate.structure import Structure, TimedLayer, WidthGroup, Work
+from tasks.torch_models.channel_groups import ChannelGroup
+from tasks.torch_models.channel_pruner import PRUNABLE
 
 _Conv = nn.modules.conv._ConvNd
 
@@ -33,7 +33,7 @@ def read_structure(
         round_to: channels left are a multiple of it; groups narrower than that stay whole.
     """
     names = {module: name for name, module in model.named_modules()}
-    found: dict[tuple[str, Work], Layer] = {}
+    found: dict[tuple[str, Work], TimedLayer] = {}
 
     def look(module: nn.Module, arguments: tuple[Any, ...], answer: Any) -> None:
         name = names[module]
@@ -42,7 +42,7 @@ def read_structure(
             found[name, work] = found[name, work].model_copy(update={"calls": found[name, work].calls + 1})
             return
         convolution = isinstance(module, _Conv)
-        found[name, work] = Layer(
+        found[name, work] = TimedLayer(
             name=name,
             work=work,
             inputs=int(module.in_channels if convolution else module.in_features),  # type: ignore[arg-type]
@@ -65,10 +65,10 @@ def read_structure(
     )
 
 
-def _group(group: ChannelGroup, min_keep: float, round_to: int) -> Group:
+def _group(group: ChannelGroup, min_keep: float, round_to: int) -> WidthGroup:
     unit = lcm(group.parts, round_to)
     lowest = min(max(1, ceil(group.width * min_keep / unit - 1e-9)) * unit, group.width)
-    return Group(name=group.name, layers=group.layers, width=group.width, unit=unit, lowest=lowest)
+    return WidthGroup(name=group.name, layers=group.layers, width=group.width, unit=unit, lowest=lowest)
 
 
 def _work(module: nn.Module, shape: tuple[int, ...], *, last: bool) -> Work:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tasks.channel_groups import ChannelGroup, Member
-from tasks.channel_pruner import PRUNABLE
-from tasks.fit_rows import Rows
-from tasks.objective import soft_target_loss
+from tasks.torch_models.channel_groups import ChannelGroup, Member
+from tasks.torch_models.channel_pruner import PRUNABLE
+from tasks.torch_models.fit_rows import Rows
+from tasks.torch_models.objective import soft_target_loss
 
 Damages = dict[str, list[tuple[int, float]]]
 """By group: channels left and the damage, from wide to narrow."""

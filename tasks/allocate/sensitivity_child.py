@@ -6,14 +6,14 @@ import torch
 
 from tasks.allocate.layer_shapes import read_structure
 from tasks.allocate.sensitivity import measure_damage
-from tasks.channel_pruner import ChannelPruner
-from tasks.child import Child, Result
-from tasks.fit_rows import Rows, torch_device
-from tasks.fit_seeding import reproducible
-from tasks.fit_threads import row_macs, worthwhile_threads
-from tasks.splits import read_split
-from tasks.torch_variant import load
-from tasks.workload import load_workload
+from tasks.running.child import Child, Result
+from tasks.running.splits import read_split
+from tasks.torch_models.channel_pruner import ChannelPruner
+from tasks.torch_models.fit_rows import Rows, torch_device
+from tasks.torch_models.fit_seeding import reproducible
+from tasks.torch_models.fit_threads import row_macs, worthwhile_threads
+from tasks.torch_models.torch_variant import load
+from tasks.workloads.workload import load_workload
 
 _MOST_MACS = 2e12
 """Multiply-accumulates in all: about a minute of one core. Larger models are asked fewer rows."""

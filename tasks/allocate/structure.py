@@ -14,7 +14,7 @@ Keep = Mapping[str, int]
 """Channels left by group."""
 
 
-class Group(Frozen):
+class WidthGroup(Frozen):
     """Channels that are removed together. A multiple of ``unit`` is left of them, at least ``lowest``, or all."""
 
     name: str
@@ -55,7 +55,7 @@ class Work(Frozen):
     last: bool = False
 
 
-class Layer(Frozen):
+class TimedLayer(Frozen):
     """A convolution or matrix product of the network, called ``calls`` times a sample.
 
     ``input_groups``, ``output_groups``: how many of its inputs and outputs belong to the channels of each group; the
@@ -74,11 +74,11 @@ class Layer(Frozen):
 class Structure(Frozen):
     """A network: its groups and layers, and the values of one sample that enter it."""
 
-    groups: tuple[Group, ...]
-    layers: tuple[Layer, ...]
+    groups: tuple[WidthGroup, ...]
+    layers: tuple[TimedLayer, ...]
     input_values: int
 
-    def widths(self, layer: Layer, keep: Keep) -> tuple[int, int]:
+    def widths(self, layer: TimedLayer, keep: Keep) -> tuple[int, int]:
         """Inputs and outputs of the layer when so many channels of each group are left; groups not named are whole."""
         outputs = self._left(layer.outputs, layer.output_groups, keep)
         return (outputs if layer.work.depthwise else self._left(layer.inputs, layer.input_groups, keep)), outputs
@@ -87,7 +87,7 @@ class Structure(Frozen):
         """Nothing removed."""
         return {group.name: group.width for group in self.groups}
 
-    def group(self, name: str) -> Group:
+    def group(self, name: str) -> WidthGroup:
         """The group of that name."""
         return next(group for group in self.groups if group.name == name)
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tasks.child import Child, Result
-from tasks.splits import read_split
-from tasks.teacher_answers import teacher_outputs
-from tasks.views import View, wanted_views
-from tasks.workload import load_workload
+from tasks.running.child import Child, Result
+from tasks.running.splits import read_split
+from tasks.torch_models.teacher_answers import teacher_outputs
+from tasks.torch_models.views import View, wanted_views
+from tasks.workloads.workload import load_workload
 
 
 def main(child: Child) -> Result:

@@ -10,12 +10,12 @@ from pydantic import Field, field_validator
 from model_registry.manifest import FileEntry
 from model_registry.store import Store
 from model_registry.variant import Frozen
-from tasks.data.sources import fingerprint
-from tasks.errors import DataCheckFailed
-from tasks.policy import step
-from tasks.splits import DataRef, MetricRef
-from tasks.stage import Job, Outcome, Stage
-from tasks.stage_cache import log_folder, run_stage
+from tasks.readers.sources import fingerprint
+from tasks.running.errors import DataCheckFailed
+from tasks.running.policy import step
+from tasks.running.splits import DataRef, MetricRef
+from tasks.running.stage import Job, Outcome, Stage
+from tasks.running.stage_cache import log_folder, run_stage
 
 Action = Literal["fail", "warn", "skip"]
 """What a check does when it finds something: stop the run, report it, or not look at all."""

@@ -12,7 +12,7 @@ from tasks.data.checking import Checked, run_checks
 from tasks.data.expectations import class_expectations, schema_expectations, split_expectations
 from tasks.data.frames import MAX_CLASSES, class_frame, class_name, schema_frame, split_frame
 from tasks.data.repeats import find_repeats
-from tasks.splits import TARGET, Columns
+from tasks.running.splits import TARGET, Columns
 
 
 def check_splits(

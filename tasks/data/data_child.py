@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_registry.manifest import FileEntry, canonical_json, hash_bytes
-from tasks.child import Child, Result
 from tasks.data.materialise import npz_bytes, storable
-from tasks.data.splitting import Divided
-from tasks.errors import DataCheckFailed, DataReadError
-from tasks.splits import TARGET, Columns, ColumnSpec, DataRef, SplitRef
-from tasks.workload import Workload, load_workload
+from tasks.readers.splitting import Divided
+from tasks.running.child import Child, Result
+from tasks.running.errors import DataCheckFailed, DataReadError
+from tasks.running.splits import TARGET, Columns, ColumnSpec, DataRef, SplitRef
+from tasks.workloads.workload import Workload, load_workload
 
 if TYPE_CHECKING:
     from tasks.data.checking import Checked

@@ -14,7 +14,7 @@ import pandas as pd
 from great_expectations.expectations.expectation import Expectation
 
 from tasks.data.frames import REPEATS
-from tasks.splits import TARGET
+from tasks.running.splits import TARGET
 
 Severity = Literal["critical", "warning"]
 _SEVERITY: dict[str, Severity] = {"fail": "critical", "warn": "warning"}
@@ -32,7 +32,7 @@ _REPEATS = {
 }
 
 
-class Check:
+class DataCheck:
     """What all expectations of one check share."""
 
     def __init__(self, name: str, severity: Severity, remedy: str) -> None:
@@ -45,7 +45,7 @@ class Check:
 
 def schema_expectations() -> list[Expectation]:
     """For the frame of :func:`tasks.data.frames.schema_frame`."""
-    check = Check("schema", "critical", "give every split the same columns, types and shapes")
+    check = DataCheck("schema", "critical", "give every split the same columns, types and shapes")
     return [
         check(
             gxe.ExpectColumnPairValuesToBeEqual,
@@ -61,7 +61,7 @@ def class_expectations(spec: dict[str, Any]) -> list[Expectation]:
     if spec["balance"] == "skip":
         return []
     limit = spec["max_imbalance"]
-    check = Check(
+    check = DataCheck(
         "balance", _SEVERITY[spec["balance"]], "collect more of the rare classes, or raise data.max_imbalance"
     )
     return [
@@ -90,7 +90,7 @@ def split_expectations(
         found += _target(classes)
     for name, (column, description, remedy) in _REPEATS.items():
         if spec[name] != "skip":
-            check = Check(name, _SEVERITY[spec[name]], f"{remedy}, or set data.{name}: warn")
+            check = DataCheck(name, _SEVERITY[spec[name]], f"{remedy}, or set data.{name}: warn")
             found.append(check(gxe.ExpectColumnValuesToBeNull, description, column=column))
     for column in frame.columns:
         if column not in (*REPEATS, *([TARGET] if classes is not None else [])):
@@ -100,13 +100,13 @@ def split_expectations(
 
 
 def _rows(least: int) -> Expectation:
-    check = Check("rows", "critical", "bring more rows, or lower data.min_rows")
+    check = DataCheck("rows", "critical", "bring more rows, or lower data.min_rows")
     return check(gxe.ExpectTableRowCountToBeBetween, f"There are at least {least} rows", min_value=least)
 
 
 def _target(classes: list[str]) -> list[Expectation]:
-    valid = Check("target", "critical", "number the classes from 0 without gaps, as many as there are labels")
-    present = Check("classes", "warning", "give every split rows of every class")
+    valid = DataCheck("target", "critical", "number the classes from 0 without gaps, as many as there are labels")
+    present = DataCheck("classes", "warning", "give every split rows of every class")
     return [
         valid(gxe.ExpectColumnValuesToBeInSet, "Every target is a known class", column=TARGET, value_set=classes),
         present(gxe.ExpectColumnDistinctValuesToContainSet, "Every class occurs", column=TARGET, value_set=classes),
@@ -116,14 +116,14 @@ def _target(classes: list[str]) -> list[Expectation]:
 def _column(column: str, frame: pd.DataFrame, train: pd.DataFrame, spec: dict[str, Any]) -> Iterator[Expectation]:
     if spec["missing"] != "skip":
         remedy = "repair or drop these rows (preprocess may fill values in: then set data.missing: warn)"
-        check = Check("missing", _SEVERITY[spec["missing"]], remedy)
+        check = DataCheck("missing", _SEVERITY[spec["missing"]], remedy)
         if column.endswith(".nonfinite"):
             yield check(gxe.ExpectColumnValuesToBeBetween, "No value is NaN or infinite", column=column, max_value=0)
         else:
             yield check(gxe.ExpectColumnValuesToNotBeNull, "No value is missing or infinite", column=column)
     if spec["unfamiliar"] == "skip" or frame is train or column not in train or column.endswith(".nonfinite"):
         return
-    check = Check(
+    check = DataCheck(
         "unfamiliar",
         _SEVERITY[spec["unfamiliar"]],
         "look whether these rows come from elsewhere; widen data.range_tolerance if they are right",
@@ -154,7 +154,7 @@ def _column(column: str, frame: pd.DataFrame, train: pd.DataFrame, spec: dict[st
 
 def _ranges(frame: pd.DataFrame, ranges: dict[str, Any]) -> Iterator[Expectation]:
     for column, (lowest, highest) in ranges.items():
-        check = Check("range", "critical", f"repair these rows, or correct data.ranges.{column}")
+        check = DataCheck("range", "critical", f"repair these rows, or correct data.ranges.{column}")
         says = f"{column} lies in [{_limit(lowest)}, {_limit(highest)}]"
         # A tensor is told by its smallest and largest value in each row.
         tensor = column not in frame and f"{column}.min" in frame

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.data.repeats import Repeats
-from tasks.errors import WorkloadError
-from tasks.splits import TARGET, Columns
+from tasks.running.errors import WorkloadError
+from tasks.running.splits import TARGET, Columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ def split_frame(
 
     rows = len(columns[TARGET])
     if own is None:
-        frame = pd.DataFrame(summarise({name: array for name, array in columns.items() if name != TARGET}))
+        frame = pd.DataFrame(summarise_samples({name: array for name, array in columns.items() if name != TARGET}))
     elif len(own) != rows:
         raise WorkloadError(
             f"frame(split) returned {len(own)} rows for a split of {rows}; it must return one per sample"
@@ -51,7 +51,7 @@ def split_frame(
     if np.issubdtype(target.dtype, np.integer) and target.ndim == 1:
         frame[TARGET] = pd.Series([class_name(int(value), labels) for value in target], dtype="str")
     else:
-        for name, values in _missing_as_null(pd.DataFrame(summarise({TARGET: target}))).items():
+        for name, values in _missing_as_null(pd.DataFrame(summarise_samples({TARGET: target}))).items():
             frame[name] = values
     for name, where in zip(REPEATS, repeats, strict=True):
         frame[name] = pd.Series(where, dtype="str")
@@ -95,7 +95,7 @@ def class_name(value: int, labels: tuple[str, ...] | None) -> str:
     return labels[value] if labels is not None and 0 <= value < len(labels) else str(value)
 
 
-def summarise(columns: Columns) -> dict[str, NDArray[Any]]:
+def summarise_samples(columns: Columns) -> dict[str, NDArray[Any]]:
     """Numbers that tell of each column: itself where it is [rows], else what its finite values are like, by row."""
     told: dict[str, NDArray[Any]] = {}
     for name, array in columns.items():

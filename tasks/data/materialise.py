@@ -7,8 +7,8 @@ import zipfile
 
 import numpy as np
 
-from tasks.errors import DataReadError
-from tasks.splits import TARGET, Columns
+from tasks.running.errors import DataReadError
+from tasks.running.splits import TARGET, Columns
 
 # A zip entry carries a time; the earliest there is keeps the bytes the same from run to run.
 _EPOCH = (1980, 1, 1, 0, 0, 0)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tasks.data.content import row_hashes
-from tasks.splits import TARGET, Columns
+from tasks.readers.content import row_hashes
+from tasks.running.splits import TARGET, Columns
 
 
 class Repeats(NamedTuple):

@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import nn
 
-from tasks.child import Child, Result
 from tasks.distill.lessons import Lessons, Pupil
-from tasks.distill.mix_search import Mix, Trial, candidates, search
-from tasks.evidence.paired import compare
-from tasks.fit import Fitted
-from tasks.objective import Hard, Objective
+from tasks.distill.mix_search import Mix, MixTrial, candidates, search_mix
+from tasks.evidence.paired import compare_paired
+from tasks.running.child import Child, Result
+from tasks.torch_models.fit import Fitted
+from tasks.torch_models.objective import Hard, Objective
 
 
 def main(child: Child) -> Result:
@@ -51,13 +51,13 @@ class _Course:
         self.total = trials + self.epochs * (2 if child.spec["control"] else 1)
         self.done = 0
 
-    def choose(self) -> tuple[Mix, list[Trial]]:
+    def choose(self) -> tuple[Mix, list[MixTrial]]:
         """Temperature and alpha, by short trainings if the spec leaves them open."""
 
         def train(number: int, mix: Mix) -> Fitted:
             return self._teach(self.lessons.model(), f"trial-{number}", self.short, mix)
 
-        return search(self.mixes, train)
+        return search_mix(self.mixes, train)
 
     def student(self, name: str, mix: Mix) -> Pupil:
         """The model trained with the teacher, published."""
@@ -95,7 +95,7 @@ def _result(pupils: list[Pupil], values: dict[str, Any]) -> Result:
 
 def _gain(student: Pupil, control: Pupil, better: str) -> dict[str, Any]:
     """The student against the control on the same validation samples, turned so that more is better."""
-    paired = compare(
+    paired = compare_paired(
         student.scores,
         control.scores,
         better="higher" if better == "higher" else "lower",

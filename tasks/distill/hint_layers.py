@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tasks.distill.hints import channels_last
-from tasks.errors import SpecError
-from tasks.fit_rows import call_model
+from tasks.distill.hints import features_last
+from tasks.running.errors import SpecError
+from tasks.torch_models.fit_rows import call_model
 
 Resolution = tuple[int, ...]
 """Sizes of the positions of a feature map: (height, width) of images, () of a dense layer."""
@@ -43,7 +43,7 @@ def last_modules(model: nn.Module, inputs: dict[str, Tensor]) -> dict[Resolution
     finished: list[tuple[str, Resolution | None, Resolution]] = []
     outputs: dict[str, Tensor] = {}
     names = {module: name for name, module in model.named_modules()}
-    last = channels_last(model)
+    last = features_last(model)
 
     def look(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.ndim >= 2:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tasks.errors import SpecError
-from tasks.fit_rows import call_model
-from tasks.objective import Objective, TrainingBatch
+from tasks.running.errors import SpecError
+from tasks.torch_models.fit_rows import call_model
+from tasks.torch_models.objective import Objective, TrainingBatch
 
 Pairs = Sequence[tuple[str, str]]
 """Module names: of the teacher, of the student."""
@@ -95,7 +95,7 @@ class Taps:
                 f"{type(model).__name__} does not have; it has {', '.join(modules)}"
             )
         self.role = role
-        self._last = channels_last(model)
+        self._last = features_last(model)
         self._seen: dict[str, Any] = {}
         self._hooks = [modules[name].register_forward_hook(partial(self._keep, name)) for name in dict.fromkeys(names)]
 
@@ -119,7 +119,7 @@ class Taps:
         self._seen.clear()
 
 
-def channels_last(model: nn.Module) -> bool:
+def features_last(model: nn.Module) -> bool:
     """Whether features [N, a, b] are positions by channels, as in a transformer, or channels by positions."""
     return not any(isinstance(module, nn.Conv1d) for module in model.modules())
 

@@ -15,20 +15,20 @@ from torch import nn
 
 from model_registry.manifest import FileEntry
 from model_registry.variant import Variant
-from tasks.child import Child
 from tasks.distill.hint_layers import matching_layers
 from tasks.distill.hints import hinted
 from tasks.distill.inheritance import inherit
 from tasks.distill.mix_search import Mix
-from tasks.fit import Fitted, fit, history_jsonl
-from tasks.fit_checkpoint import StoreCheckpoints
-from tasks.fit_rows import Outputs, Rows, answers, judge, predict, torch_device
-from tasks.objective import LiveAnswers, Objective, TeacherAnswers, distillation, mean_answers
-from tasks.splits import read_split
-from tasks.teacher_answers import teacher_outputs, teacher_says
-from tasks.torch_variant import build, load, parameter_count, read_architecture, save
-from tasks.views import wanted_views
-from tasks.workload import load_workload
+from tasks.running.child import Child
+from tasks.running.splits import read_split
+from tasks.torch_models.fit import Fitted, fit, history_jsonl
+from tasks.torch_models.fit_checkpoint import StoreCheckpoints
+from tasks.torch_models.fit_rows import Outputs, Rows, answers, judge, predict, torch_device
+from tasks.torch_models.objective import LiveAnswers, Objective, TeacherAnswers, distillation, mean_answers
+from tasks.torch_models.teacher_answers import teacher_outputs, teacher_says
+from tasks.torch_models.torch_variant import build, load, parameter_count, read_architecture, save
+from tasks.torch_models.views import wanted_views
+from tasks.workloads.workload import load_workload
 
 _FIT = (
     "batch_size", "learning_rate", "weight_decay", "optimizer", "schedule", "warmup", "patience", "amp",

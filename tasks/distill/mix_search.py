@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from tasks.errors import TrainingDiverged
-from tasks.fit import Fitted
+from tasks.running.errors import TrainingDiverged
+from tasks.torch_models.fit import Fitted
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0)
 ALPHAS = (0.5, 0.9)
@@ -23,7 +23,7 @@ class Mix:
 
 
 @dataclass(frozen=True)
-class Trial:
+class MixTrial:
     """A short training with one mix. ``val_loss`` is the workload's own, the lowest of its epochs; None: diverged."""
 
     temperature: float
@@ -47,7 +47,7 @@ def candidates(
     return tuple(Mix(t, a) for t in temperatures for a in alphas)
 
 
-def search(mixes: Sequence[Mix], train: Callable[[int, Mix], Fitted]) -> tuple[Mix, list[Trial]]:
+def search_mix(mixes: Sequence[Mix], train: Callable[[int, Mix], Fitted]) -> tuple[Mix, list[MixTrial]]:
     """The mix of the lowest validation loss, the first among equals, and all trials.
 
     The loss and not the metric: accuracy after a short training tells hardly any two mixes apart.
@@ -61,18 +61,18 @@ def search(mixes: Sequence[Mix], train: Callable[[int, Mix], Fitted]) -> tuple[M
     """
     if len(mixes) == 1:
         return mixes[0], []
-    trials: list[Trial] = []
+    trials: list[MixTrial] = []
     diverged: TrainingDiverged | None = None
     for number, mix in enumerate(mixes):
         try:
             fitted = train(number, mix)
         except TrainingDiverged as error:  # one mix too hot: the others may do
             diverged = error
-            trials.append(Trial(mix.temperature, mix.alpha, 0, None, None))
+            trials.append(MixTrial(mix.temperature, mix.alpha, 0, None, None))
             continue
         best = min(fitted.history, key=lambda row: row["val_loss"])
         epochs = len(fitted.history)
-        trials.append(Trial(mix.temperature, mix.alpha, epochs, float(best["val_loss"]), float(best["val_metric"])))
+        trials.append(MixTrial(mix.temperature, mix.alpha, epochs, float(best["val_loss"]), float(best["val_metric"])))
     scored = [(trial.val_loss, number) for number, trial in enumerate(trials) if trial.val_loss is not None]
     if diverged is not None and not scored:
         raise diverged

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from model_registry.manifest import FileEntry
-from model_registry.measurement import Metric, PairedComparison
+from model_registry.measurement import MetricEstimate, PairedComparison
 from model_registry.variant import Frozen, Record
 from tasks.evidence.number_text import gate_number
 
@@ -44,8 +44,8 @@ class Scored(Frozen):
     digest: str
     name: str
     role: str
-    metric: Metric
-    per_class: dict[str, Metric] = Field(default_factory=dict)
+    metric: MetricEstimate
+    per_class: dict[str, MetricEstimate] = Field(default_factory=dict)
     to_baseline: PairedComparison | None = None
     to_champion: PairedComparison | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from model_registry.measurement import Better, Metric, PairedComparison
+from model_registry.measurement import Better, MetricEstimate, PairedComparison
 from tasks.evidence.bootstrap import bootstrap_mean
 from tasks.evidence.proportion import loss_bound, mcnemar_p, paired_interval, wilson
 
@@ -20,14 +20,14 @@ def is_binary(*scores: Scores) -> bool:
     return all(bool(np.isin(s, (0.0, 1.0)).all()) for s in scores)
 
 
-def summarise(scores: Scores, *, name: str, better: Better) -> Metric:
+def summarise_pairs(scores: Scores, *, name: str, better: Better) -> MetricEstimate:
     """Mean score with its 95 % interval: Wilson's for right and wrong, BCa bootstrap otherwise."""
     binary = is_binary(scores)
     interval = wilson(int(scores.sum()), len(scores)) if binary else bootstrap_mean(scores).interval()
-    return Metric(name=name, better=better, value=float(scores.mean()), interval=interval)
+    return MetricEstimate(name=name, better=better, value=float(scores.mean()), interval=interval)
 
 
-def compare(scores: Scores, reference_scores: Scores, *, better: Better, reference: str) -> PairedComparison:
+def compare_paired(scores: Scores, reference_scores: Scores, *, better: Better, reference: str) -> PairedComparison:
     """Compare a variant's scores with a reference's on the same samples.
 
     Right and wrong: exact McNemar p, Tango's score interval. Other scores: bootstrap of the mean difference.

@@ -12,11 +12,11 @@ import numpy as np
 
 from model_registry.store import Store
 from model_registry.variant import Variant
-from tasks.errors import ChildFailed
 from tasks.evidence.arrays import Array
+from tasks.running.errors import ChildFailed
 
 
-def predict(store: Store, variant: Variant, inputs: dict[str, Array], workdir: Path, *, batch: int) -> Array:
+def predict_file(store: Store, variant: Variant, inputs: dict[str, Array], workdir: Path, *, batch: int) -> Array:
     """First output of every sample, [N, ...] float32, exactly as an endpoint would answer batches of this size.
 
     Args:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from model_registry.measurement import Metric
-from tasks.errors import ParityFailed, WorkloadError
+from model_registry.measurement import MetricEstimate
 from tasks.evidence.arrays import Array
-from tasks.evidence.paired import Scores, summarise
-from tasks.splits import DataRef
-from tasks.stage import WorkloadRef
+from tasks.evidence.paired import summarise_pairs
+from tasks.running.errors import ParityFailed, WorkloadError
+from tasks.running.splits import DataRef
+from tasks.running.stage import WorkloadRef
+from tasks.workloads.sample_scores import Scores, accuracy_scores, squared_error_scores
 
 
 def score(data: DataRef, workload: WorkloadRef, outputs: Array, targets: Array, *, name: str) -> Scores:
@@ -27,7 +28,7 @@ def score(data: DataRef, workload: WorkloadRef, outputs: Array, targets: Array, 
     if data.metric.builtin:
         scores = builtin_scores(data.metric.name, outputs, targets)
     else:
-        from tasks.workload import load_workload  # imports torch: only for a metric of the user's own
+        from tasks.workloads.workload import load_workload  # imports torch: only for a metric of the user's own
 
         found = load_workload(workload).metric(targets).per_sample(outputs, targets)
         scores = np.asarray(found, dtype=np.float64)
@@ -51,13 +52,13 @@ def score(data: DataRef, workload: WorkloadRef, outputs: Array, targets: Array, 
     return scores
 
 
-def per_class(data: DataRef, scores: Scores, targets: Array) -> dict[str, Metric]:
+def per_class(data: DataRef, scores: Scores, targets: Array) -> dict[str, MetricEstimate]:
     """The metric within each true class that occurs, by label; empty for what is no classification."""
     if data.task != "classification" or targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
         return {}
     labels = data.labels or ()
     return {
-        labels[index] if index < len(labels) else str(index): summarise(
+        labels[index] if index < len(labels) else str(index): summarise_pairs(
             scores[targets == index], name=data.metric.name, better=data.metric.better
         )
         for index in np.unique(targets).tolist()
@@ -73,20 +74,6 @@ def builtin_scores(metric: str, outputs: Array, targets: Array) -> Scores:
         KeyError: no such built-in metric.
     """
     return {"accuracy": accuracy_scores, "mse": squared_error_scores}[metric](outputs, targets)
-
-
-def accuracy_scores(outputs: Array, targets: Array) -> Scores:
-    """1.0 where the arg max of the logits [N, C] is the target [N], else 0.0."""
-    finite = np.isfinite(outputs).all(axis=1)
-    scores: Scores = ((outputs.argmax(axis=1) == targets) & finite).astype(np.float64)
-    return scores
-
-
-def squared_error_scores(outputs: Array, targets: Array) -> Scores:
-    """Squared error per sample, averaged over the output's dimensions; shapes [N, ...]."""
-    errors = (outputs.astype(np.float64).reshape(len(targets), -1) - targets.reshape(len(targets), -1)) ** 2
-    scores: Scores = errors.mean(axis=1)
-    return scores
 
 
 def is_classifier(outputs: Array, targets: Array) -> bool:

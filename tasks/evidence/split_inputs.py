@@ -8,9 +8,9 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from model_registry.manifest import FileEntry
-from tasks.splits import DataRef
-from tasks.stage import Job, Stage
-from tasks.stage_cache import run_stage
+from tasks.running.splits import DataRef
+from tasks.running.stage import Job, Stage
+from tasks.running.stage_cache import run_stage
 
 STAGE = Stage(
     name="inputs",

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from tasks.child import Child, Result
-from tasks.errors import WorkloadError
 from tasks.evidence.arrays import publish_arrays
-from tasks.splits import TARGET, read_split
-from tasks.workload import load_workload
+from tasks.running.child import Child, Result
+from tasks.running.errors import WorkloadError
+from tasks.running.splits import TARGET, read_split
+from tasks.workloads.workload import load_workload
 
 MEASURED = ("calibration", "validation", "test")
 

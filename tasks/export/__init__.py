@@ -7,10 +7,10 @@ from dataclasses import replace
 from pydantic import Field
 
 from model_registry.variant import Frozen, Variant
-from tasks.policy import step
-from tasks.splits import DataRef
-from tasks.stage import Job, Outcome, Stage
-from tasks.stage_cache import run_stage
+from tasks.running.policy import step
+from tasks.running.splits import DataRef
+from tasks.running.stage import Job, Outcome, Stage
+from tasks.running.stage_cache import run_stage
 
 
 class ExportSpec(Frozen):

@@ -9,15 +9,15 @@ import torch
 
 from model_registry.manifest import canonical_json
 from model_registry.variant import RuntimeSpec, Variant
-from tasks.child import Child, Result
 from tasks.export.onnx_export import OPSET, export_onnx
 from tasks.export.parity import BATCHES, check_parity
 from tasks.export.raw_inputs import RawInputs
-from tasks.onnx_cost import onnx_cost
-from tasks.onnx_graph import signature
-from tasks.splits import read_split
-from tasks.torch_variant import load
-from tasks.workload import load_workload
+from tasks.onnx_models.onnx_cost import onnx_cost
+from tasks.onnx_models.onnx_graph import signature
+from tasks.running.child import Child, Result
+from tasks.running.splits import read_split
+from tasks.torch_models.torch_variant import load
+from tasks.workloads.workload import load_workload
 
 _ROWS = max(BATCHES)
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from tasks.answer_text import describe_answer
-from tasks.errors import ExportRefused
 from tasks.export.folded_scaling import fold_scaling
 from tasks.export.raw_inputs import Inputs, RawInputs
 from tasks.export.torch_onnx import share_operator_table
-from tasks.model_blame import blame
-from tasks.onnx_graph import strip
+from tasks.onnx_models.onnx_graph import strip
+from tasks.running.errors import ExportRefused
+from tasks.torch_models.answer_text import describe_answer
+from tasks.torch_models.model_blame import blame
 
 OPSET = 20
 """What torch.onnx implements natively and the int8 tools know; opset 23 brings operators that quantizers do not."""

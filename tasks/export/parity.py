@@ -9,8 +9,8 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 
-from tasks.errors import ParityFailed
 from tasks.export.raw_inputs import Inputs, RawInputs
+from tasks.running.errors import ParityFailed
 
 BATCHES = (1, 2, 7)
 

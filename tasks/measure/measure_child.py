@@ -11,13 +11,14 @@ import onnx
 from model_registry.manifest import FileEntry
 from model_registry.measurement import Hardware, LatencyIntervals, Measurement, Speedup, Throughput
 from model_registry.variant import Variant
-from tasks.child import Child, Result
 from tasks.evidence.arrays import fetch_arrays, publish_arrays
-from tasks.evidence.paired import compare, summarise
-from tasks.evidence.scoring import accuracy_scores, is_classifier, per_class, score
+from tasks.evidence.paired import compare_paired, summarise_pairs
+from tasks.evidence.scoring import is_classifier, per_class, score
 from tasks.measure.probe_process import ProbeProcess, probe_process
-from tasks.onnx_cost import onnx_cost
-from tasks.splits import TARGET
+from tasks.onnx_models.onnx_cost import onnx_cost
+from tasks.running.child import Child, Result
+from tasks.running.splits import TARGET
+from tasks.workloads.sample_scores import accuracy_scores
 
 
 def main(child: Child) -> Result:
@@ -45,7 +46,7 @@ def _scored(child: Child, variant: Variant, baseline: Variant, inputs: Path, pro
     paired = None
     if child.extra["baseline_scores"] is not None:
         reference = fetch_arrays(child.store, FileEntry.model_validate(child.extra["baseline_scores"]))["score"]
-        paired = compare(scores, reference, better=data.metric.better, reference=baseline.digest)
+        paired = compare_paired(scores, reference, better=data.metric.better, reference=baseline.digest)
     model = variant.file("model.onnx")
     costs = onnx_cost(onnx.load_model(child.workdir / "variant" / model.path, load_external_data=False))
     measurement = Measurement(
@@ -60,7 +61,7 @@ def _scored(child: Child, variant: Variant, baseline: Variant, inputs: Path, pro
         threads=probed["threads"],
         batch=probed["batch"],
         predict_batch=child.spec["predict_batch"],
-        metric=summarise(scores, name=data.metric.name, better=data.metric.better),
+        metric=summarise_pairs(scores, name=data.metric.name, better=data.metric.better),
         accuracy=float(np.mean(accuracy_scores(outputs, targets))) if is_classifier(outputs, targets) else None,
         per_class=per_class(data, scores, targets),
         paired=paired,

@@ -13,7 +13,7 @@ from typing import Any
 
 from model_registry.store import Store
 from model_registry.variant import Variant
-from tasks.errors import ChildFailed
+from tasks.running.errors import ChildFailed
 
 _kept: ProbeProcess | None = None
 

@@ -14,19 +14,19 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tasks.channel_pruner import ChannelPruner, Importance, Scope
-from tasks.errors import PruningRefused
-from tasks.fit import History, fit
-from tasks.fit_checkpoint import Checkpoints
-from tasks.fit_rows import Rows, evaluate, torch_device
-from tasks.fit_seeding import derive, reproducible
-from tasks.objective import Objective, TrainingBatch
 from tasks.prune.batchnorm import reestimate_batchnorm
 from tasks.prune.sparse import Sparsity, WeightPruner, sparsity
 from tasks.prune.torch_cost import TorchCost, torch_cost
-from tasks.pruning_plan import Plan
-from tasks.splits import Columns
-from tasks.workload import Workload
+from tasks.running.errors import PruningRefused
+from tasks.running.splits import Columns
+from tasks.torch_models.channel_pruner import ChannelPruner, Importance, Scope
+from tasks.torch_models.fit import History, fit
+from tasks.torch_models.fit_checkpoint import Checkpoints
+from tasks.torch_models.fit_rows import Rows, evaluate, torch_device
+from tasks.torch_models.fit_seeding import derive, reproducible
+from tasks.torch_models.objective import Objective, TrainingBatch
+from tasks.torch_models.pruning_plan import Plan
+from tasks.workloads.workload import Workload
 
 Kind = Literal["structured", "unstructured", "2:4"]
 
@@ -87,7 +87,7 @@ def narrow(
 
     Args:
         objective: what fine-tuning minimises.
-        kind: whole channels (see :class:`tasks.channel_pruner.ChannelPruner`) or single weights (see
+        kind: whole channels (see :class:`tasks.torch_models.channel_pruner.ChannelPruner`) or single weights (see
             :class:`tasks.prune.sparse.WeightPruner`).
         ratio, ratios: share to remove, and of each layer named.
         steps: the ratio is reached in so many equal steps, each followed by its share of the ``epochs``; 0 epochs: by

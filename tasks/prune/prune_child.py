@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 
-from tasks.child import Child, Result
-from tasks.fit import history_jsonl
-from tasks.fit_checkpoint import StoreCheckpoints
-from tasks.fit_rows import judge
-from tasks.objective import Hard, Objective, distillation
 from tasks.prune.narrow import narrow
 from tasks.prune.sparse import NO_GAIN
-from tasks.splits import Columns, read_split
-from tasks.teacher_answers import teacher_outputs, teacher_says
-from tasks.torch_variant import load, read_architecture, save
-from tasks.workload import Workload, load_workload
+from tasks.running.child import Child, Result
+from tasks.running.splits import Columns, read_split
+from tasks.torch_models.fit import history_jsonl
+from tasks.torch_models.fit_checkpoint import StoreCheckpoints
+from tasks.torch_models.fit_rows import judge
+from tasks.torch_models.objective import Hard, Objective, distillation
+from tasks.torch_models.teacher_answers import teacher_outputs, teacher_says
+from tasks.torch_models.torch_variant import load, read_architecture, save
+from tasks.workloads.workload import Workload, load_workload
 
 
 def main(child: Child) -> Result:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tasks.channel_pruner import PRUNABLE
-from tasks.errors import PruningRefused
-from tasks.pruning_plan import Plan
+from tasks.running.errors import PruningRefused
+from tasks.torch_models.channel_pruner import PRUNABLE
+from tasks.torch_models.pruning_plan import Plan
 
 SparseImportance = Literal["magnitude", "taylor", "hessian"]
 NO_GAIN = "none: zeros are multiplied like any other number; they only make the file smaller once it is compressed"

@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from tasks.errors import QatParityFailed
+from tasks.running.errors import QatParityFailed
 
 ALLOWED = 0.001
 """Share of the rows that may lie beyond a bound; at least one row may."""

@@ -63,7 +63,7 @@ def lsq(x: Tensor, scale: Tensor, low: float, high: float, *, values: int) -> Te
     return y
 
 
-class Scale(nn.Module):
+class QuantizerScale(nn.Module):
     """One step size, or one per channel: where calibration began, times e to the power of what is learned.
 
     The power keeps it positive, and makes an optimizer's step a share of the scale, whatever its size.
@@ -95,7 +95,7 @@ class ActivationQuantizer(nn.Module):
 
     def __init__(self, scale: Tensor, zero_point: int, lowest: int, highest: int) -> None:
         super().__init__()
-        self.scale = Scale(scale, _ACTIVATION_PACE)
+        self.scale = QuantizerScale(scale, _ACTIVATION_PACE)
         self.low, self.high = float(lowest - zero_point), float(highest - zero_point)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ class WeightQuantizer(nn.Module):
     def __init__(self, latent: Tensor, scale: Tensor, *, axis: int, limit: int) -> None:
         super().__init__()
         self.latent = nn.Parameter(latent.float().clone())
-        self.scale = Scale(scale)
+        self.scale = QuantizerScale(scale)
         self.axis, self.limit = axis, limit
 
     def step(self) -> Tensor:

@@ -10,22 +10,22 @@ import onnx
 import torch
 
 from model_registry.variant import Variant
-from tasks.byte_input import fold_byte_inputs, spell_out_byte_inputs
-from tasks.child import Child, Result
-from tasks.fit import fit, history_jsonl
-from tasks.fit_checkpoint import StoreCheckpoints
-from tasks.fit_rows import predict
-from tasks.objective import distillation
-from tasks.onnx_cost import onnx_cost
-from tasks.onnx_graph import strip
+from tasks.onnx_models.byte_input import fold_byte_inputs, spell_out_byte_inputs
+from tasks.onnx_models.onnx_cost import onnx_cost
+from tasks.onnx_models.onnx_graph import strip
 from tasks.qat.float_weights import float_weights
 from tasks.qat.int8_parity import Floats, check_int8_parity, run_onnx
 from tasks.qat.qdq_graph import Array
 from tasks.qat.raw_workload import RawWorkload, ask_teacher, raw_inputs
 from tasks.qat.torch_graph import TorchGraph
 from tasks.qat.write_back import write_back
-from tasks.splits import Columns, read_split
-from tasks.workload import Workload, load_workload
+from tasks.running.child import Child, Result
+from tasks.running.splits import Columns, read_split
+from tasks.torch_models.fit import fit, history_jsonl
+from tasks.torch_models.fit_checkpoint import StoreCheckpoints
+from tasks.torch_models.fit_rows import predict
+from tasks.torch_models.objective import distillation
+from tasks.workloads.workload import Workload, load_workload
 
 
 def main(child: Child) -> Result:

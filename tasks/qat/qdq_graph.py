@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 
-from tasks.errors import QatUnsupported
+from tasks.running.errors import QatUnsupported
 
 Array = NDArray[Any]
 

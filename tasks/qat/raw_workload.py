@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from model_registry.store import Store
 from model_registry.variant import Variant
-from tasks.fit_rows import torch_device
-from tasks.objective import LiveAnswers, StoredAnswers, TeacherAnswers, TrainingBatch
 from tasks.qat.int8_parity import run_onnx
-from tasks.splits import Columns, DataRef
-from tasks.teacher_answers import teacher_says
-from tasks.torch_variant import load
-from tasks.workload import Inputs, Workload
+from tasks.running.splits import Columns, DataRef
+from tasks.torch_models.fit_rows import torch_device
+from tasks.torch_models.objective import LiveAnswers, StoredAnswers, TeacherAnswers, TrainingBatch
+from tasks.torch_models.teacher_answers import teacher_says
+from tasks.torch_models.torch_variant import load
+from tasks.workloads.workload import Inputs, Workload
 
 
 class RawWorkload(Workload):

@@ -10,16 +10,16 @@ import torch
 from onnx import ModelProto, NodeProto
 from torch import Tensor, nn
 
-from tasks.errors import QatUnsupported
 from tasks.qat.lsq import ActivationQuantizer, WeightQuantizer
 from tasks.qat.qdq_graph import LAYERS, Array, QdqGraph, attribute, read_qdq, say, separate
 from tasks.qat.torch_operators import Operation, operation
+from tasks.running.errors import QatUnsupported
 
 _BIAS_LIMIT = 2.0**31 - 128
 """The largest float32 that an int32 holds."""
 
 
-class Layer(nn.Module):
+class QatLayer(nn.Module):
     """A convolution or matrix product with a trained weight, int8 or float, and its bias.
 
     In evaluation a layer whose input and weight are quantized sums whole numbers, as the int8 kernel does: float32
@@ -159,13 +159,13 @@ class TorchGraph(nn.Module):
         assert answer is not None
         return answer
 
-    def bias_layers(self) -> dict[str, Layer]:
+    def bias_layers(self) -> dict[str, QatLayer]:
         """Layers with an int32 bias, by output name of the bias's DequantizeLinear."""
         found = {}
         for node in self.graph.model.graph.node:
             if node.op_type in LAYERS and len(node.input) > 2 and node.input[2] in self.graph.biases:
                 layer = self.layers[_key(node.output[0])]
-                assert isinstance(layer, Layer)
+                assert isinstance(layer, QatLayer)
                 found[node.input[2]] = layer
         return found
 
@@ -219,7 +219,7 @@ class TorchGraph(nn.Module):
     def _learned(self, name: str) -> bool:
         return name in self.graph.weights or name in self.graph.floats
 
-    def _layer(self, node: NodeProto) -> Layer:
+    def _layer(self, node: NodeProto) -> QatLayer:
         graph, name = self.graph, node.input[1]
         turned = node.op_type == "MatMul" or (node.op_type == "Gemm" and not attribute(node, "transB", 0))
         outputs = graph.constants[name].ndim - 1 if name in graph.floats else graph.weights[name].data.ndim - 1
@@ -244,7 +244,7 @@ class TorchGraph(nn.Module):
             self.floats[given] = (_key(node.output[0]), "bias")
         elif given:
             raise QatUnsupported(f"{say(node)}: its bias is computed or shared; training knows constants of its own")
-        return Layer(
+        return QatLayer(
             operation(node),
             kernel,
             bias,

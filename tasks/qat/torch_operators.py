@@ -11,8 +11,8 @@ from onnx import NodeProto
 from torch import Tensor
 from torch.nn import functional
 
-from tasks.errors import QatUnsupported
 from tasks.qat.qdq_graph import say
+from tasks.running.errors import QatUnsupported
 
 Operation = Callable[..., Tensor]
 """Takes the node's inputs in order, None for those left out, and answers its first output."""

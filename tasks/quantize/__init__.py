@@ -9,11 +9,11 @@ from pydantic import Field
 
 from model_registry.variant import Frozen, Variant
 from tasks.evidence.split_inputs import split_inputs
-from tasks.policy import step
 from tasks.quantize.form_name import form_name
-from tasks.splits import DataRef
-from tasks.stage import Job, Outcome, Stage
-from tasks.stage_cache import run_stage
+from tasks.running.policy import step
+from tasks.running.splits import DataRef
+from tasks.running.stage import Job, Outcome, Stage
+from tasks.running.stage_cache import run_stage
 
 
 class AccuracyControl(Frozen):

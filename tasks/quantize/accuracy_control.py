@@ -15,8 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import ParityFailed
-from tasks.quantize.layer_groups import Group
+from tasks.quantize.layer_groups import LayerGroup
+from tasks.running.errors import ParityFailed
 
 Array = NDArray[Any]
 Predict = Callable[[frozenset[str], NDArray[np.int64] | None], Array]
@@ -27,7 +27,7 @@ _TOGETHER = 1.5
 
 
 @dataclass(frozen=True)
-class Step:
+class ControlStep:
     """One try. ``score``: relative squared error left on the ranking samples; None: not ranked, or no number."""
 
     phase: Literal["int8", "to fp32", "back to int8"]
@@ -46,11 +46,11 @@ class Controlled:
     fp32_groups: tuple[str, ...]
     fp32_share: float | None
     drop: float
-    steps: tuple[Step, ...]
+    steps: tuple[ControlStep, ...]
 
 
 def control_accuracy(
-    groups: list[Group],
+    groups: list[LayerGroup],
     *,
     predict: Predict,
     parent: Array,
@@ -73,7 +73,7 @@ def control_accuracy(
     """
     outputs = predict(frozenset(), None)
     current = _checked(drop(outputs), "all layers in int8")
-    steps = [Step("int8", "all", None, current, True)]
+    steps = [ControlStep("int8", "all", None, current, True)]
     if current <= max_drop:
         return Controlled(frozenset(), (), _share(groups, set()), current, tuple(steps))
     rows = most_different(parent, outputs, samples)
@@ -87,7 +87,7 @@ def control_accuracy(
         out |= members
         found = _checked(drop(predict(_nodes(groups, out), None)), _names(groups, members))
         left = score if np.isfinite(score) else None
-        steps.append(Step("to fp32", _names(groups, members), left, found, True))
+        steps.append(ControlStep("to fp32", _names(groups, members), left, found, True))
         if found > current and len(out) < len(groups):
             order = _rank(groups, out, predict, parent[rows], rows)
         current = found
@@ -98,7 +98,7 @@ def control_accuracy(
     for number in sorted(out, key=lambda i: -(groups[i].macs or 0)) if len(out) > 1 else []:
         found = _checked(drop(predict(_nodes(groups, out - {number}), None)), groups[number].name)
         kept = found <= max_drop
-        steps.append(Step("back to int8", groups[number].name, None, found, kept))
+        steps.append(ControlStep("back to int8", groups[number].name, None, found, kept))
         if kept:
             out, current = out - {number}, found
     names = tuple(groups[i].name for i in sorted(out))
@@ -121,7 +121,7 @@ def relative_error(parent: Array, outputs: Array) -> float:
 
 
 def _rank(
-    groups: list[Group], out: set[int], predict: Predict, parent: Array, rows: NDArray[np.int64]
+    groups: list[LayerGroup], out: set[int], predict: Predict, parent: Array, rows: NDArray[np.int64]
 ) -> list[tuple[float, frozenset[int]]]:
     """Candidates, worst first: the error that is left when only they leave int8, and which groups they are."""
 
@@ -142,15 +142,15 @@ def _rank(
     return sorted(ranked, key=lambda pair: (pair[0], len(pair[1]), sorted(pair[1])))
 
 
-def _nodes(groups: list[Group], members: set[int]) -> frozenset[str]:
+def _nodes(groups: list[LayerGroup], members: set[int]) -> frozenset[str]:
     return frozenset(name for i in members for name in groups[i].nodes)
 
 
-def _names(groups: list[Group], members: frozenset[int]) -> str:
+def _names(groups: list[LayerGroup], members: frozenset[int]) -> str:
     return " with ".join(groups[i].name for i in sorted(members))
 
 
-def _share(groups: list[Group], members: set[int]) -> float | None:
+def _share(groups: list[LayerGroup], members: set[int]) -> float | None:
     known = [g.macs for g in groups]
     if None in known:
         return None

@@ -23,7 +23,7 @@ class Agreement:
     error: float
 
 
-def answers(file: bytes, feeds: Feeds) -> NDArray[Any]:
+def top_answers(file: bytes, feeds: Feeds) -> NDArray[Any]:
     """The first output for all rows, 16 at a time."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader
 
-from tasks.errors import CalibrationError
+from tasks.running.errors import CalibrationError
 
 MINIMUM_ROWS = 16
 _BATCH = MINIMUM_ROWS

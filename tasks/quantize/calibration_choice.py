@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from tasks.quantize.agreement import agree, answers
+from tasks.quantize.agreement import agree, top_answers
 from tasks.quantize.calibration import Feeds
 
 METHODS = ("minmax", "percentile", "entropy")
@@ -29,7 +29,7 @@ def choose_method(
     Returns:
         The method, and the relative error of each.
     """
-    found = {method: agree(wanted, answers(quantize(method).SerializeToString(), feeds)) for method in METHODS}
+    found = {method: agree(wanted, top_answers(quantize(method).SerializeToString(), feeds)) for method in METHODS}
     best = METHODS[0]
     for method in METHODS[1:]:
         agrees = (found[method].agreement or 0.0) >= (found[best].agreement or 0.0)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.errors import CalibrationError
+from tasks.running.errors import CalibrationError
 
 Array = NDArray[Any]
 

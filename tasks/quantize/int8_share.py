@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onnx import ModelProto, NodeProto, TensorProto
 
-from tasks.onnx_cost import Shapes, layer_macs
+from tasks.onnx_models.onnx_cost import Shapes, layer_macs
 from tasks.quantize.prepared_graph import LAYERS, layer_label, quantizable
 
 

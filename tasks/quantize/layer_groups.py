@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
-from tasks.onnx_cost import Shapes, layer_macs
+from tasks.onnx_models.onnx_cost import Shapes, layer_macs
 from tasks.quantize.prepared_graph import layer_label, quantizable
 
 
 @dataclass(frozen=True)
-class Group:
+class LayerGroup:
     """A layer and the operators after it, up to the next layer. ``macs``: of one sample, None if not known."""
 
     name: str
@@ -21,7 +21,7 @@ class Group:
     """Places, in the list of groups, of those whose outputs it reads."""
 
 
-def layer_groups(prepared: ModelProto, shapes: Shapes) -> list[Group]:
+def layer_groups(prepared: ModelProto, shapes: Shapes) -> list[LayerGroup]:
     """Every node of the graph in exactly one group, in the order of the graph.
 
     A node that joins two branches goes with the later one; nodes before the first layer go with the first.
@@ -43,6 +43,6 @@ def layer_groups(prepared: ModelProto, shapes: Shapes) -> list[Group]:
         if layers:
             nodes[max(mine, 0)].add(node.name)
     return [
-        Group(layer_label(prepared, node), frozenset(nodes[i]), macs[node.output[0]], tuple(sorted(before[i])))
+        LayerGroup(layer_label(prepared, node), frozenset(nodes[i]), macs[node.output[0]], tuple(sorted(before[i])))
         for i, node in enumerate(layers)
     ]

@@ -7,11 +7,11 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from tasks.errors import CalibrationError
 from tasks.evidence.scoring import score
 from tasks.quantize.agreement import agree
-from tasks.splits import DataRef
-from tasks.stage import WorkloadRef
+from tasks.running.errors import CalibrationError
+from tasks.running.splits import DataRef
+from tasks.running.stage import WorkloadRef
 
 Array = NDArray[Any]
 Drop = Callable[[Array], float]

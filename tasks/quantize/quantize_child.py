@@ -11,14 +11,12 @@ from onnx import ModelProto
 
 from model_registry.cpu_class import cpu_class, sums_saturate
 from model_registry.variant import Variant
-from tasks.byte_input import fold_byte_inputs
-from tasks.child import Child, Result
-from tasks.errors import WorkloadError
-from tasks.float_biases import float_biases
-from tasks.onnx_cost import Shapes, onnx_cost
-from tasks.onnx_graph import strip
+from tasks.onnx_models.byte_input import fold_byte_inputs
+from tasks.onnx_models.float_biases import float_biases
+from tasks.onnx_models.onnx_cost import Shapes, onnx_cost
+from tasks.onnx_models.onnx_graph import strip
 from tasks.quantize.accuracy_control import Controlled, control_accuracy
-from tasks.quantize.agreement import agree, answers
+from tasks.quantize.agreement import agree, top_answers
 from tasks.quantize.bias_correction import add_biases
 from tasks.quantize.calibration import Feeds, check_finite, choose_rows
 from tasks.quantize.calibration_drift import compare_rows
@@ -34,7 +32,9 @@ from tasks.quantize.raw_rows import read_rows
 from tasks.quantize.saturation import saturating_layers
 from tasks.quantize.static_recipe import Build, static_recipe
 from tasks.quantize.weight_only import quantize_weights, runs_as_float
-from tasks.splits import TARGET, read_split
+from tasks.running.child import Child, Result
+from tasks.running.errors import WorkloadError
+from tasks.running.splits import TARGET, read_split
 
 _COMPARED_BYTES = 256 << 20
 """Training data larger than this are not fetched just to be compared with the calibration rows."""
@@ -66,7 +66,7 @@ def main(child: Child) -> Result:
         rows = choose_rows(targets, spec["calibration_samples"], stratify=stratify, seed=child.job.seed)
     columns = {name: values[rows] for name, values in columns.items()}
     file = child.store.fetch_bytes(parent.file("model.onnx"))
-    wanted = answers(file, columns)
+    wanted = top_answers(file, columns)
     check_finite(wanted, rows)
     plain = prepare(file, child.workdir)
     values: dict[str, Any] = {
@@ -130,7 +130,7 @@ def main(child: Child) -> Result:
             "macs": cost.macs,
             "bytes": len(data),
             **asdict(share),
-            **asdict(agree(wanted, answers(data, columns))),
+            **asdict(agree(wanted, top_answers(data, columns))),
         }
     return Result(variants=tuple(variants), values=values)
 
@@ -146,7 +146,7 @@ def _equalized(
     prepared = plain
     if child.spec["equalize"]:
         found = equalize(plain)
-        error = agree(wanted, answers(found.model.SerializeToString(), columns)).error
+        error = agree(wanted, top_answers(found.model.SerializeToString(), columns)).error
         values["equalization"] = {"pairs": len(found.pairs), "skipped": list(found.skipped), "error": error}
         if error <= _SAME:
             prepared = found.model
@@ -190,14 +190,14 @@ def _control(method: str, build: Build, model: _Model, child: Child, values: dic
     spec, parent = child.spec["accuracy_control"], child.inputs["parent"]
     assert child.data is not None
     feeds, targets = read_rows(child, parent.inputs, "validation")
-    outputs = answers(model.file, feeds)
+    outputs = top_answers(model.file, feeds)
     metric, drop = child.data.metric.name, _drop(child, outputs, targets, values)
     if drop is None:
         metric, drop = "agreement", drop_of_agreement(outputs)
 
     def predict(excluded: frozenset[str], rows: NDArray[np.int64] | None) -> NDArray[Any]:
         chosen = feeds if rows is None else {name: values[rows] for name, values in feeds.items()}
-        return answers(build(excluded).SerializeToString(), chosen)
+        return top_answers(build(excluded).SerializeToString(), chosen)
 
     found = control_accuracy(
         layer_groups(model.prepared, model.shapes),

@@ -8,10 +8,10 @@ import numpy as np
 
 from model_registry.manifest import FileEntry
 from model_registry.variant import TensorSpec
-from tasks.child import Child
-from tasks.errors import CalibrationError
 from tasks.quantize.calibration import Feeds
-from tasks.splits import TARGET, read_split
+from tasks.running.child import Child
+from tasks.running.errors import CalibrationError
+from tasks.running.splits import TARGET, read_split
 
 _DTYPES = {"FP16": "float16", "FP32": "float32", "FP64": "float64"}
 
@@ -44,7 +44,7 @@ def _stored(child: Child, entry: FileEntry) -> Feeds:
 def _batched(child: Child, split: str) -> Feeds:
     import torch
 
-    from tasks.workload import load_workload
+    from tasks.workloads.workload import load_workload
 
     assert child.data is not None
     columns = {name: torch.from_numpy(values) for name, values in read_split(child.store, child.data, split).items()}

@@ -10,7 +10,7 @@ from typing import Any
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from tasks.quantize.agreement import agree, answers
+from tasks.quantize.agreement import agree, top_answers
 from tasks.quantize.bias_correction import bias_shifts, shift_biases
 from tasks.quantize.calibration import Feeds, RowReader
 from tasks.quantize.calibration_choice import choose_method
@@ -69,8 +69,8 @@ def static_recipe(
 
     plain = quantize(method)
     correction = bias_shifts(prepared, plain, feeds)
-    before = agree(wanted, answers(plain.SerializeToString(), feeds)).error
-    after = agree(wanted, answers(shift_biases(plain, correction.shifts).SerializeToString(), feeds)).error
+    before = agree(wanted, top_answers(plain.SerializeToString(), feeds)).error
+    after = agree(wanted, top_answers(shift_biases(plain, correction.shifts).SerializeToString(), feeds)).error
     shifts = correction.shifts if after < before else {}
     notes["bias_correction"] = {
         "layers": len(shifts),

@@ -11,7 +11,7 @@ from tasks.report.run_report import RunReport
 
 
 @dataclass(frozen=True)
-class Limits:
+class BudgetLimits:
     """None: not limited. ``margin`` is a loss of the metric, in its own unit."""
 
     margin: float | None
@@ -55,12 +55,12 @@ class Limits:
         return parts
 
 
-def limits_of(report: RunReport) -> Limits:
+def limits_of(report: RunReport) -> BudgetLimits:
     """The limits of the run: those of its budget, else those of its gates."""
     gates = report.spec.get("gates")
     gates = gates if isinstance(gates, dict) else {}
     budget = report.search.budget if report.search else {}
-    return Limits(
+    return BudgetLimits(
         margin=_number(budget.get("max_accuracy_drop"), gates.get("margin")),
         p95_ms=_number(budget.get("p95_ms"), gates.get("max_p95_ms")),
         bytes=_number(budget.get("max_bytes"), gates.get("max_bytes")),

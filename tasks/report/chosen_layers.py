@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from model_registry.variant import Frozen
-from tasks.stage import Outcome
+from tasks.running.stage import Outcome
 
 
 class Precision(Frozen):

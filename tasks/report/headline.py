@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tasks.evidence.number_text import count_text, difference_text, metric_text, ms_text, points, size_text, times_text
 from tasks.report.run_report import RunReport, VariantRow
-from tasks.report.search_view import verdict
+from tasks.report.search_view import search_verdict
 
 _TONES = {"released": "good", "registered": "good", "running": "warn", "interrupted": "warn"}
 
@@ -62,7 +62,7 @@ def _sentence(report: RunReport, state: str) -> str:
     if state in ("released", "registered") and chosen and baseline and report.metric:
         end = "It answers at the endpoint" if state == "released" else "It is registered and was not deployed"
         if chosen.digest == baseline.digest and report.search:
-            return f"{verdict(report)} The baseline {baseline.name} itself was taken. {end}."
+            return f"{search_verdict(report)} The baseline {baseline.name} itself was taken. {end}."
         if chosen.digest == baseline.digest:
             return f"No compressed variant was good enough; the baseline {baseline.name} itself was taken. {end}."
         return f"{chosen.name} replaces {baseline.name}: {_gains(chosen, baseline)}. {_proof(report)}{end}."
@@ -70,7 +70,7 @@ def _sentence(report: RunReport, state: str) -> str:
         gates = report.decision.gates if report.decision else ()
         failed = [g.gate.replace("_", " ") for g in gates if not g.passed and g.severity == "critical"]
         if report.search and report.search.best is None:
-            return f"{verdict(report)} Nothing was registered."
+            return f"{search_verdict(report)} Nothing was registered."
         if chosen is None or not failed:
             return "The gates refused this run. Nothing was registered."
         gates_failed = ", ".join(failed)

@@ -14,7 +14,7 @@ from tasks.report.layer_table import chosen_candidate, layer_table
 from tasks.report.pareto_svg import legend, pareto_svg
 from tasks.report.plot_points import family_of, plot_families
 from tasks.report.run_report import RunReport
-from tasks.report.search_view import candidate_lines, control_sentence, ending, nearest, verdict
+from tasks.report.search_view import candidate_lines, control_sentence, ending, nearest, search_verdict
 from tasks.report.serving_cost import cost_rows
 from tasks.report.shortlist import shortlist
 
@@ -93,7 +93,7 @@ def _values(report: RunReport, flips: Flips | None) -> dict[str, Any]:
         "legend": [(Markup(drawing), text) for drawing, text in legend(report)],
         "families": plot_families(report),
         "shortlist": shortlist(report),
-        "verdict": verdict(report),
+        "verdict": search_verdict(report),
         "ending": ending(report.search) if report.search else "",
         "control": control_sentence(report),
         "nearest": nearest(report),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tasks.evidence.number_text import is_share, metric_text, ms_text, points, size_text
 from tasks.report.axis_scale import AxisScale, fit_scale
-from tasks.report.budget_limits import Limits
+from tasks.report.budget_limits import BudgetLimits
 from tasks.report.plot_points import Axis, PlotPoint, frontier
 from tasks.report.run_report import MetricName, RunReport
 
@@ -60,7 +60,9 @@ class PlotFrame:
         return f"{across}{log} — left is better", f"{report.metric.name}{unit} — up is better"
 
 
-def plot_frame(drawn: list[PlotPoint], metric: MetricName, limits: Limits, *, axis: Axis, deep: bool) -> PlotFrame:
+def plot_frame(
+    drawn: list[PlotPoint], metric: MetricName, limits: BudgetLimits, *, axis: Axis, deep: bool
+) -> PlotFrame:
     """The frame around the points.
 
     Args:

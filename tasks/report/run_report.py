@@ -13,7 +13,7 @@ from model_registry.measurement import (
     Interval,
     LatencyIntervals,
     Measurement,
-    Metric,
+    MetricEstimate,
     PairedComparison,
     Speedup,
 )
@@ -207,5 +207,5 @@ def _row(m: Measurement, parents: tuple[str, ...], on_front: bool) -> VariantRow
     )
 
 
-def _value(metric: Metric) -> MetricValue:
+def _value(metric: MetricEstimate) -> MetricValue:
     return MetricValue(value=metric.value, interval=metric.interval)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from tasks.evidence.number_text import count_text, difference_text, is_share, ms_text, seconds_text, size_text
 from tasks.evidence.search_summary import CandidateForm, CandidateRow, SearchSummary
-from tasks.report.budget_limits import Limits, limits_of
+from tasks.report.budget_limits import BudgetLimits, limits_of
 from tasks.report.run_report import RunReport
 
 _TONES = {"keeps the budget": "good", "failed": "bad", "loses too much": "bad", "over the budget": "bad"}
@@ -42,7 +42,7 @@ class CandidateLine:
     forms: tuple[FormLine, ...]
 
 
-def verdict(report: RunReport) -> str:
+def search_verdict(report: RunReport) -> str:
     """Whether the budget was kept, by what; or why not, and what came nearest."""
     search = report.search
     if search is None:
@@ -182,7 +182,7 @@ def _loss(loss: float, metric: str, *, digits: int = 1) -> str:
     return text.replace("-", "−") if float(text) else text.removeprefix("-")
 
 
-def _spark_scale(losses: list[float], limits: Limits) -> tuple[float, float]:
+def _spark_scale(losses: list[float], limits: BudgetLimits) -> tuple[float, float]:
     """Lowest and highest loss drawn: all on one scale, hopeless ones at its top."""
     values = [*losses, 0.0, *([4 * limits.margin] if limits.margin else [])]
     top = min(max(values), 10 * limits.margin) if limits.margin else max(values)

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from model_registry.manifest import FileEntry, describe
+from model_registry.manifest import FileEntry, describe_files
 from model_registry.store import BucketMissing, ObjectMissing, Store
 from model_registry.variant import Frozen
-from tasks.errors import WeightsMismatch
-from tasks.policy import step
-from tasks.splits import DataRef
-from tasks.stage import Job, Outcome, Stage
-from tasks.stage_cache import planning, run_stage
+from tasks.running.errors import WeightsMismatch
+from tasks.running.policy import step
+from tasks.running.splits import DataRef
+from tasks.running.stage import Job, Outcome, Stage
+from tasks.running.stage_cache import planning, run_stage
 
 
 class TrainSpec(Frozen):
@@ -130,6 +130,6 @@ def _into_the_store(job: Job, weights: str) -> FileEntry:
                 )
             shutil.copyfile(path, copy)
         if planning.get() is not None:  # only asked what would be done
-            return describe(copy, "weights")
+            return describe_files(copy, "weights")
         (entry,) = store.publish_folder(Path(folder))
     return entry

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from model_registry.manifest import FileEntry, canonical_json
 from model_registry.variant import Variant
-from tasks.child import Child, Result
-from tasks.errors import WeightsMismatch
-from tasks.fit_rows import evaluate
-from tasks.splits import Columns, read_split
-from tasks.torch_variant import build, input_specs, load_tensors, parameter_count, save, untied
+from tasks.running.child import Child, Result
+from tasks.running.errors import WeightsMismatch
+from tasks.running.splits import Columns, read_split
+from tasks.torch_models.fit_rows import evaluate
+from tasks.torch_models.torch_variant import build, input_specs, load_tensors, parameter_count, save, untied
 from tasks.train.weights_file import kind_of, read_weights
-from tasks.workload import Workload, load_workload
+from tasks.workloads.workload import Workload, load_workload
 
 
 def main(child: Child) -> Result:

@@ -8,9 +8,9 @@ import onnx
 from onnx import ModelProto, TensorProto
 
 from model_registry.variant import TensorSpec
-from tasks.errors import WeightsMismatch
-from tasks.onnx_cost import OnnxCost, onnx_cost
-from tasks.onnx_graph import signature, strip
+from tasks.onnx_models.onnx_cost import OnnxCost, onnx_cost
+from tasks.onnx_models.onnx_graph import signature, strip
+from tasks.running.errors import WeightsMismatch
 
 Specs = tuple[TensorSpec, ...]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from tasks.child import Child, Result
-from tasks.fit import fit, history_jsonl
-from tasks.fit_checkpoint import StoreCheckpoints
-from tasks.splits import read_split
-from tasks.torch_variant import build, parameter_count, save
-from tasks.workload import load_workload
+from tasks.running.child import Child, Result
+from tasks.running.splits import read_split
+from tasks.torch_models.fit import fit, history_jsonl
+from tasks.torch_models.fit_checkpoint import StoreCheckpoints
+from tasks.torch_models.torch_variant import build, parameter_count, save
+from tasks.workloads.workload import load_workload
 
 
 def main(child: Child) -> Result:

@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from tasks.errors import WeightsMismatch
+from tasks.running.errors import WeightsMismatch
 
 Kind = Literal["safetensors", "torch", "onnx"]
 _NESTED = ("state_dict", "model_state_dict", "model")

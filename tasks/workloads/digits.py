@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tasks.data.splitting import split_columns
-from tasks.splits import Columns
-from tasks.workload import Inputs
+from tasks.readers.splitting import split_columns
+from tasks.running.splits import Columns
+from tasks.workloads.workload import Inputs
 
 WHITE = 16.0
 # Only with so many images to test on can a loss of two points be told from none: up to five wrong ones are provable.
@@ -48,7 +48,7 @@ class Digits:
             network: ``pooled``, or for students that take microseconds ``strided`` (StridedClassifier) or ``shallow``
                 (ShallowClassifier).
         """
-        from tasks.architectures import ImageClassifier, ShallowClassifier, StridedClassifier
+        from tasks.workloads.architectures import ImageClassifier, ShallowClassifier, StridedClassifier
 
         networks = {"pooled": ImageClassifier, "strided": StridedClassifier, "shallow": ShallowClassifier}
         if network not in networks:

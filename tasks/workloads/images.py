@@ -11,14 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tasks.data.folder_reader import class_names, image_files, read_image_folder
-from tasks.data.idx_reader import read_idx_folder
-from tasks.data.npz_reader import read_npz
-from tasks.data.sources import local
-from tasks.data.splitting import complete, split_columns
-from tasks.errors import DataReadError
-from tasks.splits import SPLITS, TARGET, Columns
-from tasks.workload import Inputs
+from tasks.readers.folder_reader import class_names, image_files, read_image_folder
+from tasks.readers.idx_reader import read_idx_folder
+from tasks.readers.npz_reader import read_npz
+from tasks.readers.sources import local
+from tasks.readers.splitting import complete, split_columns
+from tasks.running.errors import DataReadError
+from tasks.running.splits import SPLITS, TARGET, Columns
+from tasks.workloads.workload import Inputs
 
 _FOLDERS = {name: name for name in SPLITS} | {"val": "validation", "valid": "validation"}
 
@@ -58,7 +58,7 @@ class Images:
 
     def model(self, role: str, width: float = 1.0) -> nn.Module:
         """The ImageClassifier, sized by the images."""
-        from tasks.architectures import ImageClassifier
+        from tasks.workloads.architectures import ImageClassifier
 
         image = self.splits()["train"]["image"]
         shape = (int(image.shape[1]), int(image.shape[2]), int(image.shape[3]))

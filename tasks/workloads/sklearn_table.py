@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from tasks.splits import TARGET, Columns
+from tasks.running.splits import TARGET, Columns
 from tasks.workloads.tabular import Tabular
 
 

@@ -12,10 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tasks.data.splitting import Divided, complete, split_columns
-from tasks.errors import DataReadError
-from tasks.splits import SPLITS, TARGET, Columns
-from tasks.workload import ACCURACY, Inputs, Metric
+from tasks.readers.splitting import Divided, complete, split_columns
+from tasks.running.errors import DataReadError
+from tasks.running.splits import SPLITS, TARGET, Columns
+from tasks.workloads.workload import ACCURACY, Inputs, Metric
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,7 +28,7 @@ _MAX_INTEGER_CLASSES = 100
 
 
 @dataclass(frozen=True)
-class Scale:
+class ColumnScale:
     """Mean and standard deviation of train; 1 instead of 0 where all values are equal."""
 
     mean: NDArray[np.float64]
@@ -68,7 +68,7 @@ class Tabular:
 
     def read(self) -> dict[str, Columns]:
         """The columns as the files have them, by split, or all under ``all``."""
-        from tasks.data.tables import read_table
+        from tasks.readers.tables import read_table
 
         if isinstance(self.source, str):
             return {"all": read_table(self.source)}
@@ -87,7 +87,7 @@ class Tabular:
 
     def model(self, role: str, width: float = 1.0) -> nn.Module:
         """A SimpleNet; for regression it answers in the target's own unit."""
-        from tasks.architectures import SimpleNet
+        from tasks.workloads.architectures import SimpleNet
 
         if self.labels() is not None:
             return SimpleNet(shape=(self._width,), outputs=len(self._classes), width=width)
@@ -199,12 +199,12 @@ class Tabular:
         return [str(value) for value in np.unique(self._raw["train"][self.target]).tolist()]
 
     @cached_property
-    def _scale(self) -> Scale:
+    def _scale(self) -> ColumnScale:
         columns = [values for name, values in self._flat(self._raw["train"]) if name not in self.categories]
         return _scale(np.stack(columns, axis=1))
 
     @cached_property
-    def _target_scale(self) -> Scale:
+    def _target_scale(self) -> ColumnScale:
         return _scale(self._encode_target(self._raw["train"][self.target])[:, None])
 
     @property
@@ -275,10 +275,10 @@ class InUnits(nn.Module):
         return answer
 
 
-def _scale(values: NDArray[Any]) -> Scale:
+def _scale(values: NDArray[Any]) -> ColumnScale:
     """Of the columns [rows, columns], over what is finite."""
     finite = np.where(np.isfinite(values.astype(np.float64)), values.astype(np.float64), np.nan)
     count = np.isfinite(finite).sum(axis=0)
     mean = np.nansum(finite, axis=0) / np.maximum(count, 1)
     deviation = np.sqrt(np.nansum((finite - mean) ** 2, axis=0) / np.maximum(count, 1))
-    return Scale(mean, np.where(deviation > 0, deviation, 1.0))
+    return ColumnScale(mean, np.where(deviation > 0, deviation, 1.0))

@@ -1,0 +1,1 @@
+"""The search by budget: candidates, who is trained next, and what is remembered."""

@@ -1,0 +1,101 @@
+"""Candidates for the report: their numbers, what became of each under a budget, and why."""
+
+from __future__ import annotations
+
+from flows.searching.candidate import Candidate, loss_of
+from model_registry.measurement import Measurement
+from tasks.evidence.search_summary import CandidateForm, CandidateRow, State
+from tasks.validate.choice import failing_gates
+from tasks.validate.gate_spec import STRUCTURAL, GateSpec
+
+_OF_FORMS = ("non_inferior_to_baseline", *STRUCTURAL)
+"""Gates that can be judged again by a form's own numbers."""
+
+
+def row_of(candidate: Candidate, gates: GateSpec, baseline: Measurement) -> CandidateRow:
+    """The candidate as the search left it."""
+    forms = tuple(
+        CandidateForm(
+            name=m.name,
+            digest=m.digest,
+            bytes=m.bytes,
+            p50_ms=m.p50_ms,
+            p95_ms=m.p95_ms,
+            throughput=m.throughput.value,
+            metric=m.metric.value,
+            loss=loss_of(m),
+            bound=m.paired.bound if m.paired else 0.0,
+            speedup=m.speedup.value if m.speedup else None,
+            cpu_seconds=m.cpu_seconds,
+            fails=tuple(g.gate for g in failing_gates(gates, m, baseline)),
+        )
+        for m in (*candidate.forms, *candidate.earlier)
+        if m.digest != baseline.digest
+    )
+    row = CandidateRow(
+        name=candidate.name,
+        kind=candidate.kind,
+        what=candidate.what,
+        settings=candidate.settings,
+        state="failed" if candidate.failure else "not reached",
+        reason=candidate.failure,
+        rung=candidate.rung,
+        rungs=candidate.last,
+        losses=tuple(candidate.losses),
+        cost=0.0,
+        seconds=candidate.seconds,
+        forms=forms,
+        behind=candidate.behind,
+    )
+    return judged(row, gates)
+
+
+def judged(row: CandidateRow, gates: GateSpec) -> CandidateRow:
+    """The same candidate under this budget and objective: which forms fail, what became of it, what it costs."""
+    forms = tuple(form.model_copy(update={"fails": _fails(form, gates)}) for form in row.forms)
+    state, reason = _state(row.model_copy(update={"forms": forms}), gates)
+    cost = min((_cost(form, gates.objective) for form in forms), default=0.0)
+    return row.model_copy(update={"forms": forms, "state": state, "reason": reason, "cost": cost})
+
+
+def _fails(form: CandidateForm, gates: GateSpec) -> tuple[str, ...]:
+    own = [("non_inferior_to_baseline", form.bound > gates.margin)]
+    own += [(gate, bool(text)) for gate, text in _over(form, gates).items()]
+    others = [gate for gate in form.fails if gate not in _OF_FORMS]
+    return (*(gate for gate, fails in own if fails), *others)
+
+
+def _over(form: CandidateForm, gates: GateSpec) -> dict[str, str]:
+    """What of the budget the form exceeds by its structure, in words, by gate."""
+    found = {}
+    if gates.max_p95_ms is not None and form.p95_ms > gates.max_p95_ms:
+        found["latency"] = f"p95 {form.p95_ms:.3g} ms > {gates.max_p95_ms:g} ms"
+    if gates.max_bytes is not None and form.bytes > gates.max_bytes:
+        found["size"] = f"{form.bytes} bytes > {gates.max_bytes} bytes"
+    return found
+
+
+def _cost(form: CandidateForm, objective: str) -> float:
+    if objective == "size":
+        return float(form.bytes)
+    return form.p50_ms if objective == "latency" else 1.0 / form.throughput
+
+
+def _state(row: CandidateRow, gates: GateSpec) -> tuple[State, str]:
+    trained = bool(row.losses) or row.kind == "teacher"
+    passing = [f for f in row.forms if not f.fails]
+    if trained and passing:
+        return "keeps the budget", f"{min(passing, key=lambda f: _cost(f, gates.objective)).name} fails no gate"
+    if row.state == "failed":
+        return "failed", row.reason
+    over = [_over(form, gates) for form in row.forms]
+    if over and all(over):
+        return "over the budget", "; ".join(min(over, key=lambda texts: len(texts)).values())
+    if not trained and row.behind:
+        return "not reached", f"{row.behind} costs no more and is planned to lose less"
+    if not trained:
+        return "not reached", "a dearer candidate lost too much already, or the search ended before"
+    reason = f"95 % bound of the loss {min(f.bound for f in row.forms):.4f} > {gates.margin:g}"
+    if row.rung < row.rungs:
+        return "given up", f"{reason} after {row.rung} of {row.rungs} trainings"
+    return "loses too much", reason

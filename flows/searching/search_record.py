@@ -1,0 +1,104 @@
+"""Searches as stored: what was measured once answers another budget in seconds, without training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from flows.lineage import Made, MadeStep
+from flows.searching.budget_spec import SearchSpec
+from flows.spec import PipelineSpec
+from model_registry.manifest import canonical_json, hash_bytes
+from model_registry.store import Store
+from model_registry.variant import Frozen, Record, Variant
+from tasks.evidence.search_summary import SearchSummary
+from tasks.running.source_hash import closure_hash
+from tasks.running.splits import DataRef
+from tasks.running.stage import Job, Outcome
+
+_SEARCHED = {"students", "shrink", "rungs", "eta", "qat"}
+"""The parts of ``search`` that say what is tried; the others say how long."""
+
+
+class StoredStep(Frozen):
+    """One step of the search and the variants it was made from."""
+
+    outcome: Outcome
+    parents: tuple[Variant, ...]
+
+
+class SearchRecord(Record):
+    """``searches/<key>.json``: the whole search."""
+
+    key: str
+    run_id: str
+    steps: tuple[StoredStep, ...]
+    measured: tuple[Outcome, ...]
+    summary: SearchSummary
+    minutes: float
+    trials: int
+
+    @classmethod
+    def of(cls, key: str, job: Job, made: Made, summary: SearchSummary, settings: SearchSpec) -> SearchRecord:
+        """The record of what a search made, and of the limits that it had."""
+        steps = tuple(StoredStep(outcome=s.outcome, parents=s.parents) for s in made.steps)
+        return cls(
+            key=key,
+            run_id=job.run_id,
+            steps=steps,
+            measured=made.measured,
+            summary=summary,
+            minutes=settings.minutes,
+            trials=settings.trials,
+        )
+
+    def may_go_on(self, settings: SearchSpec) -> bool:
+        """Whether it ended at a limit that is higher now: then its answer is not the last word."""
+        return self.summary.limited and (settings.trials > self.trials or settings.minutes > self.minutes)
+
+    def made(self, data: Outcome, checked: DataRef) -> Made:
+        """The same as it was when the search ended, every outcome reused."""
+        steps = tuple(MadeStep(_reused(s.outcome), s.parents) for s in self.steps)
+        return Made(data, checked, steps, tuple(map(_reused, self.measured)))
+
+
+def search_key(job: Job, spec: PipelineSpec, data: DataRef, teacher: Variant) -> str:
+    """Identity of a search: everything but the budget, the objective and the time it may take."""
+    assert spec.search is not None
+    parts: dict[str, Any] = {
+        "workload": job.workload.model_dump(mode="json", exclude={"folder"}),
+        "source": closure_hash(job.workload.path.partition(":")[0], job.workload.folder),
+        "data": data.fingerprint,
+        "teacher": teacher.digest,
+        "seed": job.seed,
+        "search": spec.search.model_dump(mode="json", include=_SEARCHED),
+        "measure": spec.measure.model_dump(mode="json"),
+        "export": spec.export.model_dump(mode="json"),
+    }
+    for name in ("distill", "prune", "quantize", "qat"):
+        part = getattr(spec, name)
+        parts[name] = part.model_dump(mode="json") if part else None
+    return hash_bytes(canonical_json(parts))
+
+
+def remember(store: Store, record: SearchRecord) -> None:
+    """Store the search under its key, over an earlier one of the same key."""
+    store.write_record(f"searches/{record.key}.json", record.to_json())
+
+
+def recall(store: Store, key: str) -> SearchRecord | None:
+    """The search stored under the key, if it can be read and every file of a measured variant is still there."""
+    data = store.read_record(f"searches/{key}.json")
+    if data is None:
+        return None
+    try:
+        record = SearchRecord.model_validate_json(data)
+    except ValidationError:  # of an older version: search anew, which overwrites it
+        return None
+    files = [f for outcome in record.measured for v in outcome.variants for f in (*v.files, *outcome.files)]
+    return record if all(store.has_blob(f) for f in files) else None
+
+
+def _reused(outcome: Outcome) -> Outcome:
+    return outcome.model_copy(update={"status": "reused", "seconds": 0.0, "compute_seconds": 0.0})

@@ -1,0 +1,1 @@
+"""Shelf: ONNX files being rewritten, and what they cost to run."""

@@ -1,0 +1,1 @@
+"""Shelf: files to columns. Readers by format, sources, tables, splitting."""

@@ -1,0 +1,24 @@
+"""Parquet files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tasks.readers.arrow_columns import to_columns
+from tasks.running.errors import DataReadError
+from tasks.running.splits import Columns
+
+
+def read_parquet(path: Path) -> Columns:
+    """Columns of a Parquet file; raises DataReadError where it is none."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise DataReadError(
+            f"{path} cannot be read as Parquet: {error}. Check that it was copied whole; "
+            "a file of another kind needs its own extension"
+        ) from error
+    return to_columns(table, path)

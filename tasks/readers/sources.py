@@ -1,0 +1,120 @@
+"""Where the user's data lies: a local path or s3://, found, fetched and fingerprinted."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from model_registry.manifest import canonical_json, describe_folder, hash_bytes, hash_file
+from model_registry.store import BucketMissing, ObjectMissing, Store
+from tasks.running.errors import DataReadError
+
+
+@contextmanager
+def local(source: str) -> Iterator[Path]:
+    """A local path with the content of the source, for as long as the context lasts.
+
+    Args:
+        source: a path, or ``s3://bucket/key`` of an object or a folder (fetched with the standard AWS variables).
+            Relative paths are looked for beside the spec, then in the current folder.
+
+    Raises:
+        DataReadError: there is nothing of that name.
+        StoreUnavailable, StoreDenied: S3 does not answer or refuses the credentials.
+    """
+    if not source.startswith("s3://"):
+        yield _find(source)
+        return
+    store = Store.from_environment()
+    with tempfile.TemporaryDirectory(prefix="winnow-data-") as folder:
+        objects = _objects(store, source)
+        targets = {uri: Path(folder) / uri.removeprefix(_parent(source)) for uri in objects}
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            list(pool.map(store.download, targets, targets.values()))
+        try:
+            yield Path(folder) / source.rstrip("/").removeprefix(_parent(source))
+        except DataReadError as error:  # name the object, not its copy, which is gone in a moment
+            raise DataReadError(error.message.replace(f"{folder}/", _parent(source)), **error.details) from error
+
+
+def fingerprint(arguments: dict[str, Any], base: Path) -> dict[str, str]:
+    """What the files named in a workload's arguments hold, by their path in the arguments.
+
+    Every text that names a local file or folder (below ``base``, else below the current folder) or starts with
+    ``s3://`` counts, at any depth: local content by sha256, S3 objects by their names and etags. It goes into the
+    cache key of the data stage, so that changed data is noticed under an unchanged name.
+
+    Raises:
+        DataReadError: an s3:// source names nothing.
+    """
+    found: dict[str, str] = {}
+    for where, value in _texts(arguments, ""):
+        if value.startswith("s3://"):
+            store = Store.from_environment()
+            found[where] = hash_bytes(canonical_json(sorted(_etags(store, value).items())))
+        elif value and len(value) < 4096 and "\0" not in value:
+            path = next((folder / value for folder in (base, Path.cwd()) if (folder / value).exists()), base / value)
+            if path.is_file():
+                found[where] = hash_file(path)
+            elif path.is_dir():
+                entries = [[entry.path, entry.sha256] for entry in describe_folder(path)]
+                found[where] = hash_bytes(canonical_json(entries))
+    return found
+
+
+def _find(source: str) -> Path:
+    path = Path(source).expanduser()
+    # The spec's folder is the last of sys.path: what a workload reads is found like the workload itself.
+    folders = [Path(folder) for folder in reversed(sys.path) if folder] + [Path.cwd()]
+    for folder in folders:
+        if (folder / path).exists():  # an absolute path replaces the folder
+            return folder / path
+    raise DataReadError(
+        f"there is no file or folder {source!r}; relative paths start at the folder of the spec, "
+        "data in S3 is written s3://bucket/key"
+    )
+
+
+def _objects(store: Store, source: str) -> list[str]:
+    """The objects of a source: the one of exactly that name, or else all below it as a folder."""
+    below = source.rstrip("/") + "/"
+    try:
+        listed = store.list_uri(source.rstrip("/"))
+    except (BucketMissing, ObjectMissing) as error:
+        raise DataReadError(f"{source}: there is no such bucket ({error}); check its name") from error
+    if source in listed:
+        return [source]
+    objects = [uri for uri in listed if uri.startswith(below) and not uri.endswith("/")]
+    if not objects:
+        raise DataReadError(f"{source} names no object and no folder with objects; check bucket and key")
+    return objects
+
+
+def _etags(store: Store, source: str) -> dict[str, str]:
+    def etag(uri: str) -> str:
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        return store.client.head_object(Bucket=bucket, Key=key)["ETag"]
+
+    objects = _objects(store, source)
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        return dict(zip(objects, pool.map(etag, objects), strict=True))
+
+
+def _parent(source: str) -> str:
+    return source.rstrip("/").rpartition("/")[0] + "/"
+
+
+def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
+    if isinstance(value, str):
+        yield where, value
+    elif isinstance(value, dict):
+        for key in sorted(value):
+            yield from _texts(value[key], f"{where}.{key}" if where else str(key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _texts(item, f"{where}[{index}]")

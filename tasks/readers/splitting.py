@@ -1,0 +1,127 @@
+"""Splits for data that comes without: seeded, stratified, and the same sample never in two of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.readers.content import row_hashes
+from tasks.running.errors import DataReadError
+from tasks.running.splits import SPLITS, TARGET, Columns
+
+FRACTIONS: dict[str, float] = {"train": 0.55, "calibration": 0.1, "validation": 0.15, "test": 0.2}
+"""The default shares: the test split is the largest after train because the last gate rests on it alone."""
+
+_BINS = 10
+
+
+class Divided(dict[str, Columns]):
+    """Splits by name that know where their rows come from, so that a finding can name the row of the user's file.
+
+    ``source_rows``: per split, the number or name of each row in what was divided.
+    """
+
+    def __init__(self, splits: Mapping[str, Columns], source_rows: Mapping[str, NDArray[Any]]) -> None:
+        super().__init__(splits)
+        self.source_rows = dict(source_rows)
+
+
+def split_columns(
+    columns: Columns,
+    *,
+    seed: int = 0,
+    fractions: Mapping[str, float] = FRACTIONS,
+    target: str = TARGET,
+    source_rows: Sequence[str] | None = None,
+) -> Divided:
+    """Divide rows into splits, stratified by the target, equal inputs always together.
+
+    Args:
+        columns: arrays [rows, ...]; ``target`` names the one to stratify by (numbers with a fraction by deciles).
+        seed: another seed gives another division; the order of the rows has no influence.
+        fractions: share of the rows by split name; the shares must add up to 1.
+        source_rows: a name for every row, such as its file; by default its number.
+
+    Raises:
+        DataReadError: too few rows to put one into every split.
+    """
+    inputs = [name for name in sorted(columns) if name != target]
+    rows = assign(row_hashes(columns, inputs), strata(columns[target]), seed=seed, fractions=fractions)
+    empty = [name for name, chosen in rows.items() if not len(chosen)]
+    if empty:
+        raise DataReadError(
+            f"{len(columns[target])} rows are too few to divide into {dict(fractions)}: {empty} would be empty; "
+            "bring more rows or a file per split"
+        )
+    names = np.arange(len(columns[target])) if source_rows is None else np.array(source_rows, dtype=np.str_)
+    return Divided(
+        {name: {column: values[chosen] for column, values in columns.items()} for name, chosen in rows.items()},
+        {name: names[chosen] for name, chosen in rows.items()},
+    )
+
+
+def complete(
+    splits: dict[str, Columns],
+    *,
+    seed: int = 0,
+    fractions: Mapping[str, float] = FRACTIONS,
+    target: str = TARGET,
+    source_rows: Mapping[str, Sequence[str]] | None = None,
+) -> Divided:
+    """Take the splits that are missing out of train, by their shares; ``source_rows`` as above, by split.
+
+    Raises:
+        DataReadError: there is no train split, or it is too small.
+    """
+    names = {split: np.array(rows, dtype=np.str_) for split, rows in (source_rows or {}).items()}
+    given = {split: np.arange(len(columns[target])) for split, columns in splits.items()} | names
+    missing = [name for name in SPLITS if name not in splits]
+    if not missing:
+        return Divided(splits, given)
+    if "train" not in splits:
+        raise DataReadError(f"the data has the splits {sorted(splits)} and no train; name its file")
+    total = sum(fractions[name] for name in ["train", *missing])
+    shares = {name: fractions[name] / total for name in ["train", *missing]}
+    train = (source_rows or {}).get("train")
+    taken = split_columns(splits["train"], seed=seed, fractions=shares, target=target, source_rows=train)
+    return Divided(splits | taken, given | taken.source_rows)
+
+
+def strata(target: NDArray[Any]) -> NDArray[np.str_]:
+    """The group of every row within which the division is proportional: its class, or its decile."""
+    if np.issubdtype(target.dtype, np.floating):
+        ranks = np.argsort(np.argsort(target.reshape(len(target), -1)[:, 0], kind="stable"), kind="stable")
+        return (ranks * _BINS // max(len(target), 1)).astype(np.str_)
+    return target.reshape(len(target), -1)[:, 0].astype(np.str_)
+
+
+def assign(
+    groups: NDArray[np.str_], stratum: NDArray[np.str_], *, seed: int, fractions: Mapping[str, float]
+) -> dict[str, NDArray[np.intp]]:
+    """Row numbers by split, ascending. Rows of one group stay together; the group has the stratum of its smallest.
+
+    Groups are visited stratum by stratum, within one in an order drawn from seed and group; each goes to the split
+    that is furthest behind its share. So every stretch of the visit, and with it every stratum, is divided almost
+    exactly by the shares, and nothing depends on the order of the rows.
+    """
+    if abs(sum(fractions.values()) - 1) > 1e-6 or min(fractions.values()) <= 0:
+        raise ValueError(f"fractions {dict(fractions)} must be positive and add up to 1")
+    members: dict[str, list[int]] = {}
+    for row, group in enumerate(groups.tolist()):
+        members.setdefault(group, []).append(row)
+    visit = sorted(
+        (min(str(stratum[row]) for row in rows), hashlib.sha256(f"{seed}:{group}".encode()).hexdigest(), group)
+        for group, rows in members.items()
+    )
+    chosen: dict[str, list[int]] = {name: [] for name in fractions}
+    seen = 0
+    for _, _, group in visit:
+        rows = members[group]
+        seen += len(rows)
+        behind = max(fractions, key=lambda name: fractions[name] * seen - len(chosen[name]))
+        chosen[behind].extend(rows)
+    return {name: np.sort(np.array(rows, dtype=np.intp)) for name, rows in chosen.items()}

@@ -1,0 +1,41 @@
+"""Which reader reads a table: by the extension of its file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tasks.readers.csv_reader import read_csv
+from tasks.readers.jsonl_reader import read_jsonl
+from tasks.readers.npz_reader import read_npz
+from tasks.readers.parquet_reader import read_parquet
+from tasks.readers.sources import local
+from tasks.running.errors import DataReadError
+from tasks.running.splits import Columns
+
+READERS: dict[str, Callable[[Path], Columns]] = {
+    ".csv": read_csv,
+    ".tsv": read_csv,
+    ".parquet": read_parquet,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".npz": read_npz,
+}
+
+
+def read_table(source: str) -> Columns:
+    """Columns [rows, ...] of a CSV, Parquet, JSON lines or npz file, local or s3://.
+
+    Raises:
+        DataReadError: unknown extension, no such file, or not readable as what its extension says.
+    """
+    with local(source) as path:
+        suffixes = path.suffixes
+        extension = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else path.suffix
+        reader = READERS.get(extension.lower())
+        if reader is None or path.is_dir():
+            raise DataReadError(
+                f"{source}: no reader for {'a folder' if path.is_dir() else f'the extension {extension!r}'}; "
+                f"tables are read from {', '.join(READERS)} (CSV and JSON lines also with .gz)"
+            )
+        return reader(path)

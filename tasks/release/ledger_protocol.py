@@ -1,0 +1,280 @@
+"""How a version comes into service: the ledger protocol, and the reconciler that completes or undoes half of one.
+
+    intent      the ledger says what is about to happen; its sequence number is the lock
+    loaded      the endpoint holds the version beside the serving one, digest verified, warmed
+    checked     it answered the recorded predictions over HTTP as it did when it was measured
+    swapped     it has the traffic
+    aliased     MLflow's alias ``champion`` follows
+    committed   the ledger says so: from here on it is the champion
+
+The ledger decides and everything else follows it. Whatever fails before ``committed`` aborts the entry, and traffic
+and alias go back to the champion. A process killed in between leaves a pending entry: the next release, run or
+``winnow up`` rolls it forward if the endpoint already serves the version, and aborts it if not.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from model_registry.endpoint_client import Endpoint, EndpointError, EndpointRefused, EndpointUnreachable, ServedModel
+from model_registry.lease import Held, OnWait, lease
+from model_registry.ledger import Entry, Kind, Ledger, OutcomeDecided, ReleasePending
+from model_registry.owner import Owner
+from model_registry.recording import replay
+from model_registry.registry import CHALLENGER, CHAMPION, Registry, RegistryError
+from model_registry.store import Store, StoreError, StoreUnavailable
+from model_registry.variant import Frozen
+from tasks.running.errors import EndpointUnhealthy
+
+PATIENCE_SECONDS = 60.0
+"""How long one step of a release waits for a server that is away: longer than a restart, shorter than a lunch."""
+LIMIT_SECONDS = 300.0
+"""A pending entry whose owner may still live is left alone for this long."""
+WAIT_SECONDS = 600.0
+"""How long a release waits for another release of the same model."""
+
+Note = Callable[[str], None]
+T = TypeVar("T")
+_log = logging.getLogger("winnow.release")
+
+
+class Reconciled(Frozen):
+    """What the reconciler found and did about a model."""
+
+    model: str
+    action: Literal["nothing", "committed", "aborted", "rerouted"]
+    entry: Entry | None = None
+    champion: Entry | None = None
+
+    def __str__(self) -> str:
+        if self.entry is not None:
+            why = f": {self.entry.reason}" if self.entry.reason else ""
+            return f"{self.entry.kind} {self.entry.seq} to version {self.entry.to_version} was {self.action}{why}"
+        return "its traffic was given back to the champion" if self.action == "rerouted" else "nothing to do"
+
+
+class ReleaseProtocol:
+    """The parties of a release, for one model. ``note`` is told each step that was reached."""
+
+    def __init__(
+        self, store: Store, endpoint: Endpoint, registry: Registry, model: str, note: Note | None = None
+    ) -> None:
+        self.store, self.endpoint, self.registry, self.model = store, endpoint, registry, model
+        self.ledger = Ledger(store)
+        self._note = note or (lambda step: _log.info("%s: %s", model, step))
+
+    # -- release ------------------------------------------------------------------------------------------------
+    def release(
+        self,
+        version: int,
+        digest: str,
+        *,
+        kind: Kind = "release",
+        champion_seq: int | None = None,
+        tolerance: float = 1e-3,
+        load_seconds: float = 120.0,
+        on_wait: OnWait | None = None,
+    ) -> Entry:
+        """Make the version champion, or leave everything as it was.
+
+        Args:
+            version: registered version; ``digest`` is its variant's.
+            champion_seq: the champion's ledger entry it was judged against (0: there was none); None: whichever.
+            tolerance: largest difference to the recorded outputs, relative to the largest of them.
+            load_seconds: how long the endpoint may take to load it.
+
+        Returns:
+            The committed entry; the present one if the digest is champion already.
+
+        Raises:
+            EndpointUnhealthy: it could not be loaded, or does not answer as recorded.
+            ChampionMoved: another champion was released since it was judged.
+            ReleasePending: another release is under way and its process may live.
+            LeaseBusy, LeaseLost, StoreUnavailable, RegistryUnavailable: may pass; nothing moved.
+        """
+        with self._alone(on_wait) as held:
+            self._settle()
+            champion = self.ledger.champion(self.model)
+            if champion is not None and champion.digest == digest:
+                self._follow(champion)
+                return champion
+            self.registry.version(self.model, version)  # exists, and MLflow answers: asked before anything moves
+            seen = (champion.seq if champion else 0) if champion_seq is None else champion_seq
+            entry = self.ledger.begin(self.model, version, digest, kind=kind, expected_champion_seq=seen)
+            try:
+                self._note("intent")
+                self._load(version, digest, load_seconds)
+                self._note("loaded")
+                self._check(version, digest, tolerance)
+                self._note("checked")
+                held.check()
+                self.endpoint.route(self.model, version)
+                self._note("swapped")
+                patiently(lambda: self.registry.set_alias(self.model, CHAMPION, version))
+                self._note("aliased")
+                done = patiently(lambda: self.ledger.commit(entry))
+            except BaseException as error:
+                arrived = self._undo(entry, error)
+                if isinstance(error, EndpointError):
+                    raise EndpointUnhealthy(
+                        f"{self.model} version {version} was not put into service: {error}"
+                    ) from error
+                if arrived is None or not isinstance(error, StoreError):
+                    raise
+                done = arrived
+            self._note("committed")
+            self._tidy(done)
+        return done
+
+    def reconcile(self, on_wait: OnWait | None = None) -> Reconciled:
+        """Complete or undo what a dead release left, and bring the endpoint to the champion.
+
+        An alias moved by hand is left where it is (``winnow status`` shows it) until the next release moves it.
+
+        Raises:
+            EndpointUnreachable: whether the version serves cannot be told; nothing was decided.
+            ReleasePending: the release's process may still live.
+        """
+        with self._alone(on_wait):
+            return self._settle()
+
+    # -- steps --------------------------------------------------------------------------------------------------
+    def _load(self, version: int, digest: str, seconds: float) -> None:
+        patiently(lambda: self.endpoint.load(self.model, version, digest, seconds=seconds))
+
+    def _check(self, version: int, digest: str, tolerance: float) -> None:
+        """Ask the version, by its number and over HTTP, for what it answered when it was measured."""
+        recording, inputs, expected = replay(self.store, digest)
+        variant = self.store.load_variant(digest)
+        answers = []
+        for start in range(0, recording.rows, recording.batch):
+            rows = {name: values[start : start + recording.batch] for name, values in inputs.items()}
+            answer = self.endpoint.infer(self.model, version, rows, variant.inputs)
+            if recording.output not in answer:
+                raise EndpointUnhealthy(
+                    f"{self.model} version {version} has no output {recording.output!r}: {list(answer)}"
+                )
+            answers.append(np.asarray(answer[recording.output], dtype=np.float64))
+        found = np.concatenate(answers)
+        wanted = np.asarray(expected, dtype=np.float64)
+        scale = max(float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)), 1e-12)
+        if found.shape != wanted.shape or not np.allclose(
+            found, wanted, rtol=0, atol=tolerance * scale, equal_nan=True
+        ):
+            worst = float(np.abs(found - wanted).max()) if found.shape == wanted.shape else float("nan")
+            raise EndpointUnhealthy(
+                f"{self.model} version {version} answers {recording.rows} recorded inputs differently than when it was "
+                f"measured: largest difference {worst:.3g}, limit {tolerance * scale:.3g} (shape {found.shape}, "
+                f"recorded {wanted.shape}); measure it again on this kind of machine"
+            )
+
+    def _undo(self, entry: Entry, error: BaseException) -> Entry | None:
+        """Abort, then let the endpoint and the alias follow. What fails here is left to the reconciler.
+
+        Returns the committed entry if the commit had arrived after all, though its answer was lost.
+        """
+        try:
+            aborted = self.ledger.abort(entry, f"{type(error).__name__}: {error}"[:500])
+        except OutcomeDecided:
+            return self.ledger.champion(self.model)
+        except StoreError as outage:
+            _log.warning("%s: release %d stays pending until the store answers: %s", self.model, entry.seq, outage)
+            return None
+        try:
+            self._after_abort(aborted)
+        except (EndpointError, RegistryError, StoreError) as trouble:
+            _log.warning("%s: not all of release %d is undone yet: %s", self.model, entry.seq, trouble)
+        return None
+
+    # -- reconciliation -----------------------------------------------------------------------------------------
+    def _settle(self) -> Reconciled:
+        """With the lease held: decide a pending entry, then bring the endpoint to the champion."""
+        pending = self.ledger.pending(self.model)
+        if pending is None:
+            champion = self.ledger.champion(self.model)
+            try:
+                moved = champion is not None and self._follow(champion)
+            except EndpointRefused as refusal:  # it answers but cannot load it: a new release must stay possible
+                _log.warning("%s: champion %s cannot be served: %s", self.model, champion, refusal)
+                moved = False
+            return Reconciled(model=self.model, action="rerouted" if moved else "nothing", champion=champion)
+        age = (datetime.now(UTC) - pending.at).total_seconds()
+        # Our own process cannot be at it: it would hold the lease that we hold.
+        if not (pending.by == Owner.current() or pending.by.provably_dead() or age > LIMIT_SECONDS):
+            raise ReleasePending(pending)
+        served = self.endpoint.model(self.model)
+        if served.serving == pending.to_version and served.digest_of(served.serving) == pending.digest:
+            patiently(lambda: self.registry.set_alias(self.model, CHAMPION, pending.to_version))
+            done = self.ledger.commit(pending)
+            self._tidy(done)
+            return Reconciled(model=self.model, action="committed", entry=done, champion=done)
+        gone = f"{pending.by} ended or lost its lease before version {pending.to_version} took the traffic"
+        done = self.ledger.abort(pending, gone)
+        self._after_abort(done)
+        return Reconciled(model=self.model, action="aborted", entry=done, champion=self.ledger.champion(self.model))
+
+    def _after_abort(self, entry: Entry) -> None:
+        """Traffic, alias and memory as the champion wants them, after this entry was aborted."""
+        champion = self.ledger.champion(self.model)
+        if champion is not None:
+            self._follow(champion)
+        keeps = champion.to_version if champion else None
+        if entry.to_version != keeps:
+            if keeps is None and self.endpoint.model(self.model).serving == entry.to_version:
+                self.endpoint.route(self.model, None)
+            self.endpoint.unload(self.model, entry.to_version)
+            if self.registry.alias(self.model, CHAMPION) == entry.to_version:  # we, not a person, moved it
+                if keeps is None:
+                    self.registry.drop_alias(self.model, CHAMPION)
+                else:
+                    self.registry.set_alias(self.model, CHAMPION, keeps)
+
+    def _follow(self, champion: Entry) -> bool:
+        """See that the endpoint serves the champion, and only it; returns whether it had to be changed."""
+        served = self.endpoint.model(self.model)
+        right = served.serving == champion.to_version and served.digest_of(served.serving) == champion.digest
+        if not right:
+            self._load(champion.to_version, champion.digest, 120.0)
+            self.endpoint.route(self.model, champion.to_version)
+        self._unload_others(served, champion.to_version)
+        return not right
+
+    def _tidy(self, entry: Entry) -> None:
+        """After the commit; nothing here can fail the release any more."""
+        try:
+            self._unload_others(self.endpoint.model(self.model), entry.to_version)
+            if self.registry.alias(self.model, CHALLENGER) == entry.to_version:
+                self.registry.drop_alias(self.model, CHALLENGER)
+        except (EndpointError, RegistryError) as trouble:
+            _log.warning("%s: released, but the old version is not unloaded yet: %s", self.model, trouble)
+
+    def _unload_others(self, served: ServedModel, keep: int) -> None:
+        for other in served.versions:
+            if other.version != keep:
+                self.endpoint.unload(self.model, other.version)
+
+    @contextmanager
+    def _alone(self, on_wait: OnWait | None) -> Iterator[Held]:
+        with lease(self.store, f"release-{self.model}", wait_seconds=WAIT_SECONDS, on_wait=on_wait) as held:
+            yield held
+
+
+def patiently(call: Callable[[], T]) -> T:
+    """Try again, for a minute, while a server is away; then let its error rise."""
+    deadline, pause = time.monotonic() + PATIENCE_SECONDS, 0.5
+    while True:
+        try:
+            return call()
+        except (StoreUnavailable, EndpointUnreachable, EndpointRefused, ConnectionError) as error:
+            hopeless = isinstance(error, EndpointRefused) and not error.may_pass
+            if hopeless or time.monotonic() + pause > deadline:
+                raise
+            time.sleep(pause)
+            pause = min(pause * 2, 8.0)

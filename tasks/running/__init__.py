@@ -1,0 +1,1 @@
+"""Shelf: how a step is run. The cache, child processes, the machine's lock, retries, errors."""

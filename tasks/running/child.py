@@ -1,0 +1,185 @@
+"""The child's side of a stage: ``python -m tasks.running.child`` runs one algorithm in a process of its own.
+
+Protocol: a request is one JSON line on stdin; after a result the child waits for the next one, so that the stages of a
+run share the seconds that importing torch takes. stdin is the lifeline too: its end means that the parent died or needs
+the child no more, and the child kills its whole process group. Progress and results are JSON lines on the descriptor in
+WINNOW_CHILD_FD; stdout and stderr are the stage's log.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import importlib.machinery
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from model_registry.manifest import FileEntry
+from model_registry.store import Store
+from model_registry.variant import Variant
+from tasks.running.machine_lock import machine_lock
+from tasks.running.splits import DataRef
+from tasks.running.stage import Job
+
+
+@dataclass
+class Result:
+    """What a stage's child hands back."""
+
+    variants: tuple[Variant, ...] = ()
+    values: dict[str, Any] = field(default_factory=dict)
+    files: tuple[FileEntry, ...] = ()
+
+
+class Child:
+    """What a stage's child gets: its job, inputs by role, the store, a private folder and a way to report."""
+
+    def __init__(self, request: dict[str, Any], messages: int) -> None:
+        self.job = Job.model_validate(request["job"])
+        self.spec: dict[str, Any] = request["spec"]
+        self.data: DataRef | None = DataRef.model_validate(request["data"]) if request["data"] else None
+        self.inputs: dict[str, Variant] = {k: Variant.model_validate(v) for k, v in request["inputs"].items()}
+        self.extra: dict[str, Any] = request["extra"]
+        self.key: str = request["key"]
+        self.workdir = Path(request["workdir"])
+        self.checkpoint_prefix = f"checkpoints/{self.key}/"
+        self._messages = messages
+        self._store: Store | None = None
+
+    @property
+    def store(self) -> Store:
+        """The job's store, connected on first use."""
+        if self._store is None:
+            self._store = Store(self.job.store)
+        return self._store
+
+    def progress(self, fraction: float, text: str) -> None:
+        """Report progress (0 to 1) and what is going on."""
+        send(self._messages, {"progress": [round(float(fraction), 4), text]})
+
+
+def send(messages: int, message: dict[str, Any]) -> None:
+    """Write one JSON line to the parent, whole."""
+    data = json.dumps(message, allow_nan=False).encode() + b"\n"
+    while data:
+        data = data[os.write(messages, data) :]
+
+
+def main() -> None:
+    """Serve requests until one fails or the lifeline ends. Arguments: modules to import until a request comes."""
+    messages = int(os.environ.pop("WINNOW_CHILD_FD"))
+    requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    _skip_stage_packages()
+    _import_ahead(sys.argv[1:], requests)
+    failed = False
+    while not failed:
+        request = json.loads(requests.get())
+        _use_threads(request["threads"])
+        try:
+            result = _run(request, messages)
+            message: dict[str, Any] = {
+                "result": {
+                    "variants": [v.model_dump(mode="json", by_alias=True) for v in result.variants],
+                    "values": result.values,
+                    "files": [f.model_dump(mode="json") for f in result.files],
+                }
+            }
+            json.dumps(message, allow_nan=False)  # a NaN among the values is this stage's error, not the protocol's
+        except BaseException as error:  # noqa: BLE001 - reported to the parent, which raises it there
+            traceback.print_exc()
+            details = getattr(error, "details", {})
+            message = {"error": {"type": type(error).__name__, "message": str(error), "details": details}}
+            failed = True  # who knows what it left behind
+        sys.stdout.flush()
+        sys.stderr.flush()
+        send(messages, message)
+        del request, message
+        gc.collect()  # what one stage held must not count against the next one's memory limit
+        gc.freeze()  # what is left are modules: looking through them again would cost each stage 0.2 s
+    # Interpreter shutdown of torch and friends costs up to half a second and can only go wrong from here on.
+    os._exit(0)
+
+
+def _import_ahead(modules: list[str], requests: queue.SimpleQueue[bytes]) -> None:
+    """Import one module after the other until there is something to do, and connect to the store.
+
+    Not while anybody measures: importing takes a whole core.
+    """
+    gc.disable()  # importing makes only what stays; looking for garbage in it takes a fifth of the time
+    try:
+        with machine_lock(exclusive=False, on_wait=lambda: _give_up(requests)):
+            for module in modules:
+                if not requests.empty():
+                    return
+                importlib.import_module(module)
+            if modules:
+                Store.from_environment()
+    except _Asked:
+        return
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+class _Asked(Exception):
+    """A request has come while the machine was busy."""
+
+
+def _give_up(requests: queue.SimpleQueue[bytes]) -> None:
+    # The stage that asks may hold the lock that whoever measures waits for: it must not wait for us.
+    if not requests.empty():
+        raise _Asked
+
+
+def _use_threads(threads: int) -> None:
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)  # read when a library is imported
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def _run(request: dict[str, Any], messages: int) -> Result:
+    folder = request["job"]["workload"]["folder"]
+    if folder and folder not in sys.path:
+        sys.path.append(folder)  # last, so that nothing of the user's can shadow ours
+    module, _, function = request["entry"].partition(":")
+    outcome = getattr(importlib.import_module(module), function)(Child(request, messages))
+    return outcome if isinstance(outcome, Result) else Result(values=outcome)
+
+
+def _skip_stage_packages() -> None:
+    """Let ``tasks.<stage>.<file>`` be imported without running ``tasks/<stage>/__init__.py``.
+
+    Those hold the Prefect tasks; importing Prefect would cost every child two seconds.
+    """
+    root = Path(__file__).parents[1]
+    for folder in root.iterdir():
+        if (folder / "__init__.py").is_file() and folder.name != "workloads":
+            name = f"tasks.{folder.name}"
+            package = ModuleType(name, "stage package, not executed in a child process")
+            package.__path__ = [str(folder)]
+            package.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+            package.__spec__.submodule_search_locations = [str(folder)]
+            sys.modules[name] = package
+
+
+def _listen(requests: queue.SimpleQueue[bytes]) -> None:
+    for line in sys.stdin.buffer:
+        requests.put(line)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    # Run under the real module name, so that entries importing tasks.running.child get this very module.
+    sys.modules["tasks.running.child"] = sys.modules["__main__"]
+    main()

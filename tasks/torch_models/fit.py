@@ -1,0 +1,367 @@
+"""The one training loop. The loss is an argument: teachers, students and pruned models all pass through here."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from model_registry.manifest import canonical_json, hash_bytes
+from tasks.running.errors import TrainingDiverged, WorkloadError
+from tasks.running.splits import Columns
+from tasks.torch_models.fit_amp import Amp, amp_dtype
+from tasks.torch_models.fit_checkpoint import Checkpoints, CheckpointUnreadable, pack, unpack
+from tasks.torch_models.fit_layout import channels_last, match_layout
+from tasks.torch_models.fit_rows import Rows, answers, call_model, describe_tensor, judge, torch_device
+from tasks.torch_models.fit_seeding import derive, reproducible, seed_everything
+from tasks.torch_models.fit_threads import worthwhile_threads
+from tasks.torch_models.objective import Hard, Objective, TrainingBatch
+from tasks.torch_models.views import Views
+from tasks.workloads.workload import Workload
+
+Optimizer = Literal["adamw", "sgd"]
+Schedule = Literal["cosine", "constant"]
+History = list[dict[str, float | int]]
+"""One row per epoch: ``epoch`` (from 1), ``train_loss``, ``val_loss``, ``val_metric``, ``lr`` (its last)."""
+
+_log = logging.getLogger("winnow.fit")
+_CHECK_EVERY = 20
+"""Batches between looks at the loss on an accelerator, where each look waits for it."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training came to. The model itself holds the best epoch's weights."""
+
+    history: History
+    best_epoch: int
+    val_metric: float
+    val_loss: float
+    stopped_early: bool
+    resumed_at: int
+    """Epochs that a killed training before this one had done."""
+
+    def summary(self) -> dict[str, Any]:
+        """The outcome as JSON; nothing in it tells whether training was interrupted."""
+        return {
+            "epochs": len(self.history),
+            "best_epoch": self.best_epoch,
+            "val_metric": self.val_metric,
+            "val_loss": self.val_loss,
+            "stopped_early": self.stopped_early,
+        }
+
+
+def fit(
+    model: nn.Module,
+    *,
+    workload: Workload,
+    train: Columns,
+    validation: Columns,
+    objective: Objective | None = None,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float = 0.01,
+    optimizer: Optimizer = "adamw",
+    schedule: Schedule = "cosine",
+    warmup: float = 0.05,
+    patience: int | None = None,
+    amp: Amp = "auto",
+    deterministic: bool = True,
+    views: Views | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    checkpoints: Checkpoints | None = None,
+    progress: Callable[[float, str], None] | None = None,
+) -> Fitted:
+    """Train the model in place; it ends on the device, in eval mode, with the weights of its best epoch.
+
+    Best is the better validation metric, and among equals the lower validation loss (the workload's own). The same
+    arguments on the same machine and threads give the same weights, bit for bit on the CPU, also after an
+    interruption: all randomness of an epoch comes from ``(seed, epoch)``, the learning rate from the step's number.
+
+    Args:
+        model: called with preprocessed inputs by name, answers [N, ...].
+        workload: says how columns become inputs and targets, and how an output is judged.
+        train, validation: columns by name, rows first.
+        objective: what training minimises; None = the workload's loss. One that is a module is trained along.
+        epochs: at most so many passes over the training split.
+        batch_size: rows per step; the batches of an epoch are evened out, so that none is tiny.
+        learning_rate: its peak, after a linear rise over ``warmup`` (a share of all steps).
+        weight_decay: on matrices and kernels only, not on biases and norms.
+        patience: stop after so many epochs in a row without a better one; None = never.
+        amp: mixed precision; see tasks/torch_models/fit_amp.py. Validation is always float32.
+        deterministic: refuse operations whose result varies from run to run.
+        views: fixed augmentations of the training split, taken in turn by epoch; None = fresh ones, if any.
+        checkpoints: where the state is kept after each epoch; a training that finds its own goes on from it.
+        progress: told a fraction of the whole and a line of text.
+
+    Raises:
+        TrainingDiverged: the loss became NaN or infinite; names epoch and batch.
+        WorkloadError: the model does not take what the workload gives it, or answers something else than [N, ...].
+        SpecError: the device is not there.
+    """
+    where = torch_device(device)
+    model.to(where)
+    loss = objective if objective is not None else Hard(workload.loss)
+    beside = loss.to(where) if isinstance(loss, nn.Module) else nn.Module()
+    settings = (epochs, batch_size, learning_rate, weight_decay, optimizer, schedule, warmup, patience, amp, seed)
+    rows, judged = Rows(workload, train, where), Rows(workload, validation, where)
+    sample = _check_fit(model, rows, loss)
+    with (
+        reproducible(where, deterministic),
+        worthwhile_threads(model, sample.inputs, batch_size),
+        channels_last(model, sample.inputs),
+    ):
+        steps = _steps(rows.count, batch_size)
+        stepping = _make_optimizer(model, beside, optimizer, learning_rate, weight_decay)
+        loop = _Loop(model, rows, loss, stepping, where, amp)
+        state = _State(model, beside, loop, _fingerprint(model, beside, rows.count, views, *settings))
+        resumed_at = state.resume(checkpoints)
+        for epoch in range(resumed_at + 1, epochs + 1):
+            if state.finished:
+                break
+            seed_everything(seed, epoch)
+            if views is not None:
+                rows.show(views.of_epoch(epoch))
+            generator = torch.Generator().manual_seed(derive(seed, epoch))
+            done = (epoch - 1) * steps
+
+            def rate(step: int, done: int = done) -> float:
+                return learning_rate * schedule_factor(done + step, epochs * steps, schedule, warmup)
+
+            def tell(step: int, text: str, done: int = done, epoch: int = epoch) -> None:
+                if progress is not None:
+                    progress((done + step) / (epochs * steps), f"epoch {epoch}/{epochs}, {text}")
+
+            batches = _batches(rows.count, batch_size, generator)
+            train_loss, lr = loop.epoch(epoch, batches, generator, rate, tell)
+            val_loss, val_metric, better = judge(workload, *answers(model, judged))
+            if not math.isfinite(val_loss):
+                raise _diverged("validation", val_loss, epoch, steps, steps, lr)
+            row = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss, "val_metric": val_metric, "lr": lr}
+            state.record(row, better, epochs=epochs, patience=patience)
+            if checkpoints is not None:
+                checkpoints.save(epoch, state.packed, last=state.finished)
+            text = f"loss {train_loss:.4f}, validation loss {val_loss:.4f}, metric {val_metric:.4f}"
+            print(f"epoch {epoch}/{epochs}: {text}, lr {lr:.2e}", flush=True)
+            tell(steps, text)
+    model.load_state_dict(state.best)
+    model.eval()
+    return Fitted(
+        history=state.history,
+        best_epoch=state.best_epoch,
+        val_metric=float(state.history[state.best_epoch - 1]["val_metric"]),
+        val_loss=float(state.history[state.best_epoch - 1]["val_loss"]),
+        stopped_early=len(state.history) < epochs,
+        resumed_at=resumed_at,
+    )
+
+
+def schedule_factor(step: int, steps: int, schedule: Schedule, warmup: float) -> float:
+    """The learning rate of a step (from 0) as a share of its peak: a linear rise, then constant or a cosine to 0.
+
+    Cosine: Loshchilov and Hutter 2017, "SGDR", without restarts.
+    """
+    rise = max(1, round(steps * warmup)) if warmup > 0 else 0
+    if step < rise:
+        return (step + 1) / rise
+    if schedule == "constant":
+        return 1.0
+    return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def history_jsonl(history: History) -> bytes:
+    """The curves as JSON lines, a row per epoch."""
+    return b"".join(canonical_json(row) + b"\n" for row in history)
+
+
+class _Loop:
+    """One epoch of steps: precision, optimizer and the watch over the loss."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rows: Rows,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        where: torch.device,
+        amp: Amp,
+    ) -> None:
+        self.model, self.rows, self.objective, self.optimizer, self.where = model, rows, objective, optimizer, where
+        self.dtype = amp_dtype(amp, where)
+        # Gradients of fp16 underflow without scaling; bf16 has float32's range.
+        self.scaler = torch.amp.GradScaler(where.type, enabled=self.dtype is torch.float16)
+
+    def epoch(
+        self,
+        epoch: int,
+        batches: list[Tensor],
+        generator: torch.Generator,
+        rate: Callable[[int], float],
+        tell: Callable[[int, str], None],
+    ) -> tuple[float, float]:
+        """Train on all batches; the mean loss per row and the last learning rate."""
+        self.model.train()
+        total = torch.zeros((), dtype=torch.float64, device=self.where)
+        told, seen, lr = time.monotonic(), 0, 0.0
+        look_every = 1 if self.where.type == "cpu" else _CHECK_EVERY
+        for step, index in enumerate(batches):
+            lr = rate(step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            batch = self.rows(index, generator)
+            with torch.autocast(self.where.type, dtype=self.dtype, enabled=self.dtype is not None):
+                outputs = self.model(**batch.inputs)
+            loss = self.objective(outputs.float() if self.dtype is not None else outputs, batch)
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward(self.scaler.scale(loss))
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            total += loss.detach().double() * len(index)
+            seen += len(index)
+            if step % look_every == 0 or step == len(batches) - 1:
+                mean = float(total) / seen
+                if not math.isfinite(mean):
+                    raise _diverged("training", mean, epoch, step + 1, len(batches), lr)
+                if time.monotonic() - told > 1.0:
+                    told = time.monotonic()
+                    tell(step + 1, f"loss {mean:.4f}")
+        return float(total) / seen, lr
+
+
+class _State:
+    """What training has come to so far: everything that a checkpoint holds."""
+
+    def __init__(self, model: nn.Module, beside: nn.Module, loop: _Loop, fingerprint: str) -> None:
+        self.model, self.beside, self.loop, self.fingerprint = model, beside, loop, fingerprint
+        self.history: History = []
+        self.best: dict[str, Tensor] = {}
+        self.best_epoch = 0
+        self.finished = False
+
+    def record(self, row: dict[str, float | int], better: str, *, epochs: int, patience: int | None) -> None:
+        """Add the epoch, keep the weights if it is the best one yet, and see whether training is over."""
+        self.history.append(row)
+        sign = 1.0 if better == "higher" else -1.0
+
+        def rank(row: dict[str, float | int]) -> tuple[float, float]:
+            return sign * row["val_metric"], -row["val_loss"]
+
+        epoch = len(self.history)
+        if self.best_epoch == 0 or rank(row) > rank(self.history[self.best_epoch - 1]):
+            self.best_epoch = epoch
+            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.finished = epoch == epochs or (patience is not None and epoch - self.best_epoch >= patience)
+
+    def packed(self) -> bytes:
+        """All of it as a checkpoint."""
+        return pack(
+            {
+                "fingerprint": self.fingerprint,
+                "model": dict(self.model.state_dict()),
+                "beside": dict(self.beside.state_dict()),
+                # Right after the best epoch both are the same tensors: store them once.
+                "best": None if self.best_epoch == len(self.history) else self.best,
+                "best_epoch": self.best_epoch,
+                "history": self.history,
+                "finished": self.finished,
+                "optimizer": self.loop.optimizer.state_dict(),
+                "scaler": self.loop.scaler.state_dict(),
+            }
+        )
+
+    def resume(self, checkpoints: Checkpoints | None) -> int:
+        """Load the last checkpoint if it is of this very training; the number of epochs it holds."""
+        data = checkpoints.load() if checkpoints is not None else None
+        if data is None:
+            return 0
+        try:
+            tree = unpack(data)
+        except CheckpointUnreadable as error:
+            _log.warning("%s", error)
+            return 0
+        if tree.get("fingerprint") != self.fingerprint:
+            _log.warning("the checkpoint is of another training; this one starts at its beginning")
+            return 0
+        self.model.load_state_dict(tree["model"])
+        self.beside.load_state_dict(tree["beside"])
+        self.loop.optimizer.load_state_dict(tree["optimizer"])
+        match_layout(self.loop.optimizer)
+        self.loop.scaler.load_state_dict(tree["scaler"])
+        best = tree["model"] if tree["best"] is None else tree["best"]
+        self.best = {name: value.to(self.loop.where, copy=True) for name, value in best.items()}
+        self.history, self.best_epoch, self.finished = tree["history"], tree["best_epoch"], tree["finished"]
+        print(f"going on from the checkpoint after epoch {len(self.history)}", flush=True)
+        return len(self.history)
+
+
+def _fingerprint(model: nn.Module, beside: nn.Module, *settings: object) -> str:
+    """Identity of a training, so that a checkpoint of another one is not taken for its own."""
+    tensors = [*model.state_dict().items(), *beside.state_dict().items()]
+    shapes = [[name, list(value.shape), str(value.dtype)] for name, value in tensors]
+    return hash_bytes(canonical_json([shapes, [repr(s) for s in settings]]))
+
+
+def _batches(rows: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
+    """Row numbers in random batches whose sizes differ by at most one."""
+    return list(torch.tensor_split(torch.randperm(rows, generator=generator), _steps(rows, batch_size)))
+
+
+def _steps(rows: int, batch_size: int) -> int:
+    """Batches of an epoch, none of a single row: BatchNorm cannot train on that."""
+    return max(1, min(math.ceil(rows / batch_size), rows // 2))
+
+
+def _make_optimizer(
+    model: nn.Module, beside: nn.Module, name: Optimizer, lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise WorkloadError(f"{type(model).__name__} has no parameters that can be trained")
+    parameters += beside.parameters()
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = all(p.is_floating_point() for p in parameters)
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=fused)
+    return torch.optim.AdamW(groups, lr=lr, fused=fused)
+
+
+def _check_fit(model: nn.Module, rows: Rows, objective: Objective) -> TrainingBatch:
+    """Ask the model about two rows before training, so that a misfit is told as one; those rows."""
+    if rows.count < 2:
+        raise WorkloadError(f"the training split has {rows.count} row(s); training needs at least 2")
+    model.eval()
+    batch = rows(torch.arange(2), None)
+    with torch.no_grad():
+        outputs = call_model(model, batch.inputs)
+        try:
+            loss = objective(outputs, batch)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise WorkloadError(
+                f"the loss does not take outputs {describe_tensor(outputs)} and targets "
+                f"{describe_tensor(batch.targets)}: {error}; make the model's last layer fit the targets, or write "
+                "a loss"
+            ) from error
+    if loss.ndim != 0:
+        raise WorkloadError(f"the loss has shape {list(loss.shape)}; it must be a scalar: average it")
+    return batch
+
+
+def _diverged(which: str, value: float, epoch: int, step: int, steps: int, lr: float) -> TrainingDiverged:
+    details: dict[str, Any] = {"epoch": epoch, "batch": step}
+    return TrainingDiverged(
+        f"the {which} loss became {value} in epoch {epoch}, at or before batch {step} of {steps}, learning rate "
+        f"{lr:.3g}: lower learning_rate, lengthen warmup, or look for NaN and extreme values in the data",
+        **details,
+    )

@@ -1,0 +1,131 @@
+"""validate: choose a variant on validation, then let the gates look at it on the test split, once.
+
+The test split is seen by the chosen variant, the baseline and the champion in service, and by nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from model_registry.measurement import Measurement, PairedComparison
+from model_registry.store import Store
+from tasks.evidence.arrays import fetch_arrays
+from tasks.evidence.decision import Decision
+from tasks.evidence.paired import compare_paired
+from tasks.evidence.proportion import loss_bound, samples_needed
+from tasks.evidence.split_inputs import split_inputs
+from tasks.evidence.variant_table import variant_table
+from tasks.running.errors import GateFailed
+from tasks.running.policy import step
+from tasks.running.splits import DataRef
+from tasks.running.stage import Job, Outcome, Stage
+from tasks.running.stage_cache import run_stage
+from tasks.validate.choice import choose
+from tasks.validate.gate_spec import GateSpec
+
+__all__ = ["STAGE", "GateSpec", "decision_of", "refuse_hopeless", "validate"]
+
+STAGE = Stage(
+    name="validate",
+    pool="checks",
+    entry="tasks.validate.gates_child:main",
+    libraries=("great-expectations", "onnxruntime", "numpy"),
+    seed_matters=False,
+    device_matters=False,
+    cpu_class_matters=True,
+)
+
+
+@step(STAGE)
+def validate(
+    job: Job,
+    spec: GateSpec,
+    *,
+    data: DataRef,
+    baseline: Measurement,
+    candidates: Sequence[Measurement],
+    champion: Measurement | None = None,
+    predict_batch: int = 1,
+) -> Outcome:
+    """Choose, test, decide.
+
+    Args:
+        baseline: the baseline on validation.
+        candidates: every variant that may be released, on validation; the baseline among them is passed over.
+        champion: the champion in service, measured on the same validation split (it may be one of the candidates);
+            None where there is none.
+        predict_batch: as in MeasureSpec.
+
+    Returns:
+        The outcome of a variant that passed; :func:`decision_of` reads it.
+
+    Raises:
+        GateFailed: a critical gate refused; the text holds the gates and all variants, ``details['decision']`` the
+            decision as JSON (absent where there was no candidate at all).
+    """
+    store = Store(job.store)
+    others = [m for m in candidates if m.digest != baseline.digest]
+    choice = choose(spec, others, baseline, _to_champion(store, others, champion))
+    inputs = {"chosen": store.load_variant(choice.chosen.digest), "baseline": store.load_variant(baseline.digest)}
+    if champion is not None and champion.digest != choice.chosen.digest:
+        inputs["champion"] = store.load_variant(champion.digest)
+    extra = {
+        "inputs": split_inputs(job, data)["test"].model_dump(mode="json"),
+        "measurement": choice.chosen.model_dump(mode="json", by_alias=True),
+        # A champion chosen again has nobody to be compared with, and the answer of its own release is reused.
+        "champion": inputs["champion"].digest if "champion" in inputs else None,
+        "reason": choice.reason,
+        "predict_batch": predict_batch,
+    }
+    try:
+        return run_stage(STAGE, job, spec, data=data, inputs=inputs, extra=extra)
+    except GateFailed as refusal:
+        table = variant_table((baseline, *others), failing=choice.failing)
+        raise GateFailed(
+            f"{refusal.message}\n{choice.reason}.\nAll variants, on validation:\n{table}", **refusal.details
+        ) from None
+
+
+def decision_of(outcome: Outcome) -> Decision:
+    """The decision in an outcome of :func:`validate`."""
+    return Decision.model_validate(outcome.values["decision"])
+
+
+def refuse_hopeless(spec: GateSpec, data: DataRef) -> None:
+    """Refuse a margin that the test split is too small to ever prove; called before anything is trained.
+
+    Only for metrics of right and wrong, where the smallest provable margin is known beforehand.
+
+    Raises:
+        GateFailed: names the number of samples needed, and the margin that this split could prove.
+    """
+    if not (data.metric.builtin and data.metric.name == "accuracy"):
+        return
+    for split in ("test", "validation"):
+        rows = data.split(split).rows
+        for key, margin in (("gates.margin", spec.margin), ("gates.champion_margin", spec.champion_margin)):
+            if margin is not None and margin < 1 and loss_bound(0, 0, rows) > margin:
+                raise GateFailed(
+                    f"{key} {margin:g} can never be proven on the {split} split of {rows} samples: even a variant with "
+                    f"the very same answers leaves a 95 % bound of {loss_bound(0, 0, rows):.4f}. It takes at least "
+                    f"{samples_needed(margin)} samples (three times as many in practice); bring more, or set {key} "
+                    f"to {loss_bound(0, 0, rows):.4f} or more",
+                    needed=samples_needed(margin),
+                    samples=rows,
+                )
+
+
+def _to_champion(
+    store: Store, candidates: Sequence[Measurement], champion: Measurement | None
+) -> dict[str, PairedComparison]:
+    """Each candidate against the champion on validation, by digest; without the champion itself."""
+    if champion is None:
+        return {}
+    reference = fetch_arrays(store, champion.scores)["score"]
+    return {
+        m.digest: compare_paired(
+            fetch_arrays(store, m.scores)["score"], reference, better=m.metric.better, reference=champion.digest
+        )
+        for m in candidates
+        if m.digest != champion.digest
+    }

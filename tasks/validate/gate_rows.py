@@ -1,0 +1,57 @@
+"""The gates as rows of numbers and limits."""
+
+from __future__ import annotations
+
+from model_registry.measurement import Measurement
+from tasks.evidence.decision import GateRow, Scored
+from tasks.validate.gate_spec import GateSpec
+
+
+def gate_rows(spec: GateSpec, variant: Scored, baseline: Scored, costs: Measurement) -> tuple[GateRow, ...]:
+    """Every gate that applies to the variant; ``costs`` is its measurement (latency and size on this machine)."""
+    name, higher = variant.metric.name, variant.metric.better == "higher"
+    rows: list[GateRow] = []
+    for gate, paired, margin in (
+        ("non_inferior_to_baseline", variant.to_baseline, spec.margin),
+        ("non_inferior_to_champion", variant.to_champion, spec.margin_to_champion),
+    ):
+        if paired is not None:
+            other = gate.rpartition("_")[2]
+            meaning = f"95 % bound of the loss of {name} against the {other}, same {paired.samples} samples"
+            rows.append(GateRow(gate=gate, meaning=meaning, value=paired.bound, limit=margin, unit="loss"))
+    if spec.floor is not None:
+        value = variant.metric.value
+        rows.append(
+            GateRow(gate="floor", meaning=name, value=value, limit=spec.floor, unit="metric", at_most=not higher)
+        )
+    loss = worst_class(variant, baseline)
+    if spec.per_class_margin is not None and loss is not None:
+        label, value = loss
+        meaning = f"largest loss of {name} within one class ({label})"
+        rows.append(GateRow(gate="per_class", meaning=meaning, value=value, limit=spec.per_class_margin, unit="loss"))
+    if spec.max_p95_ms is not None:
+        meaning = f"95th percentile latency, batch {costs.batch}"
+        rows.append(GateRow(gate="latency", meaning=meaning, value=costs.p95_ms, limit=spec.max_p95_ms, unit="ms"))
+    if spec.max_bytes is not None:
+        rows.append(GateRow(gate="size", meaning="model file", value=costs.bytes, limit=spec.max_bytes, unit="bytes"))
+    if costs.speedup is not None:
+        # Not everybody compresses for speed, so this one only warns.
+        meaning = "speed-up over the baseline, lower end of the 95 % interval"
+        low = costs.speedup.interval[0]
+        rows.append(
+            GateRow(
+                gate="faster", meaning=meaning, value=low, limit=1.0, unit="ratio", at_most=False, severity="warning"
+            )
+        )
+    return tuple(rows)
+
+
+def worst_class(variant: Scored, baseline: Scored) -> tuple[str, float] | None:
+    """The class that lost most against the baseline, and its loss; None where there are no classes."""
+    sign = 1.0 if variant.metric.better == "higher" else -1.0
+    losses = {
+        label: sign * (baseline.per_class[label].value - metric.value)
+        for label, metric in variant.per_class.items()
+        if label in baseline.per_class
+    }
+    return max(losses.items(), key=lambda item: item[1]) if losses else None

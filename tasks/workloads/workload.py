@@ -1,0 +1,199 @@
+"""What a user writes: one class, and what it may leave out.
+
+The smallest workload has two methods::
+
+    class Mine:
+        def model(self, role: str, **scale) -> nn.Module: ...     # role: "teacher" or "student"
+        def splits(self) -> dict[str, dict[str, np.ndarray]]: ... # train, calibration, validation, test
+
+Everything else has a default: see :class:`Workload` for the optional methods and what they mean.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tasks.running.errors import WorkloadError
+from tasks.running.splits import SPLITS, TARGET, Columns, MetricRef
+from tasks.running.stage import WorkloadRef
+from tasks.workloads.sample_scores import Scores, accuracy_scores, squared_error_scores
+
+Inputs = dict[str, Tensor]
+
+_EXAMPLE = """
+    class Mine:
+        def model(self, role, **scale):
+            return nn.Linear(4, 2)
+        def splits(self):
+            return {name: {"x": ..., "target": ...} for name in ("train", "calibration", "validation", "test")}
+"""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric by its per-sample scores; the metric's value is their mean.
+
+    ``per_sample(outputs [N, ...], targets [N]) -> scores [N]``.
+    """
+
+    name: str
+    better: Literal["higher", "lower"]
+    per_sample: Callable[[NDArray[Any], NDArray[Any]], Scores]
+
+
+ACCURACY = Metric("accuracy", "higher", accuracy_scores)
+SQUARED_ERROR = Metric("mse", "lower", squared_error_scores)
+
+
+class Workload:
+    """A user's object with every default filled in.
+
+    Attributes:
+        user: the object itself.
+        ref: where it came from.
+    """
+
+    def __init__(self, user: Any, ref: WorkloadRef) -> None:
+        self.user = user
+        self.ref = ref
+
+    def model(self, role: str, **scale: Any) -> nn.Module:
+        """A fresh model for the role; called with preprocessed inputs by name, answers [N, ...]."""
+        model = self.user.model(role, **scale)
+        if not isinstance(model, nn.Module):
+            raise WorkloadError(
+                f"{self.ref.path}.model({role!r}, **{scale}) returned {type(model).__name__}; it must return a "
+                f"torch.nn.Module{_EXAMPLE}"
+            )
+        return model
+
+    def splits(self) -> dict[str, Columns]:
+        """All splits as equal-length arrays by column name.
+
+        Raises:
+            WorkloadError: a split or the target is missing, or columns differ in length.
+        """
+        splits = self.user.splits()
+        wrong = [f"split {name!r} is missing" for name in SPLITS if name not in splits]
+        for name, columns in splits.items():
+            lengths = {column: len(values) for column, values in columns.items()}
+            if TARGET not in columns:
+                wrong.append(f"split {name!r} has no column {TARGET!r}; it has {sorted(columns)}")
+            if len(set(lengths.values())) > 1:
+                wrong.append(f"columns of split {name!r} differ in length: {lengths}")
+        if wrong:
+            raise WorkloadError(f"{self.ref.path}.splits(): " + "; ".join(wrong))
+        return {name: {c: np.asarray(v) for c, v in splits[name].items()} for name in SPLITS}
+
+    def batch(self, columns: dict[str, Tensor]) -> tuple[Inputs, Tensor]:
+        """Columns of some rows to (inputs by name, targets). Default: every column but the target is an input."""
+        if hasattr(self.user, "batch"):
+            inputs, targets = self.user.batch(columns)
+            return inputs, targets
+        return {name: values for name, values in columns.items() if name != TARGET}, columns[TARGET]
+
+    def preprocess(self, inputs: Inputs) -> Inputs:
+        """Raw inputs to what the model takes; traced into the ONNX graph. Default: unchanged."""
+        return self.user.preprocess(inputs) if hasattr(self.user, "preprocess") else inputs
+
+    def augment(self, inputs: Inputs, generator: torch.Generator) -> Inputs:
+        """Random changes of a training batch, before preprocessing. Default: none."""
+        return self.user.augment(inputs, generator) if self.augments else inputs
+
+    @property
+    def augments(self) -> bool:
+        return hasattr(self.user, "augment")
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Scalar loss on hard targets. Default: cross-entropy for integer targets, else mean squared error."""
+        if hasattr(self.user, "loss"):
+            loss: Tensor = self.user.loss(outputs, targets)
+            return loss
+        if not targets.is_floating_point():
+            return nn.functional.cross_entropy(outputs, targets.long())
+        return nn.functional.mse_loss(outputs.reshape(targets.shape), targets)
+
+    def metric(self, targets: NDArray[Any]) -> Metric:
+        """The metric. Default: accuracy for integer targets, else squared error."""
+        if hasattr(self.user, "metric"):
+            metric: Metric = self.user.metric()
+            return metric
+        return ACCURACY if np.issubdtype(targets.dtype, np.integer) else SQUARED_ERROR
+
+    def metric_ref(self, targets: NDArray[Any]) -> MetricRef:
+        """The metric's name and direction as a value."""
+        metric = self.metric(targets)
+        return MetricRef(name=metric.name, better=metric.better, builtin=metric in (ACCURACY, SQUARED_ERROR))
+
+    def labels(self) -> tuple[str, ...] | None:
+        """Class labels by index; None for what has no classes."""
+        labels = self.user.labels() if hasattr(self.user, "labels") else None
+        return tuple(str(label) for label in labels) if labels is not None else None
+
+    def frame(self, split: Columns) -> Any:
+        """A pandas DataFrame of the split for the data checks, or None for the default summary."""
+        return self.user.frame(split) if hasattr(self.user, "frame") else None
+
+    def prune_hints(self) -> dict[str, Any]:
+        """``ignore`` (module names never pruned) and ``round_to`` (channels kept are a multiple of it)."""
+        return dict(self.user.prune_hints()) if hasattr(self.user, "prune_hints") else {}
+
+    def dynamic_dims(self) -> dict[str, dict[int, str]]:
+        """Dimensions besides the batch that vary, by input name: ``{"tokens": {1: "sequence"}}``."""
+        return dict(self.user.dynamic_dims()) if hasattr(self.user, "dynamic_dims") else {}
+
+
+def load_workload(ref: WorkloadRef) -> Workload:
+    """Import the class, make the object, and check all of it.
+
+    Raises:
+        WorkloadError: says everything that is missing or wrong, with an example.
+    """
+    module_name, _, class_name = ref.path.partition(":")
+    if ref.folder and ref.folder not in sys.path:
+        sys.path.append(ref.folder)  # last: nothing of the user's can shadow ours
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and not (module_name + ".").startswith(error.name + "."):
+            raise WorkloadError(
+                f"workload {ref.path}: importing it needs the module {error.name!r}: install it"
+            ) from error
+        raise WorkloadError(
+            f"workload {ref.path}: there is no module {module_name!r} in {ref.folder or 'the Python path'} nor "
+            "installed; put the file beside the spec or install its package"
+        ) from error
+    found = getattr(module, class_name, None)
+    if not inspect.isclass(found):
+        there = sorted(n for n, v in vars(module).items() if inspect.isclass(v) and v.__module__ == module_name)
+        raise WorkloadError(f"workload {ref.path}: module {module_name!r} has no class {class_name!r}; it has {there}")
+    wrong = [
+        f"method {name}{signature} is missing"
+        for name, signature in (("model", "(role, **scale)"), ("splits", "()"))
+        if not callable(getattr(found, name, None))
+    ]
+    wrong += [
+        f"{name!r} must be a method"
+        for name in ("batch", "preprocess", "augment", "loss", "metric", "labels", "frame", "prune_hints")
+        if hasattr(found, name) and not callable(getattr(found, name))
+    ]
+    if wrong:
+        raise WorkloadError(f"workload {ref.path}: " + "; ".join(wrong) + f". The smallest one is:{_EXAMPLE}")
+    try:
+        user = found(**ref.arguments)
+    except TypeError as error:
+        raise WorkloadError(
+            f"workload {ref.path}: its arguments {ref.arguments} do not fit "
+            f"{class_name}{inspect.signature(found)}: {error}"
+        ) from error
+    return Workload(user, ref)
