@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
 import os
@@ -24,6 +25,7 @@ from tasks.qat import QatSpec
 from tasks.quantize import QuantizeSpec
 from tasks.release.deploy import DeploySpec
 from tasks.running.errors import SpecError
+from tasks.running.source_hash import FACE, public_names, public_place
 from tasks.running.stage import Limits, WorkloadRef
 from tasks.train import BringSpec, TrainSpec
 from tasks.validate import GateSpec
@@ -138,18 +140,29 @@ def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> PipelineSpec
         raise SpecError(f"{path} is not YAML: {error}") from error
     if not isinstance(document, dict):
         raise SpecError(f"{path} must hold keys and values at its top level; it holds {type(document).__name__}")
+    return parse_spec(document, str(path), overrides, folder=path.parent)
+
+
+def parse_spec(
+    document: dict[str, Any], where: str, overrides: Sequence[str] = (), *, folder: Path | None = None
+) -> PipelineSpec:
+    """Validate a document; raises SpecError with every error at once.
+
+    Args:
+        where: it came from, for messages.
+        overrides: changes such as ``prune.ratio=0.2``.
+        folder: where its workload is looked for, and where relative paths start.
+    """
+    document = copy.deepcopy(document)
     for override in overrides:
         _apply(document, override)
     workload = document.get("workload")
     if isinstance(workload, str):
         document["workload"] = workload = {"path": workload}
     if isinstance(workload, dict):
-        workload.setdefault("folder", str(path.parent.absolute()))
-    return parse_spec(document, str(path))
-
-
-def parse_spec(document: dict[str, Any], where: str) -> PipelineSpec:
-    """Validate a document; raises SpecError with every error at once."""
+        if folder is not None:
+            workload.setdefault("folder", str(folder.absolute()))
+        workload["path"] = _where_defined(workload.get("path"))
     try:
         return PipelineSpec.model_validate(document)
     except ValidationError as error:
@@ -158,6 +171,17 @@ def parse_spec(document: dict[str, Any], where: str) -> PipelineSpec:
         raise SpecError(
             f"{where} is not a valid spec:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))
         ) from error
+
+
+def _where_defined(path: Any) -> Any:
+    """``winnow:Images`` as the module that defines it, so that a class has one name in every key and record."""
+    module, colon, name = path.partition(":") if isinstance(path, str) else ("", "", "")
+    if module != FACE or not colon:
+        return path
+    place = public_place(name)
+    if place is None:
+        raise SpecError(f"workload.path {path!r}: winnow has no class {name!r}; it has {', '.join(public_names())}")
+    return ":".join(place)
 
 
 def _apply(document: dict[str, Any], override: str) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
 from model_registry.manifest import canonical_json, hash_bytes
 
 _ROOT = Path(__file__).parents[2]
-_OURS = ("flows", "tasks", "model_registry", "serving", "infra")
+FIRST_PARTY = ("flows", "tasks", "model_registry", "serving", "infra", "winnow")
+FACE = "winnow"
 # What carries data and messages but computes nothing: changing it must not retrain every model.
 _PLUMBING = (
     "tasks.running.child",
@@ -31,8 +33,33 @@ def closure_hash(module: str, folder: str | None = None) -> str:
         module: dotted name: ours, below ``folder``, or of an installed package (then all of that package counts).
         folder: the user's folder, searched after ours.
     """
+    return hash_bytes(canonical_json(sorted((name, digest) for name, (digest, _) in _walk(module, folder).items())))
+
+
+def closure_files(module: str, folder: str) -> dict[str, Path]:
+    """The user's own files below ``folder`` that importing the module takes, by dotted name."""
+    found = {name: path for name, (_, path) in _walk(module, folder).items()}
+    for name in list(found):  # the packages around them
+        parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
+        paths = {parent: _find(parent, {"": Path(folder)}) for parent in parents}
+        found |= {parent: path for parent, path in paths.items() if path is not None}
+    return {name: path for name, path in found.items() if name.split(".")[0] not in FIRST_PARTY}
+
+
+def public_place(name: str) -> tuple[str, str] | None:
+    """Module and name of what ``import winnow`` offers under this name; None if it offers no such name."""
+    return _public().get(name)
+
+
+def public_names() -> list[str]:
+    """All that ``import winnow`` offers, by name."""
+    return sorted(_public())
+
+
+def _walk(module: str, folder: str | None) -> dict[str, tuple[str, Path]]:
+    """Hash and file of the module and of all it imports, by dotted name."""
     roots = _roots(module.split(".")[0], folder)
-    found: dict[str, str] = {}
+    found: dict[str, tuple[str, Path]] = {}
     pending = [module]
     while pending:
         name = pending.pop()
@@ -40,9 +67,9 @@ def closure_hash(module: str, folder: str | None = None) -> str:
         if path is None or name in found:
             continue
         digest, imports = _read(path, name, path.stat().st_mtime_ns)
-        found[name] = digest
+        found[name] = digest, path
         pending.extend(i for i in imports if not (i + ".").startswith(_PLUMBING) and i not in found)
-    return hash_bytes(canonical_json(sorted(found.items())))
+    return found
 
 
 def normalised(source: str) -> str:
@@ -62,7 +89,7 @@ def _dump(tree: ast.Module) -> str:
 
 def _roots(package: str, folder: str | None) -> dict[str, Path]:
     """Folders to look in, by top-level name; '' stands for any name that is not ours."""
-    roots = dict.fromkeys(_OURS, _ROOT)
+    roots = dict.fromkeys(FIRST_PARTY, _ROOT)
     if folder:
         roots[""] = Path(folder)
     if package not in roots and not (folder and _find(package, roots)):
@@ -90,7 +117,9 @@ def _read(path: Path, name: str, _modified: int) -> tuple[str, tuple[str, ...]]:
     tree = ast.parse(source, filename=str(path))
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            imports += [alias.name for alias in node.names]
+            imports += [alias.name for alias in node.names if alias.name != FACE]
+        elif isinstance(node, ast.ImportFrom) and node.module == FACE:
+            imports += _behind([alias.name for alias in node.names])
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -98,4 +127,41 @@ def _read(path: Path, name: str, _modified: int) -> tuple[str, tuple[str, ...]]:
                 base = ".".join([*parent, base] if base else parent)
             # `from package import name` may name a module or something in one.
             imports += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    imports += _behind(_attributes_of_the_face(tree))
     return hash_bytes(_dump(tree).encode()), tuple(dict.fromkeys(imports))
+
+
+def _behind(names: Iterable[str]) -> list[str]:
+    """Modules of the algorithms behind names of the public package, whose own module mentions everything there is."""
+    public = _public()
+    wanted = public if "*" in (names := list(names)) else names
+    return [public[name][0] for name in wanted if name in public and public[name][0].startswith("tasks.")]
+
+
+def _attributes_of_the_face(tree: ast.Module) -> list[str]:
+    """What the module takes from ``import winnow`` by attribute."""
+    called = {
+        alias.asname or alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+        if alias.name == FACE
+    }
+    return [
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in called
+    ]
+
+
+@lru_cache(maxsize=1)
+def _public() -> dict[str, tuple[str, str]]:
+    """Name to defining module, and its name there, of everything that the public package exports."""
+    tree = ast.parse((_ROOT / FACE / "__init__.py").read_text(encoding="utf-8"))
+    return {
+        alias.asname: (node.module, alias.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module
+        for alias in node.names
+        if alias.asname
+    }

@@ -1,0 +1,1 @@
+"""What `import winnow` offers: the calls, one file each."""

@@ -1,0 +1,65 @@
+"""What a run came to, for people who look at it in Python."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.report.headline import headline
+from tasks.report.run_report import RunReport, VariantRow
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run. A notebook shows it as a sentence and the table of its variants.
+
+    Attributes:
+        report: everything that is known of the run, as ``winnow show RUN --json`` prints it.
+        page: its report as one HTML file; None where it was not written on this machine.
+    """
+
+    report: RunReport
+    page: Path | None = field(default=None, repr=False)
+
+    @property
+    def run_id(self) -> str:
+        return self.report.run_id
+
+    @property
+    def status(self) -> str:
+        """``released``, ``registered`` (nothing was deployed), or ``refused``: no variant passed the gates."""
+        return self.report.state
+
+    @property
+    def chosen(self) -> VariantRow | None:
+        """The variant that was chosen, with its numbers; None where there was none to choose."""
+        return self.report.row(self.report.chosen)
+
+    @property
+    def variants(self) -> DataFrame:
+        """Every measured variant, a row each; the columns are those of :func:`winnow.variants`."""
+        from flows.calls.run_frames import variant_frame
+
+        return variant_frame(self.report)
+
+    def __str__(self) -> str:
+        head = headline(self.report)
+        return f"{self.report.model}, run {self.run_id}: {head.word}. {head.sentence}"
+
+    def _repr_html_(self) -> str:
+        head = headline(self.report)
+        version = f" version {self.report.version}" if self.report.version else ""
+        shown = [
+            f"<p><b>{html.escape(self.report.model)}{version}: {html.escape(head.word)}.</b> "
+            f"{html.escape(head.sentence)}</p>"
+        ]
+        if self.report.variants:
+            shown.append(self.variants.drop(columns=["digest"]).to_html(index=False, float_format="{:.4g}".format))
+        links = {**self.report.links, **({"endpoint": self.report.endpoint} if self.report.endpoint else {})}
+        shown.append(" · ".join(f'<a href="{html.escape(url)}">{html.escape(name)}</a>' for name, url in links.items()))
+        return "\n".join(shown)

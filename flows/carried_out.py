@@ -1,0 +1,57 @@
+"""A run carried out in this process: the flow, and what its record says afterwards."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import httpx
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from flows.compress import compress
+from flows.dead_runs import set_prefect_state
+from flows.ongoing_run import STOPPED, new_run_id
+from flows.spec import PipelineSpec
+from tasks.report.run_report import RunReport
+from tasks.running.stage_cache import log_folder
+
+
+def carry_out(spec: PipelineSpec) -> tuple[RunReport, Path | None]:
+    """Run the spec; its report, whatever became of it, and the page that shows it.
+
+    Raises:
+        KeyboardInterrupt: somebody stopped it; Prefect knows it as cancelled.
+        Exception: what a stage failed with. A refusal of the gates is no failure: the report holds it.
+    """
+    run_id = new_run_id(spec.model)
+    # Prefect may have been imported before the stack was there.
+    with temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}):
+        try:
+            state = compress(spec, run_id=run_id, return_state=True)
+        except STOPPED:
+            tell_prefect_cancelled(run_id)
+            raise KeyboardInterrupt from None
+        report = read_report(run_id)
+        if report is None or report.status not in ("released", "registered", "refused"):
+            state.result()  # raises what it failed with
+    assert report is not None
+    page = log_folder(run_id) / "report" / "report.html"
+    return report, page if page.is_file() else None
+
+
+def read_report(run_id: str) -> RunReport | None:
+    """The run's report as written beside its logs; None where it could not even begin."""
+    path = log_folder(run_id) / "report.json"
+    return RunReport.model_validate_json(path.read_bytes()) if path.exists() else None
+
+
+def tell_prefect_cancelled(run_id: str) -> str:
+    """Make Prefect's state true for a run that a person stopped; why that was not possible, or an empty text."""
+    report = read_report(run_id)
+    if report is None or report.prefect_run is None:
+        return ""
+    try:
+        set_prefect_state(report.prefect_run, "CANCELLED", "stopped by the user")
+    except httpx.HTTPError as error:
+        return f"Prefect could not be informed that the run was stopped: {error}"
+    return ""

@@ -1,0 +1,38 @@
+"""The contract of a workload, for type checkers and readers; ``workload.py`` beside this file loads one."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+
+class WorkloadProtocol(Protocol):
+    """What a user writes: any class with these two methods, found as ``module:Class`` by the spec.
+
+    Nothing needs to be inherited. Further methods are used where they are there:
+
+    - ``batch(columns) -> (inputs, targets)``: columns of some rows, tensors by name, to the model's inputs by name and
+      the targets. Without it every column but ``target`` is an input.
+    - ``preprocess(inputs) -> inputs``: raw inputs [N, ...] to what the model takes; becomes part of the exported file.
+    - ``augment(inputs, generator) -> inputs``: random changes of a training batch, before ``preprocess``.
+    - ``loss(outputs, targets) -> Tensor``: a scalar; by default cross-entropy for integer targets, else squared error.
+    - ``metric() -> Metric``: by default accuracy for integer targets, else squared error.
+    - ``labels() -> list[str]``: names of the classes, in the order of the model's outputs.
+    - ``frame(split) -> DataFrame``: what the data checks look at.
+    - ``prune_hints() -> dict``: ``{"ignore": [module names], "round_to": 8}``.
+    - ``dynamic_dims() -> dict``: dimensions besides the batch that vary, ``{"tokens": {1: "sequence"}}``.
+    """
+
+    def model(self, role: str, **scale: Any) -> nn.Module:
+        """A fresh module; ``role`` is "teacher" or "student", ``scale`` comes from the spec.
+
+        It is called with the preprocessed inputs by name and answers one tensor [N, ...].
+        """
+        ...
+
+    def splits(self) -> dict[str, dict[str, NDArray[np.generic]]]:
+        """``train``, ``calibration``, ``validation``, ``test``: arrays [rows, ...] by column, ``target`` among them."""
+        ...
