@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import httpx
@@ -24,6 +25,8 @@ def carry_out(spec: PipelineSpec) -> tuple[RunReport, Path | None]:
         Exception: what a stage failed with. A refusal of the gates is no failure: the report holds it.
     """
     run_id = new_run_id(spec.model)
+    # Libraries that could draw bars in a notebook say so, once, where its widgets are not installed.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     # Prefect may have been imported before the stack was there.
     with temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}):
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RunResult:
     """A finished run. A notebook shows it as a sentence and the table of its variants.
 
@@ -24,7 +24,7 @@ class RunResult:
     """
 
     report: RunReport
-    page: Path | None = field(default=None, repr=False)
+    page: Path | None = None
 
     @property
     def run_id(self) -> str:
@@ -47,9 +47,9 @@ class RunResult:
 
         return variant_frame(self.report)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         head = headline(self.report)
-        return f"{self.report.model}, run {self.run_id}: {head.word}. {head.sentence}"
+        return f"<{self.report.model}, run {self.run_id}: {head.word}. {head.sentence}>"
 
     def _repr_html_(self) -> str:
         head = headline(self.report)

@@ -98,6 +98,8 @@ def _layer(layer: nn.Module, name: str) -> dict[str, Any]:
     for parameter in inspect.signature(kind).parameters.values():
         if parameter.name in ("device", "dtype") or parameter.name.startswith("_"):
             continue
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):  # Identity takes whatever there is
+            continue
         if not hasattr(layer, parameter.name):
             raise WorkloadError(f"layer {name!r}, a {kind.__name__}, does not keep its argument {parameter.name!r}")
         value = getattr(layer, parameter.name)

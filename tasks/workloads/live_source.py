@@ -51,7 +51,8 @@ class LiveSource:
             WorkloadError: it has no name or no source, or uses something that cannot be written down.
         """
         name = getattr(thing, "__qualname__", "")
-        if not isinstance(thing, type | types.FunctionType | types.BuiltinFunctionType) or not name:
+        named = isinstance(thing, type | types.FunctionType | types.BuiltinFunctionType) or _importable(thing)
+        if not named or not name:
             raise WorkloadError(f"{what} is a {type(thing).__name__}; give a class or a function")
         if "<lambda>" in name:
             raise WorkloadError(f"{what} is a lambda, which has no source of its own; write it with def")
