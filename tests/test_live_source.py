@@ -93,7 +93,7 @@ def test_the_user_s_own_modules_are_copied_and_installed_ones_are_not(tmp_path: 
         ("loss = lambda a, b: a - b\nsource.add(loss, 'loss')", "loss is a lambda"),
         ("def make():\n    def inner(x): return x\n    return inner\nsource.add(make(), 'loss')", "inside a function"),
         (
-            "import numpy as np\ntable = np.ones(3)\ndef f(x): return x + table\nsource.add(f, 'loss')",
+            ("table = Path()\ndef f(x): return x + table\nsource.add(f, 'loss')", "uses 'table', a PosixPath"),
             "uses 'table', a ndarray",
         ),
         ("def f(x): return x + missing\nsource.add(f, 'loss')", "'missing', which is not defined"),
