@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.utils.data import Dataset, TensorDataset
 
 from tasks.running.errors import DataReadError
+from tasks.running.splits import Columns
 from tasks.workloads.data_in_hand import as_columns, hold_out
 
 X = np.arange(12, dtype=np.float32).reshape(6, 2)
@@ -79,7 +80,7 @@ def test_what_cannot_become_columns_is_refused(data: Any, inputs: list[str], tex
 
 @given(rows=st.integers(2, 400), seed=st.integers(0, 5))
 def test_held_out_rows_are_nowhere_else(rows: int, seed: int) -> None:
-    train = {"x": np.arange(rows), "target": np.arange(rows) % 3}
+    train: Columns = {"x": np.arange(rows), "target": np.arange(rows) % 3}
     kept, held = hold_out(train, seed=seed)
     assert sorted([*kept["x"], *held["x"]]) == list(range(rows))
     assert 1 <= len(held["x"]) <= max(1, round(rows / 10))

@@ -35,7 +35,8 @@ class Attention(nn.Module):
         scores = self.query(hidden) @ self.key(hidden).transpose(1, 2) / self.scale
         scores = scores.masked_fill((tokens == 0)[:, None, :], float("-inf"))
         mixed = torch.softmax(scores, dim=-1) @ self.value(hidden)
-        return self.head(nn.functional.gelu(self.norm(mixed + hidden)).mean(dim=1))
+        answer: Tensor = self.head(nn.functional.gelu(self.norm(mixed + hidden)).mean(dim=1))
+        return answer
 
 
 class TwoInputs(nn.Module):
@@ -48,7 +49,8 @@ class TwoInputs(nn.Module):
         hidden = left
         for layer in self.layers:
             hidden = torch.relu(layer(hidden))
-        return self.head(torch.cat([hidden, right.flatten(1)], dim=1).clamp(min=0))
+        answer: Tensor = self.head(torch.cat([hidden, right.flatten(1)], dim=1).clamp(min=0))
+        return answer
 
 
 class Own(nn.Module):
