@@ -63,6 +63,10 @@ def test_defaults_fill_what_a_small_workload_leaves_out(tmp_path: Path) -> None:
         (("def splits", "def split"), r"method splits\(\) is missing.*class Mine"),
         (("class Mine", "class Other"), r"has no class 'Mine'; it has \['Other'\]"),
         (("import numpy as np", "import numpyy as np"), "needs the module 'numpyy'"),
+        (
+            ("import numpy as np", "import tasks.data.splitting"),
+            r"'tasks.data.splitting', .* from winnow import split_columns",
+        ),
     ],
 )
 def test_what_is_missing_is_named(tmp_path: Path, change: tuple[str, str], says: str) -> None:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tasks.running.errors import WorkloadError
+from tasks.running.source_hash import FIRST_PARTY, public_names
 from tasks.running.splits import SPLITS, TARGET, Columns, MetricRef
 from tasks.running.stage import WorkloadRef
 from tasks.workloads.sample_scores import Scores, accuracy_scores, squared_error_scores
@@ -165,6 +166,11 @@ def load_workload(ref: WorkloadRef) -> Workload:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] in FIRST_PARTY:
+            raise WorkloadError(
+                f"workload {ref.path} imports {error.name!r}, a module of Winnow's that has moved: import what you need "
+                f"from winnow, as in `from winnow import split_columns` ({', '.join(public_names())})"
+            ) from error
         if error.name is not None and not (module_name + ".").startswith(error.name + "."):
             raise WorkloadError(
                 f"workload {ref.path}: importing it needs the module {error.name!r}: install it"
