@@ -65,7 +65,7 @@ def test_defaults_fill_what_a_small_workload_leaves_out(tmp_path: Path) -> None:
         (("import numpy as np", "import numpyy as np"), "needs the module 'numpyy'"),
         (
             ("import numpy as np", "import tasks.data.splitting"),
-            r"'tasks.data.splitting', .* from winnow import split_columns",
+            r"'tasks.data.splitting', .*from winnow import split_columns",
         ),
     ],
 )

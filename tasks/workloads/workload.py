@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tasks.running.errors import WorkloadError
-from tasks.running.source_hash import FIRST_PARTY, public_names
+from tasks.running.source_hash import FIRST_PARTY
 from tasks.running.splits import SPLITS, TARGET, Columns, MetricRef
 from tasks.running.stage import WorkloadRef
 from tasks.workloads.sample_scores import Scores, accuracy_scores, squared_error_scores
@@ -168,8 +168,8 @@ def load_workload(ref: WorkloadRef) -> Workload:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] in FIRST_PARTY:
             raise WorkloadError(
-                f"workload {ref.path} imports {error.name!r}, a module of Winnow's that has moved: import what you need "
-                f"from winnow, as in `from winnow import split_columns` ({', '.join(public_names())})"
+                f"workload {ref.path} imports {error.name!r}, a module of Winnow's that has moved: import what you "
+                "need from winnow, as in `from winnow import split_columns`; dir(winnow) lists what there is"
             ) from error
         if error.name is not None and not (module_name + ".").startswith(error.name + "."):
             raise WorkloadError(
