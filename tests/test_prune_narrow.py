@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from tasks.prune.narrow import Narrowed, _mean_squared_gradients, narrow
-from tasks.running.errors import PruningRefused
 from tasks.running.stage import WorkloadRef
 from tasks.torch_models.fit_rows import Rows
 from tasks.torch_models.objective import Hard
@@ -30,7 +29,6 @@ def narrowed(model: nn.Module, **changes: Any) -> tuple[nn.Module, Narrowed, lis
     splits = WORKLOAD.splits()
     told: list[float] = []
     settings: dict[str, Any] = {
-        "kind": "structured",
         "ratio": 0.5,
         "ratios": None,
         "importance": "magnitude",
@@ -120,36 +118,3 @@ def test_hessian_takes_the_mean_of_squared_gradients_of_single_rows(untrained: n
         (gradient,) = torch.autograd.grad(WORKLOAD.loss(model(**one.inputs), one.targets), [found])
         wanted += gradient**2 / 5
     torch.testing.assert_close(found.grad, wanted)
-
-
-@pytest.mark.parametrize("kind", ["unstructured", "2:4"])
-def test_sparse_weights_stay_zero_through_training_and_the_rest_learns(untrained: nn.Module, kind: str) -> None:
-    model, found, _ = narrowed(untrained, kind=kind, ratio=0.6, epochs=4)
-    assert found.sparsity is not None
-    shares = found.sparsity.by_layer
-    if kind == "unstructured":
-        assert all(share == pytest.approx(0.6, abs=0.01) for share in shares.values())
-    else:
-        assert shares["dense"] == shares["head"] == shares["conv2"] == 0.5 and shares["conv1"] == 0.0
-        weight = model.get_submodule("conv2").weight
-        assert isinstance(weight, torch.Tensor)
-        fours = (weight == 0).permute(0, 2, 3, 1).reshape(-1, 4).sum(dim=1)
-        assert fours.tolist() == [2] * len(fours)
-    assert found.plan == [] and found.before == found.after
-    assert found.validation["tuned"] > found.validation["pruned"] + 0.15
-    dense = sum(value.nbytes for value in model.state_dict().values())
-    assert found.sparsity.deflated_bytes < 0.7 * dense
-    assert model.get_submodule("conv1").weight._backward_hooks in (None, {})
-
-
-def test_sparse_shares_by_layer_and_over_all_layers(untrained: nn.Module) -> None:
-    _, found, _ = narrowed(
-        untrained, kind="unstructured", ratio=0.5, ratios={"head": 0.25}, scope="global", steps=2, epochs=0
-    )
-    assert found.sparsity is not None
-    shares = found.sparsity.by_layer
-    assert shares["head"] == 0.25 and len({round(share, 2) for share in shares.values()}) > 2
-    with pytest.raises(PruningRefused, match=r"names \['nowhere'\]; layers that can be pruned: \['conv1'"):
-        narrowed(untrained, kind="unstructured", ratios={"nowhere": 0.5})
-    with pytest.raises(PruningRefused, match="not bn_scale and local"):
-        narrowed(untrained, kind="unstructured", importance="bn_scale")

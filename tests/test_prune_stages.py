@@ -13,12 +13,13 @@ import pytest
 import torch
 from digits_world import DigitsWorld, digits_world, store_splits
 
+from flows.spec import load_spec
 from model_registry.cpu_class import cpu_class
 from model_registry.store import Store
 from tasks.export import ExportSpec, export
 from tasks.prune import PruneSpec, prune
 from tasks.quantize import QuantizeSpec, quantize
-from tasks.running.errors import CalibrationError, PruningRefused
+from tasks.running.errors import CalibrationError, PruningRefused, SpecError
 from tasks.running.launch import kept_processes
 from tasks.running.splits import read_split
 from tasks.running.stage_cache import Plan, planning
@@ -120,28 +121,28 @@ def test_two_prunings_of_one_run_have_names_of_their_own(store: Store, world: Di
     assert (found.name, found.variant.name) == ("prune:rung-1", "rung-1") and found.files == ()
     assert found.values["layers"] == {"conv1": [8, 6], "conv2": [16, 8], "dense": [32, 32], "head": [10, 10]}
     assert found.values["validation"]["tuned"] == found.values["validation"]["pruned"]
-    assert "sparsity" not in found.values
-
-    spec = PruneSpec(kind="2:4", epochs=1)
-    sparse = prune.task.fn(job, spec, data=data, parent=found.variant, teacher=teacher, label="sparse")
-    assert [f.path for f in sparse.files] == ["sparse.history.jsonl"]
-    assert sparse.values["runtime_gain"].startswith("none: ")
-    model = load(store, sparse.variant, workload=load_workload(job.workload))
-    dense = model.get_submodule("dense").weight
-    assert isinstance(dense, torch.Tensor) and dense.shape == (32, 32)
-    assert int((dense == 0).sum()) == dense.numel() // 2
-    assert sparse.values["sparsity"]["by_layer"]["dense"] == 0.5
 
 
-def test_specs_that_fit_no_kind_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"importance lamp ranks channels: .*; round_to is of channels"):
-        PruneSpec(kind="2:4", importance="lamp", round_to=8)
-    with pytest.raises(ValueError, match="its share is always a half"):
-        PruneSpec(kind="2:4", steps=2)
-    with pytest.raises(ValueError, match="scope isomorphic compares channels"):
-        PruneSpec(kind="unstructured", scope="isomorphic")
-    with pytest.raises(ValueError, match="less than 1"):
-        PruneSpec(ratios={"conv1": 1.0})
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ("{importance: lamp}", r"prune.importance: 'lamp' is refused: lamp was removed: .*; use magnitude"),
+        ("{importance: bn_scale}", r"prune.importance: 'bn_scale' is refused: .* use magnitude"),
+        ("{scope: isomorphic}", r"prune.scope: 'isomorphic' is refused: .* use global"),
+        ("{kind: '2:4', ratio: 0.5}", r"prune: .* kind '2:4' was removed: .* faster; remove kind .*, and add quantize"),
+        ("{kind: unstructured}", r"kind 'unstructured' was removed"),
+        ("{ratios: {conv1: 1.0}}", r"prune.ratios.conv1: 1.0 is refused: .*less than 1"),
+    ],
+)
+def test_what_was_removed_is_refused_with_what_to_use_instead(tmp_path: Path, part: str, says: str) -> None:
+    path = tmp_path / "spec.yaml"
+    path.write_text(f"schema: 1\nmodel: m\nworkload: mine_workload:Mine\nprune: {part}\n")
+    with pytest.raises(SpecError, match=says):
+        load_spec(path)
+
+
+def test_a_spec_that_names_the_kind_that_is_left_still_loads() -> None:
+    assert PruneSpec.model_validate({"kind": "structured", "ratio": 0.3}) == PruneSpec(ratio=0.3)
 
 
 def test_a_layer_that_would_be_emptied_is_refused_in_the_parent_process(store: Store, world: DigitsWorld) -> None:

@@ -47,7 +47,6 @@ def teach(network: str) -> None:
         learning_rate=2e-3,
         weight_decay=0.05,
         warmup=0.15,
-        amp="bf16",
         seed=0,
         device="cpu",
     )

@@ -94,7 +94,7 @@ class DistillSpec(Frozen):
     )
     amp: Literal["auto", "off", "bf16", "fp16"] = Field(
         default="auto",
-        description="mixed precision; auto: bf16 or fp16 on CUDA, off elsewhere; float32 where a CPU would emulate it",
+        description="mixed precision on CUDA; auto: bf16, or fp16 where the GPU lacks it; a CPU trains in float32",
     )
     deterministic: bool = Field(default=True, description="refuse operations whose result varies between runs")
 

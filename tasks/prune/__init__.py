@@ -1,11 +1,11 @@
-"""Prune: whole channels and units (or single weights) go, and what is left is fine-tuned with the teacher's help."""
+"""Prune: whole channels and units go, and what is left is fine-tuned with the teacher's help."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from model_registry.variant import Frozen, Variant
 from tasks.running.policy import step
@@ -17,32 +17,23 @@ from tasks.running.stage_cache import run_stage
 class PruneSpec(Frozen):
     """Pruning with fine-tuning."""
 
-    kind: Literal["structured", "unstructured", "2:4"] = Field(
-        default="structured",
-        description="what goes: whole channels and units; or single weights, anywhere or two of each four inputs "
-        "(2:4, whatever the ratio), which become zeros: smaller once compressed, faster in no runtime served here",
-    )
     ratio: float = Field(
-        default=0.5,
-        gt=0,
-        lt=1,
-        description="share of channels and units removed, the output layer left alone; of the weights, if sparse",
+        default=0.5, gt=0, lt=1, description="share of channels and units removed, the output layer left alone"
     )
     ratios: dict[str, Annotated[float, Field(ge=0, lt=1)]] | None = Field(
         default=None,
         description="another share by layer name, such as {conv1: 0.25, dense: 0}, for the layer and those tied to it; "
         "the allocate step answers such a table",
     )
-    importance: Literal["magnitude", "taylor", "hessian", "bn_scale", "lamp"] = Field(
+    importance: Literal["magnitude", "taylor", "hessian"] = Field(
         default="magnitude",
         description="what ranks channels: the weights' magnitude, the loss's first-order change (taylor; of little use "
         "where the training loss is almost 0) or second-order one (hessian: a backward pass for each of up to 512 "
-        "rows), BatchNorm's weights, or magnitude relative to the layer (lamp)",
+        "rows)",
     )
-    scope: Literal["local", "global", "isomorphic"] = Field(
+    scope: Literal["local", "global"] = Field(
         default="local",
-        description="the ratio holds for every layer (local), or over all of them, ranked together (global) or among "
-        "layers of the same shape (isomorphic)",
+        description="the ratio holds for every layer (local), or over all of them, ranked together (global)",
     )
     steps: int = Field(
         default=1,
@@ -79,22 +70,28 @@ class PruneSpec(Frozen):
         default=20, ge=1, description="training batches over which taylor or hessian adds up its gradients"
     )
 
-    @model_validator(mode="after")
-    def _fits_its_kind(self) -> Self:
-        if self.kind == "structured":
-            return self
-        wrong = []
-        if self.importance in ("bn_scale", "lamp"):
-            wrong.append(f"importance {self.importance} ranks channels: use magnitude, taylor or hessian")
-        if self.scope == "isomorphic":
-            wrong.append("scope isomorphic compares channels: use local or global")
-        if self.round_to is not None:
-            wrong.append("round_to is of channels: leave it away")
-        if self.kind == "2:4" and (self.steps > 1 or self.ratios is not None):
-            wrong.append("its share is always a half: leave steps and ratios away")
-        if wrong:
-            raise ValueError(f"prune.kind {self.kind}: {'; '.join(wrong)}")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _one_kind(cls, document: Any) -> Any:
+        """Older specs may name the ``kind``: the one that is left still loads."""
+        if not isinstance(document, dict) or "kind" not in document:
+            return document
+        if document["kind"] != "structured":
+            raise ValueError(
+                f"kind {document['kind']!r} was removed: zeros among the weights make no runtime served here faster; "
+                "remove kind (whole channels go, by ratio), and add quantize for a smaller file"
+            )
+        return {key: value for key, value in document.items() if key != "kind"}
+
+    @field_validator("importance", "scope", mode="before")
+    @classmethod
+    def _not_removed(cls, value: Any) -> Any:
+        instead = {"bn_scale": "magnitude", "lamp": "magnitude", "isomorphic": "global"}
+        if isinstance(value, str) and value in instead:
+            raise ValueError(
+                f"{value} was removed: no measurement showed it to keep more accuracy; use {instead[value]}"
+            )
+        return value
 
 
 STAGE = Stage(
@@ -115,8 +112,7 @@ def prune(job: Job, spec: PruneSpec, *, data: DataRef, parent: Variant, teacher:
 
     Values: ``variants`` by digest (``name``, ``parameters``, ``macs``), the same under ``before``; ``layers`` (name to
     channels before and after), ``validation`` (the metric of the ``parent``, after pruning, and ``tuned``),
-    ``batchnorm_layers``, ``untraced`` layers that the dependency graph did not reach; of a sparse kind ``sparsity``
-    (``weights``, ``zeros``, ``by_layer``, ``deflated_bytes``) and ``runtime_gain``.
+    ``batchnorm_layers``, ``untraced`` layers that the dependency graph did not reach.
 
     Raises:
         PruningRefused: the model cannot be traced, a layer named is not there or would be left without channels.

@@ -9,15 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from tasks.prune.batchnorm import reestimate_batchnorm
-from tasks.prune.sparse import Sparsity, WeightPruner, sparsity
 from tasks.prune.torch_cost import TorchCost, torch_cost
-from tasks.running.errors import PruningRefused
 from tasks.running.splits import Columns
 from tasks.torch_models.channel_pruner import ChannelPruner, Importance, Scope
 from tasks.torch_models.fit import History, fit
@@ -27,8 +24,6 @@ from tasks.torch_models.fit_seeding import derive, reproducible
 from tasks.torch_models.objective import Objective, TrainingBatch
 from tasks.torch_models.pruning_plan import Plan
 from tasks.workloads.workload import Workload
-
-Kind = Literal["structured", "unstructured", "2:4"]
 
 _TRACED_ROWS = 2
 _HESSIAN_ROWS = 512
@@ -41,7 +36,6 @@ class Narrowed:
 
     ``layers``: channels before and after by layer. ``validation``: the metric of the ``parent``, of the ``pruned``
     model before its last fine-tuning, and of the ``tuned`` one. ``untraced``: layers the graph did not reach.
-    ``sparsity``: of the sparse kinds.
     """
 
     plan: Plan
@@ -52,7 +46,6 @@ class Narrowed:
     batchnorm_layers: int
     validation: dict[str, float]
     history: History
-    sparsity: Sparsity | None
 
 
 def narrow(
@@ -62,7 +55,6 @@ def narrow(
     train: Columns,
     validation: Columns,
     objective: Objective,
-    kind: Kind,
     ratio: float,
     ratios: dict[str, float] | None,
     importance: Importance,
@@ -87,8 +79,6 @@ def narrow(
 
     Args:
         objective: what fine-tuning minimises.
-        kind: whole channels (see :class:`tasks.torch_models.channel_pruner.ChannelPruner`) or single weights (see
-            :class:`tasks.prune.sparse.WeightPruner`).
         ratio, ratios: share to remove, and of each layer named.
         steps: the ratio is reached in so many equal steps, each followed by its share of the ``epochs``; 0 epochs: by
             none.
@@ -99,7 +89,7 @@ def narrow(
         progress: told a fraction of the whole and a line of text.
 
     Raises:
-        PruningRefused: see the pruners.
+        PruningRefused: see :class:`tasks.torch_models.channel_pruner.ChannelPruner`.
         TrainingDiverged: the loss became NaN or infinite.
     """
     where = torch_device(device)
@@ -109,7 +99,17 @@ def narrow(
     score = partial(evaluate, model, workload=workload, columns=validation, device=device)
     metric = {"parent": score()[1] if parent_metric is None else parent_metric}
     before, layers, history = torch_cost(model, sample), 0, History()
-    pruner = _pruner(model, sample, kind, ratio, ratios, steps, importance, scope, round_to, ignore)
+    pruner = ChannelPruner(
+        model,
+        sample,
+        ratio=ratio,
+        ratios=ratios,
+        steps=steps,
+        importance=importance,
+        scope=scope,
+        round_to=round_to,
+        ignore=ignore,
+    )
     widths = pruner.widths()
     for step in range(steps):
         done = step / steps
@@ -148,8 +148,6 @@ def narrow(
         metric["tuned"] = fitted.val_metric
         first = len(history)
         history += [{**row, "epoch": first + int(row["epoch"]), "step": step + 1} for row in fitted.history]
-    if isinstance(pruner, WeightPruner):
-        pruner.release()
     return Narrowed(
         plan=pruner.plan,
         before=before,
@@ -159,48 +157,6 @@ def narrow(
         batchnorm_layers=layers,
         validation=metric,
         history=history,
-        sparsity=sparsity(model) if isinstance(pruner, WeightPruner) else None,
-    )
-
-
-def _pruner(
-    model: nn.Module,
-    sample: dict[str, Tensor],
-    kind: Kind,
-    ratio: float,
-    ratios: dict[str, float] | None,
-    steps: int,
-    importance: Importance,
-    scope: Scope,
-    round_to: int,
-    ignore: tuple[str, ...],
-) -> ChannelPruner | WeightPruner:
-    if kind == "structured":
-        return ChannelPruner(
-            model,
-            sample,
-            ratio=ratio,
-            ratios=ratios,
-            steps=steps,
-            importance=importance,
-            scope=scope,
-            round_to=round_to,
-            ignore=ignore,
-        )
-    if importance == "bn_scale" or importance == "lamp" or scope == "isomorphic":
-        raise PruningRefused(
-            f"prune.kind {kind} takes importance magnitude, taylor or hessian and scope local or global, not "
-            f"{importance} and {scope}: those rank whole channels"
-        )
-    return WeightPruner(
-        model,
-        pattern=kind,
-        ratio=ratio,
-        ratios=ratios,
-        steps=steps,
-        importance=importance,
-        everywhere=scope == "global",
-        ignore=ignore,
     )
 
 

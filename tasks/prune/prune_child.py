@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from tasks.prune.narrow import narrow
-from tasks.prune.sparse import NO_GAIN
 from tasks.running.child import Child, Result
 from tasks.running.splits import Columns, read_split
 from tasks.torch_models.fit import history_jsonl
@@ -34,7 +31,6 @@ def main(child: Child) -> Result:
         validation=validation,
         objective=_objective(child, workload, train),
         parent_metric=_known_metric(child, workload, validation),
-        kind=spec["kind"],
         ratio=spec["ratio"],
         ratios=spec["ratios"],
         importance=spec["importance"],
@@ -66,7 +62,7 @@ def main(child: Child) -> Result:
         stage="prune",
         pruning=[*(architecture.pruning or []), *narrowed.plan] or None,
     )
-    values: dict[str, Any] = {
+    values = {
         "variants": {variant.digest: {"name": variant.name, **narrowed.after.as_json()}},
         "before": narrowed.before.as_json(),
         "layers": narrowed.layers,
@@ -74,8 +70,6 @@ def main(child: Child) -> Result:
         "batchnorm_layers": narrowed.batchnorm_layers,
         "validation": narrowed.validation,
     }
-    if narrowed.sparsity is not None:
-        values |= {"sparsity": narrowed.sparsity.as_json(), "runtime_gain": NO_GAIN}
     history = history_jsonl(narrowed.history)
     files = (child.store.publish_bytes(history, f"{name}.history.jsonl"),) if narrowed.history else ()
     return Result(variants=(variant,), values=values, files=files)

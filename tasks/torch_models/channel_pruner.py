@@ -14,8 +14,8 @@ from tasks.torch_models.channel_groups import ChannelGroup, channel_groups
 from tasks.torch_models.model_blame import blame
 from tasks.torch_models.pruning_plan import Plan, dependency_graph, traceable
 
-Importance = Literal["magnitude", "taylor", "hessian", "bn_scale", "lamp"]
-Scope = Literal["local", "global", "isomorphic"]
+Importance = Literal["magnitude", "taylor", "hessian"]
+Scope = Literal["local", "global"]
 PRUNABLE = (nn.modules.conv._ConvNd, nn.Linear)
 
 _log = logging.getLogger("winnow.prune")
@@ -29,13 +29,11 @@ class ChannelPruner:
     Args:
         model: the model; it keeps its class, its layers get narrower.
         inputs: preprocessed inputs by name, at least two rows, for tracing.
-        ratio: share of the channels to remove in the end: of every group (local) or of all together (global,
-            isomorphic: ranked only among groups of the same shape; Fang et al. 2024, arXiv:2407.04616).
+        ratio: share of the channels to remove in the end: of every group (local) or of all together (global).
         ratios: another share for the group of each layer named; the rest of the groups keep to ``ratio``.
         steps: after each of so many calls of :meth:`step` an equal part of the ratio is gone.
         importance: what ranks channels; before each step ``taylor`` needs gradients in the parameters, and ``hessian``
-            (optimal brain damage, LeCun et al. 1989) means of squared gradients of single rows; ``bn_scale`` takes
-            BatchNorm's weights (Liu et al. 2017) and leaves groups without BatchNorm alone.
+            (optimal brain damage, LeCun et al. 1989) means of squared gradients of single rows.
         round_to: channels kept are a multiple of this.
         ignore: names of modules whose outputs stay as wide as they are. The output layer always does.
 
@@ -61,7 +59,6 @@ class ChannelPruner:
         self.model = model
         self.inputs = inputs
         self.asked = "prune.ratios" if ratios else f"prune.ratio {ratio:g}"
-        self.importance = importance
         self.round_to = round_to
         self._answer = self._shape_of_answer()
         modules = dict(model.named_modules())
@@ -91,8 +88,7 @@ class ChannelPruner:
                 pruning_ratio=ratio - _ROUNDING,
                 pruning_ratio_dict=asked,
                 iterative_steps=steps,
-                global_pruning=scope != "local",
-                isomorphic=scope == "isomorphic",
+                global_pruning=scope == "global",
                 round_to=round_to if round_to > 1 else None,
                 ignored_layers=kept,
                 in_channel_groups={},  # its defaults are shared by all instances
@@ -129,8 +125,8 @@ class ChannelPruner:
             )
         if self._pruner.current_step == self._pruner.iterative_steps and not self.plan:
             raise PruningRefused(
-                f"{self.asked} with importance {self.importance} removed nothing from layers of widths "
-                f"{before}; raise the ratio, lower round_to ({self.round_to}) or use importance magnitude"
+                f"{self.asked} removed nothing from layers of widths {before}; raise the ratio or lower round_to "
+                f"({self.round_to})"
             )
         answer = self._shape_of_answer()
         if answer != self._answer:
@@ -223,8 +219,6 @@ def _importance(name: Importance) -> Any:
         "taylor": importance.GroupTaylorImportance,
         # Its own accumulate_grad() forgets all rows but the last (1.6.1), so it gets finished means as gradients.
         "hessian": importance.GroupHessianImportance,
-        "bn_scale": importance.BNScaleImportance,
-        "lamp": importance.LAMPImportance,
     }[name]()
 
 
