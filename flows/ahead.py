@@ -7,7 +7,7 @@ import threading
 
 from model_registry import registry
 from tasks.running.machine_lock import machine_lock
-from tasks.running.stage_cache import planning
+from tasks.running.stage_plan import planning
 
 # MLflow looks at ONNX Runtime's options when it saves a model.
 _MODULES = ("onnxruntime", "matplotlib.backends.backend_agg", "matplotlib.figure", "flows.commands.result_table")

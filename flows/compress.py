@@ -31,7 +31,7 @@ from tasks.report.run_report import RunReport
 from tasks.running.errors import GateFailed
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job
-from tasks.running.stage_cache import Plan, PlanLine, planning
+from tasks.running.stage_plan import Plan, PlanLine, planning
 from tasks.track import track
 from tasks.train import TrainSpec, bring, train
 from tasks.validate import decision_of, refuse_hopeless, validate

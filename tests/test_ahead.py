@@ -9,7 +9,7 @@ from pathlib import Path
 _CODE = """
 import sys, threading
 from tasks.running.machine_lock import machine_lock
-from tasks.running.stage_cache import Plan, planning
+from tasks.running.stage_plan import Plan, planning
 from flows.ahead import import_ahead
 
 def importing():

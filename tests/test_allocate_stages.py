@@ -13,7 +13,7 @@ from tasks.allocate import AllocateSpec, allocate
 from tasks.prune import PruneSpec, prune
 from tasks.running.journal import Journal, journal
 from tasks.running.launch import kept_processes
-from tasks.running.stage_cache import Plan, planning
+from tasks.running.stage_plan import Plan, planning
 
 
 @pytest.fixture

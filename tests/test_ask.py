@@ -16,7 +16,7 @@ from tasks.ask import AskSpec, ask, ask_child
 from tasks.distill import DistillSpec
 from tasks.running.child import Child, Result
 from tasks.running.errors import SpecError
-from tasks.running.stage_cache import Plan, planning
+from tasks.running.stage_plan import Plan, planning
 from tasks.workloads.workload import Workload
 
 if TYPE_CHECKING:

@@ -21,7 +21,8 @@ from model_registry.variant import TensorSpec
 from tasks.onnx_models.onnx_graph import signature
 from tasks.running.child import Child, Result
 from tasks.running.errors import WeightsMismatch
-from tasks.running.stage_cache import Plan, planning, run_stage
+from tasks.running.stage_cache import run_stage
+from tasks.running.stage_plan import Plan, planning
 from tasks.torch_models.fit_rows import predict
 from tasks.torch_models.torch_variant import build, load
 from tasks.train import BRING, BringSpec, _into_the_store, bring_child

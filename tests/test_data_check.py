@@ -16,7 +16,8 @@ from tasks.data.materialise import storable
 from tasks.running.errors import DataCheckFailed, DataReadError, WorkloadError
 from tasks.running.splits import SPLITS, read_split
 from tasks.running.stage import Job, Outcome, WorkloadRef
-from tasks.running.stage_cache import Plan, log_folder, planning
+from tasks.running.stage_cache import log_folder
+from tasks.running.stage_plan import Plan, planning
 
 if TYPE_CHECKING:
     import flawed_workloads

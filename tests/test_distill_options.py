@@ -15,7 +15,7 @@ from model_registry.variant import Variant
 from tasks.distill import DistillSpec, distill, mix_search
 from tasks.distill.mix_search import Mix, candidates, search_mix
 from tasks.running.errors import SpecError, TrainingDiverged
-from tasks.running.stage_cache import Plan, planning
+from tasks.running.stage_plan import Plan, planning
 from tasks.torch_models.channel_pruner import ChannelPruner
 from tasks.torch_models.fit import Fitted
 from tasks.torch_models.fit_rows import evaluate, predict

@@ -13,7 +13,7 @@ from model_registry.store import StoreDenied, StoreUnavailable
 from tasks.running import policy
 from tasks.running.errors import DataCheckFailed, GateFailed
 from tasks.running.policy import RETRY_DELAYS, may_pass, step
-from tasks.running.stage_cache import Plan, planning
+from tasks.running.stage_plan import Plan, planning
 
 
 class _State:

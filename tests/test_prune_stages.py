@@ -22,7 +22,7 @@ from tasks.quantize import QuantizeSpec, quantize
 from tasks.running.errors import CalibrationError, PruningRefused, SpecError
 from tasks.running.launch import kept_processes
 from tasks.running.splits import read_split
-from tasks.running.stage_cache import Plan, planning
+from tasks.running.stage_plan import Plan, planning
 from tasks.torch_models.torch_variant import load, read_architecture
 from tasks.workloads.workload import load_workload
 

@@ -17,7 +17,7 @@ from tasks.qat import QatSpec, qat
 from tasks.quantize import QuantizeSpec, quantize
 from tasks.running.errors import QatUnsupported
 from tasks.running.launch import kept_processes
-from tasks.running.stage_cache import Plan, planning
+from tasks.running.stage_plan import Plan, planning
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tasks.quantize import AccuracyControl, QuantizeSpec, quantize
 from tasks.running.launch import kept_processes
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job
-from tasks.running.stage_cache import Plan, planning
+from tasks.running.stage_plan import Plan, planning
 
 HIDDEN = 16
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ from model_registry.variant import Variant
 from tasks.running.errors import ChildFailed
 from tasks.running.splits import DataRef, MetricRef
 from tasks.running.stage import Job, Limits, Outcome, Stage, WorkloadRef
-from tasks.running.stage_cache import Plan, ingredients, planning, run_stage
+from tasks.running.stage_cache import run_stage
+from tasks.running.stage_call import StageCall
+from tasks.running.stage_plan import Plan, planning
 
 HERE = str(Path(__file__).parent)
 
@@ -72,6 +73,8 @@ def test_the_second_call_reuses_and_says_from_where(store: Store, tmp_path: Path
     assert second.reason == "made by run run-1"
     assert second.files == first.files
     assert second.values == first.values
+    labelled = run_stage(STAGE, job(store), spec, label="again")
+    assert (labelled.name, labelled.status, labelled.key) == ("echo:again", "reused", first.key)
     assert computed(tmp_path / "count") == 1
 
 
@@ -85,7 +88,7 @@ def test_each_ingredient_alone_changes_the_key(store: Store, monkeypatch: pytest
             "inputs": {"parent": some_variant("p", "a")},
             "extra": {"x": 1},
         }
-        return json.dumps(ingredients(**{**given, **changes}), sort_keys=True)
+        return StageCall(**{**given, **changes}).key
 
     keys = {
         "same": key(),
@@ -101,11 +104,12 @@ def test_each_ingredient_alone_changes_the_key(store: Store, monkeypatch: pytest
         "code": key(stage=Stage(name="echo", entry="test_launch:run", libraries=STAGE.libraries)),
     }
     assert len(set(keys.values())) == len(keys)
-    # What must not matter: the run, labels of variants, limits, where the user's folder lies.
+    # What must not matter: the run, labels of calls and variants, limits, where the user's folder lies.
+    assert key(label="another") == keys["same"]
     assert key(job=job(store, run_id="other", limits={"echo": Limits(seconds=5)})) == keys["same"]
     assert key(inputs={"parent": some_variant("renamed", "a")}) == keys["same"]
 
-    monkeypatch.setattr("tasks.running.stage_cache.cpu_class", lambda: "another")
+    monkeypatch.setattr("tasks.running.stage_call.cpu_class", lambda: "another")
     assert key() == keys["same"]
     assert (
         key(stage=Stage(name="echo", entry=STAGE.entry, libraries=STAGE.libraries, cpu_class_matters=True))
@@ -120,7 +124,7 @@ def test_user_code_counts_reformatting_does_not(store: Store, tmp_path: Path) ->
 
     def source(code: str) -> Any:
         (folder / "mine_workload.py").write_text(code)
-        return ingredients(STAGE, job(store, workload=reference), EchoSpec(count="c"), None, {}, {})["workload"]
+        return StageCall(STAGE, job(store, workload=reference), EchoSpec(count="c")).ingredients["workload"]
 
     before = source("class Mine:\n    x = 1\n")
     assert source("# a comment\nclass Mine:\n\n    x = (1)\n") == before

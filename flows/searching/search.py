@@ -23,7 +23,7 @@ from tasks.evidence.search_summary import SearchSummary
 from tasks.release.ledger_protocol import patiently
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome
-from tasks.running.stage_cache import planning
+from tasks.running.stage_plan import planning
 from tasks.validate.choice import best_of, failing_gates
 
 

@@ -16,7 +16,7 @@ from model_registry.store import StoreUnavailable
 from tasks.running.journal import Journal, Line, journal
 from tasks.running.source_hash import closure_hash
 from tasks.running.stage import Stage
-from tasks.running.stage_cache import planning
+from tasks.running.stage_plan import planning
 
 P = ParamSpec("P")
 R = TypeVar("R")

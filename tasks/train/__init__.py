@@ -17,7 +17,8 @@ from tasks.running.errors import WeightsMismatch
 from tasks.running.policy import step
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome, Stage
-from tasks.running.stage_cache import planning, run_stage
+from tasks.running.stage_cache import run_stage
+from tasks.running.stage_plan import planning
 
 
 class TrainSpec(Frozen):
