@@ -13,6 +13,8 @@ from tasks.running.splits import Columns, ColumnSpec, DataRef, MetricRef, SplitR
 from tasks.running.stage import Job, WorkloadRef
 from tasks.torch_models.fit import fit
 from tasks.torch_models.torch_variant import build, save
+from tasks.torch_models.training import Training
+from tasks.torch_models.training_data import TrainingData
 from tasks.workloads.workload import load_workload
 
 WORKLOAD = WorkloadRef(path="tasks.workloads.digits:Digits")
@@ -58,12 +60,8 @@ def digits_world(store: Store, *, width: float = 0.25, epochs: int = 12) -> Digi
     model = build(workload, "teacher", scale)
     fit(
         model,
-        workload=workload,
-        train=splits["train"],
-        validation=splits["validation"],
-        epochs=epochs,
-        batch_size=64,
-        learning_rate=4e-3,
+        TrainingData(workload, splits["train"], splits["validation"]),
+        Training(epochs=epochs, batch_size=64, learning_rate=4e-3),
         device="cpu",
     )
     teacher = save(

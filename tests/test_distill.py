@@ -161,10 +161,10 @@ def test_a_finished_student_is_not_trained_again_after_a_kill(store: Store, caps
     teacher = teacher_of(store, workload)
     whole = distilled(store, workload, teacher)
 
-    def killed(model: Any, **arguments: Any) -> Any:
+    def killed(*given: Any, **arguments: Any) -> Any:
         if "control" in str(arguments["checkpoints"].key):
             raise KeyboardInterrupt
-        return fit(model, **arguments)
+        return fit(*given, **arguments)
 
     with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr("tasks.distill.lessons.fit", killed)

@@ -14,6 +14,8 @@ from tasks.running.errors import SpecError
 from tasks.torch_models.fit import Fitted, fit
 from tasks.torch_models.objective import Hard, LiveAnswers, TrainingBatch, distillation
 from tasks.torch_models.torch_variant import build
+from tasks.torch_models.training import Training
+from tasks.torch_models.training_data import TrainingData
 from tasks.workloads.architectures import ImageClassifier, SimpleNet
 from tasks.workloads.mobilenet import MobileNetClassifier
 from tasks.workloads.resnet import ResNet20
@@ -101,13 +103,9 @@ def teach(
         before = [parameter.detach().clone() for parameter in goal.parameters()]
         fitted = fit(
             student,
-            workload=workload,
-            train=splits["train"],
-            validation=splits["validation"],
+            TrainingData(workload, splits["train"], splits["validation"]),
+            Training(epochs=3, batch_size=32, learning_rate=1e-2),
             objective=goal,
-            epochs=3,
-            batch_size=32,
-            learning_rate=1e-2,
             device="cpu",
             checkpoints=memory,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,15 +14,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tasks.qat import QatSpec
 from tasks.running.errors import SpecError, TrainingDiverged, WorkloadError
-from tasks.torch_models.fit import Fitted, _batches, fit, history_jsonl, schedule_factor
+from tasks.torch_models.fit import Fitted, _batches, fit
 from tasks.torch_models.fit_amp import amp_dtype
 from tasks.torch_models.fit_checkpoint import unpack
 from tasks.torch_models.fit_rows import evaluate, predict
+from tasks.torch_models.fit_state import history_jsonl
 from tasks.torch_models.fit_threads import row_macs, worthwhile_threads
 from tasks.torch_models.objective import TrainingBatch
 from tasks.torch_models.torch_variant import build
+from tasks.torch_models.training import Training
+from tasks.torch_models.training_data import TrainingData
 from tasks.torch_models.views import View, Views
+from tasks.train import TrainSpec
 from tasks.workloads.workload import Workload
 
 if TYPE_CHECKING:
@@ -30,7 +35,8 @@ if TYPE_CHECKING:
 else:  # tests/ is no package at run time
     from taught_workloads import taught
 
-DEFAULTS = {"epochs": 4, "batch_size": 32, "learning_rate": 5e-3, "device": "cpu"}
+DEFAULTS: dict[str, Any] = {"epochs": 4, "batch_size": 32, "learning_rate": 5e-3}
+SETTINGS = {field.name for field in fields(Training)}
 
 
 @dataclass
@@ -53,9 +59,10 @@ class Memory:
 
 def run(workload: Workload, *, seed: int = 0, **changes: Any) -> tuple[nn.Module, Fitted]:
     model = changes.pop("model", None) or build(workload, "teacher", changes.pop("scale", {}), seed=seed)
-    splits = workload.splits()
-    arguments = {**DEFAULTS, "train": splits["train"], "validation": splits["validation"], **changes}
-    return model, fit(model, workload=workload, seed=seed, **arguments)
+    splits = workload.splits() | {name: changes.pop(name) for name in ("train", "validation") if name in changes}
+    data = TrainingData(workload, splits["train"], splits["validation"])
+    training = Training(**{**DEFAULTS, **{name: changes.pop(name) for name in SETTINGS & changes.keys()}})
+    return model, fit(model, data, training, seed=seed, **{"device": "cpu", **changes})
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -341,12 +348,22 @@ def test_the_callers_generators_and_switches_are_left_alone() -> None:
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    rates = [schedule_factor(step, 100, "cosine", 0.1) for step in range(100)]
+    cosine = Training(1, 2, learning_rate=1.0, warmup=0.1)
+    rates = [cosine.rate(step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert max(rates) == 1.0
     assert 0 < rates[-1] < 0.001
-    assert [schedule_factor(step, 100, "constant", 0.0) for step in (0, 99)] == [1.0, 1.0]
+    constant = Training(1, 2, learning_rate=0.3, schedule="constant", warmup=0.0)
+    assert [constant.rate(step, 100) for step in (0, 99)] == [0.3, 0.3]
+
+
+def test_a_training_is_what_a_spec_says_about_it() -> None:
+    spec = TrainSpec(epochs=7, optimizer="sgd", patience=None, scale={"width": 2.0}).model_dump()
+    wanted = {name: spec[name] for name in SETTINGS}
+    assert Training.of(spec) == Training(**wanted) and set(spec) == {*SETTINGS, "scale"}
+    short = QatSpec(epochs=3).model_dump()
+    assert Training.of(short) == Training(epochs=3, batch_size=64, learning_rate=1e-3, weight_decay=0.0)
 
 
 @given(rows=st.integers(2, 500), batch_size=st.integers(2, 64))

@@ -13,6 +13,8 @@ from tasks.torch_models.fit import fit
 from tasks.torch_models.fit_layout import channels_last, match_layout
 from tasks.torch_models.fit_rows import predict
 from tasks.torch_models.torch_variant import build
+from tasks.torch_models.training import Training
+from tasks.torch_models.training_data import TrainingData
 from tasks.workloads.resnet import ResNet20
 
 if TYPE_CHECKING:
@@ -132,7 +134,8 @@ def test_layouts_learn_the_same_but_for_rounding(monkeypatch: pytest.MonkeyPatch
     losses = []
     for _ in range(2):
         model = build(workload, "student", {"width": 0.25}, seed=2)
-        arguments: dict[str, Any] = {"train": splits["train"], "validation": splits["validation"], "device": "cpu"}
-        losses.append(fit(model, workload=workload, epochs=2, batch_size=32, learning_rate=1e-3, **arguments).val_loss)
+        data = TrainingData(workload, splits["train"], splits["validation"])
+        training = Training(epochs=2, batch_size=32, learning_rate=1e-3)
+        losses.append(fit(model, data, training, device="cpu").val_loss)
         monkeypatch.setattr("tasks.torch_models.fit.channels_last", lambda *_: contextlib.nullcontext())
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)

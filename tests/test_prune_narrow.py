@@ -9,11 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from tasks.prune.narrow import Narrowed, _mean_squared_gradients, narrow
+from tasks.prune.channel_cut import Cut
+from tasks.prune.loss_gradients import mean_squared_gradients
+from tasks.prune.narrow import Narrowed, narrow
 from tasks.running.stage import WorkloadRef
 from tasks.torch_models.fit_rows import Rows
 from tasks.torch_models.objective import Hard
 from tasks.torch_models.torch_variant import build
+from tasks.torch_models.training import Training
+from tasks.torch_models.training_data import TrainingData
 from tasks.workloads.workload import load_workload
 
 WORKLOAD = load_workload(WorkloadRef(path="tasks.workloads.digits:Digits", arguments={"rows": 500}))
@@ -28,33 +32,17 @@ def narrowed(model: nn.Module, **changes: Any) -> tuple[nn.Module, Narrowed, lis
     model = copy.deepcopy(model)
     splits = WORKLOAD.splits()
     told: list[float] = []
-    settings: dict[str, Any] = {
-        "ratio": 0.5,
-        "ratios": None,
-        "importance": "magnitude",
-        "scope": "local",
-        "steps": 1,
-        "round_to": 1,
-        "ignore": (),
-        "epochs": 8,
-        "batch_size": 32,
-        "learning_rate": 5e-3,
-        "weight_decay": 0.01,
-        "patience": None,
-        "batchnorm_batches": 5,
-        "gradient_batches": 3,
-        "seed": 0,
-    }
+    epochs = changes.pop("epochs", 8)
     found = narrow(
         model,
-        workload=WORKLOAD,
-        train=splits["train"],
-        validation=splits["validation"],
+        TrainingData(WORKLOAD, splits["train"], splits["validation"]),
+        Cut(**{"ratio": 0.5, "batchnorm_batches": 5, "gradient_batches": 3, **changes}),
+        Training(epochs=epochs, batch_size=32, learning_rate=5e-3),
         objective=Hard(WORKLOAD.loss),
+        seed=0,
         device="cpu",
         checkpoints=lambda step: None,
         progress=lambda fraction, text: told.append(fraction),
-        **{**settings, **changes},
     )
     return model, found, told
 
@@ -109,7 +97,7 @@ def test_hessian_takes_the_mean_of_squared_gradients_of_single_rows(untrained: n
     split = WORKLOAD.splits()["train"]
     rows = Rows(WORKLOAD, split, torch.device("cpu"))
     batches = [rows(torch.tensor([0, 1, 2]), None), rows(torch.tensor([3, 4]), None)]
-    _mean_squared_gradients(model, batches, WORKLOAD)
+    mean_squared_gradients(model, batches, WORKLOAD)
     found = model.get_submodule("head").weight
     assert isinstance(found, nn.Parameter) and found.grad is not None
     wanted = torch.zeros_like(found)

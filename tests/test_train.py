@@ -27,6 +27,8 @@ from tasks.running.stage_cache import log_folder, run_stage
 from tasks.torch_models.fit import fit
 from tasks.torch_models.fit_rows import evaluate
 from tasks.torch_models.torch_variant import build, load
+from tasks.torch_models.training import Training
+from tasks.torch_models.training_data import TrainingData
 from tasks.train import TRAIN, TrainSpec, train_child
 from tasks.workloads.workload import load_workload
 
@@ -137,10 +139,9 @@ def test_the_defaults_suit_the_digits() -> None:
     workload = load_workload(WorkloadRef(path="tasks.workloads.digits:Digits"))
     splits = workload.splits()
     settings = TrainSpec().model_dump()
-    model = build(workload, "teacher", settings.pop("scale"))
-    fitted = fit(
-        model, workload=workload, train=splits["train"], validation=splits["validation"], device="cpu", **settings
-    )
+    model = build(workload, "teacher", settings["scale"])
+    data = TrainingData(workload, splits["train"], splits["validation"])
+    fitted = fit(model, data, Training.of(settings), device="cpu")
     assert fitted.val_metric >= 0.98
     assert evaluate(model, workload=workload, columns=splits["test"], device="cpu")[1] >= 0.965
 

@@ -24,6 +24,8 @@ from tasks.running.stage import WorkloadRef  # noqa: E402
 from tasks.torch_models.fit import fit  # noqa: E402
 from tasks.torch_models.fit_rows import evaluate  # noqa: E402
 from tasks.torch_models.torch_variant import build  # noqa: E402
+from tasks.torch_models.training import Training  # noqa: E402
+from tasks.torch_models.training_data import TrainingData  # noqa: E402
 from tasks.workloads.workload import load_workload  # noqa: E402
 
 TEACHERS, PACKED = HERE / "teachers", HERE / "packed"
@@ -39,14 +41,8 @@ def teach(network: str) -> None:
     began = time.monotonic()
     fitted = fit(
         model,
-        workload=workload,
-        train=splits["train"],
-        validation=splits["validation"],
-        epochs=EPOCHS[network],
-        batch_size=96,
-        learning_rate=2e-3,
-        weight_decay=0.05,
-        warmup=0.15,
+        TrainingData(workload, splits["train"], splits["validation"]),
+        Training(epochs=EPOCHS[network], batch_size=96, learning_rate=2e-3, weight_decay=0.05, warmup=0.15),
         seed=0,
         device="cpu",
     )

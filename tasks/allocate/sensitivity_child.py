@@ -22,7 +22,6 @@ _FEWEST_ROWS = 64
 
 def main(child: Child) -> Result:
     """Read the parent's structure and measure the damage of narrowing each of its groups, on calibration rows."""
-    assert child.data is not None
     spec = child.spec
     workload = load_workload(child.job.workload)
     model = load(child.store, child.inputs["parent"], workload=workload)

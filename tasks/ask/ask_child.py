@@ -11,7 +11,6 @@ from tasks.workloads.workload import load_workload
 
 def main(child: Child) -> Result:
     """Ask each teacher about each split and view that a training will want."""
-    assert child.data is not None
     workload = load_workload(child.job.workload)
     splits = {name: read_split(child.store, child.data, name) for name in ("validation", "train")}
     questions: list[tuple[str, View | None]] = [("validation", None)]

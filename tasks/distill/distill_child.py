@@ -17,7 +17,7 @@ from tasks.torch_models.objective import Hard, Objective
 def main(child: Child) -> Result:
     """Train the student and its control, and say what the teacher was good for."""
     lessons, label = Lessons(child), child.extra.get("name", "")
-    values = {"metric": lessons.data.metric.name, **lessons.metrics()}
+    values = {"metric": child.data.metric.name, **lessons.metrics()}
     name = label or "student"
     if not child.spec["epochs"]:
         pupils = [lessons.publish(lessons.model(), None, name)]
@@ -36,7 +36,7 @@ def main(child: Child) -> Result:
         return _result([student], values)
     control = course.control(f"control-{label}" if label else "control")
     values["control"] = control.facts
-    values |= _gain(student, control, lessons.data.metric.better)
+    values |= _gain(student, control, child.data.metric.better)
     return _result([student, control], values)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,20 +20,18 @@ from tasks.distill.hints import hinted
 from tasks.distill.inheritance import inherit
 from tasks.distill.mix_search import Mix
 from tasks.running.child import Child
-from tasks.running.splits import read_split
-from tasks.torch_models.fit import Fitted, fit, history_jsonl
+from tasks.torch_models.fit import Fitted, fit
 from tasks.torch_models.fit_checkpoint import StoreCheckpoints
 from tasks.torch_models.fit_rows import Outputs, Rows, answers, judge, predict, torch_device
+from tasks.torch_models.fit_state import history_jsonl
 from tasks.torch_models.objective import LiveAnswers, Objective, TeacherAnswers, distillation, mean_answers
 from tasks.torch_models.teacher_answers import teacher_outputs, teacher_says
 from tasks.torch_models.torch_variant import build, load, parameter_count, read_architecture, save
+from tasks.torch_models.training import Training
+from tasks.torch_models.training_data import TrainingData
 from tasks.torch_models.views import wanted_views
 from tasks.workloads.workload import load_workload
 
-_FIT = (
-    "batch_size", "learning_rate", "weight_decay", "optimizer", "schedule", "warmup", "patience", "amp",
-    "deterministic",
-)  # fmt: skip
 _HINT_ROWS = 2
 
 
@@ -51,15 +49,13 @@ class Lessons:
     """The stage's request, opened."""
 
     def __init__(self, child: Child) -> None:
-        assert child.data is not None
-        self.child, self.data, self.spec = child, child.data, child.spec
+        self.child, self.spec = child, child.spec
         self.store, self.device = child.store, child.job.device
         self.workload = load_workload(child.job.workload)
-        self.train = read_split(self.store, self.data, "train")
-        self.validation = read_split(self.store, self.data, "validation")
+        self.data = TrainingData.read(self.store, child.data, self.workload)
         self.parent = child.inputs.get("parent")
         self.teachers = [variant for role, variant in child.inputs.items() if role != "parent"]
-        self.classification = self.data.task == "classification"
+        self.classification = child.data.task == "classification"
         self.views = wanted_views(self.workload, self.spec["views"], child.job.seed)
         self.hints: list[tuple[str, str]] = []
         """Pairs of modules, once a model was taught with hints."""
@@ -90,7 +86,7 @@ class Lessons:
             yield base
             return
         teacher, where = self._watched, torch_device(self.device)
-        inputs = Rows(self.workload, self.train, where)(torch.arange(_HINT_ROWS), None).inputs
+        inputs = Rows(self.workload, self.data.train, where)(torch.arange(_HINT_ROWS), None).inputs
         model.to(where)
         if hints["layers"] == "auto":
             self.hints = matching_layers(teacher, model, inputs)
@@ -113,22 +109,19 @@ class Lessons:
         """Train the model; a killed training of this name goes on where it was."""
         return fit(
             model,
-            workload=self.workload,
-            train=self.train,
-            validation=self.validation,
+            self.data,
+            replace(Training.of(self.spec), epochs=epochs),
             objective=objective,
-            epochs=epochs,
             views=self.views,
             seed=self.child.job.seed,
             device=self.device,
             checkpoints=StoreCheckpoints(self.store, f"{self.child.checkpoint_prefix}{name}"),
             progress=progress,
-            **{setting: self.spec[setting] for setting in _FIT},
         )
 
     def publish(self, model: nn.Module, fitted: Fitted | None, name: str) -> Pupil:
         """Judge the model on validation and save it, with its curves if it was trained."""
-        outputs, targets = answers(model, Rows(self.workload, self.validation, torch_device(self.device)))
+        outputs, targets = answers(model, Rows(self.workload, self.data.validation, torch_device(self.device)))
         if fitted is None:
             loss, metric, _ = judge(self.workload, outputs, targets)
             facts = {"epochs": 0, "best_epoch": 0, "val_metric": metric, "val_loss": loss, "stopped_early": False}
@@ -144,7 +137,7 @@ class Lessons:
             workload=self.workload,
             role=role,
             scale=scale,
-            sample=self.validation,
+            sample=self.data.validation,
             name=name,
             stage="distill",
             pruning=pruning,
@@ -157,7 +150,9 @@ class Lessons:
 
     def metrics(self) -> dict[str, Any]:
         """On validation: the ``teacher`` (the mean of all), each of the ``teachers`` if several, and the ``parent``."""
-        targets = self.workload.batch({name: torch.from_numpy(values) for name, values in self.validation.items()})[1]
+        targets = self.workload.batch(
+            {name: torch.from_numpy(values) for name, values in self.data.validation.items()}
+        )[1]
 
         def metric(outputs: Outputs) -> dict[str, float]:
             return {"val_metric": float(self._scores(outputs, targets.numpy()).mean())}
@@ -167,9 +162,9 @@ class Lessons:
                 self.store,
                 teacher,
                 workload=self.workload,
-                data=self.data,
+                data=self.child.data,
                 split="validation",
-                columns=self.validation,
+                columns=self.data.validation,
                 device=self.device,
             )
             for teacher in self.teachers
@@ -178,7 +173,7 @@ class Lessons:
         if len(said) > 1:
             found["teachers"] = [metric(outputs) for outputs in said]
         if self.parent is not None:
-            outputs = predict(self.model(), workload=self.workload, columns=self.validation, device=self.device)
+            outputs = predict(self.model(), workload=self.workload, columns=self.data.validation, device=self.device)
             found["parent"] = metric(outputs)
         return found
 
@@ -199,8 +194,8 @@ class Lessons:
                 self.store,
                 teacher,
                 workload=self.workload,
-                data=self.data,
-                train=self.train,
+                data=self.child.data,
+                train=self.data.train,
                 device=self.device,
                 views=self.views,
             )

@@ -15,7 +15,6 @@ MEASURED = ("calibration", "validation", "test")
 
 def main(child: Child) -> Result:
     """Publish ``calibration.npz``, ``validation.npz`` and ``test.npz``."""
-    assert child.data is not None
     workload = load_workload(child.job.workload)
     files = []
     for name in MEASURED:

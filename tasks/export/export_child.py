@@ -24,7 +24,6 @@ _ROWS = max(BATCHES)
 
 def main(child: Child) -> Result:
     """Export the parent, prove it equal to the model, and publish it with its labels."""
-    assert child.data is not None
     parent = child.inputs["parent"]
     workload = load_workload(child.job.workload)
     child.progress(0.1, f"loading {parent.name}")

@@ -36,7 +36,6 @@ def main(child: Child) -> Result:
 def _scored(child: Child, variant: Variant, baseline: Variant, inputs: Path, probed: dict[str, Any]) -> Result:
     """Score the predictions, compare them with the baseline's, and write it all down."""
     data, split = child.data, child.extra["split"]
-    assert data is not None
     child.progress(0.9, f"scoring {variant.name}")
     outputs = np.load(child.workdir / "outputs.npy", allow_pickle=False)
     predictions = publish_arrays(child.store, "predictions.npz", outputs=outputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -20,30 +20,31 @@ from tasks.qat.raw_workload import RawWorkload, ask_teacher, raw_inputs
 from tasks.qat.torch_graph import TorchGraph
 from tasks.qat.write_back import write_back
 from tasks.running.child import Child, Result
-from tasks.running.splits import Columns, read_split
-from tasks.torch_models.fit import fit, history_jsonl
+from tasks.running.splits import Columns
+from tasks.torch_models.fit import fit
 from tasks.torch_models.fit_checkpoint import StoreCheckpoints
 from tasks.torch_models.fit_rows import predict
+from tasks.torch_models.fit_state import history_jsonl
 from tasks.torch_models.objective import distillation
+from tasks.torch_models.training import Training
+from tasks.torch_models.training_data import TrainingData
 from tasks.workloads.workload import Workload, load_workload
 
 
 def main(child: Child) -> Result:
     """Train the int8 file, write it again, and check that it answers as trained."""
-    assert child.data is not None
     spec, parent = child.spec, child.inputs["parent"]
     users = load_workload(child.job.workload)
     workload = RawWorkload(users)
-    train, validation = (read_split(child.store, child.data, name) for name in ("train", "validation"))
+    data = TrainingData.read(child.store, child.data, workload)
     before = child.store.fetch_bytes(parent.file("model.onnx"))
     model = spell_out_byte_inputs(onnx.load_from_string(before))
     floats = _floats(child, model)
     module = TorchGraph(model, floats)
     fitted = fit(
         module,
-        workload=workload,
-        train=train,
-        validation=validation,
+        data,
+        replace(Training.of(spec), amp="off"),  # bf16 has too few bits for the 256 steps of a grid
         objective=distillation(
             workload.loss,
             ask_teacher(
@@ -51,19 +52,13 @@ def main(child: Child) -> Result:
                 child.inputs["teacher"],
                 workload=users,
                 data=child.data,
-                train=train,
+                train=data.train,
                 device=child.job.device,
             ),
             classification=child.data.task == "classification",
             temperature=spec["temperature"],
             alpha=spec["alpha"],
         ),
-        epochs=spec["epochs"],
-        batch_size=spec["batch_size"],
-        learning_rate=spec["learning_rate"],
-        weight_decay=spec["weight_decay"],
-        patience=spec["patience"],
-        amp="off",  # bf16 has too few bits for the 256 steps of a grid
         seed=child.job.seed,
         device=child.job.device,
         checkpoints=StoreCheckpoints(child.store, f"{child.checkpoint_prefix}qat"),
@@ -72,8 +67,8 @@ def main(child: Child) -> Result:
     written = write_back(module)
     fold_byte_inputs(written)
     after = strip(written, merge_equal=True)
-    inputs = raw_inputs(workload, validation)
-    trained = predict(module, workload=workload, columns=validation, device="cpu")
+    inputs = raw_inputs(workload, data.validation)
+    trained = predict(module, workload=workload, columns=data.validation, device="cpu")
     answers = run_onnx(after, inputs)
     parity = check_int8_parity(trained, answers, scale=module.output_scale())
     variant = Variant(
@@ -99,8 +94,8 @@ def main(child: Child) -> Result:
             }
         },
         "validation": {
-            "parent": _metric(workload, run_onnx(before, inputs), validation),
-            "qat": _metric(workload, answers, validation),
+            "parent": _metric(workload, run_onnx(before, inputs), data.validation),
+            "qat": _metric(workload, answers, data.validation),
         },
         "parity": asdict(parity),
         "layers": len(module.graph.weights),

@@ -54,7 +54,6 @@ class _Model:
 
 def main(child: Child) -> Result:
     """Quantize the parent with each method that suits its graph."""
-    assert child.data is not None
     spec, parent = child.spec, child.inputs["parent"]
     here = cpu_class()
     label = child.extra.get("label") or parent.name.removesuffix(".fp32")
@@ -188,7 +187,6 @@ def _builder(method: str, model: _Model, child: Child, values: dict[str, Any]) -
 def _control(method: str, build: Build, model: _Model, child: Child, values: dict[str, Any]) -> Controlled:
     """Find the layers that must stay in fp32, on the validation split."""
     spec, parent = child.spec["accuracy_control"], child.inputs["parent"]
-    assert child.data is not None
     feeds, targets = read_rows(child, parent.inputs, "validation")
     outputs = top_answers(model.file, feeds)
     metric, drop = child.data.metric.name, _drop(child, outputs, targets, values)
@@ -214,7 +212,6 @@ def _control(method: str, build: Build, model: _Model, child: Child, values: dic
 
 
 def _drop(child: Child, outputs: NDArray[Any], targets: NDArray[Any], values: dict[str, Any]) -> Drop | None:
-    assert child.data is not None
     try:
         return drop_of_metric(child.data, child.job.workload, outputs, targets)
     except WorkloadError as error:
@@ -223,7 +220,6 @@ def _drop(child: Child, outputs: NDArray[Any], targets: NDArray[Any], values: di
 
 
 def _compare_with_training(child: Child) -> list[str]:
-    assert child.data is not None
     sizes = {split.name: split.file.size for split in child.data.splits}
     if sizes.get("train", _COMPARED_BYTES + 1) > _COMPARED_BYTES:
         return []

@@ -46,7 +46,6 @@ def _batched(child: Child, split: str) -> Feeds:
 
     from tasks.workloads.workload import load_workload
 
-    assert child.data is not None
     columns = {name: torch.from_numpy(values) for name, values in read_split(child.store, child.data, split).items()}
     with torch.no_grad():
         inputs, targets = load_workload(child.job.workload).batch(columns)

@@ -46,7 +46,7 @@ class Child:
     def __init__(self, request: dict[str, Any], messages: int) -> None:
         self.job = Job.model_validate(request["job"])
         self.spec: dict[str, Any] = request["spec"]
-        self.data: DataRef | None = DataRef.model_validate(request["data"]) if request["data"] else None
+        self._data = DataRef.model_validate(request["data"]) if request["data"] else None
         self.inputs: dict[str, Variant] = {k: Variant.model_validate(v) for k, v in request["inputs"].items()}
         self.extra: dict[str, Any] = request["extra"]
         self.key: str = request["key"]
@@ -54,6 +54,13 @@ class Child:
         self.checkpoint_prefix = f"checkpoints/{self.key}/"
         self._messages = messages
         self._store: Store | None = None
+
+    @property
+    def data(self) -> DataRef:
+        """The checked data; ValueError where the stage is run without."""
+        if self._data is None:
+            raise ValueError("the stage's child asks for data, and run_stage was given none; pass it data")
+        return self._data
 
     @property
     def store(self) -> Store:

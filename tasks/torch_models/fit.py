@@ -2,35 +2,28 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from model_registry.manifest import canonical_json, hash_bytes
 from tasks.running.errors import TrainingDiverged, WorkloadError
-from tasks.running.splits import Columns
 from tasks.torch_models.fit_amp import Amp, amp_dtype
-from tasks.torch_models.fit_checkpoint import Checkpoints, CheckpointUnreadable, pack, unpack
-from tasks.torch_models.fit_layout import channels_last, match_layout
+from tasks.torch_models.fit_checkpoint import Checkpoints
+from tasks.torch_models.fit_layout import channels_last
 from tasks.torch_models.fit_rows import Rows, answers, call_model, describe_tensor, judge, torch_device
 from tasks.torch_models.fit_seeding import derive, reproducible, seed_everything
+from tasks.torch_models.fit_state import FitState, History
 from tasks.torch_models.fit_threads import worthwhile_threads
 from tasks.torch_models.objective import Hard, Objective, TrainingBatch
+from tasks.torch_models.training import Training
+from tasks.torch_models.training_data import TrainingData
 from tasks.torch_models.views import Views
-from tasks.workloads.workload import Workload
 
-Optimizer = Literal["adamw", "sgd"]
-Schedule = Literal["cosine", "constant"]
-History = list[dict[str, float | int]]
-"""One row per epoch: ``epoch`` (from 1), ``train_loss``, ``val_loss``, ``val_metric``, ``lr`` (its last)."""
-
-_log = logging.getLogger("winnow.fit")
 _CHECK_EVERY = 20
 """Batches between looks at the loss on an accelerator, where each look waits for it."""
 
@@ -60,21 +53,10 @@ class Fitted:
 
 def fit(
     model: nn.Module,
+    data: TrainingData,
+    training: Training,
     *,
-    workload: Workload,
-    train: Columns,
-    validation: Columns,
     objective: Objective | None = None,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    weight_decay: float = 0.01,
-    optimizer: Optimizer = "adamw",
-    schedule: Schedule = "cosine",
-    warmup: float = 0.05,
-    patience: int | None = None,
-    amp: Amp = "auto",
-    deterministic: bool = True,
     views: Views | None = None,
     seed: int = 0,
     device: str = "auto",
@@ -89,16 +71,9 @@ def fit(
 
     Args:
         model: called with preprocessed inputs by name, answers [N, ...].
-        workload: says how columns become inputs and targets, and how an output is judged.
-        train, validation: columns by name, rows first.
+        data: what it learns from and is judged by.
+        training: how; at least one epoch.
         objective: what training minimises; None = the workload's loss. One that is a module is trained along.
-        epochs: at most so many passes over the training split.
-        batch_size: rows per step; the batches of an epoch are evened out, so that none is tiny.
-        learning_rate: its peak, after a linear rise over ``warmup`` (a share of all steps).
-        weight_decay: on matrices and kernels only, not on biases and norms.
-        patience: stop after so many epochs in a row without a better one; None = never.
-        amp: mixed precision; see tasks/torch_models/fit_amp.py. Validation is always float32.
-        deterministic: refuse operations whose result varies from run to run.
         views: fixed augmentations of the training split, taken in turn by epoch; None = fresh ones, if any.
         checkpoints: where the state is kept after each epoch; a training that finds its own goes on from it.
         progress: told a fraction of the whole and a line of text.
@@ -110,20 +85,20 @@ def fit(
     """
     where = torch_device(device)
     model.to(where)
-    loss = objective if objective is not None else Hard(workload.loss)
+    loss = objective if objective is not None else Hard(data.workload.loss)
     beside = loss.to(where) if isinstance(loss, nn.Module) else nn.Module()
-    settings = (epochs, batch_size, learning_rate, weight_decay, optimizer, schedule, warmup, patience, amp, seed)
-    rows, judged = Rows(workload, train, where), Rows(workload, validation, where)
+    epochs = training.epochs
+    rows, judged = (Rows(data.workload, columns, where) for columns in (data.train, data.validation))
     sample = _check_fit(model, rows, loss)
     with (
-        reproducible(where, deterministic),
-        worthwhile_threads(model, sample.inputs, batch_size),
+        reproducible(where, training.deterministic),
+        worthwhile_threads(model, sample.inputs, training.batch_size),
         channels_last(model, sample.inputs),
     ):
-        steps = _steps(rows.count, batch_size)
-        stepping = _make_optimizer(model, beside, optimizer, learning_rate, weight_decay)
-        loop = _Loop(model, rows, loss, stepping, where, amp)
-        state = _State(model, beside, loop, _fingerprint(model, beside, rows.count, views, *settings))
+        steps = _steps(rows.count, training.batch_size)
+        loop = _Loop(model, rows, loss, _make_optimizer(model, beside, training), where, training.amp)
+        settings = (rows.count, views, training, seed)
+        state = FitState(model, beside, loop.optimizer, loop.scaler, where=where, settings=settings)
         resumed_at = state.resume(checkpoints)
         for epoch in range(resumed_at + 1, epochs + 1):
             if state.finished:
@@ -135,19 +110,19 @@ def fit(
             done = (epoch - 1) * steps
 
             def rate(step: int, done: int = done) -> float:
-                return learning_rate * schedule_factor(done + step, epochs * steps, schedule, warmup)
+                return training.rate(done + step, epochs * steps)
 
             def tell(step: int, text: str, done: int = done, epoch: int = epoch) -> None:
                 if progress is not None:
                     progress((done + step) / (epochs * steps), f"epoch {epoch}/{epochs}, {text}")
 
-            batches = _batches(rows.count, batch_size, generator)
+            batches = _batches(rows.count, training.batch_size, generator)
             train_loss, lr = loop.epoch(epoch, batches, generator, rate, tell)
-            val_loss, val_metric, better = judge(workload, *answers(model, judged))
+            val_loss, val_metric, better = judge(data.workload, *answers(model, judged))
             if not math.isfinite(val_loss):
                 raise _diverged("validation", val_loss, epoch, steps, steps, lr)
             row = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss, "val_metric": val_metric, "lr": lr}
-            state.record(row, better, epochs=epochs, patience=patience)
+            state.record(row, better, epochs=epochs, patience=training.patience)
             if checkpoints is not None:
                 checkpoints.save(epoch, state.packed, last=state.finished)
             text = f"loss {train_loss:.4f}, validation loss {val_loss:.4f}, metric {val_metric:.4f}"
@@ -163,24 +138,6 @@ def fit(
         stopped_early=len(state.history) < epochs,
         resumed_at=resumed_at,
     )
-
-
-def schedule_factor(step: int, steps: int, schedule: Schedule, warmup: float) -> float:
-    """The learning rate of a step (from 0) as a share of its peak: a linear rise, then constant or a cosine to 0.
-
-    Cosine: Loshchilov and Hutter 2017, "SGDR", without restarts.
-    """
-    rise = max(1, round(steps * warmup)) if warmup > 0 else 0
-    if step < rise:
-        return (step + 1) / rise
-    if schedule == "constant":
-        return 1.0
-    return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
-def history_jsonl(history: History) -> bytes:
-    """The curves as JSON lines, a row per epoch."""
-    return b"".join(canonical_json(row) + b"\n" for row in history)
 
 
 class _Loop:
@@ -237,79 +194,6 @@ class _Loop:
         return float(total) / seen, lr
 
 
-class _State:
-    """What training has come to so far: everything that a checkpoint holds."""
-
-    def __init__(self, model: nn.Module, beside: nn.Module, loop: _Loop, fingerprint: str) -> None:
-        self.model, self.beside, self.loop, self.fingerprint = model, beside, loop, fingerprint
-        self.history: History = []
-        self.best: dict[str, Tensor] = {}
-        self.best_epoch = 0
-        self.finished = False
-
-    def record(self, row: dict[str, float | int], better: str, *, epochs: int, patience: int | None) -> None:
-        """Add the epoch, keep the weights if it is the best one yet, and see whether training is over."""
-        self.history.append(row)
-        sign = 1.0 if better == "higher" else -1.0
-
-        def rank(row: dict[str, float | int]) -> tuple[float, float]:
-            return sign * row["val_metric"], -row["val_loss"]
-
-        epoch = len(self.history)
-        if self.best_epoch == 0 or rank(row) > rank(self.history[self.best_epoch - 1]):
-            self.best_epoch = epoch
-            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-        self.finished = epoch == epochs or (patience is not None and epoch - self.best_epoch >= patience)
-
-    def packed(self) -> bytes:
-        """All of it as a checkpoint."""
-        return pack(
-            {
-                "fingerprint": self.fingerprint,
-                "model": dict(self.model.state_dict()),
-                "beside": dict(self.beside.state_dict()),
-                # Right after the best epoch both are the same tensors: store them once.
-                "best": None if self.best_epoch == len(self.history) else self.best,
-                "best_epoch": self.best_epoch,
-                "history": self.history,
-                "finished": self.finished,
-                "optimizer": self.loop.optimizer.state_dict(),
-                "scaler": self.loop.scaler.state_dict(),
-            }
-        )
-
-    def resume(self, checkpoints: Checkpoints | None) -> int:
-        """Load the last checkpoint if it is of this very training; the number of epochs it holds."""
-        data = checkpoints.load() if checkpoints is not None else None
-        if data is None:
-            return 0
-        try:
-            tree = unpack(data)
-        except CheckpointUnreadable as error:
-            _log.warning("%s", error)
-            return 0
-        if tree.get("fingerprint") != self.fingerprint:
-            _log.warning("the checkpoint is of another training; this one starts at its beginning")
-            return 0
-        self.model.load_state_dict(tree["model"])
-        self.beside.load_state_dict(tree["beside"])
-        self.loop.optimizer.load_state_dict(tree["optimizer"])
-        match_layout(self.loop.optimizer)
-        self.loop.scaler.load_state_dict(tree["scaler"])
-        best = tree["model"] if tree["best"] is None else tree["best"]
-        self.best = {name: value.to(self.loop.where, copy=True) for name, value in best.items()}
-        self.history, self.best_epoch, self.finished = tree["history"], tree["best_epoch"], tree["finished"]
-        print(f"going on from the checkpoint after epoch {len(self.history)}", flush=True)
-        return len(self.history)
-
-
-def _fingerprint(model: nn.Module, beside: nn.Module, *settings: object) -> str:
-    """Identity of a training, so that a checkpoint of another one is not taken for its own."""
-    tensors = [*model.state_dict().items(), *beside.state_dict().items()]
-    shapes = [[name, list(value.shape), str(value.dtype)] for name, value in tensors]
-    return hash_bytes(canonical_json([shapes, [repr(s) for s in settings]]))
-
-
 def _batches(rows: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
     """Row numbers in random batches whose sizes differ by at most one."""
     return list(torch.tensor_split(torch.randperm(rows, generator=generator), _steps(rows, batch_size)))
@@ -320,21 +204,19 @@ def _steps(rows: int, batch_size: int) -> int:
     return max(1, min(math.ceil(rows / batch_size), rows // 2))
 
 
-def _make_optimizer(
-    model: nn.Module, beside: nn.Module, name: Optimizer, lr: float, weight_decay: float
-) -> torch.optim.Optimizer:
+def _make_optimizer(model: nn.Module, beside: nn.Module, training: Training) -> torch.optim.Optimizer:
     parameters = [p for p in model.parameters() if p.requires_grad]
     if not parameters:
         raise WorkloadError(f"{type(model).__name__} has no parameters that can be trained")
     parameters += beside.parameters()
     groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": training.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     fused = all(p.is_floating_point() for p in parameters)
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True, fused=fused)
-    return torch.optim.AdamW(groups, lr=lr, fused=fused)
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, nesterov=True, fused=fused)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=fused)
 
 
 def _check_fit(model: nn.Module, rows: Rows, objective: Objective) -> TrainingBatch:

@@ -17,7 +17,6 @@ from tasks.workloads.workload import Workload, load_workload
 
 def main(child: Child) -> Result:
     """Read the file as what it is, and check that it fits workload and data."""
-    assert child.data is not None
     workload = load_workload(child.job.workload)
     validation = read_split(child.store, child.data, "validation")
     path = child.store.fetch(FileEntry.model_validate(child.extra["file"]), child.workdir / "weights")

@@ -63,7 +63,6 @@ def main(child: Child) -> Result:
 def _score(child: Child) -> tuple[dict[str, Scored], int, FileEntry | None]:
     """Score each role's variant on the test split, chosen compared with the two others; and what flipped."""
     data = child.data
-    assert data is not None
     arrays = fetch_arrays(child.store, FileEntry.model_validate(child.extra["inputs"]))
     targets, batch = arrays[TARGET], child.extra["predict_batch"]
     by_digest: dict[str, Scores] = {}

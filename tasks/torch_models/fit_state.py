@@ -1,0 +1,113 @@
+"""What a training has come to: the curves, the best weights, and the checkpoint that holds both."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from model_registry.manifest import canonical_json, hash_bytes
+from tasks.torch_models.fit_checkpoint import Checkpoints, CheckpointUnreadable, pack, unpack
+from tasks.torch_models.fit_layout import match_layout
+
+History = list[dict[str, float | int]]
+"""One row per epoch: ``epoch`` (from 1), ``train_loss``, ``val_loss``, ``val_metric``, ``lr`` (its last)."""
+
+_log = logging.getLogger("winnow.fit")
+
+
+class FitState:
+    """What a training has come to so far: everything that a checkpoint holds.
+
+    Args:
+        model: what is trained.
+        beside: what is trained along, the objective's own parameters.
+        optimizer, scaler: theirs.
+        where: the device.
+        settings: whatever else makes this training another one than the next.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        beside: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        *,
+        where: torch.device,
+        settings: tuple[object, ...],
+    ) -> None:
+        self.model, self.beside, self.optimizer, self.scaler, self.where = model, beside, optimizer, scaler, where
+        self.fingerprint = _fingerprint(model, beside, settings)
+        self.history: History = []
+        self.best: dict[str, Tensor] = {}
+        self.best_epoch = 0
+        self.finished = False
+
+    def record(self, row: dict[str, float | int], better: str, *, epochs: int, patience: int | None) -> None:
+        """Add the epoch, keep the weights if it is the best one yet, and see whether training is over."""
+        self.history.append(row)
+        sign = 1.0 if better == "higher" else -1.0
+
+        def rank(row: dict[str, float | int]) -> tuple[float, float]:
+            return sign * row["val_metric"], -row["val_loss"]
+
+        epoch = len(self.history)
+        if self.best_epoch == 0 or rank(row) > rank(self.history[self.best_epoch - 1]):
+            self.best_epoch = epoch
+            self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+        self.finished = epoch == epochs or (patience is not None and epoch - self.best_epoch >= patience)
+
+    def packed(self) -> bytes:
+        """All of it as a checkpoint."""
+        return pack(
+            {
+                "fingerprint": self.fingerprint,
+                "model": dict(self.model.state_dict()),
+                "beside": dict(self.beside.state_dict()),
+                # Right after the best epoch both are the same tensors: store them once.
+                "best": None if self.best_epoch == len(self.history) else self.best,
+                "best_epoch": self.best_epoch,
+                "history": self.history,
+                "finished": self.finished,
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            }
+        )
+
+    def resume(self, checkpoints: Checkpoints | None) -> int:
+        """Load the last checkpoint if it is of this very training; the number of epochs it holds."""
+        data = checkpoints.load() if checkpoints is not None else None
+        if data is None:
+            return 0
+        try:
+            tree = unpack(data)
+        except CheckpointUnreadable as error:
+            _log.warning("%s", error)
+            return 0
+        if tree.get("fingerprint") != self.fingerprint:
+            _log.warning("the checkpoint is of another training; this one starts at its beginning")
+            return 0
+        self.model.load_state_dict(tree["model"])
+        self.beside.load_state_dict(tree["beside"])
+        self.optimizer.load_state_dict(tree["optimizer"])
+        match_layout(self.optimizer)
+        self.scaler.load_state_dict(tree["scaler"])
+        best = tree["model"] if tree["best"] is None else tree["best"]
+        self.best = {name: value.to(self.where, copy=True) for name, value in best.items()}
+        self.history, self.best_epoch, self.finished = tree["history"], tree["best_epoch"], tree["finished"]
+        print(f"going on from the checkpoint after epoch {len(self.history)}", flush=True)
+        return len(self.history)
+
+
+def history_jsonl(history: History) -> bytes:
+    """The curves as JSON lines, a row per epoch."""
+    return b"".join(canonical_json(row) + b"\n" for row in history)
+
+
+def _fingerprint(model: nn.Module, beside: nn.Module, settings: tuple[object, ...]) -> str:
+    """Identity of a training, so that a checkpoint of another one is not taken for its own."""
+    tensors = [*model.state_dict().items(), *beside.state_dict().items()]
+    shapes = [[name, list(value.shape), str(value.dtype)] for name, value in tensors]
+    return hash_bytes(canonical_json([shapes, [repr(s) for s in settings]]))

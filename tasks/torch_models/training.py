@@ -1,0 +1,63 @@
+"""How a model is trained, whatever it learns: one value from a stage's spec to the loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from tasks.torch_models.fit_amp import Amp
+
+Optimizer = Literal["adamw", "sgd"]
+Schedule = Literal["cosine", "constant"]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Length, steps and precision of a training.
+
+    Args:
+        epochs: at most so many passes over the training split.
+        batch_size: rows per step; the batches of an epoch are evened out, so that none is tiny.
+        learning_rate: its peak, after a linear rise over ``warmup`` (a share of all steps).
+        weight_decay: on matrices and kernels only, not on biases and norms.
+        optimizer: AdamW, or SGD with Nesterov's momentum of 0.9.
+        schedule: course of the learning rate after its rise, see :meth:`rate`.
+        warmup: share of all steps in which the learning rate rises.
+        patience: stop after so many epochs in a row without a better one; None = never.
+        amp: mixed precision; see tasks/torch_models/fit_amp.py. Validation is always float32.
+        deterministic: refuse operations whose result varies from run to run.
+    """
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    weight_decay: float = 0.01
+    optimizer: Optimizer = "adamw"
+    schedule: Schedule = "cosine"
+    warmup: float = 0.05
+    patience: int | None = None
+    amp: Amp = "auto"
+    deterministic: bool = True
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any]) -> Training:
+        """What a stage's spec says about training; what it does not say has the defaults above."""
+        names = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in spec.items() if name in names})
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step (from 0) of so many.
+
+        A linear rise, then constant or a cosine to 0: Loshchilov and Hutter 2017, "SGDR", without restarts.
+        """
+        return self.learning_rate * self._share(step, steps)
+
+    def _share(self, step: int, steps: int) -> float:
+        rise = max(1, round(steps * self.warmup)) if self.warmup > 0 else 0
+        if step < rise:
+            return (step + 1) / rise
+        if self.schedule == "constant":
+            return 1.0
+        return 0.5 * (1.0 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))

@@ -1,0 +1,30 @@
+"""What a model learns from and is judged by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from model_registry.store import Store
+from tasks.running.splits import Columns, DataRef, read_split
+from tasks.workloads.workload import Workload
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Two splits, and the workload that says how their columns become inputs and targets and how answers are judged.
+
+    ``train`` and ``validation``: columns by name, rows first.
+    """
+
+    workload: Workload
+    train: Columns
+    validation: Columns
+
+    @classmethod
+    def read(cls, store: Store, data: DataRef, workload: Workload) -> TrainingData:
+        """The splits as they were checked.
+
+        Raises:
+            CorruptObject, ObjectMissing: as the store raises them.
+        """
+        return cls(workload, read_split(store, data, "train"), read_split(store, data, "validation"))
