@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import os
-from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from flows.searching import candidates
-from flows.searching.candidates import Workshop
+from flows.lineage import MadeStep
+from flows.searching import rung_trainer
+from flows.searching.rung_trainer import RungTrainer
+from flows.searching.search_setup import SearchSetup
+from flows.searching.tally import Tally
+from flows.spec import PipelineSpec
+from model_registry.manifest import FileEntry
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.ask import AskSpec, ask, ask_child
-from tasks.distill import DistillSpec
 from tasks.running.child import Child, Result
 from tasks.running.errors import SpecError
+from tasks.running.stage import Job, Outcome
 from tasks.running.stage_plan import Plan, planning
 from tasks.workloads.workload import Workload
 
@@ -79,15 +83,35 @@ def test_views_need_an_augmentation(store: Store) -> None:
 
 @pytest.mark.parametrize(("kind", "trials", "times"), [("torch", 0, 1), ("torch", 2, 0), ("onnx", 0, 0)])
 def test_a_search_asks_torch_teachers_before_its_first_training(
-    monkeypatch: pytest.MonkeyPatch, kind: str, trials: int, times: int
+    store: Store, monkeypatch: pytest.MonkeyPatch, kind: Literal["torch", "onnx"], trials: int, times: int
 ) -> None:
-    shop = object.__new__(Workshop)
-    shop.trials, shop.others, shop.distilling = trials, (), DistillSpec(views=3)
-    shop.teacher, shop.job, shop.data = (SimpleNamespace(format=kind), None, None)  # type: ignore[assignment]
+    workload = taught("NoisyBlobs")
+    spec = PipelineSpec.model_validate(
+        {"model": "m", "workload": workload.ref, "search": {}, "distill": {"views": 3}, "budget": {"max_bytes": 1}}
+    )
+    teacher = Variant(
+        name="teacher",
+        stage="train",
+        format=kind,
+        files=(FileEntry(path="f", sha256="a" * 64, size=1),),
+        inputs=(),
+        outputs=(),
+    )
+    made = {"status": "computed", "seconds": 0, "key": "k", "version": "v"}
+    trained = Outcome.model_validate({"stage": "train", "name": "train", "variants": (teacher,), **made})
+    setup = SearchSetup(job_for(store, workload.ref), spec, put_data(store, workload), trained)
     said: list[AskSpec] = []
-    monkeypatch.setattr(candidates, "ask", lambda _job, spec, **_: said.append(spec))
-    monkeypatch.setattr(shop, "note", lambda outcome: outcome)
-    shop.ask_teachers()
+
+    def answer(_job: Job, spec: AskSpec, **_: object) -> Outcome:
+        said.append(spec)
+        return Outcome.model_validate({"stage": "ask", "name": "ask", "cost_seconds": 5, **made})
+
+    monkeypatch.setattr(rung_trainer, "ask", answer)
+    tally = Tally([MadeStep(trained)], teacher, trained)
+    tally.trials = trials
+    unused: Any = None
+    RungTrainer(setup, tally, appraisal=unused, forms=unused).ask_teachers()
+    assert tally.seconds == 5 * times
     assert said == [AskSpec(views=3)] * times
 
 

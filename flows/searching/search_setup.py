@@ -1,0 +1,79 @@
+"""What a search was given, its defaults filled in."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+
+from flows.searching.budget_spec import SearchSpec
+from flows.searching.halving import rung_epochs
+from flows.spec import PipelineSpec
+from model_registry.variant import Variant
+from tasks.distill import DistillSpec
+from tasks.prune import PruneSpec
+from tasks.qat import QatSpec
+from tasks.quantize import QuantizeSpec
+from tasks.running.splits import DataRef
+from tasks.running.stage import Job, Outcome
+
+
+@dataclass(frozen=True)
+class SearchSetup:
+    """The run, its spec (with a ``search``), the checked data, the outcome that made the teacher, and more teachers."""
+
+    job: Job
+    spec: PipelineSpec
+    data: DataRef
+    trained: Outcome
+    others: tuple[Variant, ...] = ()
+
+    @classmethod
+    def of(
+        cls, job: Job, spec: PipelineSpec, data: DataRef, trained: Outcome, others: tuple[Variant, ...]
+    ) -> SearchSetup:
+        """The same with the cores shared out among the trainings that run at a time."""
+        if spec.search is not None and spec.search.parallel > 1:
+            cores = len(os.sched_getaffinity(0))
+            job = job.model_copy(update={"threads": max(1, cores // spec.search.parallel)})
+        return cls(job, spec, data, trained, others)
+
+    @property
+    def settings(self) -> SearchSpec:
+        assert self.spec.search is not None
+        return self.spec.search
+
+    @property
+    def teacher(self) -> Variant:
+        return self.trained.variant
+
+    @property
+    def by_size(self) -> bool:
+        """Whether the objective is the size of the file."""
+        return self.spec.objective == "size"
+
+    @property
+    def distilling(self) -> DistillSpec:
+        return self.spec.distill or DistillSpec()
+
+    @property
+    def pruning(self) -> PruneSpec:
+        return self.spec.prune or PruneSpec()
+
+    @property
+    def quantizing(self) -> QuantizeSpec:
+        return self.spec.quantize or QuantizeSpec(methods=("static", "dynamic", "weights8"))
+
+    @property
+    def tuning(self) -> QatSpec:
+        return self.spec.qat or QatSpec()
+
+    @cached_property
+    def epochs(self) -> tuple[int, ...]:
+        """Of each rung."""
+        return rung_epochs(self.distilling.epochs, self.settings.rungs, self.settings.eta)
+
+    @property
+    def trainings(self) -> int:
+        """That a candidate may have: the rungs, and quantization-aware training where there is an int8 file."""
+        return self.settings.rungs + int(self.settings.qat and "static" in self.quantizing.methods)
