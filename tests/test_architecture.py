@@ -14,6 +14,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("winnow", "flows", "tasks", "model_registry", "serving", "infra")
 FILES = sorted(p for package in PACKAGES for p in (ROOT / package).rglob("*.py"))
+CHILDREN = [p for p in FILES if p.name.endswith("_child.py")]
+MOST_ARGUMENTS, MOST_METHODS = 10, 15
+LARGER = {"Registry", "Stack", "Store", "Tabular"}
+"""Classes of more methods; none is added to them."""
 
 # package -> packages it may import
 ALLOWED = {
@@ -124,6 +128,37 @@ def test_nobody_imports_a_step_s_child_process(path: Path) -> None:
     children = {n for n in imports(path) if n.split(".")[0] == "tasks" and re.search(r"_child(\.|$)", n)}
     children -= {"tasks.running.launch.run_child"}  # a function that starts one
     assert not children, f"{relative(path)} imports {children}"
+
+
+@pytest.mark.parametrize("path", CHILDREN, ids=relative)
+def test_child_processes_have_one_anatomy(path: Path) -> None:
+    """One public function, first in its file, which fits a screen."""
+    tree = ast.parse(path.read_text())
+    functions = [node for node in tree.body if isinstance(node, _NAMED)]
+    assert [node.name for node in functions if not node.name.startswith("_")] == ["main"]
+    main = functions[0]
+    assert isinstance(main, ast.FunctionDef) and ast.get_docstring(main)
+    assert ast.unparse(main.args) == "child: Child" and main.returns and ast.unparse(main.returns) == "Result"
+    assert isinstance(main.body[-1], ast.Return)
+    assert main.end_lineno and main.end_lineno - main.lineno < 60
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p not in CHILDREN], ids=relative)
+def test_algorithms_know_no_child(path: Path) -> None:
+    names = {name for name in imports(path) if name.startswith("tasks.running.child.")}
+    assert not names, f"{relative(path)} imports {names}: read and publish in the child's file"
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_functions_and_classes_are_of_one_size(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            count = len([a for a in arguments if a not in ("self", "cls")])
+            assert count <= MOST_ARGUMENTS, f"{relative(path)}: {node.name} has {count} parameters"
+        if isinstance(node, ast.ClassDef) and node.name not in LARGER:
+            methods = [n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+            assert len(methods) <= MOST_METHODS, f"{relative(path)}: {node.name} has {len(methods)} methods"
 
 
 def test_public_names_are_unique() -> None:

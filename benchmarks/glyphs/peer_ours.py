@@ -34,7 +34,7 @@ from tasks.quantize.static_recipe import static_recipe
 
 VERSIONS = ("winnow-mlops", "onnx", "onnxruntime", "numpy")
 _SAME = 1e-3
-"""As tasks/quantize/quantize_child.py: equalization may change the fp32 answers by no more."""
+"""As tasks/quantize/quantized_forms.py: equalization may change the fp32 answers by no more."""
 
 
 def recipe(file: bytes, feeds: Feeds, folder: Path, *, careful: bool) -> tuple[Any, Any, dict[str, Any]]:
@@ -85,7 +85,7 @@ def controlled(
 
 
 def write(file: Path, quantized: Any) -> None:
-    """As tasks/quantize/quantize_child.py finishes it."""
+    """As tasks/quantize/quantized_forms.py finishes it."""
     float_biases(quantized)
     fold_byte_inputs(quantized)
     file.write_bytes(strip(quantized, merge_equal=True))

@@ -13,10 +13,12 @@ def main(child: Child) -> Result:
     structure = Structure.model_validate(child.extra["structure"])
     table = Table.model_validate(child.extra["table"])
     damages = {name: [(int(k), float(d)) for k, d in found] for name, found in child.extra["damages"].items()}
+
     costs = Costs(structure, table)
     ladder = climb_down(
         structure, table, costs, damages, objective=child.spec["objective"], targets=child.spec["targets"]
     )
+
     full = structure.full()
     parent = {"ms": costs.ms(full), "bytes": costs.bytes(full)}
     groups = [{**group.model_dump(mode="json"), "damages": damages[group.name]} for group in structure.groups]

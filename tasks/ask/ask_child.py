@@ -19,6 +19,7 @@ def main(child: Child) -> Result:
         questions += [("train", view) for view in views.all()]
     elif not workload.augments:
         questions.append(("train", None))
+
     asked = [(teacher, split, view) for teacher in child.inputs.values() for split, view in questions]
     for number, (teacher, split, view) in enumerate(asked):
         child.progress(number / len(asked), f"{split}{'' if view is None else f', view {view.number + 1}'}")
@@ -32,5 +33,6 @@ def main(child: Child) -> Result:
             device=child.job.device,
             view=view,
         )
+
     rows = sum(len(next(iter(splits[split].values()))) for split, _ in questions)
     return Result(values={"answers": rows})

@@ -2,99 +2,190 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import nn
 
-from tasks.distill.lessons import Lessons, Pupil
-from tasks.distill.mix_search import Mix, MixTrial, candidates, search_mix
+from model_registry.manifest import FileEntry
+from model_registry.variant import Variant
+from tasks.distill.course import Course
+from tasks.distill.inheritance import inherit
+from tasks.distill.lessons import Lessons, WatchedTeacher
+from tasks.distill.mix_search import candidates
 from tasks.evidence.paired import compare_paired
 from tasks.running.child import Child, Result
 from tasks.torch_models.fit import Fitted
-from tasks.torch_models.objective import Hard, Objective
+from tasks.torch_models.fit_checkpoint import StoreCheckpoints
+from tasks.torch_models.fit_rows import Outputs, Rows, answers, judge, predict, torch_device
+from tasks.torch_models.fit_state import history_jsonl
+from tasks.torch_models.objective import LiveAnswers, TeacherAnswers, mean_answers
+from tasks.torch_models.teacher_answers import teacher_outputs, teacher_says
+from tasks.torch_models.torch_variant import build, load, parameter_count, read_architecture, save
+from tasks.torch_models.training import Training
+from tasks.torch_models.training_data import TrainingData
+from tasks.torch_models.views import wanted_views
+from tasks.workloads.workload import Workload, load_workload
 
 
 def main(child: Child) -> Result:
-    """Train the student and its control, and say what the teacher was good for."""
-    lessons, label = Lessons(child), child.extra.get("name", "")
-    values = {"metric": child.data.metric.name, **lessons.metrics()}
-    name = label or "student"
-    if not child.spec["epochs"]:
-        pupils = [lessons.publish(lessons.model(), None, name)]
-        values |= {"student": pupils[0].facts, "inherited": lessons.inherited}
-        return _result(pupils, values)
+    """Train the student and its control, publish them, and say what the teacher was good for."""
+    spec, label = child.spec, child.extra.get("name", "")
+    workload = load_workload(child.job.workload)
+    data = TrainingData.read(child.store, child.data, workload)
+    model, inherited = _begin(child, workload)
+    values = {"metric": child.data.metric.name, **_metrics(child, data, model), "inherited": inherited}
+    if not spec["epochs"]:
+        return _result([_publish(child, data, model, None, label or "student")], values)
 
-    course = _Course(child, lessons)
-    chosen, tried = course.choose()
-    values["chosen"] = {"temperature": chosen.temperature, "alpha": chosen.alpha}
+    lessons = _lessons(child, data)
+    mixes = candidates(spec["temperature"], spec["alpha"], classification=lessons.classification)
+    course = Course(lessons, mixes, auto_epochs=spec["auto_epochs"], control=spec["control"], progress=child.progress)
+    mix, tried = course.choose()
+    taught = course.student(mix)
+    untaught = course.control() if spec["control"] else None
+
+    pupils = [_publish(child, data, taught.model, taught.fitted, label or "student")]
+    if untaught is not None:
+        name = f"control-{label}" if label else "control"
+        pupils.append(_publish(child, data, untaught.model, untaught.fitted, name))
+    values["chosen"] = {"temperature": mix.temperature, "alpha": mix.alpha}
     values["tried"] = [trial.as_json() for trial in tried]
-    student = course.student(name, chosen)
-    values |= {"student": student.facts, "inherited": lessons.inherited}
-    if child.spec["hints"] is not None:
+    if spec["hints"] is not None:
         values["hints"] = [list(pair) for pair in lessons.hints]
-    if not child.spec["control"]:
-        return _result([student], values)
-    control = course.control(f"control-{label}" if label else "control")
-    values["control"] = control.facts
-    values |= _gain(student, control, child.data.metric.better)
-    return _result([student, control], values)
+    return _result(pupils, values | _gain(pupils, child.data.metric.better))
 
 
-class _Course:
-    """The trainings of the stage in their order, and how far they have come."""
+def _begin(child: Child, workload: Workload) -> tuple[nn.Module, float | None]:
+    """The parent, or a fresh student with the seed's initial weights, or the teacher's where they fit: which share."""
+    parent = child.inputs.get("parent")
+    if parent is not None:
+        return load(child.store, parent, workload=workload), None
+    model = build(workload, "student", child.spec["scale"], seed=child.job.seed)
+    if not child.spec["inherit"]:
+        return model, None
+    return model, inherit(model, load(child.store, _teachers(child)[0], workload=workload))
 
-    def __init__(self, child: Child, lessons: Lessons) -> None:
-        self.child, self.lessons, self.epochs = child, lessons, int(child.spec["epochs"])
-        self.short = max(1, round(child.spec["auto_epochs"] * self.epochs))
-        self.mixes = candidates(child.spec["temperature"], child.spec["alpha"], classification=lessons.classification)
-        trials = len(self.mixes) * self.short if len(self.mixes) > 1 else 0
-        self.total = trials + self.epochs * (2 if child.spec["control"] else 1)
-        self.done = 0
 
-    def choose(self) -> tuple[Mix, list[MixTrial]]:
-        """Temperature and alpha, by short trainings if the spec leaves them open."""
+def _teachers(child: Child) -> list[Variant]:
+    return [variant for role, variant in child.inputs.items() if role != "parent"]
 
-        def train(number: int, mix: Mix) -> Fitted:
-            return self._teach(self.lessons.model(), f"trial-{number}", self.short, mix)
 
-        return search_mix(self.mixes, train)
-
-    def student(self, name: str, mix: Mix) -> Pupil:
-        """The model trained with the teacher, published."""
-        model = self.lessons.model()
-        return self.lessons.publish(model, self._teach(model, "student", self.epochs, mix), name)
-
-    def control(self, name: str) -> Pupil:
-        """The same model trained without the teacher, published."""
-        model = self.lessons.model()
-        return self.lessons.publish(
-            model, self._fit(model, Hard(self.lessons.workload.loss), "control", self.epochs), name
+def _lessons(child: Child, data: TrainingData) -> Lessons:
+    """What the trainings share, with the teachers' answers from the store."""
+    hints, views = child.spec["hints"], wanted_views(data.workload, child.spec["views"], child.job.seed)
+    teachers, live = _teachers(child), list[TeacherAnswers]()
+    watched = None
+    if hints is not None:  # the first teacher in memory: its features are part of the lesson
+        teacher = load(child.store, teachers.pop(0), workload=data.workload).to(torch_device(child.job.device))
+        watched = WatchedTeacher(teacher, hints["layers"], hints["weight"])
+        live.append(LiveAnswers(teacher))
+    stored = [
+        teacher_says(
+            child.store,
+            teacher,
+            workload=data.workload,
+            data=child.data,
+            train=data.train,
+            device=child.job.device,
+            views=views,
         )
-
-    def _teach(self, model: nn.Module, name: str, epochs: int, mix: Mix) -> Fitted:
-        with self.lessons.taught(model, mix) as objective:
-            return self._fit(model, objective, name, epochs)
-
-    def _fit(self, model: nn.Module, objective: Objective, name: str, epochs: int) -> Fitted:
-        begun = self.done
-        self.done += epochs
-
-        def progress(fraction: float, text: str) -> None:
-            self.child.progress((begun + fraction * epochs) / self.total, f"{name}: {text}")
-
-        return self.lessons.fit(model, objective, name=name, epochs=epochs, progress=progress)
-
-
-def _result(pupils: list[Pupil], values: dict[str, Any]) -> Result:
-    return Result(
-        variants=tuple(pupil.variant for pupil in pupils),
-        files=tuple(pupil.history for pupil in pupils if pupil.history is not None),
-        values=values,
+        for teacher in teachers
+    ]
+    return Lessons(
+        begin=lambda: _begin(child, data.workload)[0],
+        data=data,
+        training=Training.of(child.spec),
+        answers=mean_answers([*live, *stored]),
+        classification=child.data.task == "classification",
+        watched=watched,
+        views=views,
+        seed=child.job.seed,
+        device=child.job.device,
+        checkpoints=lambda name: StoreCheckpoints(child.store, f"{child.checkpoint_prefix}{name}"),
     )
 
 
-def _gain(student: Pupil, control: Pupil, better: str) -> dict[str, Any]:
-    """The student against the control on the same validation samples, turned so that more is better."""
+def _metrics(child: Child, data: TrainingData, model: nn.Module) -> dict[str, Any]:
+    """On validation: the ``teacher`` (the mean of all), each of the ``teachers`` if several, and the ``parent``."""
+    workload, device = data.workload, child.job.device
+    _, targets = workload.batch({name: torch.from_numpy(values) for name, values in data.validation.items()})
+
+    def metric(outputs: Outputs) -> dict[str, float]:
+        return {"val_metric": float(_scores(workload, outputs, targets.numpy()).mean())}
+
+    said = [
+        teacher_outputs(
+            child.store,
+            teacher,
+            workload=workload,
+            data=child.data,
+            split="validation",
+            columns=data.validation,
+            device=device,
+        )
+        for teacher in _teachers(child)
+    ]
+    found: dict[str, Any] = {"teacher": metric(np.mean(said, axis=0))}
+    if len(said) > 1:
+        found["teachers"] = [metric(outputs) for outputs in said]
+    if "parent" in child.inputs:
+        found["parent"] = metric(predict(model, workload=workload, columns=data.validation, device=device))
+    return found
+
+
+@dataclass(frozen=True)
+class _Pupil:
+    """A published model: its variant, curves, facts, and its score on each validation sample [n]."""
+
+    variant: Variant
+    history: FileEntry | None
+    facts: dict[str, Any]
+    scores: NDArray[np.float64]
+
+
+def _publish(child: Child, data: TrainingData, model: nn.Module, fitted: Fitted | None, name: str) -> _Pupil:
+    """Judge the model on validation and save it, with its curves if it was trained."""
+    store, workload = child.store, data.workload
+    outputs, targets = answers(model, Rows(workload, data.validation, torch_device(child.job.device)))
+    history = None
+    if fitted is None:
+        loss, metric, _ = judge(workload, outputs, targets)
+        facts = {"epochs": 0, "best_epoch": 0, "val_metric": metric, "val_loss": loss, "stopped_early": False}
+    else:
+        facts = fitted.summary()
+        history = store.publish_bytes(history_jsonl(fitted.history), f"{name}.history.jsonl")
+    role, scale, pruning = "student", child.spec["scale"], None
+    if "parent" in child.inputs:
+        architecture = read_architecture(store, child.inputs["parent"])
+        role, scale, pruning = architecture.role, architecture.scale, architecture.pruning
+    variant = save(
+        store,
+        model,
+        workload=workload,
+        role=role,
+        scale=scale,
+        sample=data.validation,
+        name=name,
+        stage="distill",
+        pruning=pruning,
+    )
+    facts = {"parameters": parameter_count(model), **facts}
+    return _Pupil(variant, history, facts, _scores(workload, outputs, targets))
+
+
+def _scores(workload: Workload, outputs: Outputs, targets: Outputs) -> NDArray[np.float64]:
+    return np.asarray(workload.metric(targets).per_sample(outputs, targets), dtype=np.float64)
+
+
+def _gain(pupils: list[_Pupil], better: str) -> dict[str, Any]:
+    """The student against its control on the same validation samples, turned so that more is better."""
+    if len(pupils) < 2:
+        return {}
+    student, control = pupils
     paired = compare_paired(
         student.scores,
         control.scores,
@@ -102,3 +193,12 @@ def _gain(student: Pupil, control: Pupil, better: str) -> dict[str, Any]:
         reference=control.variant.digest,
     )
     return {"gain": paired.difference, "gain_interval": list(paired.interval), "gain_p": paired.p}
+
+
+def _result(pupils: list[_Pupil], values: dict[str, Any]) -> Result:
+    """``student`` and ``control`` in this order."""
+    return Result(
+        variants=tuple(pupil.variant for pupil in pupils),
+        files=tuple(pupil.history for pupil in pupils if pupil.history is not None),
+        values=values | {role: pupil.facts for role, pupil in zip(("student", "control"), pupils, strict=False)},
+    )

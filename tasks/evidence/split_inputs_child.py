@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from tasks.evidence.arrays import publish_arrays
+from tasks.evidence.arrays import Array, publish_arrays
 from tasks.running.child import Child, Result
 from tasks.running.errors import WorkloadError
-from tasks.running.splits import TARGET, read_split
-from tasks.workloads.workload import load_workload
+from tasks.running.splits import TARGET, Columns, read_split
+from tasks.workloads.workload import Workload, load_workload
 
 MEASURED = ("calibration", "validation", "test")
 
@@ -18,13 +18,17 @@ def main(child: Child) -> Result:
     workload = load_workload(child.job.workload)
     files = []
     for name in MEASURED:
-        columns = {key: torch.from_numpy(array) for key, array in read_split(child.store, child.data, name).items()}
-        with torch.no_grad():
-            inputs, targets = workload.batch(columns)
-        if TARGET in inputs:
-            raise WorkloadError(
-                f"{child.job.workload.path}.batch() names an input {TARGET!r}; that name is the target's: rename it"
-            )
-        arrays = {key: tensor.detach().cpu().numpy() for key, tensor in inputs.items()}
-        files.append(publish_arrays(child.store, f"{name}.npz", **arrays, **{TARGET: targets.cpu().numpy()}))
+        arrays = _raw(workload, read_split(child.store, child.data, name))
+        files.append(publish_arrays(child.store, f"{name}.npz", **arrays))
     return Result(files=tuple(files))
+
+
+def _raw(workload: Workload, columns: Columns) -> dict[str, Array]:
+    """All rows as the model's raw inputs by name, and their targets."""
+    with torch.no_grad():
+        inputs, targets = workload.batch({name: torch.from_numpy(values) for name, values in columns.items()})
+    if TARGET in inputs:
+        raise WorkloadError(
+            f"{workload.ref.path}.batch() names an input {TARGET!r}; that name is the target's: rename it"
+        )
+    return {name: tensor.detach().cpu().numpy() for name, tensor in inputs.items()} | {TARGET: targets.cpu().numpy()}

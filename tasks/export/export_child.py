@@ -32,18 +32,20 @@ def main(child: Child) -> Result:
     rows = {name: torch.from_numpy(values[:_ROWS].copy()) for name, values in columns.items()}
     inputs, _ = workload.batch(rows)
     module = RawInputs(model, workload.preprocess, tuple(inputs))
+
     child.progress(0.2, f"tracing {parent.name}")
     (output,) = (spec.name for spec in parent.outputs)
     data = export_onnx(module, inputs, output=output, dynamic=workload.dynamic_dims())
     child.progress(0.8, "comparing with ONNX Runtime")
     parity = check_parity(module, data, inputs, tolerance=child.spec["tolerance"])
+    graph = onnx.load_from_string(data)
+    specs, answers = signature(graph)
+    cost = onnx_cost(graph, {name: (1, *value.shape[1:]) for name, value in inputs.items()})
+
     files = [child.store.publish_bytes(data, "model.onnx")]
     labels = workload.labels()
     if labels is not None:
         files.append(child.store.publish_bytes(canonical_json(list(labels)), "assets/labels.json"))
-    graph = onnx.load_from_string(data)
-    specs, answers = signature(graph)
-    cost = onnx_cost(graph, {name: (1, *value.shape[1:]) for name, value in inputs.items()})
     variant = Variant(
         name=f"{parent.name}.fp32",
         stage="export",

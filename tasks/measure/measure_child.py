@@ -11,8 +11,8 @@ import onnx
 from model_registry.manifest import FileEntry
 from model_registry.measurement import Hardware, LatencyIntervals, Measurement, Speedup, Throughput
 from model_registry.variant import Variant
-from tasks.evidence.arrays import fetch_arrays, publish_arrays
-from tasks.evidence.paired import compare_paired, summarise_pairs
+from tasks.evidence.arrays import Array, fetch_arrays, publish_arrays
+from tasks.evidence.paired import Scores, compare_paired, summarise_pairs
 from tasks.evidence.scoring import is_classifier, per_class, score
 from tasks.measure.probe_process import ProbeProcess, probe_process
 from tasks.onnx_models.onnx_cost import onnx_cost
@@ -22,67 +22,81 @@ from tasks.workloads.sample_scores import accuracy_scores
 
 
 def main(child: Child) -> Result:
-    """Write the measurement's record and return it as ``values['measurement']``."""
+    """Measure the variant beside its baseline, and write the measurement's record."""
     variant = child.inputs["variant"]
     baseline = child.inputs.get("baseline", variant)
-    with probe_process() as probe:
-        inputs = child.store.fetch(FileEntry.model_validate(child.extra["inputs"]), child.workdir / "inputs.npz")
-        probed = _measure(child, probe, variant, baseline, inputs)
-        result = _scored(child, variant, baseline, inputs, probed)
-        probe.settle()
-    return result
-
-
-def _scored(child: Child, variant: Variant, baseline: Variant, inputs: Path, probed: dict[str, Any]) -> Result:
-    """Score the predictions, compare them with the baseline's, and write it all down."""
-    data, split = child.data, child.extra["split"]
-    child.progress(0.9, f"scoring {variant.name}")
-    outputs = np.load(child.workdir / "outputs.npy", allow_pickle=False)
-    predictions = publish_arrays(child.store, "predictions.npz", outputs=outputs)
+    inputs = child.store.fetch(FileEntry.model_validate(child.extra["inputs"]), child.workdir / "inputs.npz")
     with np.load(inputs, allow_pickle=False) as archive:
         targets = archive[TARGET]
-    scores = score(data, child.job.workload, outputs, targets, name=variant.name)
-    paired = None
-    if child.extra["baseline_scores"] is not None:
-        reference = fetch_arrays(child.store, FileEntry.model_validate(child.extra["baseline_scores"]))["score"]
-        paired = compare_paired(scores, reference, better=data.metric.better, reference=baseline.digest)
-    model = variant.file("model.onnx")
-    costs = onnx_cost(onnx.load_model(child.workdir / "variant" / model.path, load_external_data=False))
-    measurement = Measurement(
-        digest=variant.digest,
-        baseline=baseline.digest,
-        name=variant.name,
-        stage=variant.stage,
-        split=split,
-        samples=len(scores),
-        data=data.fingerprint,
-        hardware=Hardware.model_validate(probed["hardware"]),
-        threads=probed["threads"],
-        batch=probed["batch"],
-        predict_batch=child.spec["predict_batch"],
-        metric=summarise_pairs(scores, name=data.metric.name, better=data.metric.better),
-        accuracy=float(np.mean(accuracy_scores(outputs, targets))) if is_classifier(outputs, targets) else None,
-        per_class=per_class(data, scores, targets),
-        paired=paired,
-        p50_ms=probed["p50_ms"],
-        p95_ms=probed["p95_ms"],
-        latency_interval=LatencyIntervals.model_validate(probed["latency_interval"]),
-        throughput=Throughput.model_validate(probed["throughput"]),
-        speedup=Speedup.model_validate(probed["speedup"]) if probed["speedup"] else None,
-        peak_rss_bytes=probed["peak_rss_bytes"],
-        cpu_seconds=probed["cpu_seconds"],
-        bytes=model.size,
-        parameters=costs.parameters,
-        macs=costs.macs,
-        predictions=predictions,
-        scores=publish_arrays(child.store, "scores.npz", score=scores),
-    )
-    child.store.write_record(measurement.key, measurement.to_json())
+    reference = _baseline_scores(child)
+
+    with probe_process() as probe:
+        probed = _measure(child, probe, variant, baseline, inputs)
+        child.progress(0.9, f"scoring {variant.name}")
+        outputs = np.load(child.workdir / "outputs.npy", allow_pickle=False)
+        scores = score(child.data, child.job.workload, outputs, targets, name=variant.name)
+        evidence = _evidence(child, scores, reference, outputs, targets)
+
+        measurement = Measurement(
+            digest=variant.digest,
+            baseline=baseline.digest,
+            name=variant.name,
+            stage=variant.stage,
+            split=child.extra["split"],
+            samples=len(scores),
+            data=child.data.fingerprint,
+            predict_batch=child.spec["predict_batch"],
+            **evidence,
+            **_numbers(probed),
+            **_costs(child, variant),
+            predictions=publish_arrays(child.store, "predictions.npz", outputs=outputs),
+            scores=publish_arrays(child.store, "scores.npz", score=scores),
+        )
+        child.store.write_record(measurement.key, measurement.to_json())
+        probe.settle()
     return Result(
         variants=(variant,),
         values={"measurement": measurement.model_dump(mode="json", by_alias=True)},
         files=(measurement.predictions, measurement.scores),
     )
+
+
+def _baseline_scores(child: Child) -> Scores | None:
+    stored = child.extra["baseline_scores"]
+    return fetch_arrays(child.store, FileEntry.model_validate(stored))["score"] if stored is not None else None
+
+
+def _evidence(child: Child, scores: Scores, reference: Scores | None, outputs: Array, targets: Array) -> dict[str, Any]:
+    """What the answers are worth, alone and against the baseline's."""
+    metric, baseline = child.data.metric, child.inputs.get("baseline", child.inputs["variant"])
+    paired = None
+    if reference is not None:
+        paired = compare_paired(scores, reference, better=metric.better, reference=baseline.digest)
+    return {
+        "metric": summarise_pairs(scores, name=metric.name, better=metric.better),
+        "accuracy": float(np.mean(accuracy_scores(outputs, targets))) if is_classifier(outputs, targets) else None,
+        "per_class": per_class(child.data, scores, targets),
+        "paired": paired,
+    }
+
+
+def _numbers(probed: dict[str, Any]) -> dict[str, Any]:
+    """What the probe measured, as values."""
+    same = ("threads", "batch", "p50_ms", "p95_ms", "peak_rss_bytes", "cpu_seconds")
+    return {
+        **{name: probed[name] for name in same},
+        "hardware": Hardware.model_validate(probed["hardware"]),
+        "latency_interval": LatencyIntervals.model_validate(probed["latency_interval"]),
+        "throughput": Throughput.model_validate(probed["throughput"]),
+        "speedup": Speedup.model_validate(probed["speedup"]) if probed["speedup"] else None,
+    }
+
+
+def _costs(child: Child, variant: Variant) -> dict[str, Any]:
+    """Of the file, which the probe has laid out in our folder."""
+    model = variant.file("model.onnx")
+    costs = onnx_cost(onnx.load_model(child.workdir / "variant" / model.path, load_external_data=False))
+    return {"bytes": model.size, "parameters": costs.parameters, "macs": costs.macs}
 
 
 def _measure(child: Child, probe: ProbeProcess, variant: Variant, baseline: Variant, inputs: Path) -> dict[str, Any]:

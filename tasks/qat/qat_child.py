@@ -25,15 +25,15 @@ from tasks.torch_models.fit import fit
 from tasks.torch_models.fit_checkpoint import StoreCheckpoints
 from tasks.torch_models.fit_rows import predict
 from tasks.torch_models.fit_state import history_jsonl
-from tasks.torch_models.objective import distillation
+from tasks.torch_models.objective import Objective, distillation
 from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData
 from tasks.workloads.workload import Workload, load_workload
 
 
 def main(child: Child) -> Result:
-    """Train the int8 file, write it again, and check that it answers as trained."""
-    spec, parent = child.spec, child.inputs["parent"]
+    """Train the int8 file, write it again, check that it answers as trained, and publish it with its curves."""
+    parent = child.inputs["parent"]
     users = load_workload(child.job.workload)
     workload = RawWorkload(users)
     data = TrainingData.read(child.store, child.data, workload)
@@ -41,58 +41,28 @@ def main(child: Child) -> Result:
     model = spell_out_byte_inputs(onnx.load_from_string(before))
     floats = _floats(child, model)
     module = TorchGraph(model, floats)
+
     fitted = fit(
         module,
         data,
-        replace(Training.of(spec), amp="off"),  # bf16 has too few bits for the 256 steps of a grid
-        objective=distillation(
-            workload.loss,
-            ask_teacher(
-                child.store,
-                child.inputs["teacher"],
-                workload=users,
-                data=child.data,
-                train=data.train,
-                device=child.job.device,
-            ),
-            classification=child.data.task == "classification",
-            temperature=spec["temperature"],
-            alpha=spec["alpha"],
-        ),
+        replace(Training.of(child.spec), amp="off"),  # bf16 has too few bits for the 256 steps of a grid
+        objective=_objective(child, users, data),
         seed=child.job.seed,
         device=child.job.device,
         checkpoints=StoreCheckpoints(child.store, f"{child.checkpoint_prefix}qat"),
         progress=lambda fraction, text: child.progress(0.95 * fraction, text),
     )
-    written = write_back(module)
-    fold_byte_inputs(written)
-    after = strip(written, merge_equal=True)
+    after = _written(module)
     inputs = raw_inputs(workload, data.validation)
     trained = predict(module, workload=workload, columns=data.validation, device="cpu")
     answers = run_onnx(after, inputs)
     parity = check_int8_parity(trained, answers, scale=module.output_scale())
-    variant = Variant(
-        name=f"{parent.name.removesuffix('.int8-static')}.int8-qat",
-        stage="qat",
-        format="onnx",
-        files=(
-            child.store.publish_bytes(after, "model.onnx"),
-            *(f for f in parent.files if f.path.startswith("assets/")),
-        ),
-        inputs=parent.inputs,
-        outputs=parent.outputs,
-        runtime=parent.runtime,
-    )
     cost = onnx_cost(onnx.load_from_string(after), {name: (1, *v.shape[1:]) for name, v in inputs.items()})
+
+    variant = _publish(child, after)
+    costs = {"parameters": cost.parameters, "macs": cost.macs, "bytes": len(after)}
     values: dict[str, Any] = {
-        "variants": {
-            variant.digest: {
-                "name": variant.name,
-                "parameters": cost.parameters,
-                "macs": cost.macs,
-                "bytes": len(after),
-            }
-        },
+        "variants": {variant.digest: {"name": variant.name, **costs}},
         "validation": {
             "parent": _metric(workload, run_onnx(before, inputs), data.validation),
             "qat": _metric(workload, answers, data.validation),
@@ -104,6 +74,46 @@ def main(child: Child) -> Result:
     }
     history = child.store.publish_bytes(history_jsonl(fitted.history), f"{variant.name}.history.jsonl")
     return Result(variants=(variant,), values=values, files=(history,))
+
+
+def _objective(child: Child, workload: Workload, data: TrainingData) -> Objective:
+    """``workload``: the user's, with its preprocessing, as the teacher takes it."""
+    answers = ask_teacher(
+        child.store,
+        child.inputs["teacher"],
+        workload=workload,
+        data=child.data,
+        train=data.train,
+        device=child.job.device,
+    )
+    return distillation(
+        workload.loss,
+        answers,
+        classification=child.data.task == "classification",
+        temperature=child.spec["temperature"],
+        alpha=child.spec["alpha"],
+    )
+
+
+def _written(module: TorchGraph) -> bytes:
+    """The trained module as an ONNX file."""
+    model = write_back(module)
+    fold_byte_inputs(model)
+    return strip(model, merge_equal=True)
+
+
+def _publish(child: Child, file: bytes) -> Variant:
+    parent = child.inputs["parent"]
+    assets = (f for f in parent.files if f.path.startswith("assets/"))
+    return Variant(
+        name=f"{parent.name.removesuffix('.int8-static')}.int8-qat",
+        stage="qat",
+        format="onnx",
+        files=(child.store.publish_bytes(file, "model.onnx"), *assets),
+        inputs=parent.inputs,
+        outputs=parent.outputs,
+        runtime=parent.runtime,
+    )
 
 
 def _floats(child: Child, model: onnx.ModelProto) -> dict[str, Array]:

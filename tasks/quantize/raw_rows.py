@@ -7,25 +7,36 @@ import io
 import numpy as np
 
 from model_registry.manifest import FileEntry
+from model_registry.store import Store
 from model_registry.variant import TensorSpec
 from tasks.quantize.calibration import Feeds
-from tasks.running.child import Child
 from tasks.running.errors import CalibrationError
-from tasks.running.splits import TARGET, read_split
+from tasks.running.splits import TARGET, Columns, DataRef, read_split
+from tasks.running.stage import WorkloadRef
 
 _DTYPES = {"FP16": "float16", "FP32": "float32", "FP64": "float64"}
 
 
-def read_rows(child: Child, inputs: tuple[TensorSpec, ...], split: str) -> tuple[Feeds, np.ndarray]:
+def read_rows(
+    store: Store,
+    inputs: tuple[TensorSpec, ...],
+    split: str,
+    *,
+    stored: FileEntry | None,
+    data: DataRef,
+    workload: WorkloadRef,
+) -> tuple[Feeds, np.ndarray]:
     """All rows of a split by input name, and their targets.
 
-    Takes what was stored for measuring, so that no torch is imported; else runs the workload's ``batch``.
+    Args:
+        inputs: what the model takes.
+        stored: the rows as they were stored for measuring, so that no torch is imported; None: the workload's
+            ``batch`` is run on the split.
 
     Raises:
         CalibrationError: the model takes an input that the data does not have.
     """
-    stored = child.extra.get("rows" if split == "calibration" else split)
-    columns = _stored(child, FileEntry.model_validate(stored)) if stored else _batched(child, split)
+    columns = _stored(store, stored) if stored else _batched(read_split(store, data, split), workload)
     targets = columns.pop(TARGET)
     wanted = {spec.name for spec in inputs}
     if not wanted <= columns.keys():
@@ -36,17 +47,16 @@ def read_rows(child: Child, inputs: tuple[TensorSpec, ...], split: str) -> tuple
     return {s.name: columns[s.name].astype(_DTYPES.get(s.datatype, s.datatype.lower())) for s in inputs}, targets
 
 
-def _stored(child: Child, entry: FileEntry) -> Feeds:
-    with np.load(io.BytesIO(child.store.fetch_bytes(entry)), allow_pickle=False) as archive:
+def _stored(store: Store, entry: FileEntry) -> Feeds:
+    with np.load(io.BytesIO(store.fetch_bytes(entry)), allow_pickle=False) as archive:
         return {name: archive[name] for name in archive.files}
 
 
-def _batched(child: Child, split: str) -> Feeds:
+def _batched(columns: Columns, workload: WorkloadRef) -> Feeds:
     import torch
 
     from tasks.workloads.workload import load_workload
 
-    columns = {name: torch.from_numpy(values) for name, values in read_split(child.store, child.data, split).items()}
     with torch.no_grad():
-        inputs, targets = load_workload(child.job.workload).batch(columns)
+        inputs, targets = load_workload(workload).batch({name: torch.from_numpy(v) for name, v in columns.items()})
     return {name: value.numpy() for name, value in inputs.items()} | {TARGET: targets.numpy()}
