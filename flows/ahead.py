@@ -5,17 +5,15 @@ from __future__ import annotations
 import importlib
 import threading
 
-from model_registry import registry
 from tasks.running.machine_lock import machine_lock
 from tasks.running.stage_cache import planning
 
-# MLflow looks at ONNX Runtime's options when it saves a model.
-_MODULES = ("onnxruntime", "matplotlib.backends.backend_agg", "matplotlib.figure", "flows.commands.result_table")
+_MODULES = ("matplotlib.backends.backend_agg", "matplotlib.figure", "flows.commands.result_table")
 _begun = threading.Event()
 
 
 def import_ahead() -> None:
-    """Import MLflow, and what draws the report, in the background: three seconds. Once per process.
+    """Import what draws the report, in the background. Once per process.
 
     To be called when the first process has done its work: until then the machine has enough to do. Not while anybody
     measures, since importing takes a whole core.
@@ -27,6 +25,5 @@ def import_ahead() -> None:
 
 def _import() -> None:
     with machine_lock(exclusive=False):
-        registry.preload()
         for module in _MODULES:
             importlib.import_module(module)

@@ -110,7 +110,7 @@ def _assert_ours() -> None:
 def _tell(error: Exception) -> int:
     from infra.faults import StackError
     from model_registry.endpoint_client import EndpointError
-    from model_registry.registry import RegistryError
+    from model_registry.mlflow_rest import RegistryError
     from model_registry.store import StoreError
     from tasks.running.errors import WinnowError
 
