@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +140,14 @@ def test_the_report_folder_holds_the_four_files(released: Released) -> None:
     page = (folder / "report.html").read_text()
     assert "http://" not in page.split("<body")[0]  # nothing is loaded from elsewhere
     assert "<script src" not in page
+
+
+def test_without_a_terminal_each_stage_that_ended_has_a_line(released: Released) -> None:
+    done = released.winnow("run", "tiny", "--set", "model=chain", "--json")
+    assert done.returncode == 0, done.stderr
+    lines = [re.fullmatch(r"\d\d:\d\d:\d\d (\S+) (computed|reused) in \d+\.\d s", x) for x in done.stderr.splitlines()]
+    told = [line.groups() for line in lines if line]
+    assert sorted(told) == sorted({*stage_lines(json.loads(done.stdout)).items(), ("conclude", "computed")})
 
 
 def test_the_curl_line_works_when_pasted(released: Released) -> None:

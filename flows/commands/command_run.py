@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from flows.spec import PipelineSpec
     from tasks.report.run_report import RunReport
+    from tasks.running.journal import Line
 
 # A person who pressed Ctrl-C waits at most this long for states and leases to be put in order.
 _GRACE_SECONDS = 7.0
@@ -127,13 +128,14 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool) -> int:
     from flows.compress import compress
     from flows.ongoing_run import new_run_id
     from tasks.running import launch
+    from tasks.running.journal import ended
     from tasks.running.stage_cache import listener, log_folder
 
     run_id = new_run_id(spec.model)
     console = Console(stderr=True)
     stopping = _stop_on_signals(launch.end_all, lambda: _tell_prefect_cancelled(run_id))
     with _Progress(console, quiet=not console.is_terminal) as progress:
-        token = listener.set(progress.tell)
+        token, ending = listener.set(progress.tell), ended.set(progress.end)
         state: State[Any] | None = None
         try:
             state = compress(spec, run_id=run_id, return_state=True)
@@ -141,6 +143,7 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool) -> int:
             stopping.set()
         finally:
             listener.reset(token)
+            ended.reset(ending)
     report = _read_report(log_folder(run_id) / "report.json")
     if stopping.is_set() or state is None:
         _tell_prefect_cancelled(run_id)
@@ -230,7 +233,10 @@ def _stop_on_signals(first: Callable[[], None], last: Callable[[], None]) -> thr
 
 
 class _Progress:
-    """A live line per stage, the latest few of those that ended, and a lasting line per step of a search."""
+    """A live line per stage, the latest few of those that ended, and a lasting line per step of a search.
+
+    Where nobody looks (``quiet``), a lasting line per stage that ended.
+    """
 
     ENDED_SHOWN = 12
 
@@ -255,6 +261,13 @@ class _Progress:
 
     def __exit__(self, *_: Any) -> None:
         self._bars.stop()
+
+    def end(self, line: Line) -> None:
+        """Called at each stage's end, from any thread."""
+        if self._bars.disable and line.status != "skipped":
+            why = f" ({line.reason})" if line.status == "failed" else ""
+            text = f"{time.strftime('%H:%M:%S')} {line.name} {line.status}{why} in {line.seconds:.1f} s"
+            click.echo(text, err=True)
 
     def tell(self, name: str, fraction: float, text: str) -> None:
         """Called by the stages, from any thread."""
