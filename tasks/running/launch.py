@@ -235,6 +235,7 @@ def _start(preload: tuple[str, ...], pool: str) -> _Process:
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "",  # else each compiles torch again
         "WINNOW_CHILD_FD": str(writer),
     }
     popen = subprocess.Popen(
