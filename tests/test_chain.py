@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,24 @@ def test_a_second_run_computes_nothing_and_makes_no_version(released: Released) 
     assert again["version"] == 1
     assert again["chosen"] == released.report["chosen"]
     assert released.versions() == 1
+
+
+def test_nothing_is_started_ahead_for_data_that_were_checked(released: Released) -> None:
+    def started(*overrides: str) -> bool:
+        code = (
+            "import sys; from flows.commands import cli, command_run; from tasks.running import launch\n"
+            "def told(pool): print('started ahead', file=sys.stderr)\n"
+            "command_run.prewarm = told; cli.main()"
+        )
+        command = [sys.executable, "-P", "-c", code, "run", "tiny", "--set", "model=chain", *overrides]
+        done = subprocess.run(
+            command, cwd=released.folder, env=released.winnow.environment, capture_output=True, text=True, check=False
+        )
+        return "started ahead" in done.stderr
+
+    assert not started()
+    assert started("--set", "gates.floor=0.9999")  # never asked before, though its data are the same
+    assert not started("--set", "gates.floor=0.9999")
 
 
 def test_the_plan_says_what_would_run_and_why(released: Released) -> None:

@@ -188,7 +188,12 @@ def test_an_unchanged_plot_is_not_drawn_again(tmp_path: Path, monkeypatch: pytes
     first = run_report()
     assert kept_plot(first) == pareto_png(first)
     drawn: list[RunReport] = []
-    monkeypatch.setattr(drawing, "pareto_png", lambda report: drawn.append(report) or b"drawn")
+
+    def draw(report: RunReport) -> bytes:
+        drawn.append(report)
+        return b"drawn"
+
+    monkeypatch.setattr(drawing, "pareto_png", draw)
     later = first.model_copy(update={"run_id": "another", "seconds": 1.5, "status": "registered"})
     assert kept_plot(later) == pareto_png(first) and not drawn
     rows = first.variants
