@@ -146,7 +146,8 @@ def test_the_report_folder_holds_the_four_files(released: Released) -> None:
 def test_without_a_terminal_each_stage_that_ended_has_a_line(released: Released) -> None:
     done = released.winnow("run", "tiny", "--set", "model=chain", "--json")
     assert done.returncode == 0, done.stderr
-    lines = [re.fullmatch(r"\d\d:\d\d:\d\d (\S+) (computed|reused) in \d+\.\d s", x) for x in done.stderr.splitlines()]
+    form = r"\d\d:\d\d:\d\d (\S+) +(computed|reused) +\d+\.\d s"
+    lines = [re.fullmatch(form, line) for line in done.stderr.splitlines()]
     told = [line.groups() for line in lines if line]
     assert sorted(told) == sorted({*stage_lines(json.loads(done.stdout)).items(), ("conclude", "computed")})
 

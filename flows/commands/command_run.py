@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -13,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from flows.spec import PipelineSpec
     from tasks.report.run_report import RunReport
-    from tasks.running.journal import Line
 
 # A person who pressed Ctrl-C waits at most this long for states and leases to be put in order.
 _GRACE_SECONDS = 7.0
@@ -94,7 +93,7 @@ def _remember_checked(report: RunReport, mark: Path) -> None:
         mark.unlink(missing_ok=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _importing() -> Iterator[None]:
     """Importing makes only what stays: looking for garbage in it would take a sixth of the time, now and later."""
     gc.disable()
@@ -148,15 +147,16 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool, checked: Path) 
 
     from flows.compress import compress
     from flows.ongoing_run import new_run_id
+    from flows.run_progress import progress_lines
     from tasks.running import launch
-    from tasks.running.journal import ended
     from tasks.running.stage_cache import listener, log_folder
 
     run_id = new_run_id(spec.model)
     console = Console(stderr=True)
     stopping = _stop_on_signals(launch.end_all, lambda: _tell_prefect_cancelled(run_id))
-    with _Progress(console, quiet=not console.is_terminal) as progress:
-        token, ending = listener.set(progress.tell), ended.set(progress.end)
+    lines = contextlib.nullcontext() if console.is_terminal else progress_lines()
+    with lines, _Progress(console, quiet=not console.is_terminal) as progress:
+        token = listener.set(progress.tell)
         state: State[Any] | None = None
         try:
             state = compress(spec, run_id=run_id, return_state=True)
@@ -164,7 +164,6 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool, checked: Path) 
             stopping.set()
         finally:
             listener.reset(token)
-            ended.reset(ending)
     report = _read_report(log_folder(run_id) / "report.json")
     if stopping.is_set() or state is None:
         _tell_prefect_cancelled(run_id)
@@ -255,10 +254,7 @@ def _stop_on_signals(first: Callable[[], None], last: Callable[[], None]) -> thr
 
 
 class _Progress:
-    """A live line per stage, the latest few of those that ended, and a lasting line per step of a search.
-
-    Where nobody looks (``quiet``), a lasting line per stage that ended.
-    """
+    """A live line per stage, the latest few of those that ended, and a lasting line per step of a search."""
 
     ENDED_SHOWN = 12
 
@@ -283,13 +279,6 @@ class _Progress:
 
     def __exit__(self, *_: Any) -> None:
         self._bars.stop()
-
-    def end(self, line: Line) -> None:
-        """Called at each stage's end, from any thread."""
-        if self._bars.disable and line.status != "skipped":
-            why = f" ({line.reason})" if line.status == "failed" else ""
-            text = f"{time.strftime('%H:%M:%S')} {line.name} {line.status}{why} in {line.seconds:.1f} s"
-            click.echo(text, err=True)
 
     def tell(self, name: str, fraction: float, text: str) -> None:
         """Called by the stages, from any thread."""
