@@ -3,6 +3,8 @@ PYTHON ?= python3
 # On a machine without a GPU, spare yourself the CUDA wheels: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 TORCH := $(shell grep '^torch==' requirements.lock)
+# What installs all the rest: uv, or pip where uv does not work.
+INSTALLER ?= uv
 BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-16)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -11,6 +13,8 @@ export DO_NOT_TRACK := true
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export GX_ANALYTICS_ENABLED := false
+# Where it is set, every process compiles all that it imports again: three seconds for the command line alone.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint types unit browser clean lock
@@ -23,10 +27,9 @@ setup: $(STAMP) ## create .venv and install the locked dependencies
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit(f"Python {v[0]}.{v[1]} is too old: Winnow needs 3.11 or newer; try make PYTHON=python3.11")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing the locked dependencies into .venv (about two minutes, once)"
-	@$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) $(PIP) install $(TORCH)
-	@$(PIP) install -r requirements.lock
-	@$(PIP) install --no-deps --no-build-isolation -e .
+	@echo "installing the locked dependencies into .venv (about a minute, once)"
+	@$(if $(TORCH_INDEX),PIP_EXTRA_INDEX_URL=$(TORCH_INDEX)) $(PIP) install --no-compile $(TORCH)
+	@$(BIN)/python .ci/install_locked.py $(INSTALLER)
 	@rm -f .venv/.installed-*
 	@touch $@
 

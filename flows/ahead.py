@@ -5,28 +5,26 @@ from __future__ import annotations
 import importlib
 import threading
 
-from model_registry import registry
 from tasks.running.machine_lock import machine_lock
+from tasks.running.stage import Outcome
 from tasks.running.stage_plan import planning
 
-# MLflow looks at ONNX Runtime's options when it saves a model.
-_MODULES = ("onnxruntime", "matplotlib.backends.backend_agg", "matplotlib.figure", "flows.commands.result_table")
+_MODULES = ("matplotlib.backends.backend_agg", "matplotlib.figure", "flows.commands.result_table")
 _begun = threading.Event()
 
 
-def import_ahead() -> None:
-    """Import MLflow, and what draws the report, in the background: three seconds. Once per process.
+def import_ahead(*made: Outcome) -> None:
+    """Import what draws the report, in the background, if any of these was computed. Once per process.
 
-    To be called when the first process has done its work: until then the machine has enough to do. Not while anybody
-    measures, since importing takes a whole core.
+    A run with nothing new has nothing to draw. To be called when a stage has ended: until the first one has, the
+    machine has enough to do. Not while anybody measures, since importing takes a whole core.
     """
-    if planning.get() is None and not _begun.is_set():
+    if any(outcome.status == "computed" for outcome in made) and planning.get() is None and not _begun.is_set():
         _begun.set()
         threading.Thread(target=_import, name="import-ahead", daemon=True).start()
 
 
 def _import() -> None:
     with machine_lock(exclusive=False):
-        registry.preload()
         for module in _MODULES:
             importlib.import_module(module)

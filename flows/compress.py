@@ -66,12 +66,13 @@ def compress(
 def make_variants(job: Job, spec: PipelineSpec) -> Made:
     """The chain from the data to every variant, measured. Each step is looked up before it is computed."""
     data = check_data(job, spec.data)
-    import_ahead()
+    import_ahead(data)
     checked = data_ref(data)
     refuse_hopeless(spec.gates, checked)
 
     brought = bring(job, spec.teacher, data=checked) if spec.teacher else None
     trained = brought or train(job, spec.train or TrainSpec(), data=checked)
+    import_ahead(trained)
     others = more_teachers(job, spec, checked)
     if spec.search:  # a budget in, the proven best variant out
         return search(job, spec, data=data, checked=checked, trained=trained, others=others)
@@ -84,6 +85,7 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
     if spec.prune:
         pruned = prune(job, spec.prune, data=checked, parent=student, teacher=teacher)
         models.append(MadeStep(pruned, (student, teacher) if spec.distill else (teacher,)))
+    import_ahead(*(step.outcome for step in models))
 
     exported = [MadeStep(trained)]  # an ONNX file that was brought enters here
     if teacher.format == "torch":

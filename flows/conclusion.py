@@ -15,7 +15,8 @@ from prefect.exceptions import PrefectException
 
 from flows.lineage import Made, Measured
 from flows.ongoing_run import STOPPED, OngoingRun
-from model_registry.registry import Registry, RegistryError
+from model_registry.mlflow_rest import RegistryError
+from model_registry.registry import Registry
 from model_registry.run_page import Tracked, VariantRun
 from model_registry.store import StoreError
 from tasks.evidence.arrays import fetch_arrays

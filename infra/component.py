@@ -16,8 +16,8 @@ class Component:
     """What to run. ``environment`` is added to the caller's; the ``health`` URLs all answer 200 when it is well.
 
     ``needs`` names the components that must be well before this one is started, ``patience`` is the number of
-    seconds that it may take to become well, ``grace`` those that it has to end by itself. With ``epilogue`` its
-    children are ended before it, and it has so many seconds to report that.
+    seconds that it may do nothing (no line in its log, no computing) before it is well, ``grace`` those that it has to
+    end by itself. With ``epilogue`` its children are ended before it, and it has so many seconds to report that.
     """
 
     name: str

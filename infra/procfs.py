@@ -16,7 +16,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 @dataclass(frozen=True)
 class Process:
-    """One line of /proc: ``started`` is in clock ticks since boot, ``rss`` in bytes."""
+    """One line of /proc: ``started`` is in clock ticks since boot, ``rss`` in bytes, ``cpu_ticks`` used so far."""
 
     pid: int
     parent: int
@@ -25,6 +25,7 @@ class Process:
     started: int
     rss: int
     zombie: bool
+    cpu_ticks: int
 
 
 def look_at_process(pid: int) -> Process | None:
@@ -43,6 +44,7 @@ def look_at_process(pid: int) -> Process | None:
         started=int(fields[19]),
         rss=int(fields[21]) * _PAGE,
         zombie=fields[0] in "ZX",
+        cpu_ticks=int(fields[11]) + int(fields[12]),
     )
 
 

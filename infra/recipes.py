@@ -16,7 +16,7 @@ from infra.ports import LOOPBACK
 
 WORK_POOL = "winnow"
 
-#: Set for everything that Winnow starts: no telemetry, and a user's own tasks/ folder never shadows ours.
+#: Set for everything that Winnow starts: no telemetry, compiled modules kept, and no tasks/ folder shadows ours.
 QUIET = {
     "DO_NOT_TRACK": "true",  # MLflow compares with the literal "true"
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -25,6 +25,7 @@ QUIET = {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "PYTHONSAFEPATH": "1",
     "PYTHONUNBUFFERED": "1",
+    "PYTHONDONTWRITEBYTECODE": "",  # compiling all of Prefect takes longer than starting it
 }
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from infra.component import Component
 from infra.daemon import Daemon
 from infra.faults import ComponentFailed
+from infra.work import Work
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,12 @@ class Event:
     """What ``up`` and ``down`` report while they work."""
 
     name: str  # of the component; empty: of the stack
-    phase: str  # waiting | found | starting | well | failed | ended
+    phase: str  # waiting | found | starting | slow | well | failed | ended
     text: str = ""
 
+
+_MENTIONED_AFTER = 4.0
+_MOST_PATIENCES = 10
 
 Report = Callable[[Event], None]
 
@@ -74,13 +78,21 @@ class Startup:
             daemon = Daemon(component.name, self._home)
             self._started.append(component)
             daemon.start(component)
+            work, mention = Work(daemon, component.patience), _MENTIONED_AFTER
             while not component.is_well():
                 if self._abort.is_set():
                     return
                 if daemon.running() is None:
                     raise self._failure(component, daemon, "ended while starting")
-                if time.monotonic() - begun > component.patience:
-                    raise self._failure(component, daemon, f"was not ready after {component.patience:.0f} s")
+                waited = time.monotonic() - begun
+                if work.stands_still():
+                    raise self._failure(component, daemon, f"was not ready after {waited:.0f} s")
+                if waited > _MOST_PATIENCES * component.patience:
+                    raise self._failure(component, daemon, f"worked for {waited:.0f} s and was still not ready")
+                if waited > mention:
+                    text = f"the {component.title} is not ready after {waited:.0f} s"
+                    self._report(Event(component.name, "slow", text))
+                    mention *= 2
                 time.sleep(0.1)
             if component.name == "s3":
                 self._prepare()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -70,7 +71,9 @@ class Endpoint:
     def __init__(self, data: str, admin: str, token: str) -> None:
         self.url = data.rstrip("/")
         self._admin = admin.rstrip("/")
-        self._client = httpx.Client(timeout=30, trust_env=False)  # loopback never goes through a proxy
+        secure = any(url.startswith("https:") for url in (data, admin))  # else reading the certificates is for nothing
+        trusted = ssl.create_default_context() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self._client = httpx.Client(timeout=30, trust_env=False, verify=trusted)  # loopback never goes through a proxy
         self._headers = {"Authorization": f"Bearer {token}"}
 
     @classmethod

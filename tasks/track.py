@@ -44,7 +44,7 @@ def track(
     """
     store, registry = Store(job.store), Registry.from_environment()
     origin = origin or {}
-    registry.end_dead_runs(job.model)  # of runs that were killed: here, since MLflow takes two seconds to import
+    registry.end_dead_runs(job.model)
     run = registry.open_run(job.model, job.run_id, origin)
     dataset = _dataset(store, job, data)
     registry.log_data(run, dataset)
@@ -53,15 +53,18 @@ def track(
     with tempfile.TemporaryDirectory() as folder:
 
         def log(position: int, row: VariantRun) -> str:
-            variant, onnx_file = row.variant, None
-            if variant.format == "onnx" and (row.chosen or variant.size <= MODEL_LIMIT_BYTES):
-                onnx_file = store.fetch(variant.file("model.onnx"), Path(folder) / f"{variant.digest}.onnx")
+            variant = row.variant
+
+            def onnx_file() -> Path:
+                return store.fetch(variant.file("model.onnx"), Path(folder) / f"{variant.digest}.onnx")
+
+            kept = variant.format == "onnx" and (row.chosen or variant.size <= MODEL_LIMIT_BYTES)
             return registry.log_variant(
                 run,
                 row,
                 dataset=dataset,
                 history=store.fetch_bytes(row.history) if row.history else b"",
-                onnx_file=onnx_file,
+                onnx_file=onnx_file if kept else None,
                 example={spec.name: example[spec.name] for spec in variant.inputs if spec.name in example},
                 tags=origin,
                 position=position,

@@ -28,6 +28,11 @@ def whoami(child: Child) -> Result:
     return Result(values={"pid": os.getpid()})
 
 
+def flags(child: Child) -> Result:
+    """Tell whether what is imported here stays compiled."""
+    return Result(values={"dont_write_bytecode": sys.dont_write_bytecode})
+
+
 def slow(child: Child) -> Result:
     """Count, then take a while."""
     result = echo(child)

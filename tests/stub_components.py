@@ -19,6 +19,12 @@ if "dies" in vices:
     sys.exit("the database is on fire")
 if "slow" in vices:
     time.sleep(600)
+end = time.monotonic() + 4
+while "chatty" in vices and time.monotonic() < end:
+    print("migrating", flush=True)
+    time.sleep(0.5)
+while "busy" in vices and time.monotonic() < end:
+    pass
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
@@ -32,7 +38,8 @@ http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 def stub(
     name: str, port: int, folder: Path, *vices: str, needs: Sequence[str] = (), patience: float = 20, grace: float = 2
 ) -> Component:
-    """A component that answers 200 on the port. Vices: deaf, parent, dies, slow."""
+    """A component that answers 200 on the port. Vices: deaf, parent, dies, slow;
+    chatty and busy take 4 s to start, in which they write to their log or compute."""
     url = f"http://127.0.0.1:{port}"
     return Component(
         name=name,

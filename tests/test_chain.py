@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,6 +143,15 @@ def test_the_report_folder_holds_the_four_files(released: Released) -> None:
     assert "<script src" not in page
 
 
+def test_without_a_terminal_each_stage_that_ended_has_a_line(released: Released) -> None:
+    done = released.winnow("run", "tiny", "--set", "model=chain", "--json")
+    assert done.returncode == 0, done.stderr
+    form = r"\d\d:\d\d:\d\d (\S+) +(computed|reused) +\d+\.\d s"
+    lines = [re.fullmatch(form, line) for line in done.stderr.splitlines()]
+    told = [line.groups() for line in lines if line]
+    assert sorted(told) == sorted({*stage_lines(json.loads(done.stdout)).items(), ("conclude", "computed")})
+
+
 def test_the_curl_line_works_when_pasted(released: Released) -> None:
     done = subprocess.run(["bash", "-c", released.report["curl"]], capture_output=True, text=True, check=True)
     answer = json.loads(done.stdout)
@@ -229,6 +240,24 @@ def test_a_second_run_computes_nothing_and_makes_no_version(released: Released) 
     assert again["version"] == 1
     assert again["chosen"] == released.report["chosen"]
     assert released.versions() == 1
+
+
+def test_nothing_is_started_ahead_for_data_that_were_checked(released: Released) -> None:
+    def started(*overrides: str) -> bool:
+        code = (
+            "import sys; from flows.commands import cli, command_run; from tasks.running import launch\n"
+            "def told(pool): print('started ahead', file=sys.stderr)\n"
+            "command_run.prewarm = told; cli.main()"
+        )
+        command = [sys.executable, "-P", "-c", code, "run", "tiny", "--set", "model=chain", *overrides]
+        done = subprocess.run(
+            command, cwd=released.folder, env=released.winnow.environment, capture_output=True, text=True, check=False
+        )
+        return "started ahead" in done.stderr
+
+    assert not started()
+    assert started("--set", "gates.floor=0.9999")  # never asked before, though its data are the same
+    assert not started("--set", "gates.floor=0.9999")
 
 
 def test_the_plan_says_what_would_run_and_why(released: Released) -> None:

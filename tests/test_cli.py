@@ -47,6 +47,18 @@ def test_help_lists_every_command(tmp_path: Path) -> None:
         assert f"{name} {summary}" in told
 
 
+def test_what_is_imported_stays_compiled(tmp_path: Path) -> None:
+    code = (
+        "import os, sys, flows.commands.cli as cli; cli.quiet_environment(); import flows.commands.scaffold; "
+        "print(sys.dont_write_bytecode, repr(os.environ['PYTHONDONTWRITEBYTECODE']))"
+    )
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "''"]
+
+
 def test_an_unknown_command_is_bad_usage(tmp_path: Path) -> None:
     done = winnow("rnu", cwd=tmp_path)
     assert done.returncode == 2

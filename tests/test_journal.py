@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tasks.running.journal import Journal, Line
+from tasks.running.journal import Journal, Line, ended
 
 
 def test_what_this_run_computed_stays_computed_when_it_is_found_again() -> None:
@@ -29,3 +29,17 @@ def test_the_failure_is_the_first_that_did_not_recover() -> None:
     journal.add(Line("quantize:a", "computed", 1.0))  # its retry went well
     assert journal.failure == ("quantize:b", final)
     assert {line.name: line.status for line in journal.lines} == {"quantize:a": "computed", "quantize:b": "failed"}
+
+
+def test_who_listens_is_told_of_every_end_once() -> None:
+    told: list[Line] = []
+    token = ended.set(told.append)
+    try:
+        journal = Journal()
+        journal.add(Line("inputs", "computed", 2.0))
+        journal.add(Line("inputs", "reused", 0.1))  # asked for again in the same run
+        journal.add(Line("train", "reused", 0.1))
+        journal.add(Line("train", "reused", 0.2))
+    finally:
+        ended.reset(token)
+    assert told == [Line("inputs", "computed", 2.0), Line("train", "reused", 0.1)]

@@ -73,6 +73,13 @@ def test_a_result_comes_back_and_the_log_is_kept(store: Store, tmp_path: Path) -
     assert not heavy
 
 
+def test_what_a_child_compiles_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the environment says otherwise, as on many CI machines: each child would compile torch again."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    answer = run("flags", tmp_path)
+    assert answer["values"] == {"dont_write_bytecode": False}
+
+
 def test_a_standby_has_imported_what_its_pool_needs(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,8 +23,9 @@ from model_registry import lease as lease_module
 from model_registry.cpu_class import cpu_class
 from model_registry.endpoint_client import Endpoint, EndpointUnreachable
 from model_registry.ledger import ChampionMoved, Ledger, LedgerCorrupt, ReleasePending
+from model_registry.mlflow_rest import RegistryUnavailable
 from model_registry.owner import Owner
-from model_registry.registry import Registry, RegistryUnavailable, VersionMissing
+from model_registry.registry import Registry, VersionMissing
 from model_registry.store import Store, StoreUnavailable
 from model_registry.variant import RuntimeSpec
 from tasks.release import ledger_protocol

@@ -18,8 +18,10 @@ from measurements import digits_measurements, measured, run_report
 from model_registry.measurement import MetricEstimate
 from model_registry.store import Store
 from tasks.evidence import number_text
+from tasks.report import pareto_png as drawing
 from tasks.report.axis_scale import fit_scale, tick_text
 from tasks.report.headline import headline
+from tasks.report.kept_plot import kept_plot
 from tasks.report.label_layout import Box, Spot, place_labels
 from tasks.report.pages import render_card, render_html, write_report
 from tasks.report.pareto_png import pareto_png
@@ -177,3 +179,33 @@ def test_axes_hold_all_values_and_have_ticks(values: list[float], log: bool) -> 
 )
 def test_numbers_read_well(found: str, wanted: str) -> None:
     assert found == wanted
+
+
+def test_an_unchanged_plot_is_not_drawn_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("WINNOW_HOME", str(home))
+    first = run_report()
+    assert kept_plot(first) == pareto_png(first)
+    drawn: list[RunReport] = []
+
+    def draw(report: RunReport) -> bytes:
+        drawn.append(report)
+        return b"drawn"
+
+    monkeypatch.setattr(drawing, "pareto_png", draw)
+    later = first.model_copy(update={"run_id": "another", "seconds": 1.5, "status": "registered"})
+    assert kept_plot(later) == pareto_png(first) and not drawn
+    rows = first.variants
+    slower = first.model_copy(update={"variants": (rows[0].model_copy(update={"p50_ms": 9.0}), *rows[1:])})
+    other = first.model_copy(update={"chosen": rows[0].digest})
+    for changed in (slower, other):
+        assert kept_plot(changed) == b"drawn"
+    assert [report.variants for report in drawn] == [slower.variants, rows]
+    assert len(list((home / "cache").glob("pareto-*"))) == 1  # of each model the last one
+
+
+def test_no_folder_is_made_for_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "none"))
+    assert kept_plot(run_report()) == pareto_png(run_report())
+    assert list(tmp_path.iterdir()) == []

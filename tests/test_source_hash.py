@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from tasks.running import source_files
+from tasks.running.source_files import SourceFiles
 from tasks.running.source_hash import closure_hash, normalised
 
 
@@ -66,3 +74,86 @@ def test_a_cycle_ends(tmp_path: Path) -> None:
 
 def test_an_installed_package_counts_as_a_whole() -> None:
     assert closure_hash("click.globals") != closure_hash("no_such_package_at_all")
+
+
+Reading = Callable[[Path, str], tuple[str, tuple[str, ...]]]
+
+
+def _reader(reads: list[str]) -> Reading:
+    def read(path: Path, name: str) -> tuple[str, tuple[str, ...]]:
+        reads.append(name)
+        return path.read_text(), (name,)
+
+    return read
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stack's folder, and files that settle at once."""
+    monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(source_files, "_GRANULARITY_NS", -1)
+    (tmp_path / "home").mkdir()
+    return tmp_path / "home"
+
+
+def test_a_file_is_read_once_by_all_processes(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a_mod.py"
+    file.write_text("x = 1")
+    reads: list[str] = []
+    first = SourceFiles(_reader(reads), "1")
+    assert first.look_at(str(file), "a_mod").digest == first.look_at(str(file), "a_mod").digest == "x = 1"
+    first.keep()
+    second = SourceFiles(_reader(reads), "1")
+    assert second.look_at(str(file), "a_mod") == first.look_at(str(file), "a_mod")
+    assert reads == ["a_mod"]
+    file.write_text("x = 2")
+    assert second.look_at(str(file), "a_mod").digest == "x = 2"
+    SourceFiles(_reader(reads), "2").look_at(str(file), "a_mod")  # read in another way: nothing of it is used
+    assert len(reads) == 3
+
+
+@pytest.mark.parametrize("change", ["content", "replaced", "backdated"])
+def test_no_change_is_missed(home: Path, tmp_path: Path, change: str) -> None:
+    file = tmp_path / "a_mod.py"
+    file.write_text("x = 1")
+    files = SourceFiles(_reader([]), "1")
+    assert files.look_at(str(file), "a_mod").digest == "x = 1"
+    before = file.stat()
+    if change == "replaced":  # as editors do
+        other = tmp_path / "other"
+        other.write_text("x = 2")
+        other.replace(file)
+    else:
+        file.write_text("x = 2")
+    if change != "content":
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert files.look_at(str(file), "a_mod").digest == "x = 2"
+
+
+def test_a_file_written_just_now_is_not_remembered(tmp_path: Path) -> None:
+    """It could be written again within the same tick of the file system's clock, as large as before."""
+    file = tmp_path / "a_mod.py"
+    reads: list[str] = []
+    files = SourceFiles(_reader(reads), "1")
+    file.write_text("x = 1")
+    for _ in range(3):
+        files.look_at(str(file), "a_mod")
+    assert len(reads) == 3
+
+
+def test_what_is_kept_may_be_damaged(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a_mod.py"
+    file.write_text("x = 1")
+    files = SourceFiles(_reader([]), "1")
+    files.look_at(str(file), "a_mod")
+    files.keep()
+    (kept,) = (home / "cache").iterdir()
+    kept.write_text('{"files": {"a": 3')
+    assert SourceFiles(_reader([]), "1").look_at(str(file), "a_mod").digest == "x = 1"
+
+
+def test_no_folder_is_made_where_there_is_no_stack(tmp_path: Path) -> None:
+    code = "from tasks.running.source_hash import closure_hash; closure_hash('tasks.train.train_child')"
+    environment = {**os.environ, "WINNOW_HOME": str(tmp_path / "none")}
+    subprocess.run([sys.executable, "-P", "-c", code], env=environment, check=True, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import pytest
 from conftest import Server
 from stub_components import stub
 
-from infra import ports, procfs
+from infra import ports, procfs, startup
 from infra.component import Component
 from infra.daemon import Daemon, census
 from infra.faults import ComponentFailed, PortTaken, StackDown, StackError, StackMisconfigured
@@ -171,8 +172,33 @@ def test_a_failure_ends_what_was_started_and_shows_the_log(stubbed: StubbedStack
 
 def test_a_component_that_never_answers_is_a_failure(stubbed: StubbedStack) -> None:
     stubbed.vices = {"worker": ("slow",)}
-    with pytest.raises(ComponentFailed, match=r"stub worker was not ready after 6 s"):
+    with pytest.raises(ComponentFailed, match=r"stub worker was not ready after \d+ s"):
         stubbed.start()
+    assert census(stubbed.home.path) == {}
+
+
+@pytest.mark.parametrize("vice", ["chatty", "busy"])
+def test_a_slow_start_is_not_ended_while_it_gets_on(
+    stubbed: StubbedStack, vice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(startup, "_MENTIONED_AFTER", 1.0)
+    component = stub("mlflow", ports.pick(1)[0], stubbed.home.path, vice, patience=2)
+    stubbed.home.create()
+    try:
+        startup.Startup(stubbed.home.path, [component], stubbed.events.append, prepare=lambda: None).run()
+    finally:
+        Daemon("mlflow", stubbed.home.path).end(1)
+    phases = [event.phase for event in stubbed.events]
+    assert (phases[0], set(phases[1:-1]), phases[-1]) == ("starting", {"slow"}, "well")
+    assert re.fullmatch(r"the stub mlflow is not ready after \d s", stubbed.events[1].text)
+
+
+def test_a_start_that_works_for_ever_is_ended(stubbed: StubbedStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup, "_MOST_PATIENCES", 1)
+    component = stub("mlflow", ports.pick(1)[0], stubbed.home.path, "chatty", patience=1)
+    stubbed.home.create()
+    with pytest.raises(ComponentFailed, match=r"stub mlflow worked for \d s and was still not ready"):
+        startup.Startup(stubbed.home.path, [component], stubbed.events.append, prepare=lambda: None).run()
     assert census(stubbed.home.path) == {}
 
 

@@ -91,7 +91,7 @@ if TYPE_CHECKING:  # one line per name: what is here is what there is, for type 
     from infra.faults import StackDown as StackDown
     from infra.faults import StackError as StackError
     from model_registry.endpoint_client import EndpointError as EndpointError
-    from model_registry.registry import RegistryError as RegistryError
+    from model_registry.mlflow_rest import RegistryError as RegistryError
     from model_registry.store import StoreDenied as StoreDenied
     from model_registry.store import StoreError as StoreError
     from model_registry.store import StoreUnavailable as StoreUnavailable

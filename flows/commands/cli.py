@@ -91,6 +91,8 @@ def quiet_environment() -> None:
     """What every process that we start inherits: no telemetry, nobody's folder before ours, no server by accident."""
     os.environ.update(TELEMETRY_OFF)
     os.environ["PYTHONSAFEPATH"] = "1"
+    # Else every process compiles all that it imports again: three seconds for each that imports Prefect.
+    os.environ["PYTHONDONTWRITEBYTECODE"], sys.dont_write_bytecode = "", False
     os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
@@ -110,7 +112,7 @@ def _assert_ours() -> None:
 def _tell(error: Exception) -> int:
     from infra.faults import StackError
     from model_registry.endpoint_client import EndpointError
-    from model_registry.registry import RegistryError
+    from model_registry.mlflow_rest import RegistryError
     from model_registry.store import StoreError
     from tasks.running.errors import WinnowError
 

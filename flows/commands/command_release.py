@@ -60,7 +60,7 @@ def rollback_command(model: str, as_json: bool) -> int:
 def _release(release: Callable[[], Deployment], as_json: bool) -> int:
     _reach_stack()  # before Prefect is imported: it reads its settings then
     from model_registry.endpoint_client import EndpointError
-    from model_registry.registry import RegistryError
+    from model_registry.mlflow_rest import RegistryError
 
     try:
         done = release()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import hashlib
 import json
 import os
 import shlex
@@ -12,7 +14,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,8 @@ def run_command(
       winnow run my/spec.yaml --set prune.ratio=0.3 --plan
     """
     down = _reach_stack(start=up)  # before Prefect is imported: it reads its settings then
-    if down is None and not plan:
+    checked = _mark_of_checked(spec, overrides)
+    if down is None and not plan and not checked.exists():
         prewarm("checks")  # the first stage's process imports its libraries while we import ours
     with _importing():
         from flows.spec import load_spec
@@ -69,10 +71,29 @@ def run_command(
     os.environ["WINNOW_SPEC"] = shlex.join([spec, *(part for o in overrides for part in ("--set", o))])
     if plan:
         return _print_plan(loaded, as_json)
-    return _run(loaded, report, as_json)
+    return _run(loaded, report, as_json, checked)
 
 
-@contextmanager
+def _mark_of_checked(spec: str, overrides: tuple[str, ...]) -> Path:
+    """A file that is there where the last run of this very spec had its data checked, so that the next need not be.
+
+    Only a guess, which decides no more than whether the checks' process is started ahead.
+    """
+    text = Path(spec).read_bytes() if Path(spec).is_file() else b""
+    asked = hashlib.sha256(json.dumps([spec, *overrides]).encode() + text).hexdigest()[:24]
+    return Path(os.environ.get("WINNOW_HOME", ".winnow")).absolute() / "cache" / f"checked-{asked}"
+
+
+def _remember_checked(report: RunReport, mark: Path) -> None:
+    ended = {line.name: line.status for line in report.stages}
+    if ended.get("data") in {"computed", "reused"}:
+        mark.parent.mkdir(exist_ok=True)
+        mark.touch()
+    else:
+        mark.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
 def _importing() -> Iterator[None]:
     """Importing makes only what stays: looking for garbage in it would take a sixth of the time, now and later."""
     gc.disable()
@@ -120,19 +141,21 @@ def _print_plan(spec: PipelineSpec, as_json: bool) -> int:
     return 0
 
 
-def _run(spec: PipelineSpec, folder: Path | None, as_json: bool) -> int:
+def _run(spec: PipelineSpec, folder: Path | None, as_json: bool, checked: Path) -> int:
     from prefect.exceptions import TerminationSignal
     from rich.console import Console
 
     from flows.compress import compress
     from flows.ongoing_run import new_run_id
+    from flows.run_progress import progress_lines
     from tasks.running import launch
     from tasks.running.stage_cache import listener, log_folder
 
     run_id = new_run_id(spec.model)
     console = Console(stderr=True)
     stopping = _stop_on_signals(launch.end_all, lambda: _tell_prefect_cancelled(run_id))
-    with _Progress(console, quiet=not console.is_terminal) as progress:
+    lines = contextlib.nullcontext() if console.is_terminal else progress_lines()
+    with lines, _Progress(console, quiet=not console.is_terminal) as progress:
         token = listener.set(progress.tell)
         state: State[Any] | None = None
         try:
@@ -151,6 +174,7 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool) -> int:
     if report is None:  # it could not even begin: the store or Prefect refused
         state.result()
         return 1
+    _remember_checked(report, checked)
     written = log_folder(run_id) / "report"
     if folder is not None and written.is_dir():
         shutil.copytree(written, folder, dirs_exist_ok=True)

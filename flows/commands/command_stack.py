@@ -194,7 +194,7 @@ def doctor_command(as_json: bool) -> int:
 
 
 class _Progress:
-    """A line per component on a terminal, with a clock; nothing elsewhere."""
+    """A line per component on a terminal, with a clock; elsewhere a lasting line about whatever one has to wait for."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -218,13 +218,14 @@ class _Progress:
         self._progress.stop()
 
     def _report(self, event: Event) -> None:
+        if self._progress.disable and event.phase in {"waiting", "slow"}:
+            click.echo(f"{time.strftime('%H:%M:%S')} {event.text}", err=True)
         name = event.name or "stack"
         if name not in self._tasks:
             self._tasks[name] = self._progress.add_task(name, total=1, note="")
         done = event.phase in {"found", "well", "ended", "failed"}
-        note = {"found": "running", "well": "ready", "starting": "starting", "ended": "stopped"}.get(
-            event.phase, event.phase
-        )
+        notes = {"found": "running", "well": "ready", "slow": "starting", "ended": "stopped"}
+        note = notes.get(event.phase, event.phase)
         text = event.text if event.phase in {"waiting", "failed", "ended"} and event.text else note
         self._progress.update(self._tasks[name], completed=1 if done else 0, note=text)
 

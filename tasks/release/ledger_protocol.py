@@ -26,9 +26,10 @@ import numpy as np
 from model_registry.endpoint_client import Endpoint, EndpointError, EndpointRefused, EndpointUnreachable, ServedModel
 from model_registry.lease import Held, OnWait, lease
 from model_registry.ledger import Entry, Kind, Ledger, OutcomeDecided, ReleasePending
+from model_registry.mlflow_rest import RegistryError
 from model_registry.owner import Owner
 from model_registry.recording import replay
-from model_registry.registry import CHALLENGER, CHAMPION, Registry, RegistryError
+from model_registry.registry import CHALLENGER, CHAMPION, Registry
 from model_registry.store import Store, StoreError, StoreUnavailable
 from model_registry.variant import Frozen
 from tasks.running.errors import EndpointUnhealthy

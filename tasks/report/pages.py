@@ -10,6 +10,7 @@ from typing import Any
 from tasks.evidence import number_text
 from tasks.report.flip_pictures import Flips
 from tasks.report.headline import headline, tiles
+from tasks.report.kept_plot import kept_plot
 from tasks.report.layer_table import chosen_candidate, layer_table
 from tasks.report.pareto_svg import legend, pareto_svg
 from tasks.report.plot_points import family_of, plot_families
@@ -47,14 +48,12 @@ def write_report(report: RunReport, folder: Path, flips: Flips | None = None) ->
     Raises:
         OSError: the folder cannot be written.
     """
-    from tasks.report.pareto_png import pareto_png
-
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
         JSON: report.to_json() + b"\n",
         HTML: render_html(report, flips).encode(),
         CARD: render_card(report, flips).encode(),
-        PLOT: pareto_png(report),
+        PLOT: kept_plot(report),
     }
     for name, content in contents.items():
         (folder / name).write_bytes(content)

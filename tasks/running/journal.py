@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal
@@ -41,10 +42,15 @@ class Journal:
             self.failures.pop(line.name, None)
             for index, old in enumerate(self.lines):
                 if old.name == line.name:
-                    if not (old.status == "computed" and line.status == "reused"):
-                        self.lines[index] = line
-                    return
-            self.lines.append(line)
+                    if line.status == "reused" and old.status in {"computed", "reused"}:
+                        return  # found once more
+                    self.lines[index] = line
+                    break
+            else:
+                self.lines.append(line)
+        told = ended.get()
+        if told is not None:
+            told(line)
 
     def add_outcome(self, outcome: Outcome) -> None:
         """Note a stage's result."""
@@ -59,3 +65,5 @@ class Journal:
 
 journal: ContextVar[Journal | None] = ContextVar("journal", default=None)
 """The journal of the run in hand. Prefect's threads inherit it."""
+ended: ContextVar[Callable[[Line], None] | None] = ContextVar("ended", default=None)
+"""Told of every line that enters a journal, from any thread."""

@@ -54,6 +54,8 @@ _standby: list[_Process] = []
 _lock = threading.Lock()
 _closing = threading.Event()
 _keeping = threading.Event()
+_runs: list[object] = []
+"""The runs under way in this process: a notebook starts one after the other, or several in threads."""
 
 
 def run_child(
@@ -176,13 +178,25 @@ def prewarm_if_kept(pool: str) -> None:
 
 @contextlib.contextmanager
 def kept_processes() -> Iterator[None]:
-    """Let the stages of one run share processes; none is left when the body ends."""
-    _keeping.set()
+    """Let the stages of one run share processes; none is left when the body ends.
+
+    What :func:`end_all` said to earlier runs does not hold for one that begins after all of them have ended.
+    """
+    this = object()
+    with _lock:
+        if not _runs:
+            _closing.clear()
+        _runs.append(this)
+        _keeping.set()
     try:
         yield
     finally:
-        _keeping.clear()
-        end_standbys()
+        with _lock:
+            _runs.remove(this)
+            if not _runs:
+                _keeping.clear()
+        if not _keeping.is_set():
+            end_standbys()
 
 
 def end_standbys() -> None:
@@ -194,7 +208,7 @@ def end_standbys() -> None:
 
 
 def end_all() -> None:
-    """End every child's process group, and start no more. Called first when the run is asked to stop."""
+    """End every child's process group; the runs under way start no more. Called first when they are asked to stop."""
     _closing.set()
     with _lock:
         running = list(_table.values())
@@ -221,6 +235,7 @@ def _start(preload: tuple[str, ...], pool: str) -> _Process:
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONHASHSEED": "0",
+        "PYTHONDONTWRITEBYTECODE": "",  # else each compiles torch again
         "WINNOW_CHILD_FD": str(writer),
     }
     popen = subprocess.Popen(

@@ -10,6 +10,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 from prefect import Task, task
 from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture
+from prefect.utilities.annotations import opaque
 
 from model_registry.lease import LeaseBusy, LeaseLost
 from model_registry.store import StoreUnavailable
@@ -37,18 +38,28 @@ def may_pass(task: Any, run: Any, state: Any) -> bool:
 class FlowStep(Generic[P, R]):
     """A Prefect task that can also be planned: while the flow is only planned, the body runs bare."""
 
-    def __init__(self, task: Task[P, R]) -> None:
-        self.task = task
+    def __init__(self, task: Task[P, R], source: str) -> None:
+        self._task, self._source = task, source
+
+    @property
+    def task(self) -> Task[P, R]:
+        """Prefect's task; its version is the hash of its source, which is not read before somebody asks."""
+        if self._task.version is None:
+            self._task.version = closure_hash(self._source)[:12]
+        return self._task
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if planning.get() is not None:
-            return self.task.fn(*args, **kwargs)
-        return self.task(*args, **kwargs)
+            return self._task.fn(*args, **kwargs)
+        # Prefect need not look for its futures inside our values: there are none, and it would take as long as a step.
+        call: Any = self.task
+        result: R = call(*map(opaque, args), **{name: opaque(value) for name, value in kwargs.items()})
+        return result
 
     def submit(self, *args: P.args, **kwargs: P.kwargs) -> PrefectFuture[R] | Ready[R]:
         """Start it in the flow's task runner; ``.result()`` waits and raises."""
         if planning.get() is not None:
-            return Ready(self.task.fn(*args, **kwargs))
+            return Ready(self._task.fn(*args, **kwargs))
         return self.task.submit(*args, **kwargs)
 
 
@@ -76,7 +87,6 @@ def step(stage: Stage | str, *, module: str | None = None) -> Callable[[Callable
         body = _noted(name, function) if isinstance(stage, str) else function  # run_stage notes its own
         decorated = task(
             name=name,
-            version=closure_hash(source)[:12],
             retries=len(RETRY_DELAYS),
             retry_delay_seconds=RETRY_DELAYS,
             retry_jitter_factor=RETRY_JITTER,
@@ -86,7 +96,7 @@ def step(stage: Stage | str, *, module: str | None = None) -> Callable[[Callable
             persist_result=False,
             log_prints=False,
         )(body)
-        return FlowStep(decorated)
+        return FlowStep(decorated, source)
 
     return decorate
 

@@ -9,9 +9,11 @@ import ast
 import importlib.util
 from collections.abc import Iterable
 from functools import lru_cache
+from os.path import isfile
 from pathlib import Path
 
 from model_registry.manifest import canonical_json, hash_bytes
+from tasks.running.source_files import SourceFiles
 
 _ROOT = Path(__file__).parents[2]
 FIRST_PARTY = ("flows", "tasks", "model_registry", "serving", "infra", "winnow")
@@ -20,6 +22,7 @@ FACE = "winnow"
 _PLUMBING = (
     "tasks.running.child",
     "tasks.running.errors",
+    "tasks.running.source_",
     "tasks.running.stage",
     "tasks.running.splits",
     "model_registry.",
@@ -41,8 +44,8 @@ def closure_files(module: str, folder: str) -> dict[str, Path]:
     found = {name: path for name, (_, path) in _walk(module, folder).items()}
     for name in list(found):  # the packages around them
         parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
-        paths = {parent: _find(parent, {"": Path(folder)}) for parent in parents}
-        found |= {parent: path for parent, path in paths.items() if path is not None}
+        paths = {parent: _find(parent, {"": folder}) for parent in parents}
+        found |= {parent: Path(path) for parent, path in paths.items() if path is not None}
     return {name: path for name, path in found.items() if name.split(".")[0] not in FIRST_PARTY}
 
 
@@ -60,15 +63,20 @@ def _walk(module: str, folder: str | None) -> dict[str, tuple[str, Path]]:
     """Hash and file of the module and of all it imports, by dotted name."""
     roots = _roots(module.split(".")[0], folder)
     found: dict[str, tuple[str, Path]] = {}
+    looked_for: set[str] = set()
     pending = [module]
     while pending:
         name = pending.pop()
-        path = _find(name, roots)
-        if path is None or name in found:
+        if name in looked_for:  # most names that a module imports from another are no modules
             continue
-        digest, imports = _read(path, name, path.stat().st_mtime_ns)
-        found[name] = digest, path
-        pending.extend(i for i in imports if not (i + ".").startswith(_PLUMBING) and i not in found)
+        looked_for.add(name)
+        path = _find(name, roots)
+        if path is None:
+            continue
+        source = _files().look_at(path, name)
+        found[name] = source.digest, Path(path)
+        pending.extend(i for i in source.imports if not (i + ".").startswith(_PLUMBING) and i not in looked_for)
+    _files().keep()
     return found
 
 
@@ -87,30 +95,38 @@ def _dump(tree: ast.Module) -> str:
     return ast.dump(tree)
 
 
-def _roots(package: str, folder: str | None) -> dict[str, Path]:
+def _roots(package: str, folder: str | None) -> dict[str, str]:
     """Folders to look in, by top-level name; '' stands for any name that is not ours."""
-    roots = dict.fromkeys(FIRST_PARTY, _ROOT)
+    roots = dict.fromkeys(FIRST_PARTY, str(_ROOT))
     if folder:
-        roots[""] = Path(folder)
+        roots[""] = folder
     if package not in roots and not (folder and _find(package, roots)):
         spec = importlib.util.find_spec(package)  # a top-level name: nothing is executed
         if spec is not None and spec.origin is not None:
             origin = Path(spec.origin)
-            roots[package] = origin.parent.parent if spec.submodule_search_locations else origin.parent
+            roots[package] = str(origin.parent.parent if spec.submodule_search_locations else origin.parent)
     return roots
 
 
-def _find(name: str, roots: dict[str, Path]) -> Path | None:
-    root = roots.get(name.split(".")[0], roots.get(""))
+def _find(name: str, roots: dict[str, str]) -> str | None:
+    top, _, _ = name.partition(".")
+    root = roots.get(top, roots.get(""))
     if root is None:
         return None
-    base = root.joinpath(*name.split("."))
-    return next((p for p in (base.with_suffix(".py"), base / "__init__.py") if p.is_file()), None)
+    base = f"{root}/{name.replace('.', '/')}"
+    # A Path for each would take three times as long, and a run asks ten thousand times.
+    return next((path for path in (f"{base}.py", f"{base}/__init__.py") if isfile(path)), None)  # noqa: PTH113
 
 
-@lru_cache(maxsize=512)
-def _read(path: Path, name: str, _modified: int) -> tuple[str, tuple[str, ...]]:
-    """Hash of one module and the names it may import; cached by path and modification time."""
+@lru_cache(maxsize=1)
+def _files() -> SourceFiles:
+    """What was read; how a file is read is said here and by the public package, whose names lead to modules."""
+    ways = Path(__file__).read_bytes() + (_ROOT / FACE / "__init__.py").read_bytes()
+    return SourceFiles(_read, hash_bytes(ways)[:8])
+
+
+def _read(path: Path, name: str) -> tuple[str, tuple[str, ...]]:
+    """Hash of one module and the names it may import."""
     source = path.read_text(encoding="utf-8")
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     imports: list[str] = []

@@ -1,0 +1,44 @@
+"""Whether a process that is starting gets on: it writes to its log, or it computes."""
+
+from __future__ import annotations
+
+import os
+import time
+
+from infra.daemon import Daemon
+
+_LOOK_SECONDS = 1.0
+_TICKS = os.sysconf("SC_CLK_TCK")
+_BUSY = 0.1
+"""Share of a core that counts as work: servers that wait for something use less for their timers."""
+
+
+class Work:
+    """Watches a component from its start on.
+
+    Args:
+        patience: seconds without work after which it stands still.
+    """
+
+    def __init__(self, daemon: Daemon, patience: float) -> None:
+        self._daemon, self._patience = daemon, patience
+        self._looked = self._worked = time.monotonic()
+        self._cpu, self._log = 0.0, self._size()
+
+    def stands_still(self) -> bool:
+        """Whether it has done nothing for so long. To be asked again and again; looks once a second."""
+        now = time.monotonic()
+        elapsed = now - self._looked
+        if elapsed >= _LOOK_SECONDS:
+            # Of children that ended meanwhile nothing is left to count: less than before is no work.
+            cpu, log = sum(process.cpu_ticks for process in self._daemon.members()) / _TICKS, self._size()
+            if log > self._log or cpu - self._cpu > _BUSY * elapsed:
+                self._worked = now
+            self._looked, self._cpu, self._log = now, cpu, log
+        return now - self._worked > self._patience
+
+    def _size(self) -> int:
+        try:
+            return self._daemon.log_file.stat().st_size
+        except FileNotFoundError:
+            return 0
