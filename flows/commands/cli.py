@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -47,6 +48,10 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
+        if name != "serve" and importlib.util.find_spec("prefect") is None:
+            raise click.ClickException(
+                f"winnow {name} needs more than the endpoint's dependencies: pip install 'winnow-mlops[pipeline]'"
+            )
         command = getattr(importlib.import_module(COMMANDS[name][0]), f"{name}_command")
         assert isinstance(command, click.Command)
         return command
