@@ -18,11 +18,11 @@ from measurements import digits_measurements, measured, run_report
 from model_registry.measurement import MetricEstimate
 from model_registry.store import Store
 from tasks.evidence import number_text
-from tasks.report.axis_scale import fit_scale, tick_text
 from tasks.report.headline import headline
 from tasks.report.label_layout import Box, Spot, place_labels
 from tasks.report.pages import render_card, render_html, write_report
-from tasks.report.pareto_png import pareto_png
+from tasks.report.pareto_plot import pareto_png, pareto_svg
+from tasks.report.plot_frame import fit_scale, tick_text
 from tasks.report.plot_points import frontier, plot_points
 from tasks.report.run_report import RunReport, describe_variants, load_run, save_run
 
@@ -113,6 +113,7 @@ def test_text_from_outside_is_escaped() -> None:
 
 def test_equal_reports_give_equal_files() -> None:
     assert pareto_png(run_report()) == pareto_png(run_report())
+    assert pareto_svg(run_report()) == pareto_svg(run_report())
     assert render_html(run_report()) == render_html(run_report())
 
 
@@ -125,7 +126,8 @@ def test_a_lower_is_better_metric_is_drawn_upwards_and_not_in_percent() -> None:
     report = run_report("registered", **describe_variants(rows), decision=None)
     html = render_html(report)
     assert "mse — up is better" in html and "0.5" in html and "50.0 %" not in html
-    labels = {m[1]: float(m[0]) for m in re.findall(r'<text class="label[^"]*" x="[\d.]+" y="([\d.]+)">([^<]+)<', html)}
+    texts = re.findall(r'<g class="label"><text [^>]*y="([\d.]+)"[^>]*>([^<]+)<', html)
+    labels = {name: float(height) for height, name in texts}
     assert labels["teacher.fp32 · baseline"] < labels["pruned.int8-dynamic"]  # smaller error, higher up
     points = plot_points(report)
     assert frontier(points, higher_is_better=False)[-1].name == "teacher.fp32"
@@ -143,15 +145,22 @@ def test_labels_lie_apart_from_points_and_each_other() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.floats(1e-6, 1e9), min_size=1, max_size=20), st.booleans())
-def test_axes_hold_all_values_and_have_ticks(values: list[float], log: bool) -> None:
+def test_axes_hold_all_values(values: list[float], log: bool) -> None:
     scale = fit_scale(values, log=log)
-    assert all(scale.low <= v <= scale.high for v in values)
-    assert all(scale.low <= t <= scale.high for t in scale.ticks) and len(scale.ticks) <= 16
-    if max(values) / min(values) > 1.5:
-        assert len(scale.ticks) >= 2
-    assert 0 <= scale.place(values[0]) <= 1 and "e" not in tick_text(scale.ticks[0] if scale.ticks else 1.0).replace(
-        "e+", ""
-    )
+    assert scale.low < scale.high and all(scale.inside(v) == v for v in values)
+    assert scale.inside(scale.low - 1) == scale.low and scale.inside(2 * scale.high) == scale.high
+    assert "e" not in tick_text(values[0]).replace("e+", "")
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("span", [1.2, 5.0, 1e5])
+def test_axes_have_a_few_round_ticks(unit: float, span: float) -> None:
+    made = digits_measurements()
+    rows = [measured(m.name, p50=unit * span ** (i / (len(made) - 1))) for i, m in enumerate(made)]
+    svg = pareto_svg(run_report("registered", **describe_variants(rows), decision=None))
+    latency = [float(t) for t in re.findall(r'text-anchor: middle[^>]*y="[^>]*>([\d.]+)<', svg)]
+    assert 2 <= len(latency) <= 9 and latency == sorted(latency)
+    assert all(float(f"{tick:.4g}") == tick for tick in latency)  # round
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,7 @@ from tasks.report.chosen_layers import chosen_layers
 from tasks.report.headline import headline
 from tasks.report.layer_table import layer_table
 from tasks.report.pages import render_card, render_html, write_report
-from tasks.report.pareto_png import pareto_png
-from tasks.report.pareto_svg import pareto_svg
+from tasks.report.pareto_plot import outside, pareto_png, pareto_svg
 from tasks.report.plot_frame import plot_frame
 from tasks.report.plot_points import family_of, labelled, plot_points
 from tasks.report.run_report import MetricName, RunReport
@@ -225,13 +224,27 @@ def test_the_plots_stay_readable_however_many_there_are(repeat: int, count: int)
     report = search_report(repeat=repeat)
     points = plot_points(report)
     assert len(points) == count
-    for svg in (pareto_svg(report), pareto_svg(report, "size")):
-        labels = re.findall(r'<text class="label', svg)
-        assert 3 <= len(labels) <= 14 and svg.count('<g class="point') == len(points)
-        assert "pruned25-r4.int8-static · chosen" in svg and "teacher.fp32 · baseline" in svg
-        assert svg.count('<path class="bar') == len(points)  # intervals of metric and latency
-        assert "95.8 %: baseline less 2.50 points" in svg
-    assert "p95 limit 0.3 ms" in pareto_svg(report) and "size limit 391 KB" in pareto_svg(report, "size")
+    svg = pareto_svg(report)
+    assert 6 <= svg.count('<g class="label"') <= 28  # in both plots together
+    assert svg.count('<g class="point"') == svg.count("<title>") == 2 * len(points)
+    for text in ("pruned25-r4.int8-static · chosen", "teacher.fp32 · baseline", "95.8 %: baseline less 2.50 points"):
+        assert svg.count(f">{text}<") == 2
+    assert "p95 limit 0.3 ms" in svg and "size limit 391 KB" in svg
+
+
+def test_the_plot_of_the_page_takes_its_colours_and_fonts_from_the_page() -> None:
+    html = render_html(search_report())
+    svg = html[html.index('<svg class="plot"') :].partition("</svg>")[0]
+    assert "var(--s3)" in svg and "var(--bad)" in svg and "var(--card)" in svg
+    assert not re.search(r"#[0-9a-f]{3}|font-family|url\(| id=|xmlns|<use|<style|rgb", svg)
+    defined = set(re.findall(r"(--[a-z0-9]+):", html.partition("</style>")[0]))
+    assert set(re.findall(r"var\((--[a-z0-9]+)\)", svg)) <= defined
+
+
+def test_far_limits_are_told_below_the_plot() -> None:
+    report = search_report(p95_ms=50.0)
+    assert outside(report) == ("p95 limit 50.0 ms",) and "p95 limit" not in pareto_svg(report)
+    assert "not shown: p95 limit 50.0 ms" in Page(render_html(report)).text
 
 
 def test_the_picture_of_a_search_has_both_plots() -> None:

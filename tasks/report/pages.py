@@ -11,7 +11,7 @@ from tasks.evidence import number_text
 from tasks.report.flip_pictures import Flips
 from tasks.report.headline import headline, tiles
 from tasks.report.layer_table import chosen_candidate, layer_table
-from tasks.report.pareto_svg import legend, pareto_svg
+from tasks.report.pareto_plot import outside, pareto_png, pareto_svg
 from tasks.report.plot_points import family_of, plot_families
 from tasks.report.run_report import RunReport
 from tasks.report.search_view import candidate_lines, control_sentence, ending, nearest, search_verdict
@@ -47,8 +47,6 @@ def write_report(report: RunReport, folder: Path, flips: Flips | None = None) ->
     Raises:
         OSError: the folder cannot be written.
     """
-    from tasks.report.pareto_png import pareto_png
-
     folder.mkdir(parents=True, exist_ok=True)
     contents = {
         JSON: report.to_json() + b"\n",
@@ -63,7 +61,11 @@ def write_report(report: RunReport, folder: Path, flips: Flips | None = None) ->
 
 def render_html(report: RunReport, flips: Flips | None = None) -> str:
     """The page: one file, light and dark, nothing loaded from elsewhere."""
-    return str(_environment(report, escape=True).get_template(HTML).render(_values(report, flips)))
+    from markupsafe import Markup
+
+    plot = Markup(pareto_svg(report))  # built by us, with every text escaped
+    template = _environment(report, escape=True).get_template(HTML)
+    return str(template.render(_values(report, flips), plot=plot, outside=outside(report)))
 
 
 def render_card(report: RunReport, flips: Flips | None = None) -> str:
@@ -76,12 +78,8 @@ def render_card(report: RunReport, flips: Flips | None = None) -> str:
 
 def _values(report: RunReport, flips: Flips | None) -> dict[str, Any]:
     import yaml
-    from markupsafe import Markup
 
     name = report.metric.name if report.metric else "metric"
-    drawings = [(f"{name[:1].upper()}{name[1:]} against latency", pareto_svg(report))]
-    if report.search is not None:
-        drawings.append((f"{name[:1].upper()}{name[1:]} against file size", pareto_svg(report, "size")))
     candidate = chosen_candidate(report)
     return {
         "run": report,
@@ -89,8 +87,6 @@ def _values(report: RunReport, flips: Flips | None) -> dict[str, Any]:
         "tiles": tiles(report),
         "metric": name,
         "unit": "points" if number_text.is_share(name) else name,
-        "plots": [(title, Markup(svg)) for title, svg in drawings if svg],  # built by us, with every text escaped
-        "legend": [(Markup(drawing), text) for drawing, text in legend(report)],
         "families": plot_families(report),
         "shortlist": shortlist(report),
         "verdict": search_verdict(report),

@@ -5,13 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tasks.evidence.number_text import is_share, metric_text, ms_text, points, size_text
-from tasks.report.axis_scale import AxisScale, fit_scale
 from tasks.report.budget_limits import BudgetLimits
 from tasks.report.plot_points import Axis, PlotPoint, frontier
 from tasks.report.run_report import MetricName, RunReport
 
 _DEPTH = 6.0
 """A search tries hopeless candidates too: so many margins below the baseline the plot ends."""
+
+
+@dataclass(frozen=True)
+class AxisScale:
+    """What an axis shows, linearly or as a logarithm."""
+
+    low: float
+    high: float
+    log: bool
+
+    def inside(self, value: float) -> float:
+        """The value, or the end that it lies beyond."""
+        return min(max(value, self.low), self.high)
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,25 @@ def plot_frame(
     across = fit_scale([*acrosses, *([most.value] if most else [])], log=True)
     up = fit_scale([*ups, *([least.value] if least else [])])
     return PlotFrame(axis, higher, factor, across, up, least, most, tuple(line.text for line in far))
+
+
+def fit_scale(values: list[float], *, log: bool = False) -> AxisScale:
+    """A scale with some air around the values.
+
+    Args:
+        log: use a logarithm where the values are positive and span more than a factor of four.
+    """
+    low, high = min(values), max(values)
+    if log and low > 0 and high / low > 4:
+        air = (high / low) ** 0.08
+        return AxisScale(low / air, high * air, True)
+    air = (high - low) * 0.08 or abs(high) * 0.05 or 1.0
+    return AxisScale(low - air, high + air, False)
+
+
+def tick_text(value: float) -> str:
+    """A tick without trailing zeros or exponents."""
+    return f"{value:.10f}".rstrip("0").rstrip(".") if abs(value) < 1e6 else f"{value:g}"
 
 
 def _level(line: LimitLine, values: list[float]) -> bool:
