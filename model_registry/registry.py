@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_registry import run_page
+from model_registry.datatypes import NUMPY_NAMES
 from model_registry.owner import Owner
+from model_registry.quiet import TELEMETRY_OFF
 from model_registry.run_page import Dataset, Status, TrackedRun, VariantRun
 from model_registry.variant import Frozen, TensorSpec, Variant
 
@@ -406,7 +408,8 @@ def _client_class() -> Any:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name, value in TELEMETRY_OFF.items():
+        os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
     return MlflowClient
@@ -428,16 +431,15 @@ def _rest_exception() -> Any:
     return RestException
 
 
-_NUMPY = {"FP16": "float16", "FP32": "float32", "FP64": "float64", "BOOL": "bool", "BYTES": "str"}
-
-
 def _signature(variant: Variant) -> ModelSignature:
     import numpy as np
     from mlflow.models import ModelSignature
     from mlflow.types import Schema
     from mlflow.types import TensorSpec as Tensor
 
+    names = {**NUMPY_NAMES, "BYTES": "str"}
+
     def schema(specs: Sequence[TensorSpec]) -> Any:
-        return Schema([Tensor(np.dtype(_NUMPY.get(s.datatype, s.datatype.lower())), s.shape, s.name) for s in specs])
+        return Schema([Tensor(np.dtype(names[s.datatype]), s.shape, s.name) for s in specs])
 
     return ModelSignature(schema(variant.inputs), schema(variant.outputs))

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from model_registry.cpu_class import CpuClassMismatch
 from model_registry.manifest import ManifestMismatch
+from model_registry.quiet import QUIET
 from model_registry.variant import TensorSpec, Variant
 from serving.engine_frames import Decoder, Frame, MalformedFrame, encode
 from serving.exceptions import EngineCrashed, EngineLoadError, EngineRunError, InferenceTimedOut, LoadFailed, Overloaded
@@ -68,7 +69,7 @@ class EngineClient(asyncio.SubprocessProtocol):
             sys.executable,
             *("-m", "serving.engine_process"),
             stderr=None,  # joins the endpoint's log
-            env={**os.environ, "PYTHONSAFEPATH": "1", "DO_NOT_TRACK": "true"},
+            env={**os.environ, **QUIET},
         )
         try:
             async with asyncio.timeout(seconds):

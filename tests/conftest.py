@@ -19,9 +19,10 @@ from infra import ports
 from infra.component import Component
 from infra.daemon import Daemon
 from infra.home import Secrets, Settings
-from infra.recipes import QUIET, s3_server
 from infra.recipes import mlflow_server as mlflow_recipe
+from infra.recipes import s3_server
 from infra.stack import Stack
+from model_registry.quiet import QUIET
 from model_registry.store import Store
 
 # How long an example takes says something about the machine, nothing about the code.

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import importlib
 import importlib.util
-import os
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 import click
+
+from flows.reaching import quiet_environment
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("flows.commands.command_stack", "Start the embedded stack: S3, MLflow, Prefect, worker, endpoint."),
@@ -28,14 +29,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "serve": ("flows.commands.command_serve", "Run the endpoint in the foreground."),
     "schema": ("flows.commands.command_init", "Print the JSON Schema of the spec."),
     "init": ("flows.commands.command_init", "Scaffold a workload and a spec of your own."),
-}
-
-TELEMETRY_OFF = {
-    "DO_NOT_TRACK": "true",  # MLflow takes only this literal
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "GX_ANALYTICS_ENABLED": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
 }
 
 
@@ -90,14 +83,6 @@ def main() -> NoReturn:
         code = _tell(error)
     gc.freeze()  # looking for garbage in all that Prefect and MLflow loaded would take a second before we are gone
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def quiet_environment() -> None:
-    """What every process that we start inherits: no telemetry, nobody's folder before ours, no server by accident."""
-    os.environ.update(TELEMETRY_OFF)
-    os.environ["PYTHONSAFEPATH"] = "1"
-    os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
 def _assert_ours() -> None:

@@ -6,14 +6,13 @@ import io
 
 import numpy as np
 
+from model_registry.datatypes import NUMPY_NAMES
 from model_registry.manifest import FileEntry
 from model_registry.variant import TensorSpec
 from tasks.quantize.calibration import Feeds
 from tasks.running.child import Child
 from tasks.running.errors import CalibrationError
 from tasks.running.splits import TARGET, read_split
-
-_DTYPES = {"FP16": "float16", "FP32": "float32", "FP64": "float64"}
 
 
 def read_rows(child: Child, inputs: tuple[TensorSpec, ...], split: str) -> tuple[Feeds, np.ndarray]:
@@ -33,7 +32,7 @@ def read_rows(child: Child, inputs: tuple[TensorSpec, ...], split: str) -> tuple
             f"the ONNX file takes inputs {sorted(wanted)}, the data has {sorted(columns)}; "
             "rename the workload's inputs, or those of the file"
         )
-    return {s.name: columns[s.name].astype(_DTYPES.get(s.datatype, s.datatype.lower())) for s in inputs}, targets
+    return {s.name: columns[s.name].astype(NUMPY_NAMES[s.datatype]) for s in inputs}, targets
 
 
 def _stored(child: Child, entry: FileEntry) -> Feeds:

@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 
+from model_registry.quiet import QUIET
 from tasks.running.errors import ChildFailed, Interrupted, StageOutOfMemory, StageTimedOut, named_errors
 from tasks.running.stage import Limits
 
@@ -31,13 +32,6 @@ POOLS = {
     "numbers": ("onnxruntime.quantization", "tasks.evidence.scoring", "tasks.evidence.paired"),
 }
 """What the processes of each pool of stages need, and a standby imports ahead; what all of them need comes first."""
-_TELEMETRY_OFF = {
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "GX_ANALYTICS_ENABLED": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-}
 
 
 @dataclass
@@ -217,9 +211,7 @@ def _start(preload: tuple[str, ...], pool: str) -> _Process:
     reader, writer = os.pipe()
     environment = {
         **os.environ,
-        **_TELEMETRY_OFF,
-        "PYTHONSAFEPATH": "1",
-        "PYTHONUNBUFFERED": "1",
+        **QUIET,
         "PYTHONHASHSEED": "0",
         "WINNOW_CHILD_FD": str(writer),
     }
