@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from measurements import digits_measurements, measured, run_report
 
 from model_registry.measurement import MetricEstimate
+from model_registry.sizes import GB, size_text
 from model_registry.store import Store
 from tasks.evidence import number_text
 from tasks.report.headline import headline
@@ -170,9 +171,11 @@ def test_axes_have_a_few_round_ticks(unit: float, span: float) -> None:
         (number_text.metric_text(0.01234567, "mse"), "0.01235"),
         (number_text.difference_text(-0.0028, "accuracy"), "−0.3 points"),
         (number_text.points(0.0139, "top1 accuracy"), "1.39 points"),
-        (number_text.size_text(100), "100 B"),
-        (number_text.size_text(11_870), "11.6 KB"),
-        (number_text.size_text(3 << 30), "3.00 GB"),
+        (size_text(100), "100 B"),
+        (size_text(11_870), "11.9 kB"),
+        (size_text(999_600), "1.00 MB"),
+        (size_text(99_960), "100 kB"),
+        (size_text(3 * GB), "3.00 GB"),
         (number_text.count_text(None), "–"),
         (number_text.count_text(1_230_000), "1.23 M"),
         (number_text.ms_text(0.01049), "0.0105"),
@@ -180,7 +183,7 @@ def test_axes_have_a_few_round_ticks(unit: float, span: float) -> None:
         (number_text.seconds_text(148.2), "2 min 28 s"),
         (number_text.seconds_text(3725), "1 h 02 min"),
         (number_text.gate_number(float("nan"), "loss", "accuracy"), "missing"),
-        (number_text.gate_number(200_000, "bytes", ""), "195 KB"),
+        (number_text.gate_number(200_000, "bytes", ""), "200 kB"),
         (number_text.gate_number(0.9996, "metric", "accuracy"), "99.96 %"),
     ],
 )

@@ -12,6 +12,7 @@ from flows.searching.candidate import Candidate, loss_of, released
 from flows.searching.halving import Standing, rung_epochs
 from flows.spec import PipelineSpec
 from model_registry.measurement import Measurement
+from model_registry.sizes import size_text
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.ask import AskSpec, ask
@@ -253,13 +254,13 @@ class Workshop:
                                            self.cost(m)))  # fmt: skip
         over = self.over_budget(form)
         return self.line_of(form) if candidate.losses or candidate.kind == "teacher" else (
-            f"untrained, {form.p50_ms:.3g} ms, {form.bytes / 1000:.0f} KB" + (", over the budget" if over else "")
+            f"untrained, {form.p50_ms:.3g} ms, {size_text(form.bytes)}" + (", over the budget" if over else "")
         )  # fmt: skip
 
     def line_of(self, form: Measurement) -> str:
         """A measured file in a few words."""
         faster = f", {form.speedup.value:.1f}x" if form.speedup else ""
-        return f"{form.p50_ms:.3g} ms{faster}, {form.bytes / 1000:.0f} KB, loss {loss_of(form):+.4f}"
+        return f"{form.p50_ms:.3g} ms{faster}, {size_text(form.bytes)}, loss {loss_of(form):+.4f}"
 
     def made(self, data: Outcome) -> Made:
         """Everything for MLflow, the report and the gates: the latest files of what was trained, and the control."""

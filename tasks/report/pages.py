@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model_registry.sizes import KB, size_text
 from tasks.evidence import number_text
 from tasks.report.flip_pictures import Flips
 from tasks.report.headline import headline, tiles
@@ -153,8 +154,8 @@ def _environment(report: RunReport, *, escape: bool) -> Any:
         "difference": lambda value: number_text.difference_text(value, name),
         "ms": number_text.ms_text,
         "ms_range": number_text.ms_range,
-        "size": number_text.size_text,
-        "kilobytes": lambda size: number_text.ms_text(size / 1024),
+        "size": size_text,
+        "kilobytes": lambda size: number_text.ms_text(size / KB),
         "family": lambda row: family_of(row, report),
         "count": number_text.count_text,
         "seconds": number_text.seconds_text,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.evidence.number_text import is_share, metric_text, ms_text, points, size_text
+from model_registry.sizes import KB, size_text
+from tasks.evidence.number_text import is_share, metric_text, ms_text, points
 from tasks.report.budget_limits import BudgetLimits
 from tasks.report.plot_points import Axis, PlotPoint, frontier
 from tasks.report.run_report import MetricName, RunReport
@@ -36,7 +37,7 @@ class LimitLine:
 
 @dataclass(frozen=True)
 class PlotFrame:
-    """``across`` in ms or KB, ``up`` in the metric's unit or percent (``factor`` times the metric).
+    """``across`` in ms or kB, ``up`` in the metric's unit or percent (``factor`` times the metric).
 
     ``least`` is the horizontal line of the tolerable metric, ``most`` the vertical one of the latency or size.
     ``beyond``: limits that lie too far outside to be drawn, in words. Points below ``up`` lie on its lower edge.
@@ -68,7 +69,7 @@ class PlotFrame:
         unit = " (%)" if self.factor != 1.0 else ""
         log = " (log scale)" if self.across.log else ""
         request = f"median latency of a request of {batch} sample{'s' * (batch > 1)}, ms"
-        across = request if self.axis == "latency" else "file size, KB"
+        across = request if self.axis == "latency" else "file size, kB"
         return f"{across}{log} — left is better", f"{report.metric.name}{unit} — up is better"
 
 
@@ -99,7 +100,7 @@ def plot_frame(
         most = LimitLine(limits.p95_ms, f"p95 limit {ms_text(limits.p95_ms)} ms")
         acrosses += [p.p95 for p in drawn if p.marked]
     elif axis == "size" and limits.bytes is not None:
-        most = LimitLine(limits.bytes / 1024, f"size limit {size_text(limits.bytes)}")
+        most = LimitLine(limits.bytes / KB, f"size limit {size_text(limits.bytes)}")
     far = [least] if least and not _level(least, ups) else []
     far += [most] if most and not _beside(most, acrosses) else []
     least, most = (None if line in far else line for line in (least, most))
