@@ -12,6 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from flows.spec import PipelineSpec
+from flows.spec_budget import is_older_name
 
 INTRODUCTION = """\
 # The spec
@@ -37,6 +38,8 @@ def page() -> str:
         lines += [f"## {title or 'Top level'}", "", first_sentences(model), ""]
         lines += ["| key | type | default | meaning |", "|---|---|---|---|"]
         for name, field in model.model_fields.items():
+            if is_older_name(field):
+                continue
             cells = (f"`{field.alias or name}`", kind(field.annotation), default(field), meaning(model, name, field))
             lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
         lines.append("")

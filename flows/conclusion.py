@@ -18,6 +18,7 @@ from flows.ongoing_run import STOPPED, OngoingRun
 from model_registry.mlflow_rest import RegistryError
 from model_registry.registry import Registry
 from model_registry.run_page import Tracked, VariantRun
+from model_registry.sizes import KB, MB
 from model_registry.store import StoreError
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.split_inputs import split_inputs
@@ -122,11 +123,11 @@ def _show_in_prefect(report: RunReport, tracked: Tracked) -> None:
         {
             "variant": row.name + (" (chosen)" if row.digest == report.chosen else ""),
             report.metric.name if report.metric else "metric": f"{row.metric.value:.4f}",
-            "KB": f"{row.bytes / 1000:.1f}",
+            "kB": f"{row.bytes / KB:.1f}",
             "p50 ms": f"{row.p50_ms:.3f}",
             "p95 ms": f"{row.p95_ms:.3f}",
             "per s": f"{row.throughput:.0f}",
-            "MB": f"{row.peak_rss_bytes / 1e6:.0f}",
+            "MB": f"{row.peak_rss_bytes / MB:.0f}",
         }
         for row in report.variants
     ]

@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flows.searching.budget_spec import BudgetSpec, Objective, SearchSpec
-from flows.spec_budget import budgeted
+from flows.spec_budget import SAME, budgeted, is_older_name, said
 from model_registry.variant import Frozen, ModelName
 from tasks.data import DataSpec
 from tasks.distill import DistillSpec
@@ -74,7 +74,9 @@ class PipelineSpec(Frozen):
     )
     budget: BudgetSpec | None = Field(default=None, description="what the variant may cost and lose; any subset")
     objective: Objective = Field(
-        default="latency", description="what counts inside the budget. Same as gates.objective"
+        default="latency",
+        description="what counts among the variants inside the budget: least latency, smallest file, or most samples "
+        "per second",
     )
     search: SearchSpec | None = Field(
         default=None, description="look for the best variant inside the budget instead of making one by given ratios"
@@ -89,7 +91,7 @@ class PipelineSpec(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _budget_is_gates(cls, document: Any) -> Any:
-        """What the budget says becomes gates and conditions of the same meaning; saying both differently is refused."""
+        """What the budget says reaches the stages that look at it."""
         return budgeted(_without_removed(document)) if isinstance(document, dict) else document
 
     @model_validator(mode="after")
@@ -99,7 +101,7 @@ class PipelineSpec(Frozen):
         if self.teacher is not None and self.teacher.weights.endswith(".onnx") and self.export.threads != 1:
             raise ValueError(
                 f"{self.export.threads} threads are asked for, and the ONNX file {self.teacher.weights!r} is run with "
-                "one: it is not exported here; remove budget.threads and export.threads"
+                "one: it is not exported here; remove budget.threads"
             )
         if self.teacher is not None and self.distill is not None and self.distill.teachers > 1:
             raise ValueError(
@@ -166,7 +168,9 @@ def parse_spec(
     try:
         return PipelineSpec.model_validate(document)
     except ValidationError as error:
-        lines = [_explain(detail) for detail in error.errors()]
+        # What the budget says is also at its older name by now: reported once, as it was written.
+        copied = {gate for wish, gate in SAME.items() if said(document, wish) is not None}
+        lines = [_explain(d) for d in error.errors() if ".".join(map(str, d["loc"])) not in copied]
         # A union reports the same key once for each of its members.
         raise SpecError(
             f"{where} is not a valid spec:\n" + "\n".join(f"  {line}" for line in dict.fromkeys(lines))
@@ -232,7 +236,7 @@ def _keys_at(location: list[str]) -> list[str]:
         if not models:
             return []
         model = models[0]
-    return [field.alias or name for name, field in model.model_fields.items()]
+    return [field.alias or name for name, field in model.model_fields.items() if not is_older_name(field)]
 
 
 def resolve_device(device: str) -> str:

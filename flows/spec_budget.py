@@ -1,8 +1,10 @@
-"""A budget in terms of gates: each part of it is a gate or a condition of measuring under another name."""
+"""A budget in terms of what looks at it: each part of it is a gate, or a condition of measuring."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from pydantic.fields import FieldInfo
 
 SAME = {
     "budget.max_accuracy_drop": "gates.margin",
@@ -12,11 +14,12 @@ SAME = {
     "budget.threads": "export.threads",
     "objective": "gates.objective",
 }
-"""Two keys for the same thing: the budget's is what a person asks for, the gate's is what looks at it."""
+"""What a person asks for, and the stage's key that looks at it. Specs of before the budget may say the latter; the
+documents do not."""
 
 
 def budgeted(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with the gates that follow from its budget and objective.
+    """The document with the stages' keys that follow from its budget and objective.
 
     Values that are no numbers are left for the types to refuse.
 
@@ -27,10 +30,10 @@ def budgeted(document: dict[str, Any]) -> dict[str, Any]:
     wrong = []
     for wish, gate in SAME.items():
         section, _, key = gate.partition(".")
-        value = _get(made, wish)
+        value = said(made, wish)
         if value is None:
-            if wish == "objective" and _get(made, gate) is not None:  # a spec may say it there
-                made[wish] = _get(made, gate)
+            if wish == "objective" and said(made, gate) is not None:  # a spec may say it there
+                made[wish] = said(made, gate)
             continue
         there = made.setdefault(section, {})
         if not isinstance(there, dict):
@@ -43,7 +46,14 @@ def budgeted(document: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-def _get(document: dict[str, Any], path: str) -> Any:
+def said(document: dict[str, Any], path: str) -> Any:
+    """The document's value for ``section.key``; None where it says nothing."""
     section, _, key = path.rpartition(".")
     here = document.get(section) if section else document
     return here.get(key) if isinstance(here, dict) else None
+
+
+def is_older_name(field: FieldInfo) -> bool:
+    """Whether a spec of today says it by the budget."""
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get("deprecated"))

@@ -13,20 +13,9 @@ from infra.faults import StackMisconfigured
 from infra.home import ADMIN_GRPC, Secrets, Settings
 from infra.mlflow_database import half_made
 from infra.ports import LOOPBACK
+from model_registry.quiet import QUIET
 
 WORK_POOL = "winnow"
-
-#: Set for everything that Winnow starts: no telemetry, compiled modules kept, and no tasks/ folder shadows ours.
-QUIET = {
-    "DO_NOT_TRACK": "true",  # MLflow compares with the literal "true"
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "GX_ANALYTICS_ENABLED": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "PYTHONSAFEPATH": "1",
-    "PYTHONUNBUFFERED": "1",
-    "PYTHONDONTWRITEBYTECODE": "",  # compiling all of Prefect takes longer than starting it
-}
 
 
 def s3_server(home: Path, settings: Settings, secrets: Secrets) -> Component:

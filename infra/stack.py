@@ -21,6 +21,7 @@ from infra.home import ADMIN_GRPC, Home, Secrets, Settings, inner_ports
 from infra.lock import exclusive
 from infra.ports import LOOPBACK
 from infra.startup import Event, Report, Startup, silent
+from model_registry.quiet import QUIET
 
 #: Ended in this order, those of a row together: who writes ends before what it writes to.
 _ENDING = (("worker",), ("endpoint", "mlflow", "prefect"), ("s3",))
@@ -267,7 +268,7 @@ class Stack:
             "WINNOW_ENDPOINT_ADMIN": f"http://{LOOPBACK}:{settings.ports['admin']}",
             "WINNOW_ADMIN_TOKEN": secrets.admin_token,
             **dict.fromkeys(("NO_PROXY", "no_proxy"), _no_proxy()),
-            **recipes.QUIET,
+            **QUIET,
         }
         if settings.s3_endpoint:  # the user's own keys; part of the recipes, so that other keys restart what uses them
             return found | {name: os.environ[name] for name in _AWS_KEYS if name in os.environ}

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from model_registry.datatypes import NUMPY_NAMES
 from model_registry.variant import TensorSpec
 
 Array = NDArray[Any]
-_NUMPY = {"FP16": "float16", "FP32": "float32", "FP64": "float64", "BOOL": "bool"}
 
 
 class EndpointError(Exception):
@@ -175,8 +175,7 @@ def _json_value(value: Any) -> Any:
 def _array(output: dict[str, Any]) -> Array:
     datatype = output["datatype"]
     data = [float("nan") if value is None else value for value in _flat(output["data"])]  # NaN travels as null
-    dtype = object if datatype == "BYTES" else _NUMPY.get(datatype, datatype.lower())
-    return np.array(data, dtype=dtype).reshape(output["shape"])
+    return np.array(data, dtype=NUMPY_NAMES[datatype]).reshape(output["shape"])
 
 
 def _flat(data: Any) -> list[Any]:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from model_registry.datatypes import NUMPY_NAMES
 from model_registry.variant import TensorSpec, Variant
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ONNX_FILE = "model.onnx"
-_NUMPY = {"FP16": "float16", "FP32": "float32", "FP64": "float64", "BOOL": "bool", "BYTES": "str"}
+_NUMPY = {**NUMPY_NAMES, "BYTES": "str"}
 
 
 def files_around(
@@ -94,7 +95,7 @@ def _schema(specs: Sequence[TensorSpec]) -> str:
                 "name": spec.name,
                 "type": "tensor",
                 "tensor-spec": {
-                    "dtype": _NUMPY.get(spec.datatype, spec.datatype.lower()),
+                    "dtype": _NUMPY[spec.datatype],
                     "shape": list(spec.shape),
                 },
             }

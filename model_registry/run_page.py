@@ -12,6 +12,7 @@ from pydantic import Field
 
 from model_registry.manifest import FileEntry
 from model_registry.measurement import Measurement
+from model_registry.sizes import KB, MB
 from model_registry.variant import Frozen, Variant
 
 Status = Literal["running", "released", "registered", "refused", "failed", "interrupted", "crashed"]
@@ -138,10 +139,10 @@ def metrics(measurement: Measurement) -> dict[str, float]:
         "p95_ms": m.p95_ms,
         "throughput": m.throughput.value,
         "speedup": m.speedup.value if m.speedup else 1.0,
-        "size_kb": m.bytes / 1024,
+        "size_kb": m.bytes / KB,
         "parameters": m.parameters,
         "macs": m.macs,
-        "peak_rss_mb": m.peak_rss_bytes / 2**20,
+        "peak_rss_mb": m.peak_rss_bytes / MB,
         "cpu_seconds": m.cpu_seconds,
     }
     return {key: _rounded(float(value)) for key, value in found.items() if value is not None}
@@ -237,7 +238,7 @@ def variants_table(rows: Sequence[VariantRun]) -> str:
     """Markdown table, a row a variant, for the description of the parent run."""
     measured = [row.measurement for row in rows if row.measurement is not None]
     metric = measured[0].metric.name if measured else "metric"
-    head = ["variant", "stage", f"{metric} [95 %]", "p50 ms", "p95 ms", "speedup", "samples/s", "KB", "RSS MB"]
+    head = ["variant", "stage", f"{metric} [95 %]", "p50 ms", "p95 ms", "speedup", "samples/s", "kB", "RSS MB"]
     lines = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
     for row in rows:
         name = f"**{row.variant.name}** (chosen)" if row.chosen else row.variant.name + (" ◆" if row.pareto else "")
@@ -298,8 +299,8 @@ def _cells(m: Measurement | None) -> list[str]:
         f"{m.p95_ms:.3f}",
         f"{m.speedup.value:.2f}x" if m.speedup else "1x",
         f"{m.throughput.value:.0f}",
-        f"{m.bytes / 1024:.1f}",
-        f"{m.peak_rss_bytes / 2**20:.0f}",
+        f"{m.bytes / KB:.1f}",
+        f"{m.peak_rss_bytes / MB:.0f}",
     ]
 
 

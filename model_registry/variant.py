@@ -7,12 +7,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from model_registry.datatypes import Datatype
 from model_registry.manifest import FileEntry, canonical_json
-
-Datatype = Literal[
-    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
-]
-"""Tensor datatypes in the spelling of the Open Inference Protocol V2."""
 
 # Names travel into URLs, S3 keys and MLflow; anything wider has been a path-traversal hole elsewhere.
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]

@@ -6,7 +6,6 @@ The endpoint's engine processes and the probe run this very class, so what is me
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,10 @@ import onnxruntime
 from model_registry.cpu_class import require_cpu_class
 from model_registry.variant import RuntimeSpec, TensorSpec, Variant
 from serving.exceptions import EngineLoadError, EngineRunError
-from serving.onnx_safety import UnsafeModel, check_onnx
-from serving.optimized_graph import OptimizedGraphs, worth_keeping
+from serving.onnx_safety import check_onnx
 from serving.tensors import NUMPY, ONNX, Array, bytes_array
 from serving.verified_file import read_verified
 
-log = logging.getLogger("winnow.serving")
 MODEL, LABELS = "model.onnx", "assets/labels.json"
 LABEL = TensorSpec(name="label", datatype="BYTES", shape=(-1,))
 PROBABILITY = TensorSpec(name="probability", datatype="FP32", shape=(-1,))
@@ -42,7 +39,6 @@ class Engine:
         folder: holds the variant's files under their manifest names.
         variant: an ONNX variant; its RuntimeSpec decides provider, threads, memory and graph optimizers.
         threads: intra-op threads instead of the variant's own, for measurements.
-        graphs: where optimised graphs are kept for the next start; None: nowhere.
 
     Attributes:
         inputs, outputs: tensor specs as served; with labels, ``label`` (BYTES [-1]) and ``probability`` (FP32 [-1])
@@ -56,17 +52,12 @@ class Engine:
         EngineLoadError: ONNX Runtime refuses it, or it does not do what its manifest says.
     """
 
-    def __init__(
-        self, folder: Path, variant: Variant, *, threads: int | None = None, graphs: OptimizedGraphs | None = None
-    ) -> None:
+    def __init__(self, folder: Path, variant: Variant, *, threads: int | None = None) -> None:
         if variant.format != "onnx":
             raise EngineLoadError(f"variant {variant.name!r} is {variant.format}, not onnx; export it first")
         require_cpu_class(variant.runtime.cpu_class, f"variant {variant.name!r}")
         self.variant = variant
-        threads = threads or variant.runtime.intra_op_threads
-        if variant.runtime.provider != "CPUExecutionProvider":
-            graphs = None
-        self._session = _kept_session(variant, threads, graphs) or _new_session(folder, variant, threads, graphs)
+        self._session = _new_session(folder, variant, threads or variant.runtime.intra_op_threads)
         self.graph_outputs = tuple(output.name for output in self._session.get_outputs())
         self.inputs, self.outputs = variant.inputs, variant.outputs
         self._text_inputs = {spec.name for spec in self.inputs if spec.datatype == "BYTES"}
@@ -147,45 +138,10 @@ class Engine:
         return [label.encode() for label in labels]
 
 
-def optimized_model(folder: Path, variant: Variant, path: Path) -> None:
-    """Write what ONNX Runtime makes of the variant's graph on this machine, with the variant's runtime.
-
-    Raises:
-        ManifestMismatch, UnsafeModel, EngineLoadError: as :class:`Engine`.
-    """
-    data = read_verified(folder, variant.file(MODEL))
-    check_onnx(data)
-    _session(data, variant, _options(variant.runtime, 1, save=path))
-
-
-def _kept_session(variant: Variant, threads: int, graphs: OptimizedGraphs | None) -> Any:
-    """A session of the optimised graph that an earlier start left; None where there is none that can be used."""
-    data = graphs.read(variant) if graphs else None
-    if data is None or graphs is None:
-        return None
-    try:
-        check_onnx(data)
-        options = _options(variant.runtime, threads)
-        options.graph_optimization_level = _LEVELS["disabled"]  # it has been done
-        return _session(data, variant, options)
-    except (UnsafeModel, EngineLoadError) as error:
-        log.warning("the optimised graph of %s cannot be used and is made anew: %s", variant.name, error)
-        graphs.discard(variant)
-        return None
-
-
-def _new_session(folder: Path, variant: Variant, threads: int, graphs: OptimizedGraphs | None) -> Any:
+def _new_session(folder: Path, variant: Variant, threads: int) -> Any:
     # The very bytes that were hashed are the ones that run: nothing is opened twice.
     data = read_verified(folder, variant.file(MODEL))
-    nodes = check_onnx(data)
-    if graphs is not None and worth_keeping(nodes, len(data)):
-        with graphs.saving(variant) as path:
-            if path is not None:
-                try:
-                    return _session(data, variant, _options(variant.runtime, threads, save=path))
-                except EngineLoadError as error:  # the disk is full; or the model is no good, as the next line tells
-                    log.warning("the optimised graph of %s cannot be kept: %s", variant.name, error)
-                    path.unlink(missing_ok=True)
+    check_onnx(data)
     return _session(data, variant, _options(variant.runtime, threads))
 
 
@@ -210,7 +166,7 @@ def _session(data: bytes, variant: Variant, options: Any) -> Any:
     return session
 
 
-def _options(runtime: RuntimeSpec, threads: int, *, save: Path | None = None) -> Any:
+def _options(runtime: RuntimeSpec, threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = runtime.inter_op_threads
@@ -221,8 +177,6 @@ def _options(runtime: RuntimeSpec, threads: int, *, save: Path | None = None) ->
     spinning = "1" if runtime.spinning else "0"
     options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
     options.add_session_config_entry("session.inter_op.allow_spinning", spinning)
-    if save is not None:
-        options.optimized_model_filepath = str(save)
     if runtime.provider != "CPUExecutionProvider":  # no silent fallback: it would serve, ten times slower
         options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
     return options

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from model_registry.cpu_class import CpuClassMismatch
 from model_registry.manifest import ManifestMismatch
+from model_registry.quiet import QUIET
 from model_registry.variant import TensorSpec, Variant
 from serving.engine_frames import Decoder, Frame, MalformedFrame, encode
 from serving.exceptions import EngineCrashed, EngineLoadError, EngineRunError, InferenceTimedOut, LoadFailed, Overloaded
@@ -51,15 +52,12 @@ class EngineClient(asyncio.SubprocessProtocol):
         self._transport: asyncio.SubprocessTransport | None = None
 
     @classmethod
-    async def start(
-        cls, folder: Path, variant: Variant, *, seconds: float = 120.0, graphs: Path | None = None
-    ) -> EngineClient:
+    async def start(cls, folder: Path, variant: Variant, *, seconds: float = 120.0) -> EngineClient:
         """Start a process, load and warm the variant in it.
 
         Args:
             folder: holds the variant's files.
             seconds: how long that may take.
-            graphs: where optimised graphs are kept for the next start; None: nowhere.
 
         Raises:
             CpuClassMismatch, UnsafeModel, EngineLoadError: the variant cannot be run here.
@@ -71,13 +69,12 @@ class EngineClient(asyncio.SubprocessProtocol):
             sys.executable,
             *("-m", "serving.engine_process"),
             stderr=None,  # joins the endpoint's log
-            env={**os.environ, "PYTHONSAFEPATH": "1", "DO_NOT_TRACK": "true"},
+            env={**os.environ, **QUIET},
         )
         try:
             async with asyncio.timeout(seconds):
                 manifest = variant.model_dump(mode="json", by_alias=True)
-                kept = str(graphs.absolute()) if graphs else None
-                client._send(encode({"folder": str(folder.absolute()), "variant": manifest, "graphs": kept}))
+                client._send(encode({"folder": str(folder.absolute()), "variant": manifest}))
                 answer = (await client._loaded).header
             if "error" in answer:
                 raise _load_error(answer)

@@ -3,10 +3,10 @@
 Creating an ONNX Runtime session holds the GIL (onnxruntime #27063), so a version loaded inside the endpoint would
 freeze every request meanwhile; and a model that crashes takes only its own process with it.
 
-First frame in: ``{"folder", "variant", "graphs"}``, the last a folder for optimised graphs or null. First frame out:
-``{"ready": true, "inputs", "outputs", "seconds"}`` or ``{"error", "type"}`` and the end. From then on
-``{"id", "outputs"}`` with tensors is answered by ``{"id"}`` with tensors, or ``{"id", "error", "type"}``, in whatever
-order they finish. The process ends when stdin does, that is, also when the endpoint is killed.
+First frame in: ``{"folder", "variant"}``. First frame out: ``{"ready": true, "inputs", "outputs", "seconds"}`` or
+``{"error", "type"}`` and the end. From then on ``{"id", "outputs"}`` with tensors is answered by ``{"id"}`` with
+tensors, or ``{"id", "error", "type"}``, in whatever order they finish. The process ends when stdin does, that is, also
+when the endpoint is killed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from model_registry.variant import Variant
 from serving.engine import Engine
 from serving.engine_frames import PREFIX, Frame, decode, encode, sizes
 from serving.exceptions import EngineRunError
-from serving.optimized_graph import OptimizedGraphs
 from serving.tensors import Array
 
 MAX_WORKERS = 4
@@ -78,12 +77,7 @@ def main() -> None:
     threading.Thread(target=_lifeline, args=(source,), daemon=True).start()
     began = time.perf_counter()
     try:
-        graphs = request.header["graphs"]
-        engine = Engine(
-            Path(request.header["folder"]),
-            Variant.model_validate(request.header["variant"]),
-            graphs=OptimizedGraphs(Path(graphs)) if graphs else None,
-        )
+        engine = Engine(Path(request.header["folder"]), Variant.model_validate(request.header["variant"]))
         engine.warm_up()
     except Exception as error:  # noqa: BLE001 - told to the endpoint, which raises it there
         pipe.write({"error": str(error), "type": type(error).__name__})

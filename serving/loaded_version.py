@@ -120,8 +120,7 @@ class LoadedVersion:
     async def _start(self) -> EngineClient:
         try:
             folder, variant = await asyncio.to_thread(self._cache.fetch, self.digest)
-            graphs = self._cache.optimized(self.digest)
-            return await EngineClient.start(folder, variant, seconds=self._limits.load_seconds, graphs=graphs)
+            return await EngineClient.start(folder, variant, seconds=self._limits.load_seconds)
         except (
             ObjectMissing,
             CorruptObject,

@@ -38,11 +38,8 @@ class UnsafeModel(Exception):
     """The ONNX file is malformed, or reads data from outside itself. Export it again as a single file."""
 
 
-def check_onnx(data: bytes) -> int:
+def check_onnx(data: bytes) -> None:
     """Refuse a file that is no ONNX model, or in which any tensor refers to data outside the file.
-
-    Returns:
-        The number of nodes, those of subgraphs and functions included.
 
     Raises:
         UnsafeModel: says what was found.
@@ -51,10 +48,8 @@ def check_onnx(data: bytes) -> int:
     if not any(number == 7 and wire == _BYTES for number, wire, _ in _fields(view)):
         raise UnsafeModel("the file holds no ONNX graph; export the model again")
     stack: list[tuple[memoryview, str, int]] = [(view, "ModelProto", 0)]
-    nodes = 0
     while stack:
         message, kind, depth = stack.pop()
-        nodes += kind == "NodeProto"
         if depth > MAX_DEPTH:
             raise UnsafeModel(f"the ONNX graph is nested deeper than {MAX_DEPTH} levels; flatten it")
         children = _FIELDS[kind]
@@ -70,7 +65,6 @@ def check_onnx(data: bytes) -> int:
                 if not isinstance(value, memoryview):
                     raise UnsafeModel(f"malformed ONNX file: field {number} of {kind} is not a message")
                 stack.append((value, children[number], depth + 1))
-    return nodes
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:

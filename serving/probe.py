@@ -1,33 +1,34 @@
 """The probe: measures variants with the very engine that serves them, in processes without torch.
 
-``python -m serving.probe`` answers requests until its input ends: a ProbeRequest in JSON on each line of stdin, and on
-stdout ``{"result": ProbeResult}`` or ``{"error": text}``, after which it ends; when a result is followed by
-``{"ready": true}``, nothing of it computes any more. It reads and writes files and never the store.
+``python -m serving.probe`` answers a ProbeRequest with a ProbeResult, as :mod:`model_registry.answering` says. It reads
+and writes files and never the store.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import sys
 import tempfile
-import traceback
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 from pydantic import Field
 
+from model_registry.answering import AnsweringFailed, AskedProcess, answer_requests
 from model_registry.cpu_class import CPUINFO, cpu_class
 from model_registry.measurement import Hardware, LatencyIntervals, Speedup, Throughput
 from model_registry.variant import Frozen, TensorSpec, Variant
-from serving.clean_process import CleanProcess, ProbeError
 from serving.engine import Engine
 from serving.probe_latency import EngineTiming, ModelAlone, compare_engines, pinned
 from serving.tensors import NUMPY, Array
 
 MAX_REQUESTS = 64
+
+
+class ProbeError(Exception):
+    """The split does not fit the variant, or predicting it failed; names what."""
 
 
 class ProbeRequest(Frozen):
@@ -79,7 +80,7 @@ class Probe:
     """Measures one variant after the other. Between them it keeps the baseline loaded, and a clean process waiting."""
 
     def __init__(self) -> None:
-        self._clean = CleanProcess()
+        self._clean: AskedProcess | None = None
         self._baseline: tuple[str, int, Engine] | None = None
 
     def measure(self, request: ProbeRequest) -> ProbeResult:
@@ -124,29 +125,40 @@ class Probe:
         )
 
     def get_ready(self) -> None:
-        """Have the next clean process waiting, and return when it has done its imports."""
-        self._clean = CleanProcess()
+        """Have a clean process waiting, and return when it has done its imports."""
+        if self._clean is None:
+            self._clean = AskedProcess("serving.probe_resources")
         self._clean.wait_ready()
 
     def close(self) -> None:
         """End the clean process that waits."""
-        self._clean.close()
+        if self._clean is not None:
+            self._clean.close()
+            self._clean = None
 
     def _predict(self, request: ProbeRequest, arrays: dict[str, Array]) -> dict[str, float]:
         """Predictions and resources from a process of its own, which has loaded nothing but this variant."""
         with tempfile.TemporaryDirectory() as folder:
             for name, array in arrays.items():
                 np.save(Path(folder) / f"{name}.npy", array, allow_pickle=False)
-            return self._clean.run(
-                {
-                    "folder": str(request.folder),
-                    "variant": request.variant.model_dump(mode="json", by_alias=True),
-                    "inputs": folder,
-                    "batch": request.predict_batch,
-                    "seconds": request.predict_seconds,
-                    "outputs": str(request.outputs),
-                }
-            )
+            self.get_ready()
+            assert self._clean is not None
+            try:
+                found: dict[str, float] = self._clean.ask(
+                    {
+                        "folder": str(request.folder),
+                        "variant": request.variant.model_dump(mode="json", by_alias=True),
+                        "inputs": folder,
+                        "batch": request.predict_batch,
+                        "seconds": request.predict_seconds,
+                        "outputs": str(request.outputs),
+                    }
+                )
+            except AnsweringFailed as error:
+                raise ProbeError(f"predicting with variant {request.variant.name!r} failed: {error}") from error
+            finally:
+                self.close()  # it has loaded a variant: no other would be measured cleanly
+        return found
 
     def _load_baseline(self, request: ProbeRequest) -> Engine:
         """The baseline's engine: one instance for all variants, as they are all compared with the same."""
@@ -209,19 +221,12 @@ def _requests(arrays: dict[str, Array], batch: int) -> list[dict[str, Array]]:
 
 def main() -> None:
     """Answer the requests on stdin until it ends."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no answer
     probe = Probe()
-    for line in sys.stdin:
-        try:
-            result = probe.measure(ProbeRequest.model_validate_json(line))
-        except Exception as error:  # noqa: BLE001 - told to the asker, who raises it
-            traceback.print_exc()
-            print(json.dumps({"error": f"{type(error).__name__}: {error}"}), file=answers, flush=True)
-            sys.exit(1)  # who knows what it left behind
-        print(json.dumps({"result": result.model_dump(mode="json")}), file=answers, flush=True)
-        probe.get_ready()
-        print(json.dumps({"ready": True}), file=answers, flush=True)
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        return probe.measure(ProbeRequest.model_validate(request)).model_dump(mode="json")
+
+    answer_requests(answer, come_to_rest=probe.get_ready)
     probe.close()
 
 

@@ -1,36 +1,23 @@
 """Predictions, CPU time and peak memory of one variant in a process that holds nothing else.
 
-``python -m serving.probe_resources`` says that it is ready, reads one request from stdin and answers on stdout, JSON
-both; started ahead by :mod:`serving.clean_process`. With two arguments, REQUEST.json and RESULT.json, it uses these.
+``python -m serving.probe_resources`` answers as :mod:`model_registry.answering` says, with :func:`run`. Started ahead
+it imports the engine and waits with nothing loaded; whoever measures memory asks each process once.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import resource
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from model_registry.answering import answer_requests
 from model_registry.variant import Variant
 from serving.engine import Engine
 from serving.tensors import NUMPY, Array
-
-
-def main() -> None:
-    """Run one request: the first argument's file, with the result in the second's, or stdin and stdout."""
-    if len(sys.argv) > 1:
-        Path(sys.argv[2]).write_text(json.dumps(run(json.loads(Path(sys.argv[1]).read_text()))))
-        return
-    print(json.dumps({"ready": True}), flush=True)
-    line = sys.stdin.readline()
-    if line:  # else nobody needs it any more
-        print(json.dumps(run(json.loads(line))), flush=True)
 
 
 def run(request: dict[str, Any]) -> dict[str, Any]:
@@ -103,5 +90,4 @@ def _status(field: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
-    os._exit(0)  # at once: nothing is left to do, and somebody waits
+    answer_requests(run)

@@ -13,39 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from model_registry.datatypes import NUMPY_NAMES
+
 Array = npt.NDArray[Any]
 
-NUMPY: dict[str, np.dtype[Any]] = {
-    "BOOL": np.dtype("?"),
-    "UINT8": np.dtype("u1"),
-    "UINT16": np.dtype("<u2"),
-    "UINT32": np.dtype("<u4"),
-    "UINT64": np.dtype("<u8"),
-    "INT8": np.dtype("i1"),
-    "INT16": np.dtype("<i2"),
-    "INT32": np.dtype("<i4"),
-    "INT64": np.dtype("<i8"),
-    "FP16": np.dtype("<f2"),
-    "FP32": np.dtype("<f4"),
-    "FP64": np.dtype("<f8"),
-    "BYTES": np.dtype("O"),
-}
+NUMPY: dict[str, np.dtype[Any]] = {name: np.dtype(dtype).newbyteorder("<") for name, dtype in NUMPY_NAMES.items()}
 DATATYPES = {dtype: name for name, dtype in NUMPY.items()}
-ONNX = {
-    "tensor(bool)": "BOOL",
-    "tensor(uint8)": "UINT8",
-    "tensor(uint16)": "UINT16",
-    "tensor(uint32)": "UINT32",
-    "tensor(uint64)": "UINT64",
-    "tensor(int8)": "INT8",
-    "tensor(int16)": "INT16",
-    "tensor(int32)": "INT32",
-    "tensor(int64)": "INT64",
-    "tensor(float16)": "FP16",
-    "tensor(float)": "FP32",
-    "tensor(double)": "FP64",
-    "tensor(string)": "BYTES",
-}
+_OTHERWISE = {"float32": "float", "float64": "double", "object": "string"}
+ONNX = {f"tensor({_OTHERWISE.get(dtype, dtype)})": name for name, dtype in NUMPY_NAMES.items()}
 """ONNX Runtime's type names; what is missing here (sequences, maps, bfloat16) cannot be served."""
 
 _LENGTH = struct.Struct("<I")

@@ -1,7 +1,6 @@
 """Variants on local disk, by digest: fetched once from the store, verified at each use, never joined from names.
 
-``<root>/<digest>/variant.json`` and ``<root>/<digest>/files/...``; a folder appears whole, by renaming. What engine
-processes make of the files for this machine lies beside them (:mod:`serving.optimized_graph`) and goes with them.
+``<root>/<digest>/variant.json`` and ``<root>/<digest>/files/...``; a folder appears whole, by renaming.
 """
 
 from __future__ import annotations
@@ -61,10 +60,6 @@ class VariantCache:
             raise CacheUnusable(
                 f"the endpoint's cache cannot be used ({error.strerror or error}); make room or set WINNOW_HOME"
             ) from error
-
-    def optimized(self, digest: str) -> Path:
-        """Where optimised graphs of the variant are kept."""
-        return self._root / digest / "optimized"
 
     def _verified(self, digest: str) -> tuple[Path, Variant] | None:
         """The copy on disk, if it is there and right; a wrong one is removed."""

@@ -19,10 +19,13 @@ from infra import ports
 from infra.component import Component
 from infra.daemon import Daemon
 from infra.home import Secrets, Settings
-from infra.recipes import QUIET, s3_server
 from infra.recipes import mlflow_server as mlflow_recipe
+from infra.recipes import s3_server
 from infra.stack import Stack
+from model_registry.quiet import QUIET
 from model_registry.store import Store
+
+os.environ.update(QUIET)  # as every launcher does
 
 # How long an example takes says something about the machine, nothing about the code.
 hypothesis.settings.register_profile("winnow", deadline=None)
@@ -51,7 +54,6 @@ def no_process_outlives_pytest() -> Iterator[None]:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     mark = uuid.uuid4().hex
     os.environ["WINNOW_TEST_SESSION"] = mark
-    os.environ.update(QUIET)  # as every launcher does
     reaper = subprocess.Popen(
         [sys.executable, "-c", _REAPER, f"WINNOW_TEST_SESSION={mark}"], stdin=subprocess.PIPE, start_new_session=True
     )

@@ -194,7 +194,7 @@ def run_report(status: Status = "released", **fields: Any) -> RunReport:
             type="GateFailed" if status == "refused" else "StageOutOfMemory",
             message="pruned.int8-static is refused on the test split (359 samples):\n  FAIL  non_inferior_to_baseline"
             if status == "refused"
-            else "stage prune grew to 2048 MiB, past its limit of 1024 MiB, and was ended",
+            else "stage prune grew to 2.15 GB, past its limit of 1.07 GB, and was ended",
             log=".winnow/runs/20261122-120455-digits-3f9a/prune.log",
             resume="winnow run digits",
         )

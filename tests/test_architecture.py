@@ -26,7 +26,7 @@ ALLOWED = {
     "tasks": {"tasks", "model_registry"},
     "model_registry": {"model_registry"},
     "serving": {"serving", "model_registry"},
-    "infra": {"infra", "model_registry.store"},
+    "infra": {"infra", "model_registry.store", "model_registry.quiet"},
 }
 # library -> the places that may import it
 CONFINED = {
@@ -190,6 +190,11 @@ def test_no_pickle_anywhere(path: Path) -> None:
                 assert keywords.get("weights_only") == "True", f"{relative(path)}: torch.load without weights_only"
             if callee in {"np.load", "numpy.load"}:
                 assert keywords.get("allow_pickle") == "False", f"{relative(path)}: np.load without allow_pickle=False"
+
+
+def test_the_switches_of_telemetry_are_said_once() -> None:
+    said = [relative(p) for p in FILES if re.search(r"DO_NOT_TRACK|TELEMETRY\"|ANALYTICS", p.read_text())]
+    assert said == ["model_registry/quiet.py"]
 
 
 def test_file_names_say_something_and_are_unique() -> None:

@@ -292,7 +292,7 @@ def test_a_refused_run_registers_nothing_and_stays_comparable(released: Released
 
 def test_a_margin_that_can_never_be_proven_is_refused_before_training(released: Released) -> None:
     report = released.winnow.report(
-        "tiny", "--set", "model=chain", "--set", "gates.margin=0.0001", "--set", "seed=99", code=1
+        "tiny", "--set", "model=chain", "--set", "budget.max_accuracy_drop=0.0001", "--set", "seed=99", code=1
     )
     assert "29956" in report["error"]["message"]  # ln 0.05 / ln(1 - 0.0001)
     assert "train" not in stage_lines(report)

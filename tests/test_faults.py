@@ -239,7 +239,7 @@ def test_a_stage_past_its_limits_is_named_with_them(world: World) -> None:
         "tiny", "--set", "model=limits", "--set", "seed=61", "--set", "limits.train.memory_bytes=100000000", code=1
     )
     assert report["error"]["type"] == "StageOutOfMemory"
-    assert "95 MiB" in report["error"]["message"]
+    assert "100 MB" in report["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,7 @@ def test_a_hanging_child_and_its_own_children_are_ended(tmp_path: Path) -> None:
 
 
 def test_a_growing_child_is_ended(tmp_path: Path) -> None:
-    with pytest.raises(StageOutOfMemory, match=r"limit of 300 MiB"):
+    with pytest.raises(StageOutOfMemory, match=r"limit of 315 MB"):
         run("grow", tmp_path, limits=Limits(memory_bytes=300 << 20))
 
 

@@ -17,9 +17,8 @@ import pytest
 from onnx_models import answer, digits, slow, wide
 
 from model_registry.variant import Variant
-from serving.clean_process import ProbeError
 from serving.engine import Engine
-from serving.probe import Probe, ProbeRequest, ProbeResult
+from serving.probe import Probe, ProbeError, ProbeRequest, ProbeResult
 from serving.probe_latency import NotEnoughCpus, compare_engines, pinned, speedup_verdict
 from serving.tensors import Array
 
@@ -160,7 +159,7 @@ def test_a_model_that_cannot_be_loaded_is_told_by_the_clean_process(
     known = {"v": digits(tmp_path / "v")}
     split(tmp_path)
     (tmp_path / "v" / "model.onnx").write_bytes(b"something else")
-    with pytest.raises(ProbeError, match=r"'digits' failed \(exit 1\): .*ManifestMismatch.*model.onnx"):
+    with pytest.raises(ProbeError, match=r"'digits' failed: ManifestMismatch: .*model.onnx"):
         probe.measure(request(tmp_path, "v", None, known))
     assert "Traceback" in capfd.readouterr().err
 
@@ -173,13 +172,14 @@ def test_the_process_answers_until_its_input_ends(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "serving.probe"]
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=True, timeout=60)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [list(line) for line in lines] == [["result"], ["ready"], ["result"], ["ready"]]
-    assert ProbeResult.model_validate(lines[2]["result"]).speedup is not None
+    assert [list(line) for line in lines] == [["ready"], ["result"], ["ready"], ["result"], ["ready"]]
+    assert ProbeResult.model_validate(lines[3]["result"]).speedup is not None
 
     (tmp_path / "b" / "model.onnx").unlink()
     done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
-    assert "model.onnx" in json.loads(done.stdout)["error"]  # and no second answer
+    ready, refused = map(json.loads, done.stdout.splitlines())  # and no second answer
+    assert ready == {"ready": True} and "model.onnx" in refused["error"]
 
 
 class Clock:

@@ -135,7 +135,9 @@ BAD_TABLES = {
     "nested object": ("t.jsonl", b'{"a": {"b": 1}}\n', "column 'a' is of type struct"),
     "ragged lists": ("t.jsonl", b'{"a": [1, 2]}\n{"a": [3]}\n', "a list of 1 in row 1 and a list of 2 in row 0"),
     "list missing": ("t.jsonl", b'{"a": [1, 2]}\n{"a": null}\n', "nothing in row 1"),
-    "lists of text": ("t.jsonl", b'{"a": ["x"]}\n', "lists that are not numbers"),
+    "lists of text": ("t.jsonl", b'{"a": ["x"]}\n', "lists of string, which are not numbers"),
+    "ragged inside": ("t.jsonl", b'{"a": [[1], [2]]}\n{"a": [[1], [2, 3]]}\n', "a list of 2 in row 1 and a list of 1"),
+    "rounding": ("t.csv", b"a,b\n9007199254740993,1\n,2\n", "column 'a' lacks values, .* float64 would round"),
     "empty npz": ("t.npz", b"", "cannot be read as npz"),
     "not npz": ("t.npz", b"hello world", "no npz at all"),
     "cut npz": ("t.npz", npz_bytes()[:-30], "cannot be read as npz"),
@@ -149,6 +151,23 @@ def test_a_bad_table_is_a_named_error_that_names_the_file(case: str, tmp_path: P
     with pytest.raises(DataReadError, match=says) as told:
         read_table(str(tmp_path / name))
     assert str(tmp_path / name) in str(told.value)
+
+
+def test_lists_keep_their_numbers_and_depth(tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text('{"big": [9007199254740993, 1], "deep": [[1, 2], [3, 4]], "gap": [0.5, null]}\n')
+    columns = read_table(str(tmp_path / "t.jsonl"))
+    assert columns["big"].tolist() == [[9007199254740993, 1]]  # not through float64
+    assert columns["deep"].tolist() == [[[1, 2], [3, 4]]]
+    np.testing.assert_array_equal(columns["gap"], [[0.5, np.nan]])
+    kinds = {"f": pa.list_(pa.float32()), "u": pa.list_(pa.uint8(), 2)}
+    table = pa.table({name: pa.array([[1, 0]] * 3, kind) for name, kind in kinds.items()} | {"b": [[True, False]] * 3})
+    pq.write_table(table, tmp_path / "t.parquet")
+    found = read_table(str(tmp_path / "t.parquet"))
+    assert {n: (a.dtype.name, a.shape) for n, a in found.items()} == {
+        "f": ("float32", (3, 2)),
+        "u": ("uint8", (3, 2)),
+        "b": ("bool", (3, 2)),
+    }
 
 
 def test_an_error_about_an_s3_object_names_the_object(store: Store) -> None:

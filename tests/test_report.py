@@ -16,15 +16,16 @@ from hypothesis import strategies as st
 from measurements import digits_measurements, measured, run_report
 
 from model_registry.measurement import MetricEstimate
+from model_registry.sizes import GB, size_text
 from model_registry.store import Store
 from tasks.evidence import number_text
-from tasks.report import pareto_png as drawing
-from tasks.report.axis_scale import fit_scale, tick_text
+from tasks.report import pareto_plot as drawing
 from tasks.report.headline import headline
 from tasks.report.kept_plot import kept_plot
 from tasks.report.label_layout import Box, Spot, place_labels
 from tasks.report.pages import render_card, render_html, write_report
-from tasks.report.pareto_png import pareto_png
+from tasks.report.pareto_plot import pareto_png, pareto_svg
+from tasks.report.plot_frame import fit_scale, tick_text
 from tasks.report.plot_points import frontier, plot_points
 from tasks.report.run_report import RunReport, describe_variants, load_run, save_run
 
@@ -115,6 +116,7 @@ def test_text_from_outside_is_escaped() -> None:
 
 def test_equal_reports_give_equal_files() -> None:
     assert pareto_png(run_report()) == pareto_png(run_report())
+    assert pareto_svg(run_report()) == pareto_svg(run_report())
     assert render_html(run_report()) == render_html(run_report())
 
 
@@ -127,7 +129,8 @@ def test_a_lower_is_better_metric_is_drawn_upwards_and_not_in_percent() -> None:
     report = run_report("registered", **describe_variants(rows), decision=None)
     html = render_html(report)
     assert "mse — up is better" in html and "0.5" in html and "50.0 %" not in html
-    labels = {m[1]: float(m[0]) for m in re.findall(r'<text class="label[^"]*" x="[\d.]+" y="([\d.]+)">([^<]+)<', html)}
+    texts = re.findall(r'<g class="label"><text [^>]*y="([\d.]+)"[^>]*>([^<]+)<', html)
+    labels = {name: float(height) for height, name in texts}
     assert labels["teacher.fp32 · baseline"] < labels["pruned.int8-dynamic"]  # smaller error, higher up
     points = plot_points(report)
     assert frontier(points, higher_is_better=False)[-1].name == "teacher.fp32"
@@ -145,15 +148,22 @@ def test_labels_lie_apart_from_points_and_each_other() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.floats(1e-6, 1e9), min_size=1, max_size=20), st.booleans())
-def test_axes_hold_all_values_and_have_ticks(values: list[float], log: bool) -> None:
+def test_axes_hold_all_values(values: list[float], log: bool) -> None:
     scale = fit_scale(values, log=log)
-    assert all(scale.low <= v <= scale.high for v in values)
-    assert all(scale.low <= t <= scale.high for t in scale.ticks) and len(scale.ticks) <= 16
-    if max(values) / min(values) > 1.5:
-        assert len(scale.ticks) >= 2
-    assert 0 <= scale.place(values[0]) <= 1 and "e" not in tick_text(scale.ticks[0] if scale.ticks else 1.0).replace(
-        "e+", ""
-    )
+    assert scale.low < scale.high and all(scale.inside(v) == v for v in values)
+    assert scale.inside(scale.low - 1) == scale.low and scale.inside(2 * scale.high) == scale.high
+    assert "e" not in tick_text(values[0]).replace("e+", "")
+
+
+@pytest.mark.parametrize("unit", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("span", [1.2, 5.0, 1e5])
+def test_axes_have_a_few_round_ticks(unit: float, span: float) -> None:
+    made = digits_measurements()
+    rows = [measured(m.name, p50=unit * span ** (i / (len(made) - 1))) for i, m in enumerate(made)]
+    svg = pareto_svg(run_report("registered", **describe_variants(rows), decision=None))
+    latency = [float(t) for t in re.findall(r'text-anchor: middle[^>]*y="[^>]*>([\d.]+)<', svg)]
+    assert 2 <= len(latency) <= 9 and latency == sorted(latency)
+    assert all(float(f"{tick:.4g}") == tick for tick in latency)  # round
 
 
 @pytest.mark.parametrize(
@@ -163,9 +173,11 @@ def test_axes_hold_all_values_and_have_ticks(values: list[float], log: bool) -> 
         (number_text.metric_text(0.01234567, "mse"), "0.01235"),
         (number_text.difference_text(-0.0028, "accuracy"), "−0.3 points"),
         (number_text.points(0.0139, "top1 accuracy"), "1.39 points"),
-        (number_text.size_text(100), "100 B"),
-        (number_text.size_text(11_870), "11.6 KB"),
-        (number_text.size_text(3 << 30), "3.00 GB"),
+        (size_text(100), "100 B"),
+        (size_text(11_870), "11.9 kB"),
+        (size_text(999_600), "1.00 MB"),
+        (size_text(99_960), "100 kB"),
+        (size_text(3 * GB), "3.00 GB"),
         (number_text.count_text(None), "–"),
         (number_text.count_text(1_230_000), "1.23 M"),
         (number_text.ms_text(0.01049), "0.0105"),
@@ -173,7 +185,7 @@ def test_axes_hold_all_values_and_have_ticks(values: list[float], log: bool) -> 
         (number_text.seconds_text(148.2), "2 min 28 s"),
         (number_text.seconds_text(3725), "1 h 02 min"),
         (number_text.gate_number(float("nan"), "loss", "accuracy"), "missing"),
-        (number_text.gate_number(200_000, "bytes", ""), "195 KB"),
+        (number_text.gate_number(200_000, "bytes", ""), "200 kB"),
         (number_text.gate_number(0.9996, "metric", "accuracy"), "99.96 %"),
     ],
 )

@@ -19,8 +19,7 @@ from tasks.report.chosen_layers import chosen_layers
 from tasks.report.headline import headline
 from tasks.report.layer_table import layer_table
 from tasks.report.pages import render_card, render_html, write_report
-from tasks.report.pareto_png import pareto_png
-from tasks.report.pareto_svg import pareto_svg
+from tasks.report.pareto_plot import outside, pareto_png, pareto_svg
 from tasks.report.plot_frame import plot_frame
 from tasks.report.plot_points import family_of, labelled, plot_points
 from tasks.report.run_report import MetricName, RunReport
@@ -85,7 +84,7 @@ def test_the_page_holds_every_candidate_with_its_files_the_cheapest_first() -> N
     whole = next(row for row in page.rows if "pruned25 teacher" in row)
     assert "keeps the budget" in whole and "4 of 4 trainings" in whole and "6.9 → 2.8 → 0.8 → 0.6" in whole
     chosen = next(row for row in page.rows if "pruned25-r4.int8-static chosen 0.0487" in row)
-    assert chosen.split()[2:] == ["0.0487", "0.0633", "111", "0.8", "2.46", "9.45×", "none"]
+    assert chosen.split()[2:] == ["0.0487", "0.0633", "113", "0.8", "2.46", "9.45×", "none"]
     untrained = next(row for row in page.rows if "pruned08.int8-static" in row)
     assert "untrained" in untrained and "83" not in untrained  # a loss without training says nothing
 
@@ -95,7 +94,7 @@ def test_a_budget_that_is_kept_is_said_with_its_limits_the_end_and_what_the_teac
     text = Page(render_html(report)).text
     assert search_verdict(report) == (
         "pruned25-r4.int8-static keeps the budget (at most 2.50 points of accuracy lost, p95 at most 0.3 ms, file at "
-        "most 391 KB) on validation."
+        "most 400 kB) on validation."
     )
     assert search_verdict(report) in text and "24 trainings, 18 min 13 s of computing" in text
     assert "Nothing cheaper than the best one may reach the margin." in text
@@ -144,7 +143,7 @@ def test_the_nearest_is_named_by_what_it_loses_where_only_that_is_too_much() -> 
     assert "nearest is pruned25-r4" in search_verdict(report).lower()
     form = nearest(report)[0][1]
     assert BudgetLimits(None, None, 50_000).exceeded(form, "accuracy") == [
-        f"its file has {form.bytes / 1024:.0f} KB where 48.8 KB are allowed"
+        f"its file has {form.bytes / 1000:.0f} kB where 50.0 kB are allowed"
     ]
     assert BudgetLimits(0.001, None, None).exceeded(form, "accuracy")[0].startswith("it may lose ")
 
@@ -214,7 +213,7 @@ def test_serving_costs_stand_beside_the_baselines() -> None:
     cpu = rows["processor time of 1000 requests of one sample, 64 at a time"]
     assert (cpu.baseline, cpu.chosen, cpu.change) == ("460 ms", "48.7 ms", "9.4× less")
     assert rows["file"].change == "35.5× smaller"
-    assert rows["resident memory of a process that serves it, at its peak"].baseline == "67.0 MB"
+    assert rows["resident memory of a process that serves it, at its peak"].baseline == "70.3 MB"
     assert cost_rows(run_report("failed")) == []
     report = search_report()
     assert cost_rows(report.model_copy(update={"chosen": report.baseline})) == []
@@ -225,13 +224,27 @@ def test_the_plots_stay_readable_however_many_there_are(repeat: int, count: int)
     report = search_report(repeat=repeat)
     points = plot_points(report)
     assert len(points) == count
-    for svg in (pareto_svg(report), pareto_svg(report, "size")):
-        labels = re.findall(r'<text class="label', svg)
-        assert 3 <= len(labels) <= 14 and svg.count('<g class="point') == len(points)
-        assert "pruned25-r4.int8-static · chosen" in svg and "teacher.fp32 · baseline" in svg
-        assert svg.count('<path class="bar') == len(points)  # intervals of metric and latency
-        assert "95.8 %: baseline less 2.50 points" in svg
-    assert "p95 limit 0.3 ms" in pareto_svg(report) and "size limit 391 KB" in pareto_svg(report, "size")
+    svg = pareto_svg(report)
+    assert 6 <= svg.count('<g class="label"') <= 28  # in both plots together
+    assert svg.count('<g class="point"') == svg.count("<title>") == 2 * len(points)
+    for text in ("pruned25-r4.int8-static · chosen", "teacher.fp32 · baseline", "95.8 %: baseline less 2.50 points"):
+        assert svg.count(f">{text}<") == 2
+    assert "p95 limit 0.3 ms" in svg and "size limit 400 kB" in svg
+
+
+def test_the_plot_of_the_page_takes_its_colours_and_fonts_from_the_page() -> None:
+    html = render_html(search_report())
+    svg = html[html.index('<svg class="plot"') :].partition("</svg>")[0]
+    assert "var(--s3)" in svg and "var(--bad)" in svg and "var(--card)" in svg
+    assert not re.search(r"#[0-9a-f]{3}|font-family|url\(| id=|xmlns|<use|<style|rgb", svg)
+    defined = set(re.findall(r"(--[a-z0-9]+):", html.partition("</style>")[0]))
+    assert set(re.findall(r"var\((--[a-z0-9]+)\)", svg)) <= defined
+
+
+def test_far_limits_are_told_below_the_plot() -> None:
+    report = search_report(p95_ms=50.0)
+    assert outside(report) == ("p95 limit 50.0 ms",) and "p95 limit" not in pareto_svg(report)
+    assert "not shown: p95 limit 50.0 ms" in Page(render_html(report)).text
 
 
 def test_the_picture_of_a_search_has_both_plots() -> None:

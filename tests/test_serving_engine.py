@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import psutil
 import pytest
 from hypothesis import given, settings
@@ -69,6 +70,20 @@ def test_a_row_that_is_not_finite_gets_no_label(tmp_path: Path) -> None:
     assert found["label"][0] != b""
     assert found["label"][1] == b""
     assert np.isnan(found["probability"][1])
+
+
+def test_the_session_is_made_as_the_runtime_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: dict[str, Any] = {}
+    real = onnxruntime.InferenceSession
+
+    def session(data: bytes, options: Any, **more: Any) -> Any:
+        made.update(more, arena=options.enable_cpu_mem_arena, threads=options.intra_op_num_threads)
+        return real(data, options, **more)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    runtime = RuntimeSpec(arena=False, intra_op_threads=2, disabled_optimizers=("NchwcTransformer",))
+    Engine(tmp_path, digits(tmp_path, runtime=runtime))
+    assert made["arena"] is False and made["threads"] == 2 and made["disabled_optimizers"] == ["NchwcTransformer"]
 
 
 def test_every_datatype_passes_through(tmp_path: Path) -> None:

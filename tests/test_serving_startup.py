@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +11,6 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
-import pytest
 from endpoint_process import ASK, endpoint, long, wait_for
 from onnx_models import digits, numbered, publish, slow
 
@@ -162,40 +158,3 @@ def test_engines_die_with_a_killed_endpoint(store: Store, tmp_path: Path) -> Non
         running.process.kill()
         gone, _ = psutil.wait_procs([engine], timeout=10)
         assert gone
-
-
-FORBIDDEN = {
-    *("torch", "torch_pruning", "onnx", "onnxscript", "prefect", "mlflow", "pandas", "sklearn", "scipy", "matplotlib"),
-    *("great_expectations", "pyarrow", "sqlalchemy", "fastapi", "jinja2", "safetensors", "PIL", "sympy"),
-}
-BLOCKER = f"""
-import sys
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {FORBIDDEN}:
-            raise ModuleNotFoundError(f"{{name}} is not among the base dependencies", name=name)
-sys.meta_path.insert(0, Blocker())
-"""
-
-
-@pytest.mark.parametrize("command", ["python -m serving", "winnow serve"])
-def test_the_endpoint_runs_on_base_dependencies_alone(store: Store, tmp_path: Path, command: str) -> None:
-    """In every process it starts: the blocker comes in by sitecustomize, which they all read."""
-    variant = publish(store, tmp_path / "v", digits(tmp_path / "v"))
-    release(store, "digits", 1, variant.digest)
-    (tmp_path / "sitecustomize.py").write_text(BLOCKER)
-    check = subprocess.run(
-        [sys.executable, "-c", "import torch"],
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        check=False,
-    )
-    assert b"is not among the base dependencies" in check.stderr
-    launcher = {
-        "python -m serving": [sys.executable, "-m", "serving"],
-        "winnow serve": [sys.executable, "-c", "from flows.commands.cli import main; main()", "serve", "--port", "0"],
-    }[command]
-    with endpoint(tmp_path / "home", launcher=launcher, PYTHONPATH=str(tmp_path)) as running:
-        image = {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [8] * 64}
-        assert running.infer("digits", {"inputs": [image]}).status_code == 200
-        assert running.terminate() == 0

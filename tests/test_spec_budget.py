@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from flows.commands.command_init import spec_schema
 from flows.spec import PipelineSpec, load_spec, parse_spec
 from tasks.running.errors import SpecError
 
@@ -69,6 +71,33 @@ def test_budgets_that_cannot_be_are_refused(sections: dict[str, Any], said: str)
     with pytest.raises(SpecError) as refused:
         parsed(**sections)
     assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("sections", "lines"),
+    [
+        ({"budget": {"p95_ms": 0}}, ["budget.p95_ms: 0 is refused: Input should be greater than 0"]),
+        ({"gates": {"max_p95_ms": 0}}, ["gates.max_p95_ms: 0 is refused: Input should be greater than 0"]),
+        ({"objective": "cheap"}, ["objective: 'cheap' is refused: Input should be 'latency', 'size' or 'throughput'"]),
+    ],
+)
+def test_a_wrong_value_is_reported_once_as_it_was_written(sections: dict[str, Any], lines: list[str]) -> None:
+    with pytest.raises(SpecError) as refused:
+        parsed(**sections)
+    assert [line.strip() for line in str(refused.value).splitlines()[1:]] == lines
+
+
+def test_a_key_has_one_name_in_the_documents_and_the_older_one_still_loads() -> None:
+    old = parsed(
+        gates={"margin": 0.01, "max_p95_ms": 2.0, "max_bytes": 9, "objective": "size"},
+        measure={"batch": 4},
+        export={"threads": 2},
+    )
+    budget = {"max_accuracy_drop": 0.01, "p95_ms": 2.0, "max_bytes": 9, "batch": 4, "threads": 2}
+    new = parsed(budget=budget, objective="size")
+    assert (old.gates, old.measure, old.export) == (new.gates, new.measure, new.export)
+    schema = json.dumps(spec_schema()["$defs"]["GateSpec"]["properties"]["margin"])
+    assert '"deprecated": true' in schema and "budget.max_accuracy_drop" in schema
 
 
 def test_an_override_of_the_budget_reaches_the_gates(tmp_path: Path) -> None:

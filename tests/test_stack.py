@@ -17,8 +17,8 @@ import pytest
 from infra import procfs
 from infra.component import fetch
 from infra.daemon import census
-from infra.recipes import QUIET
 from infra.stack import NAMES, Stack
+from model_registry.quiet import QUIET
 
 if TYPE_CHECKING:
     from conftest import RunningStack

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from infra.home import Secrets, Settings
-from infra.recipes import QUIET, mlflow_server, prefect_server, prefect_worker, s3_server
+from infra.recipes import mlflow_server, prefect_server, prefect_worker, s3_server
 from infra.stack import NAMES
+from model_registry.quiet import QUIET
 
 FILE = Path(__file__).parent.parent / "infra" / "compose.yaml"
 

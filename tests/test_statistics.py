@@ -37,6 +37,18 @@ def test_mcnemar_is_the_exact_sign_test() -> None:
     assert mcnemar_p(4000, 4300) == pytest.approx(0.00103, rel=0.01)  # large counts neither overflow nor take long
 
 
+@settings(max_examples=60)
+@given(st.integers(1, 3000), st.data())
+def test_wilson_and_mcnemar_are_scipy_s(samples: int, data: st.DataObject) -> None:
+    """Written out here because importing scipy.stats would cost each stage 0.6 s of CPU."""
+    from scipy.stats import binomtest
+
+    successes = data.draw(st.integers(0, samples))
+    theirs = binomtest(successes, samples)
+    assert wilson(successes, samples) == pytest.approx(tuple(theirs.proportion_ci(method="wilson")), abs=1e-12)
+    assert mcnemar_p(successes, samples - successes) == pytest.approx(theirs.pvalue, rel=1e-9, abs=1e-300)
+
+
 def test_tango_agrees_with_fagerland_2014() -> None:
     """Fagerland, Lydersen, Laake (2014, Statistics in Medicine 33:2850), airway data: (-0.517, -0.026)."""
     low, high = paired_interval(better=1, worse=7, samples=21)

@@ -105,11 +105,6 @@ def test_builtin_scores_are_the_workloads_defaults() -> None:
     assert is_classifier(logits, classes) and not is_classifier(outputs, targets)
 
 
-def test_nan_is_a_wrong_answer() -> None:
-    logits = np.array([[np.nan, 1.0], [3.0, 1.0]])
-    assert accuracy_scores(logits, np.array([0, 0])).tolist() == [0.0, 1.0]
-
-
 def test_pareto_front() -> None:
     points = [(0.1, 2.0, 10.0), (0.2, 1.0, 5.0), (0.2, 1.5, 5.0), (0.1, 2.0, 10.0), (0.05, 9.0, 99.0)]
     assert front(points) == (True, True, False, True, True)

@@ -159,7 +159,7 @@ def written(tmp_path: Path, *, activation: str = "relu", rows: int = 12, divisor
     """A workload in a file of its own, as changed as wanted."""
     text = textwrap.dedent(WORKLOAD.format(activation=activation, rows=rows, divisor=divisor))
     (tmp_path / "user_module.py").write_text(text)
-    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)  # Python takes equal size and second for no change
+    shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)  # trusted by second and size, which may be the same
     sys.modules.pop("user_module", None)
     return load_workload(WorkloadRef(path="user_module:Mine", folder=str(tmp_path)))
 

@@ -142,7 +142,7 @@ def test_a_margin_that_can_never_be_proven_is_refused_before_training(case: Case
     with pytest.raises(GateFailed, match="at least 149 samples") as caught:
         refuse_hopeless(GateSpec(margin=0.02), small)
     assert caught.value.details == {"needed": 149, "samples": 100}
-    assert "gates.margin 0.02" in str(caught.value) and "test split of 100" in str(caught.value)
+    assert "budget.max_accuracy_drop 0.02" in str(caught.value) and "test split of 100" in str(caught.value)
     refuse_hopeless(GateSpec(margin=0.03), small)
     with pytest.raises(GateFailed, match="champion_margin"):
         refuse_hopeless(GateSpec(margin=0.03, champion_margin=0.01), small)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flows.calls.run_call import Overrides, run_spec
 from flows.calls.run_result import RunResult
-from flows.calls.stack_calls import reach_stack
+from flows.calls.stack_calls import reach_servers
 from model_registry.measurement import Objective
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def compress_model(
         DataReadError: the data cannot be read as arrays of numbers.
         SpecError, StackDown, WinnowError, KeyboardInterrupt: as :func:`winnow.run`.
     """
-    reach_stack()  # before anything takes time
+    reach_servers()  # before anything takes time
     from flows.calls.project import write_project
 
     spec = write_project(

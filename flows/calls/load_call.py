@@ -7,7 +7,8 @@ from pathlib import Path
 
 from flows.calls.run_frames import find_report
 from flows.calls.run_result import RunResult
-from flows.calls.stack_calls import reach_stack, reach_store
+from flows.calls.stack_calls import reach_servers
+from flows.reaching import reach_store
 from model_registry.ledger import Ledger
 from model_registry.store import Store
 from serving.loaded_model import LoadedModel
@@ -45,7 +46,7 @@ def _digest(store: Store, what: str | RunResult) -> tuple[str, str]:
         return _chosen(what)
     model, at, which = what.partition("@")
     if at and which.isdecimal():
-        reach_stack()
+        reach_servers()
         from model_registry.registry import Registry
 
         digest = Registry.from_environment().version(model, int(which)).digest

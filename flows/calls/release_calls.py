@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flows.calls.stack_calls import reach_stack
+from flows.calls.stack_calls import reach_servers
 from tasks.release.deploy import Deployment
 
 
@@ -20,7 +20,7 @@ def promote_version(model: str, version: int) -> Deployment:
         WinnowError: ``VersionMissing``: there is no such version. ``EndpointUnhealthy``: it does not load or answer.
         StackDown: the stack does not run.
     """
-    reach_stack()
+    reach_servers()
     from flows import release
 
     return release.promote(model, version)
@@ -33,7 +33,7 @@ def roll_back(model: str) -> Deployment:
         LedgerError: ``NothingToRollBack``: the champion is the first one, or there is none.
         StackDown: the stack does not run.
     """
-    reach_stack()
+    reach_servers()
     from flows import release
 
     return release.rollback(model)

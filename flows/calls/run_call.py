@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flows.calls.run_result import RunResult
-from flows.calls.stack_calls import reach_stack
+from flows.calls.stack_calls import reach_servers
 from flows.run_progress import progress_lines
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run_spec(spec: str | Path | Mapping[str, Any] | PipelineSpec, overrides: Ove
         WinnowError: a stage failed; the error is the one that the stage raised.
         KeyboardInterrupt: it was interrupted. No process is left, and running again goes on where it was.
     """
-    reach_stack()  # before Prefect is imported: it reads its settings then
+    reach_servers()  # before Prefect is imported: it reads its settings then
     from flows.carried_out import carry_out
     from flows.spec import PipelineSpec, load_spec, parse_spec
 

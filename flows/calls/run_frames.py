@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flows.calls.run_result import RunResult
-from flows.calls.stack_calls import reach_store
+from flows.reaching import reach_store
 from tasks.report.run_records import find_run
 from tasks.report.run_report import RunReport
 from tasks.running.errors import WinnowError

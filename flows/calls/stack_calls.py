@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 
-from infra.faults import StackDown
-from infra.recipes import QUIET
+from flows.reaching import FOR_A_RUN, quiet_environment, reach_stack
 from infra.stack import Stack
 from infra.startup import Event
-from model_registry.store import Store
-
-_SERVERS = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "WINNOW_STORE")
 
 
 def up(ports: Mapping[str, int] | None = None) -> dict[str, str]:
@@ -35,7 +30,7 @@ def up(ports: Mapping[str, int] | None = None) -> dict[str, str]:
             print(event.text, file=sys.stderr, flush=True)
 
     states = Stack.from_environment().up(ports=ports, report=say)
-    reach_stack()
+    reach_servers()
     return {state.name: state.url for state in states if state.url}
 
 
@@ -44,27 +39,11 @@ def down() -> None:
     Stack.from_environment().down()
 
 
-def reach_stack() -> None:
+def reach_servers() -> None:
     """Put into the environment how to reach the stack in WINNOW_HOME, or leave it where it names servers itself.
 
     Raises:
         StackDown: there is no stack, and the environment names no servers.
     """
-    os.environ.update(QUIET)
-    os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    try:
-        os.environ.update(Stack.from_environment().environment())
-    except StackDown as error:
-        if not all(os.environ.get(name) for name in _SERVERS):
-            raise StackDown(f"{error}, or winnow.up() in Python") from None
-
-
-def reach_store() -> Store:
-    """The store of the stack, or that of the environment."""
-    try:
-        os.environ.update(Stack.from_environment().environment())
-    except StackDown:
-        if not os.environ.get("WINNOW_STORE"):
-            raise
-    return Store.from_environment()
+    quiet_environment()
+    reach_stack(FOR_A_RUN, remedy="winnow.up() in Python")

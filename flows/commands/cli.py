@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import importlib
-import os
+import importlib.util
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 import click
+
+from flows.reaching import quiet_environment
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("flows.commands.command_stack", "Start the embedded stack: S3, MLflow, Prefect, worker, endpoint."),
@@ -29,14 +31,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "init": ("flows.commands.command_init", "Scaffold a workload and a spec of your own."),
 }
 
-TELEMETRY_OFF = {
-    "DO_NOT_TRACK": "true",  # MLflow takes only this literal
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "GX_ANALYTICS_ENABLED": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-}
-
 
 class LazyGroup(click.Group):
     """Lists its commands from the table; imports a command's module when it is called."""
@@ -47,6 +41,10 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
+        if name != "serve" and importlib.util.find_spec("prefect") is None:
+            raise click.ClickException(
+                f"winnow {name} needs more than the endpoint's dependencies: pip install 'winnow-mlops[pipeline]'"
+            )
         command = getattr(importlib.import_module(COMMANDS[name][0]), f"{name}_command")
         assert isinstance(command, click.Command)
         return command
@@ -85,16 +83,6 @@ def main() -> NoReturn:
         code = _tell(error)
     gc.freeze()  # looking for garbage in all that Prefect and MLflow loaded would take a second before we are gone
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def quiet_environment() -> None:
-    """What every process that we start inherits: no telemetry, nobody's folder before ours, no server by accident."""
-    os.environ.update(TELEMETRY_OFF)
-    os.environ["PYTHONSAFEPATH"] = "1"
-    # Else every process compiles all that it imports again: three seconds for each that imports Prefect.
-    os.environ["PYTHONDONTWRITEBYTECODE"], sys.dont_write_bytecode = "", False
-    os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
 def _assert_ours() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from flows.reaching import reach_store
 
 if TYPE_CHECKING:
     from model_registry.store import Store
@@ -32,7 +33,7 @@ def runs_command(limit: int, model: str | None, as_json: bool) -> int:
     """
     from tasks.report.run_records import recent_runs
 
-    found = recent_runs(_store(), limit=limit, model=model)
+    found = recent_runs(reach_store(), limit=limit, model=model)
     if as_json:
         _print_json({"schema": 1, "runs": [_line(report) for report in found]})
         return 0
@@ -68,7 +69,7 @@ def show_command(run: str, as_json: bool) -> int:
       winnow show latest
       winnow show 20261122-120455-digits-3f9a --json
     """
-    report = _find(_store(), run)
+    report = _find(reach_store(), run)
     if as_json:
         click.echo(report.to_json().decode())
         return 0
@@ -91,7 +92,7 @@ def compare_command(what: str, as_json: bool) -> int:
       winnow compare digits
       winnow compare 20261122-120455-digits-3f9a --json
     """
-    report = _find(_store(), what, measured=True)
+    report = _find(reach_store(), what, measured=True)
     if as_json:
         document = report.model_dump(mode="json", by_alias=True)
         keys = ("schema", "run_id", "model", "metric", "hardware", "conditions", "baseline", "chosen", "variants")
@@ -133,7 +134,7 @@ def pull_command(name: str, output: Path, run: str | None, as_json: bool) -> int
         raise click.UsageError(
             f"{name!r}: give MODEL or MODEL@champion, or MODEL with --run; other versions are in the MLflow registry"
         )
-    store = _store()
+    store = reach_store()
     digest, version, status = _chosen_by(store, model, run) if run else _in_service(store, model)
     variant = store.load_variant(digest)
     if variant.format != "onnx":
@@ -179,21 +180,6 @@ def _chosen_by(store: Store, model: str, run: str) -> tuple[str, int | None, str
     if report.chosen is None:
         raise WinnowError(f"run {report.run_id} ({report.state}) chose nothing; `winnow show {report.run_id}` says why")
     return report.chosen, report.version, report.state
-
-
-def _store() -> Store:
-    """The store of the embedded stack, or of the environment where there is none."""
-    from infra.faults import StackDown
-    from infra.stack import Stack
-
-    try:
-        os.environ.update(Stack.from_environment().environment())
-    except StackDown:
-        if not os.environ.get("WINNOW_STORE"):  # else somebody else's S3, named by the environment
-            raise
-    from model_registry.store import Store
-
-    return Store.from_environment()
 
 
 def _find(store: Store, what: str, *, measured: bool = False) -> RunReport:

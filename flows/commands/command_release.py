@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
 
+from flows.reaching import FOR_A_RELEASE, reach_stack
+
 if TYPE_CHECKING:
     from tasks.release.deploy import Deployment
-
-_NEEDED = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "WINNOW_STORE", "WINNOW_ENDPOINT", "WINNOW_ENDPOINT_ADMIN")
 
 
 @click.command("promote")
@@ -58,7 +57,7 @@ def rollback_command(model: str, as_json: bool) -> int:
 
 
 def _release(release: Callable[[], Deployment], as_json: bool) -> int:
-    _reach_stack()  # before Prefect is imported: it reads its settings then
+    reach_stack(FOR_A_RELEASE)
     from model_registry.endpoint_client import EndpointError
     from model_registry.mlflow_rest import RegistryError
 
@@ -76,19 +75,3 @@ def _release(release: Callable[[], Deployment], as_json: bool) -> int:
         before = f", before it version {done.previous_version}" if done.previous_version is not None else ""
         click.echo(f"{done.model} version {done.version} is the champion and serves at {done.url}{before}")
     return 0
-
-
-def _reach_stack() -> None:
-    """Export how to reach the embedded stack, or take the servers that the environment names.
-
-    Raises:
-        StackDown: neither is there.
-    """
-    from infra.faults import StackDown
-    from infra.stack import Stack
-
-    try:
-        os.environ.update(Stack.from_environment().environment())
-    except StackDown:
-        if not all(os.environ.get(name) for name in _NEEDED):
-            raise

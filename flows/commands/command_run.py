@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flows.reaching import FOR_A_RUN, reach_stack
 from tasks.running.launch import prewarm
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def run_command(
       winnow run digits --report report
       winnow run my/spec.yaml --set prune.ratio=0.3 --plan
     """
-    down = _reach_stack(start=up)  # before Prefect is imported: it reads its settings then
+    down = _reach_or_start(start=up)  # before Prefect is imported: it reads its settings then
     checked = _mark_of_checked(spec, overrides)
     if down is None and not plan and not checked.exists():
         prewarm("checks")  # the first stage's process imports its libraries while we import ours
@@ -104,22 +105,18 @@ def _importing() -> Iterator[None]:
         gc.enable()
 
 
-def _reach_stack(*, start: bool) -> Exception | None:
+def _reach_or_start(*, start: bool) -> Exception | None:
     """Export how to reach the stack; the error if there is none and it was not to be started."""
     from infra.faults import StackDown
     from infra.stack import Stack
 
-    stack = Stack.from_environment()
     try:
-        environment = stack.environment()
+        reach_stack(FOR_A_RUN, remedy="add --up to this command")
     except StackDown as error:
-        if all(os.environ.get(name) for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "WINNOW_STORE")):
-            return None  # somebody else's servers, named by the environment
         if not start:
-            return StackDown(f"{error}, or add --up to this command")
-        stack.up()
-        environment = stack.environment()
-    os.environ.update(environment)
+            return error
+        Stack.from_environment().up()
+        reach_stack(FOR_A_RUN)
     return None
 
 

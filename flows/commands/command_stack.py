@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from model_registry.sizes import MB, size_text
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -238,14 +240,14 @@ def _print_status(found: StackStatus) -> None:
     if found.components:
         console.print(_components_table(found))
     if found.disk:
-        parts = ", ".join(f"{name} {_size(size)}" for name, size in found.disk.items() if size > 1 << 20)
-        free = f"; {_size(found.disk_free)} free" if found.disk_free is not None else ""
-        total = _size(sum(found.disk.values()))
+        parts = ", ".join(f"{name} {size_text(size)}" for name, size in found.disk.items() if size > MB)
+        free = f"; {size_text(found.disk_free)} free" if found.disk_free is not None else ""
+        total = size_text(sum(found.disk.values()))
         console.print()
         console.print(f"[bold]disk[/]   {escape(found.home)}: {total} ({parts}){free}", highlight=False, soft_wrap=True)
     if found.store:
         usage = found.store_usage
-        counted = ", ".join(f"{bucket} {_size(size)}" for bucket, size in usage.items()) if usage else "not counted"
+        counted = ", ".join(f"{bucket} {size_text(size)}" for bucket, size in usage.items()) if usage else "not counted"
         console.print(f"[bold]store[/]  {found.store}: {counted}", highlight=False, soft_wrap=True)
     if found.models:
         console.print()
@@ -267,7 +269,7 @@ def _components_table(found: StackStatus) -> RenderableType:
             one.title,
             f"[{colour[one.state]}]{one.state}[/]",
             str(one.pid or ""),
-            _size(one.rss) if one.rss else "",
+            size_text(one.rss) if one.rss else "",
             _duration(time.time() - one.since) if one.since else "",
             one.url,
         )
@@ -309,16 +311,6 @@ def _remarks(found: StackStatus) -> Iterator[str]:
         yield f"[yellow]{escape(run)}[/]: the process of this run is gone; run the same spec again to continue it"
     for problem in found.problems:
         yield f"[red]{escape(problem)}[/]"
-
-
-def _size(count: float | None) -> str:
-    if count is None:
-        return "?"
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
 
 
 def _duration(seconds: float) -> str:

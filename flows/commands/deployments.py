@@ -11,8 +11,8 @@ from pathlib import Path
 
 from infra.component import Component, fetch
 from infra.daemon import Daemon
-from infra.recipes import QUIET
 from infra.stack import Stack
+from model_registry.quiet import QUIET
 
 #: In a checkout; an installed wheel has none, and its users write their own.
 PREFECT_FILE = Path(__file__).parents[2] / "prefect.yaml"

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from model_registry.sizes import size_text
 from tasks.evidence.number_text import (
     count_text,
     gate_number,
@@ -20,7 +21,6 @@ from tasks.evidence.number_text import (
     ms_range,
     ms_text,
     seconds_text,
-    size_text,
 )
 from tasks.report.headline import headline
 from tasks.report.run_report import RunReport, VariantRow

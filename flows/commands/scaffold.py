@@ -135,8 +135,8 @@ train: {{epochs: 30}}
 distill: {{scale: {{width: 0.5}}}} # the student: arguments of model(); without this key no student is made
 prune: {{ratio: 0.3}} # likewise
 quantize: {{}} # likewise; {{}} takes the defaults
-gates:
-  margin: 0.05 # at most 5 points below the teacher, with 95 % confidence
+budget:
+  max_accuracy_drop: 0.05 # at most 5 points below the teacher, with 95 % confidence
 """
 
 _README = """# {name}

@@ -21,9 +21,9 @@ from infra.daemon import census
 from infra.faults import StackDown, StackError
 from infra.recipes import WORK_POOL, weed
 from infra.stack import Stack
+from model_registry.sizes import GB, size_text
 
 Verdict = Literal["ok", "warn", "fail"]
-GB = 1 << 30
 #: Which installed versions are compared with the lock, by what stops working when they differ.
 _WATCHED = (
     *("prefect", "fastapi", "sqlalchemy", "mlflow", "boto3", "pydantic", "great-expectations"),
@@ -118,7 +118,7 @@ def _machine() -> DoctorCheck:
 def _memory() -> DoctorCheck:
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    found = f"{free / GB:.1f} GB available"
+    found = f"{size_text(free)} available"
     if free < 2 * GB:
         return DoctorCheck(
             "memory", "warn", found, "the stack needs 1.2 GB and training about 1 GB more; end something"
@@ -130,7 +130,7 @@ def _folder(home: Path) -> Iterator[DoctorCheck]:
     """The stack's folder: room, rights, and secrets that are secret."""
     existing = next(path for path in (home, *home.parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    found = f"{free / GB:.1f} GB free at {existing}"
+    found = f"{size_text(free)} free at {existing}"
     if free < GB:
         yield DoctorCheck("disk", "fail", found, "make room, or set WINNOW_HOME to another disk")
     elif free < 5 * GB:

@@ -9,6 +9,7 @@ from flows.searching.candidate import Candidate, loss_of, released
 from flows.searching.halving import Standing
 from flows.searching.search_setup import SearchSetup
 from model_registry.measurement import Measurement
+from model_registry.sizes import size_text
 from tasks.validate.choice import best_of, failing_gates
 from tasks.validate.gate_spec import STRUCTURAL
 
@@ -84,12 +85,12 @@ class Appraisal:
         if candidate.losses or candidate.kind == "teacher":
             return self.line_of(form)
         over = ", over the budget" if self.over_budget(form) else ""
-        return f"untrained, {form.p50_ms:.3g} ms, {form.bytes / 1000:.0f} KB{over}"
+        return f"untrained, {form.p50_ms:.3g} ms, {size_text(form.bytes)}{over}"
 
     def line_of(self, form: Measurement) -> str:
         """A measured file in a few words."""
         faster = f", {form.speedup.value:.1f}x" if form.speedup else ""
-        return f"{form.p50_ms:.3g} ms{faster}, {form.bytes / 1000:.0f} KB, loss {loss_of(form):+.4f}"
+        return f"{form.p50_ms:.3g} ms{faster}, {size_text(form.bytes)}, loss {loss_of(form):+.4f}"
 
     def _next_seconds(self, candidate: Candidate) -> float:
         """What the next rung will take, by the latest one: training grows with its epochs."""

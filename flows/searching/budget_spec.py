@@ -11,22 +11,22 @@ from model_registry.variant import Frozen
 
 
 class BudgetSpec(Frozen):
-    """What the variant may cost. Any subset; each part becomes a gate of the same meaning."""
+    """What the variant may lose and cost. Any subset."""
 
     max_accuracy_drop: float | None = Field(
         default=None,
         gt=0,
         description="largest loss of the metric against the baseline, in its own unit (0.005: half a point of "
-        "accuracy); its one-sided 95 % bound must stay within. Same as gates.margin",
+        "accuracy); its one-sided 95 % bound must stay within; absent: 0.02",
     )
-    p95_ms: float | None = Field(
-        default=None, gt=0, description="slowest 95th percentile latency, in ms. Same as gates.max_p95_ms"
-    )
-    max_bytes: int | None = Field(default=None, gt=0, description="largest model file. Same as gates.max_bytes")
+    p95_ms: float | None = Field(default=None, gt=0, description="slowest 95th percentile latency accepted, in ms")
+    max_bytes: int | None = Field(default=None, gt=0, description="largest model file accepted, in bytes")
     threads: int | None = Field(
-        default=None, ge=1, description="intra-op threads to measure and serve with. Same as export.threads"
+        default=None, ge=1, description="intra-op threads that all files are measured and served with; absent: 1"
     )
-    batch: int | None = Field(default=None, ge=1, description="samples per request. Same as measure.batch")
+    batch: int | None = Field(
+        default=None, ge=1, description="samples per request; latency and throughput are of such requests; absent: 1"
+    )
 
 
 class SearchSpec(Frozen):

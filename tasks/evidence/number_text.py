@@ -1,8 +1,9 @@
-"""Numbers as people read them."""
+"""Numbers as people read them; sizes: :mod:`model_registry.sizes`."""
 
 from __future__ import annotations
 
 from model_registry.measurement import Interval
+from model_registry.sizes import size_text, three_digits
 
 _SHARES = ("accuracy", "f1", "auc", "precision", "recall")
 
@@ -31,15 +32,7 @@ def difference_text(value: float, metric: str) -> str:
 
 def points(value: float, metric: str) -> str:
     """A margin or bound: ``1.4 points``."""
-    return (f"{_three(100 * value)} points" if is_share(metric) else f"{value:.4g}").replace("-", "−")
-
-
-def size_text(size: float) -> str:
-    """``512 B``, ``38.2 KB``, ``4.31 MB``: multiples of 1024."""
-    for unit, scale in (("GB", 1 << 30), ("MB", 1 << 20), ("KB", 1 << 10)):
-        if size >= scale:
-            return f"{_three(size / scale)} {unit}"
-    return f"{size:.0f} B"
+    return (f"{three_digits(100 * value)} points" if is_share(metric) else f"{value:.4g}").replace("-", "−")
 
 
 def count_text(count: float | None) -> str:
@@ -48,17 +41,17 @@ def count_text(count: float | None) -> str:
         return "–"
     for unit, scale in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= scale:
-            return f"{_three(count / scale)} {unit}"
+            return f"{three_digits(count / scale)} {unit}"
     return f"{count:.0f}"
 
 
 def ms_text(milliseconds: float) -> str:
     """Three digits: ``0.0213``, ``4.31``, ``128``."""
-    return _three(milliseconds)
+    return three_digits(milliseconds)
 
 
 def ms_range(interval: Interval) -> str:
-    return f"{_three(interval[0])} – {_three(interval[1])}"
+    return f"{three_digits(interval[0])} – {three_digits(interval[1])}"
 
 
 def seconds_text(seconds: float) -> str:
@@ -73,19 +66,6 @@ def seconds_text(seconds: float) -> str:
 def times_text(ratio: float) -> str:
     """``3.4×``."""
     return f"{ratio:.1f}×" if ratio < 99.95 else f"{ratio:.0f}×"
-
-
-def _three(value: float) -> str:
-    """Three significant digits without an exponent."""
-    if value == 0:
-        return "0"
-    if abs(value) >= 100:
-        return f"{value:.0f}"
-    if abs(value) >= 10:
-        return f"{value:.1f}"
-    if abs(value) >= 1:
-        return f"{value:.2f}"
-    return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.2g}"
 
 
 def gate_number(value: float, unit: str, metric: str) -> str:

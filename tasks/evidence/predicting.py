@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 
+from model_registry.answering import AnsweringFailed, AskedProcess
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.evidence.arrays import Array
@@ -24,7 +21,7 @@ def predict_file(store: Store, variant: Variant, inputs: dict[str, Array], workd
         workdir: a folder of our own; what is written there is left to its owner to remove.
 
     Raises:
-        ChildFailed: the engine refuses the variant or fails on a sample; ends with its last message.
+        ChildFailed: the engine refuses the variant or fails on a sample; says what it said.
     """
     folder = workdir / variant.digest[:16]
     (folder / "inputs").mkdir(parents=True, exist_ok=True)
@@ -38,17 +35,10 @@ def predict_file(store: Store, variant: Variant, inputs: dict[str, Array], workd
         "seconds": 0.0,
         "outputs": str(folder / "outputs.npy"),
     }
-    (folder / "request.json").write_text(json.dumps(request))
-    done = subprocess.run(
-        [sys.executable, "-m", "serving.probe_resources", str(folder / "request.json"), str(folder / "result.json")],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONSAFEPATH": "1"},
-        check=False,
-    )
-    sys.stderr.write(done.stderr)
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ChildFailed(f"predicting with {variant.name} failed (exit {done.returncode}): {last}")
+    with AskedProcess("serving.probe_resources") as process:
+        try:
+            process.ask(request)
+        except AnsweringFailed as error:
+            raise ChildFailed(f"predicting with {variant.name} failed: {error}") from error
     outputs: Array = np.load(folder / "outputs.npy", allow_pickle=False)
     return outputs

@@ -68,8 +68,6 @@ def per_class(data: DataRef, scores: Scores, targets: Array) -> dict[str, Metric
 def builtin_scores(metric: str, outputs: Array, targets: Array) -> Scores:
     """Scores [N] of ``accuracy`` or ``mse``, exactly as the workload's defaults define them.
 
-    A row with NaN is a wrong answer; arg max would call NaN the largest logit and could be right by luck.
-
     Raises:
         KeyError: no such built-in metric.
     """

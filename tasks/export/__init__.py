@@ -23,9 +23,7 @@ class ExportSpec(Frozen):
         description="largest difference allowed between torch and ONNX Runtime, relative to outputs larger than 1",
     )
     threads: int = Field(
-        default=1,
-        ge=1,
-        description="intra-op threads that all files are measured and served with",
+        default=1, ge=1, description="older name of budget.threads", json_schema_extra={"deprecated": True}
     )
 
 

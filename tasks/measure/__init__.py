@@ -17,7 +17,9 @@ from tasks.running.stage_cache import run_stage
 class MeasureSpec(Frozen):
     """How variants are measured: interleaved with the baseline, round by round, on an otherwise quiet machine."""
 
-    batch: int = Field(default=1, ge=1, description="samples per request; latency and throughput are of such requests")
+    batch: int = Field(
+        default=1, ge=1, description="older name of budget.batch", json_schema_extra={"deprecated": True}
+    )
     rounds: int = Field(default=40, ge=5, description="interleaved rounds; each times baseline and variant once")
     seconds: float = Field(
         default=1.0, gt=0, description="time given to the rounds of one variant, both sides together"

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from model_registry.answering import AnsweringFailed, AskedProcess
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.running.errors import ChildFailed
@@ -39,13 +36,7 @@ class ProbeProcess:
     """``python -m serving.probe``, which no task imports."""
 
     def __init__(self) -> None:
-        self._popen = subprocess.Popen(
-            [sys.executable, "-m", "serving.probe"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
-        )
+        self._process = AskedProcess("serving.probe")
         self._loaded = ("", 0)
         """Digest and threads of the baseline that it holds."""
 
@@ -66,46 +57,31 @@ class ProbeProcess:
         other = None
         if variant.digest != baseline.digest and self._loaded != (baseline.digest, threads):
             other = store.materialise(baseline.files, workdir / "baseline")
-        answer = self._ask(
-            {
-                "variant": variant.model_dump(mode="json", by_alias=True),
-                "folder": str(folder),
-                "baseline": baseline.model_dump(mode="json", by_alias=True),
-                "baseline_folder": str(other) if other else None,
-                "outputs": str(workdir / "outputs.npy"),
-                "threads": threads,
-                **request,
-            }
-        )
-        if "error" in answer:
-            raise ChildFailed(f"measuring {variant.name} failed: {answer['error']}")
+        try:
+            found: dict[str, Any] = self._process.ask(
+                {
+                    "variant": variant.model_dump(mode="json", by_alias=True),
+                    "folder": str(folder),
+                    "baseline": baseline.model_dump(mode="json", by_alias=True),
+                    "baseline_folder": str(other) if other else None,
+                    "outputs": str(workdir / "outputs.npy"),
+                    "threads": threads,
+                    **request,
+                }
+            )
+        except AnsweringFailed as error:
+            raise ChildFailed(f"measuring {variant.name} failed: {error}") from error
         if other:
             self._loaded = (baseline.digest, threads)
-        result: dict[str, Any] = answer["result"]
-        return result
+        return found
 
     def settle(self) -> None:
         """Return when the probe has come to rest after a measurement: what others measure is not disturbed."""
-        self._answer()
+        try:
+            self._process.wait_ready()
+        except AnsweringFailed as error:
+            raise ChildFailed(f"the measuring process failed after a measurement: {error}") from error
 
     def close(self) -> None:
         """End it."""
-        self._popen.kill()
-        self._popen.communicate()
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        assert self._popen.stdin is not None
-        try:
-            self._popen.stdin.write(json.dumps(request) + "\n")
-            self._popen.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died: told by the answer that does not come
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._popen.stdout is not None
-        line = self._popen.stdout.readline()
-        if not line:
-            raise ChildFailed(f"the measuring process died (exit code {self._popen.wait()}); its messages are above")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        self._process.close()

@@ -16,6 +16,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from tasks.running.errors import QatParityFailed
+from tasks.workloads.sample_scores import accuracy_scores, top_classes
 
 ALLOWED = 0.001
 """Share of the rows that may lie beyond a bound; at least one row may."""
@@ -28,8 +29,8 @@ Floats = NDArray[np.floating]
 class Int8Parity:
     """``step``: the unit of the differences, see :func:`output_step`. ``largest`` and ``mean`` difference in steps.
 
-    ``beyond``: rows that differ by more than one step; ``flipped``: rows with another arg max, None where the answer is
-    no [N, classes]. ``allowed``: so many rows each may be.
+    ``beyond``: rows that differ by more than one step; ``flipped``: rows that answer another class, None where the
+    answer is no [N, classes]. ``allowed``: so many rows each may be.
     """
 
     rows: int
@@ -80,7 +81,7 @@ def check_int8_parity(trained: Floats, written: Floats, *, scale: float | None) 
     rows = apart.max(axis=1, initial=0.0)
     flipped = None
     if written.ndim == 2 and written.shape[1] > 1:
-        flipped = int(np.sum(trained.argmax(axis=1) != written.argmax(axis=1)))
+        flipped = int(np.sum(1 - accuracy_scores(written, top_classes(trained))))
     # A whole step reached in float arithmetic is one step; NaN is beyond.
     beyond = int(np.sum(~(rows <= 1.0 + 1e-3)))
     allowed = max(1, int(len(written) * ALLOWED))

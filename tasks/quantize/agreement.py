@@ -10,13 +10,14 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from tasks.quantize.calibration import Feeds
+from tasks.workloads.sample_scores import accuracy_scores, top_classes
 
 _BATCH = 16
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """``agreement``: share of the rows with the same arg max; None where the answer is no [N, classes].
+    """``agreement``: share of the rows that answer the same class; None where the answer is no [N, classes].
     ``error``: root mean square of the difference, relative to that of the parent's answers."""
 
     agreement: float | None
@@ -38,8 +39,9 @@ def top_answers(file: bytes, feeds: Feeds) -> NDArray[Any]:
 def agree(parent: NDArray[Any], child: NDArray[Any]) -> Agreement:
     """Compare two models' answers to the same rows."""
     size = float(np.sqrt(np.mean(np.square(parent, dtype=np.float64))))
-    distance = float(np.sqrt(np.mean(np.square(child.astype(np.float64) - parent))))
+    with np.errstate(invalid="ignore"):  # infinity less infinity: the error is NaN then
+        distance = float(np.sqrt(np.mean(np.square(child.astype(np.float64) - parent))))
     same = None
     if parent.ndim == 2 and parent.shape[1] > 1:
-        same = float(np.mean(parent.argmax(axis=1) == child.argmax(axis=1)))
+        same = float(np.mean(accuracy_scores(child, top_classes(parent))))
     return Agreement(same, distance / size if size else distance)

@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 
+from model_registry.datatypes import NUMPY_NAMES
 from model_registry.manifest import FileEntry
 from model_registry.store import Store
 from model_registry.variant import TensorSpec
@@ -13,8 +14,6 @@ from tasks.quantize.calibration import Feeds
 from tasks.running.errors import CalibrationError
 from tasks.running.splits import TARGET, Columns, DataRef, read_split
 from tasks.running.stage import WorkloadRef
-
-_DTYPES = {"FP16": "float16", "FP32": "float32", "FP64": "float64"}
 
 
 def read_rows(
@@ -44,7 +43,7 @@ def read_rows(
             f"the ONNX file takes inputs {sorted(wanted)}, the data has {sorted(columns)}; "
             "rename the workload's inputs, or those of the file"
         )
-    return {s.name: columns[s.name].astype(_DTYPES.get(s.datatype, s.datatype.lower())) for s in inputs}, targets
+    return {s.name: columns[s.name].astype(NUMPY_NAMES[s.datatype]) for s in inputs}, targets
 
 
 def _stored(store: Store, entry: FileEntry) -> Feeds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,8 @@ def to_columns(table: pa.Table, path: Path) -> Columns:
 
     Numbers keep their type; a missing number makes its column float64 with NaN. Text, dates and times become
     fixed-width text, missing ones the empty text (the data checks count both as missing). Equal-length lists become
-    one array [rows, length]. Object arrays never arise: they would need pickle on the way to the store.
+    one array [rows, length] of the numbers' type. Object arrays never arise: they would need pickle on the way to the
+    store.
 
     Raises:
         DataReadError: no rows, a column twice, lists of unequal length, or a type with no array form.
@@ -43,16 +45,14 @@ def _array(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
         return np.full(len(column), np.nan)
     if pa.types.is_decimal(kind):
         column, kind = column.cast(pa.float64()), pa.float64()
-    if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        if column.null_count:
-            column = column.cast(pa.float64())
-        return np.asarray(column.to_numpy())
+    if _is_number(kind):
+        return _numbers(column.combine_chunks(), name, path)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return np.array(["" if text is None else text for text in column.to_pylist()], dtype=np.str_)
     if pa.types.is_temporal(kind):
         return np.array(["" if moment is None else str(moment) for moment in column.to_pylist()], dtype=np.str_)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return _stacked(column.to_pylist(), name, path)
+    if _is_list(kind):
+        return _stacked(column.combine_chunks(), name, path)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         raise DataReadError(
             f"{path}: column {name!r} is not UTF-8 text; save the file as UTF-8, or leave the column out"
@@ -63,21 +63,54 @@ def _array(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
     )
 
 
-def _stacked(rows: list[list[object] | None], name: str, path: Path) -> np.ndarray:
-    lengths = [-1 if row is None else len(row) for row in rows]
-    odd = next((i for i, length in enumerate(lengths) if length != lengths[0]), None)
-    if odd is not None or lengths[0] < 0:
-        row = odd or 0
-        raise DataReadError(
-            f"{path}: column {name!r} holds {_length(lengths[row])} in row {row} and {_length(lengths[0])} in row 0; "
-            "all rows must hold lists of the same length: pad or cut them"
-        )
-    try:
-        array = np.asarray(rows, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataReadError(f"{path}: column {name!r} holds lists that are not numbers ({error})") from error
-    whole = array.size > 0 and all(isinstance(value, int) for value in np.asarray(rows, dtype=object).flat)
-    return array.astype(np.int64) if whole else array
+def _is_number(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _numbers(values: pa.Array, name: str, path: Path) -> np.ndarray:
+    import pyarrow as pa
+
+    if values.null_count:
+        try:
+            values = values.cast(pa.float64())
+        except pa.ArrowInvalid as error:
+            raise DataReadError(
+                f"{path}: column {name!r} lacks values, which makes it float64, and holds numbers that float64 would "
+                f"round ({error}); fill the missing ones, or save the column as text"
+            ) from error
+    return np.asarray(values.to_numpy(zero_copy_only=False))
+
+
+def _stacked(lists: pa.Array, name: str, path: Path) -> np.ndarray:
+    """Lists of one length, of lists or of numbers, as [rows, length, ...] of the numbers' type."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    shape = [len(lists)]
+    while _is_list(lists.type):
+        lengths = np.asarray(pc.list_value_length(lists).fill_null(-1))
+        odd = int(np.argmax(lengths != lengths[0])) if len(lengths) else 0
+        if len(lengths) and (odd or lengths[0] < 0):
+            row = odd // math.prod(shape[1:])
+            raise DataReadError(
+                f"{path}: column {name!r} holds {_length(lengths[odd])} in row {row} and {_length(lengths[0])} in "
+                "row 0; all rows must hold lists of the same length: pad or cut them"
+            )
+        shape.append(int(lengths[0]) if len(lengths) else 0)
+        lists = lists.flatten()
+    if pa.types.is_null(lists.type):  # nothing in any list
+        return np.full(shape, np.nan)
+    if not _is_number(lists.type):
+        raise DataReadError(f"{path}: column {name!r} holds lists of {lists.type}, which are not numbers")
+    return _numbers(lists, name, path).reshape(shape)
 
 
 def _length(length: int) -> str:

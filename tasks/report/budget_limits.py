@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.evidence.number_text import ms_text, points, size_text
+from model_registry.sizes import size_text
+from tasks.evidence.number_text import ms_text, points
 from tasks.evidence.search_summary import CandidateForm
 from tasks.report.run_report import RunReport
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.evidence.number_text import count_text, difference_text, metric_text, ms_text, points, size_text, times_text
+from model_registry.sizes import size_text
+from tasks.evidence.number_text import count_text, difference_text, metric_text, ms_text, points, times_text
 from tasks.report.run_report import RunReport, VariantRow
 from tasks.report.search_view import search_verdict
 

@@ -15,7 +15,7 @@ _DRAWN = ("model", "baseline", "chosen", "conditions", "metric", "variants", "se
 
 
 def kept_plot(report: RunReport) -> bytes:
-    """The PNG of :func:`tasks.report.pareto_png.pareto_png`, drawn or as it was drawn for an earlier run.
+    """The PNG of :func:`tasks.report.pareto_plot.pareto_png`, drawn or as it was drawn for an earlier run.
 
     Raises:
         OSError: the stack's folder cannot be written.
@@ -24,13 +24,13 @@ def kept_plot(report: RunReport) -> bytes:
     drawn = RunReport(
         run_id="", status="running", started=datetime.min.replace(tzinfo=UTC), **{n: getattr(report, n) for n in _DRAWN}
     )
-    code = closure_hash("tasks.report.pareto_png")
+    code = closure_hash("tasks.report.pareto_plot")
     key = hash_bytes(b"\n".join((drawn.to_json(), code.encode(), version("matplotlib").encode())))[:24]
     folder = Path(os.environ.get("WINNOW_HOME", ".winnow")).absolute() / "cache"
     place = folder / f"pareto-{report.model}-{key}.png"
     if place.exists():
         return place.read_bytes()
-    from tasks.report.pareto_png import pareto_png
+    from tasks.report.pareto_plot import pareto_png
 
     plot = pareto_png(drawn)
     if folder.parent.is_dir():

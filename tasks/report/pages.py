@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model_registry.sizes import KB, size_text
 from tasks.evidence import number_text
 from tasks.report.flip_pictures import Flips
 from tasks.report.headline import headline, tiles
 from tasks.report.kept_plot import kept_plot
 from tasks.report.layer_table import chosen_candidate, layer_table
-from tasks.report.pareto_svg import legend, pareto_svg
+from tasks.report.pareto_plot import outside, pareto_svg
 from tasks.report.plot_points import family_of, plot_families
 from tasks.report.run_report import RunReport
 from tasks.report.search_view import candidate_lines, control_sentence, ending, nearest, search_verdict
@@ -62,7 +63,11 @@ def write_report(report: RunReport, folder: Path, flips: Flips | None = None) ->
 
 def render_html(report: RunReport, flips: Flips | None = None) -> str:
     """The page: one file, light and dark, nothing loaded from elsewhere."""
-    return str(_environment(report, escape=True).get_template(HTML).render(_values(report, flips)))
+    from markupsafe import Markup
+
+    plot = Markup(pareto_svg(report))  # built by us, with every text escaped
+    template = _environment(report, escape=True).get_template(HTML)
+    return str(template.render(_values(report, flips), plot=plot, outside=outside(report)))
 
 
 def render_card(report: RunReport, flips: Flips | None = None) -> str:
@@ -75,12 +80,8 @@ def render_card(report: RunReport, flips: Flips | None = None) -> str:
 
 def _values(report: RunReport, flips: Flips | None) -> dict[str, Any]:
     import yaml
-    from markupsafe import Markup
 
     name = report.metric.name if report.metric else "metric"
-    drawings = [(f"{name[:1].upper()}{name[1:]} against latency", pareto_svg(report))]
-    if report.search is not None:
-        drawings.append((f"{name[:1].upper()}{name[1:]} against file size", pareto_svg(report, "size")))
     candidate = chosen_candidate(report)
     return {
         "run": report,
@@ -88,8 +89,6 @@ def _values(report: RunReport, flips: Flips | None) -> dict[str, Any]:
         "tiles": tiles(report),
         "metric": name,
         "unit": "points" if number_text.is_share(name) else name,
-        "plots": [(title, Markup(svg)) for title, svg in drawings if svg],  # built by us, with every text escaped
-        "legend": [(Markup(drawing), text) for drawing, text in legend(report)],
         "families": plot_families(report),
         "shortlist": shortlist(report),
         "verdict": search_verdict(report),
@@ -156,8 +155,8 @@ def _environment(report: RunReport, *, escape: bool) -> Any:
         "difference": lambda value: number_text.difference_text(value, name),
         "ms": number_text.ms_text,
         "ms_range": number_text.ms_range,
-        "size": number_text.size_text,
-        "kilobytes": lambda size: number_text.ms_text(size / 1024),
+        "size": size_text,
+        "kilobytes": lambda size: number_text.ms_text(size / KB),
         "family": lambda row: family_of(row, report),
         "count": number_text.count_text,
         "seconds": number_text.seconds_text,

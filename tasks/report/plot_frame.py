@@ -4,14 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tasks.evidence.number_text import is_share, metric_text, ms_text, points, size_text
-from tasks.report.axis_scale import AxisScale, fit_scale
+from model_registry.sizes import KB, size_text
+from tasks.evidence.number_text import is_share, metric_text, ms_text, points
 from tasks.report.budget_limits import BudgetLimits
 from tasks.report.plot_points import Axis, PlotPoint, frontier
 from tasks.report.run_report import MetricName, RunReport
 
 _DEPTH = 6.0
 """A search tries hopeless candidates too: so many margins below the baseline the plot ends."""
+
+
+@dataclass(frozen=True)
+class AxisScale:
+    """What an axis shows, linearly or as a logarithm."""
+
+    low: float
+    high: float
+    log: bool
+
+    def inside(self, value: float) -> float:
+        """The value, or the end that it lies beyond."""
+        return min(max(value, self.low), self.high)
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,7 @@ class LimitLine:
 
 @dataclass(frozen=True)
 class PlotFrame:
-    """``across`` in ms or KB, ``up`` in the metric's unit or percent (``factor`` times the metric).
+    """``across`` in ms or kB, ``up`` in the metric's unit or percent (``factor`` times the metric).
 
     ``least`` is the horizontal line of the tolerable metric, ``most`` the vertical one of the latency or size.
     ``beyond``: limits that lie too far outside to be drawn, in words. Points below ``up`` lie on its lower edge.
@@ -56,7 +69,7 @@ class PlotFrame:
         unit = " (%)" if self.factor != 1.0 else ""
         log = " (log scale)" if self.across.log else ""
         request = f"median latency of a request of {batch} sample{'s' * (batch > 1)}, ms"
-        across = request if self.axis == "latency" else "file size, KB"
+        across = request if self.axis == "latency" else "file size, kB"
         return f"{across}{log} — left is better", f"{report.metric.name}{unit} — up is better"
 
 
@@ -87,13 +100,32 @@ def plot_frame(
         most = LimitLine(limits.p95_ms, f"p95 limit {ms_text(limits.p95_ms)} ms")
         acrosses += [p.p95 for p in drawn if p.marked]
     elif axis == "size" and limits.bytes is not None:
-        most = LimitLine(limits.bytes / 1024, f"size limit {size_text(limits.bytes)}")
+        most = LimitLine(limits.bytes / KB, f"size limit {size_text(limits.bytes)}")
     far = [least] if least and not _level(least, ups) else []
     far += [most] if most and not _beside(most, acrosses) else []
     least, most = (None if line in far else line for line in (least, most))
     across = fit_scale([*acrosses, *([most.value] if most else [])], log=True)
     up = fit_scale([*ups, *([least.value] if least else [])])
     return PlotFrame(axis, higher, factor, across, up, least, most, tuple(line.text for line in far))
+
+
+def fit_scale(values: list[float], *, log: bool = False) -> AxisScale:
+    """A scale with some air around the values.
+
+    Args:
+        log: use a logarithm where the values are positive and span more than a factor of four.
+    """
+    low, high = min(values), max(values)
+    if log and low > 0 and high / low > 4:
+        air = (high / low) ** 0.08
+        return AxisScale(low / air, high * air, True)
+    air = (high - low) * 0.08 or abs(high) * 0.05 or 1.0
+    return AxisScale(low - air, high + air, False)
+
+
+def tick_text(value: float) -> str:
+    """A tick without trailing zeros or exponents."""
+    return f"{value:.10f}".rstrip("0").rstrip(".") if abs(value) < 1e6 else f"{value:g}"
 
 
 def _level(line: LimitLine, values: list[float]) -> bool:

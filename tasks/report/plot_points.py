@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from model_registry.measurement import Interval
-from tasks.evidence.number_text import metric_range, metric_text, ms_range, ms_text, size_text
+from model_registry.sizes import KB, size_text
+from tasks.evidence.number_text import metric_range, metric_text, ms_range, ms_text
 from tasks.report.run_report import RunReport, VariantRow
 
 FORMS = ("circle", "diamond", "triangle", "cross")
@@ -63,12 +64,12 @@ class PlotPoint:
         return f"{self.name} · {mark}" if mark else self.name
 
     def across(self, axis: Axis) -> float:
-        """Where it lies on the axis: ms, or KB of 1024 bytes."""
-        return self.latency if axis == "latency" else self.bytes / 1024
+        """Where it lies on the axis: ms, or kB."""
+        return self.latency if axis == "latency" else self.bytes / KB
 
     def across_interval(self, axis: Axis) -> Interval:
         """Its 95 % interval there; a size is known exactly."""
-        return self.latency_interval if axis == "latency" else (self.bytes / 1024, self.bytes / 1024)
+        return self.latency_interval if axis == "latency" else (self.bytes / KB, self.bytes / KB)
 
 
 def plot_points(report: RunReport) -> list[PlotPoint]:

@@ -6,7 +6,8 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from tasks.evidence.number_text import count_text, difference_text, is_share, ms_text, seconds_text, size_text
+from model_registry.sizes import size_text
+from tasks.evidence.number_text import count_text, difference_text, is_share, ms_text, seconds_text
 from tasks.evidence.search_summary import CandidateForm, CandidateRow, SearchSummary
 from tasks.report.budget_limits import BudgetLimits, limits_of
 from tasks.report.run_report import RunReport

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from model_registry.measurement import CPU_SECONDS_SAMPLES
-from tasks.evidence.number_text import count_text, ms_text, size_text, times_text
+from model_registry.sizes import size_text
+from tasks.evidence.number_text import count_text, ms_text, times_text
 from tasks.report.run_report import RunReport
 
 

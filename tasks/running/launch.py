@@ -19,6 +19,8 @@ from typing import Any
 
 import psutil
 
+from model_registry.quiet import QUIET
+from model_registry.sizes import size_text
 from tasks.running.errors import ChildFailed, Interrupted, StageOutOfMemory, StageTimedOut, named_errors
 from tasks.running.stage import Limits
 
@@ -31,13 +33,6 @@ POOLS = {
     "numbers": ("onnxruntime.quantization", "tasks.evidence.scoring", "tasks.evidence.paired"),
 }
 """What the processes of each pool of stages need, and a standby imports ahead; what all of them need comes first."""
-_TELEMETRY_OFF = {
-    "DO_NOT_TRACK": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-    "GX_ANALYTICS_ENABLED": "false",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-}
 
 
 @dataclass
@@ -128,16 +123,16 @@ def run_child(
                 now = time.monotonic()
                 if now - started > limits.seconds:
                     raise StageTimedOut(
-                        f"stage {name} ran past its limit of {limits.seconds:g} s (peak memory {_mib(peak)}) and was "
-                        f"ended; raise limits.{name}.seconds or give it less to do.{_last(tail, log_path)}"
+                        f"stage {name} ran past its limit of {limits.seconds:g} s (peak memory {size_text(peak)}) and "
+                        f"was ended; raise limits.{name}.seconds or give it less to do.{_last(tail, log_path)}"
                     )
                 if now - looked > 0.25:
                     looked, peak = now, max(peak, _resident(process.popen.pid))
                     if peak > limits.memory_bytes:
                         raise StageOutOfMemory(
-                            f"stage {name} grew to {_mib(peak)}, past its limit of {_mib(limits.memory_bytes)}, and "
-                            f"was ended; raise limits.{name}.memory_bytes or use smaller batches."
-                            f"{_last(tail, log_path)}"
+                            f"stage {name} grew to {size_text(peak)}, past its limit of "
+                            f"{size_text(limits.memory_bytes)}, and was ended; raise limits.{name}.memory_bytes or use "
+                            f"smaller batches.{_last(tail, log_path)}"
                         )
     finally:
         if pool and _keeping.is_set() and answer is not None and "result" in answer:
@@ -152,7 +147,8 @@ def run_child(
         status = process.popen.returncode
         died = signal.Signals(-status).name if status is not None and status < 0 else f"exit code {status}"
         raise ChildFailed(
-            f"the process of stage {name} died ({died}; peak memory {_mib(peak)}).{_last(tail, log_path)}", died=died
+            f"the process of stage {name} died ({died}; peak memory {size_text(peak)}).{_last(tail, log_path)}",
+            died=died,
         )
     if "error" in answer:
         raise _rebuild(answer["error"], name, tail, log_path)
@@ -231,9 +227,7 @@ def _start(preload: tuple[str, ...], pool: str) -> _Process:
     reader, writer = os.pipe()
     environment = {
         **os.environ,
-        **_TELEMETRY_OFF,
-        "PYTHONSAFEPATH": "1",
-        "PYTHONUNBUFFERED": "1",
+        **QUIET,
         "PYTHONHASHSEED": "0",
         "PYTHONDONTWRITEBYTECODE": "",  # else each compiles torch again
         "WINNOW_CHILD_FD": str(writer),
@@ -293,10 +287,6 @@ def _rebuild(error: dict[str, Any], name: str, tail: deque[str], log_path: Path)
 def _last(tail: deque[str], log_path: Path) -> str:
     lines = "".join(f"\n    {line}" for line in tail)
     return f"\n  log: {log_path}" + (f"\n  last lines:{lines}" if lines else "")
-
-
-def _mib(size: int) -> str:
-    return f"{size / (1 << 20):.0f} MiB"
 
 
 def _cores() -> int:

@@ -17,8 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from model_registry.datatypes import NUMPY_NAMES, Datatype
 from model_registry.store import Store
-from model_registry.variant import Datatype, Record, TensorSpec, Variant
+from model_registry.variant import Record, TensorSpec, Variant
 from tasks.running.errors import SpecError, WeightsMismatch, WorkloadChanged, WorkloadError
 from tasks.running.source_hash import closure_hash
 from tasks.running.splits import Columns
@@ -30,18 +31,8 @@ WEIGHTS = "model.safetensors"
 ARCHITECTURE = "architecture.json"
 
 _log = logging.getLogger("winnow.variant")
-_DATATYPES: dict[torch.dtype, Datatype] = {
-    torch.bool: "BOOL",
-    torch.uint8: "UINT8",
-    torch.int8: "INT8",
-    torch.int16: "INT16",
-    torch.int32: "INT32",
-    torch.int64: "INT64",
-    torch.float16: "FP16",
-    torch.float32: "FP32",
-    torch.float64: "FP64",
-}
-_DTYPES = {datatype: dtype for dtype, datatype in _DATATYPES.items()}
+_DTYPES: dict[Datatype, torch.dtype] = {d: getattr(torch, n) for d, n in NUMPY_NAMES.items() if hasattr(torch, n)}
+_DATATYPES = {dtype: datatype for datatype, dtype in _DTYPES.items()}
 _PROBE_VALUES = 16
 _PROBE_SCALES = (1.0, 16.0, 255.0)
 """One probe row of values up to each: whatever range the inputs have, a row is in it or beyond it."""

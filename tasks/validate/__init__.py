@@ -103,7 +103,7 @@ def refuse_hopeless(spec: GateSpec, data: DataRef) -> None:
         return
     for split in ("test", "validation"):
         rows = data.split(split).rows
-        for key, margin in (("gates.margin", spec.margin), ("gates.champion_margin", spec.champion_margin)):
+        for key, margin in (("budget.max_accuracy_drop", spec.margin), ("gates.champion_margin", spec.champion_margin)):
             if margin is not None and margin < 1 and loss_bound(0, 0, rows) > margin:
                 raise GateFailed(
                     f"{key} {margin:g} can never be proven on the {split} split of {rows} samples: even a variant with "

@@ -12,15 +12,20 @@ STRUCTURAL = ("latency", "size")
 
 
 class GateSpec(Frozen):
-    """The gates. Losses and floors are in the metric's own unit: for accuracy 0.02 is two points."""
+    """What the chosen variant must keep besides the budget. Losses and floors are in the metric's own unit: for
+    accuracy 0.02 is two points.
+
+    What is marked as deprecated is the budget's to say: the values come from there, and from specs of before.
+    """
 
     margin: float = Field(
-        default=0.02,
-        gt=0,
-        description="largest loss against the baseline that is tolerable; its one-sided 95 % bound must stay within",
+        default=0.02, gt=0, description="older name of budget.max_accuracy_drop", json_schema_extra={"deprecated": True}
     )
     champion_margin: float | None = Field(
-        default=None, gt=0, description="the same against the champion in service; absent: as margin"
+        default=None,
+        gt=0,
+        description="largest loss against the champion in service; its one-sided 95 % bound must stay within; absent: "
+        "as against the baseline",
     )
     floor: float | None = Field(
         default=None, description="worst metric accepted on the test split: a minimum, a maximum where lower is better"
@@ -28,12 +33,14 @@ class GateSpec(Frozen):
     per_class_margin: float | None = Field(
         default=0.1, gt=0, description="largest loss of any single class against the baseline; null: not looked at"
     )
-    max_p95_ms: float | None = Field(default=None, gt=0, description="slowest 95th percentile latency accepted, in ms")
-    max_bytes: int | None = Field(default=None, gt=0, description="largest model file accepted, in bytes")
+    max_p95_ms: float | None = Field(
+        default=None, gt=0, description="older name of budget.p95_ms", json_schema_extra={"deprecated": True}
+    )
+    max_bytes: int | None = Field(
+        default=None, gt=0, description="older name of budget.max_bytes", json_schema_extra={"deprecated": True}
+    )
     objective: Objective = Field(
-        default="latency",
-        description="what counts among the variants that pass on validation: least latency, smallest file, or most "
-        "samples per second",
+        default="latency", description="older name of objective", json_schema_extra={"deprecated": True}
     )
     allow_baseline: bool = Field(
         default=False, description="release the uncompressed baseline where no compressed variant passes on validation"

@@ -10,13 +10,20 @@ from numpy.typing import NDArray
 Scores = NDArray[np.float64]
 
 
-def accuracy_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
-    """1.0 where the arg max of the logits [N, C] is the target [N], else 0.0.
+def top_classes(outputs: NDArray[Any]) -> NDArray[np.int64]:
+    """The class that each row of logits [N, C] answers, [N]; -1 where it answers none.
 
-    A row with NaN or infinity is a wrong answer: arg max would call NaN the largest logit and could be right by luck.
+    That is where the largest logit is no finite number: arg max would call NaN the largest and could be right by luck.
+    Minus infinity is a class ruled out. The endpoint gives a row its label by the same rule.
     """
-    finite = np.isfinite(outputs).all(axis=1)
-    scores: Scores = ((outputs.argmax(axis=1) == targets) & finite).astype(np.float64)
+    answers: NDArray[np.int64] = np.where(np.isfinite(outputs.max(axis=1)), outputs.argmax(axis=1), -1)
+    return answers
+
+
+def accuracy_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
+    """1.0 where the class answered (see :func:`top_classes`) by the logits [N, C] is the target [N], else 0.0."""
+    answers = top_classes(outputs)
+    scores: Scores = ((answers == targets) & (answers >= 0)).astype(np.float64)
     return scores
 
 
