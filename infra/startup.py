@@ -12,7 +12,7 @@ from pathlib import Path
 from infra.component import Component
 from infra.daemon import Daemon
 from infra.faults import ComponentFailed
-from infra.work import Work
+from infra.headway import Headway
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Startup:
             daemon = Daemon(component.name, self._home)
             self._started.append(component)
             daemon.start(component)
-            work, mention = Work(daemon, component.patience), _MENTIONED_AFTER
+            work, mention = Headway(daemon, component.patience), _MENTIONED_AFTER
             while not component.is_well():
                 if self._abort.is_set():
                     return

@@ -229,7 +229,6 @@ def _start(preload: tuple[str, ...], pool: str) -> _Process:
         **os.environ,
         **QUIET,
         "PYTHONHASHSEED": "0",
-        "PYTHONDONTWRITEBYTECODE": "",  # else each compiles torch again
         "WINNOW_CHILD_FD": str(writer),
     }
     popen = subprocess.Popen(

@@ -13,7 +13,7 @@ _BUSY = 0.1
 """Share of a core that counts as work: servers that wait for something use less for their timers."""
 
 
-class Work:
+class Headway:
     """Watches a component from its start on.
 
     Args:
