@@ -26,7 +26,7 @@ def up(ports: Mapping[str, int] | None = None) -> dict[str, str]:
     """
 
     def say(event: Event) -> None:
-        if event.phase == "waiting":
+        if event.phase in ("waiting", "slow"):
             print(event.text, file=sys.stderr, flush=True)
 
     states = Stack.from_environment().up(ports=ports, report=say)

@@ -142,6 +142,7 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool, checked: Path) 
     from prefect.exceptions import TerminationSignal
     from rich.console import Console
 
+    from flows.carried_out import read_report, tell_prefect_cancelled
     from flows.compress import compress
     from flows.ongoing_run import new_run_id
     from flows.run_progress import progress_lines
@@ -150,7 +151,7 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool, checked: Path) 
 
     run_id = new_run_id(spec.model)
     console = Console(stderr=True)
-    stopping = _stop_on_signals(launch.end_all, lambda: _tell_prefect_cancelled(run_id))
+    stopping = _stop_on_signals(launch.end_all, lambda: _say(tell_prefect_cancelled(run_id)))
     lines = contextlib.nullcontext() if console.is_terminal else progress_lines()
     with lines, _Progress(console, quiet=not console.is_terminal) as progress:
         token = listener.set(progress.tell)
@@ -161,9 +162,9 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool, checked: Path) 
             stopping.set()
         finally:
             listener.reset(token)
-    report = _read_report(log_folder(run_id) / "report.json")
+    report = read_report(run_id)
     if stopping.is_set() or state is None:
-        _tell_prefect_cancelled(run_id)
+        _say(tell_prefect_cancelled(run_id))
         click.echo(
             f"interrupted; finished stages are kept. Continue with: winnow run {os.environ['WINNOW_SPEC']}", err=True
         )
@@ -203,26 +204,9 @@ def _exit_code(report: RunReport) -> int:
     return int(getattr(kind, "exit_code", 1))
 
 
-def _read_report(path: Path) -> RunReport | None:
-    from tasks.report.run_report import RunReport
-
-    return RunReport.model_validate_json(path.read_bytes()) if path.exists() else None
-
-
-def _tell_prefect_cancelled(run_id: str) -> None:
-    """Make the Prefect state true for a run that a person stopped."""
-    import httpx
-
-    from flows.dead_runs import set_prefect_state
-    from tasks.running.stage_cache import log_folder
-
-    report = _read_report(log_folder(run_id) / "report.json")
-    if report is None or report.prefect_run is None:
-        return
-    try:
-        set_prefect_state(report.prefect_run, "CANCELLED", "stopped by the user")
-    except httpx.HTTPError as error:
-        click.echo(f"Prefect could not be told that the run was stopped: {error}", err=True)
+def _say(text: str) -> None:
+    if text:
+        click.echo(text, err=True)
 
 
 def _stop_on_signals(first: Callable[[], None], last: Callable[[], None]) -> threading.Event:
