@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -31,6 +33,44 @@ os.environ.update(QUIET)  # as every launcher does
 hypothesis.settings.register_profile("winnow", deadline=None)
 hypothesis.settings.load_profile("winnow")
 
+SERVERS = {"s3", "stack"}
+"""Fixtures that start servers; every other one that does stands on these."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs servers as slow, and order the files: what needs the stack first, what measures last."""
+    order: dict[Path, int] = {}
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if SERVERS & fixtures:
+            item.add_marker(pytest.mark.slow)
+        if "stack" in fixtures:
+            item.add_marker(pytest.mark.xdist_group("stack"))
+        heavy = 2 if "stack" in fixtures else 1 if item.get_closest_marker("slow") else 0
+        order[item.path] = -1 if item.get_closest_marker("alone") else max(heavy, order.get(item.path, 0))
+    items.sort(key=lambda item: -order[item.path])
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a worker all tests of the stack, which it then has for itself, or else a file at a time: so that nothing
+    that tests share is made twice."""
+    from xdist.scheduler import LoadGroupScheduling
+
+    scheduler = LoadGroupScheduling(config, log)
+    group = scheduler._split_scope
+    scheduler._split_scope = lambda nodeid: group(nodeid).partition("::")[0]
+    return scheduler
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the clock of the test's timeout starts
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Of the workers on this machine, let one that runs a test marked alone be the only one at work."""
+    with Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        return (yield)
+
+
 # Reads its pipe until pytest is gone, however it went (kill -9 too), and then kills all that carry the session's mark.
 _REAPER = """
 import os, signal, sys
@@ -48,12 +88,14 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_process_outlives_pytest() -> Iterator[None]:
+def no_process_outlives_pytest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Mark every process that the tests start, and have a reaper end them when pytest ends."""
     # A shell that starts pytest in the background has it ignore Ctrl-C, and all its children with it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     mark = uuid.uuid4().hex
     os.environ["WINNOW_TEST_SESSION"] = mark
+    # Nothing here depends on true latencies but what is marked alone: no worker waits for the stages of another.
+    os.environ["WINNOW_MACHINE_LOCK"] = str(tmp_path_factory.mktemp("machine"))
     reaper = subprocess.Popen(
         [sys.executable, "-c", _REAPER, f"WINNOW_TEST_SESSION={mark}"], stdin=subprocess.PIPE, start_new_session=True
     )
@@ -118,7 +160,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     names = [port.name for port in ports.PUBLIC]
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("AWS_", "WINNOW_"))]:
-            if name != "WINNOW_TEST_SESSION":
+            if name not in {"WINNOW_TEST_SESSION", "WINNOW_MACHINE_LOCK"}:
                 patch.delenv(name)
         try:
             whole.up(ports=dict(zip(names, ports.pick(len(names)), strict=True)))

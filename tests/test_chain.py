@@ -18,7 +18,6 @@ from winnow_command import Winnow, stage_lines
 from model_registry.ledger import Ledger
 from model_registry.store import Store
 
-pytestmark = pytest.mark.stack
 FIELDS = {
     "name",
     "stage",

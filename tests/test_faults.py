@@ -20,8 +20,6 @@ from winnow_command import Winnow, stage_lines, wait_for
 from model_registry.ledger import Ledger
 from model_registry.store import Store
 
-pytestmark = pytest.mark.stack
-
 
 class World:
     """The stack, and what a test needs to look at it from outside."""

@@ -10,8 +10,6 @@ import yaml
 from conftest import RunningStack
 from winnow_command import Winnow, stage_lines, wait_for
 
-pytestmark = pytest.mark.stack
-
 SPEC: dict[str, Any] = {
     "schema": 1,
     "workload": {"path": "tasks.workloads.digits:Digits", "arguments": {"rows": 900}},
