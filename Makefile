@@ -35,8 +35,8 @@ demo: setup ## start the stack, compress a digits model, end with a live endpoin
 
 test: test-fast test-slow ## lint, strict types, all tests
 
-# Three workers for two cores, since tests of servers wait for them half of their time; tests/conftest.py says who does what.
-PYTEST := $(BIN)/python -m pytest --numprocesses=3 --dist=loadgroup --no-loadscope-reorder --cov
+# Three workers for two cores, since who tests servers waits for them half of the time. A worker has servers of its own.
+PYTEST := $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder --cov
 
 test-fast: setup lint types ## lint, strict types, the tests that need no server: two minutes
 	@$(PYTEST) -m "not slow" --cov-report=

@@ -12,10 +12,11 @@ import uuid
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import hypothesis
 import pytest
+from forked_runs import Forks
+from winnow_command import environment
 
 from infra import ports
 from infra.component import Component
@@ -38,29 +39,16 @@ SERVERS = {"s3", "stack"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what needs servers as slow, and order the files: what needs the stack first, what measures last."""
+    """Mark what needs servers as slow, and order the files, which are handed to workers one by one: those that need the
+    whole stack first, since they take longest, and those that measure last."""
     order: dict[Path, int] = {}
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if SERVERS & fixtures:
             item.add_marker(pytest.mark.slow)
-        if "stack" in fixtures:
-            item.add_marker(pytest.mark.xdist_group("stack"))
         heavy = 2 if "stack" in fixtures else 1 if item.get_closest_marker("slow") else 0
         order[item.path] = -1 if item.get_closest_marker("alone") else max(heavy, order.get(item.path, 0))
     items.sort(key=lambda item: -order[item.path])
-
-
-@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Give a worker all tests of the stack, which it then has for itself, or else a file at a time: so that nothing
-    that tests share is made twice."""
-    from xdist.scheduler import LoadGroupScheduling
-
-    scheduler = LoadGroupScheduling(config, log)
-    group = scheduler._split_scope
-    scheduler._split_scope = lambda nodeid: group(nodeid).partition("::")[0]
-    return scheduler
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the clock of the test's timeout starts
@@ -164,10 +152,17 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
                 patch.delenv(name)
         try:
             whole.up(ports=dict(zip(names, ports.pick(len(names)), strict=True)))
-            environment = whole.environment()
-            yield RunningStack(home, environment)
+            yield RunningStack(home, whole.environment())
         finally:
             whole.down()
+
+
+@pytest.fixture(scope="session")
+def forks(stack: RunningStack) -> Iterator[Forks]:
+    """Runs against the session's stack that start with everything imported."""
+    made = Forks(environment(**stack.environment))
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import RunningStack
+from forked_runs import Forks
 from winnow_command import Winnow, stage_lines, wait_for
 
 SPEC: dict[str, Any] = {
@@ -33,8 +34,8 @@ TRAINED = ("train", "distill", "prune", "quantize", "qat", "sensitivity", "laten
 
 
 @pytest.fixture
-def winnow(stack: RunningStack, tmp_path: Path) -> Winnow:
-    return Winnow(tmp_path, stack.home)
+def winnow(stack: RunningStack, forks: Forks, tmp_path: Path) -> Winnow:
+    return Winnow(tmp_path, stack.home, forks)
 
 
 def spec(folder: Path, model: str, **changes: Any) -> str:
