@@ -40,7 +40,7 @@ class World:
     def start(self, *arguments: str) -> tuple[Process, Callable[[], Path | None]]:
         """Start a run; the second value finds its folder once it has one."""
         before = self.run_folders()
-        process = self.winnow.start("run", "tiny", *arguments, "--json")
+        process = self.winnow.start_run("tiny", *arguments)
         return process, lambda: next(iter(self.run_folders() - before), None)
 
     def prefect_state(self, report: dict[str, Any]) -> str:
@@ -186,7 +186,7 @@ def test_a_corrupted_object_is_quarantined_and_made_again(world: World) -> None:
 
 
 def test_two_runs_of_one_model_at_once(world: World) -> None:
-    same = [world.winnow.start("run", "tiny", "--json", "--set", "model=twins", "--set", "seed=41") for _ in range(2)]
+    same = [world.winnow.start_run("tiny", "--set", "model=twins", "--set", "seed=41") for _ in range(2)]
     results = [process.communicate(timeout=240) for process in same]
     reports = []
     for process, (out, err) in zip(same, results, strict=True):

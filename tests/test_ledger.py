@@ -145,6 +145,15 @@ def test_rollback_goes_one_further_back_each_time(store: Store) -> None:
     assert roll_back(ledger).to_version == 1
 
 
+def test_a_version_that_was_champion_twice_is_left_twice(store: Store) -> None:
+    ledger = Ledger(store)
+    for version in (1, 2, 1, 3):
+        release(ledger, version)
+    assert [roll_back(ledger).to_version for _ in range(3)] == [1, 2, 1]
+    with pytest.raises(NothingToRollBack):
+        ledger.rollback_target("m")
+
+
 def test_our_own_intent_whose_answer_was_lost_counts(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     original = Store.create_record
 

@@ -91,7 +91,7 @@ def test_a_killed_search_goes_on_where_it_was(winnow: Winnow) -> None:
     path = spec(winnow.folder, "stopped", seed=5, search=search)
     folders = winnow.home / "runs"
     before = set(folders.iterdir())
-    process = winnow.start("run", path, "--json")
+    process = winnow.start_run(path)
 
     def trained_once() -> bool:
         return any(any(f.glob("distill-*-r1.log")) for f in set(folders.iterdir()) - before)

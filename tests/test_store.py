@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.stub import Stubber
 
-from model_registry.manifest import FileEntry, hash_bytes
+from model_registry.manifest import FileEntry, hash_bytes, hash_file
 from model_registry.store import (
     BucketMissing,
     CorruptObject,
@@ -84,6 +85,26 @@ def test_a_corrupt_blob_is_quarantined_not_served(store: Store, tmp_path: Path) 
     assert store.fetch_bytes(store.publish_bytes(b"good", "f")) == b"good"  # computed again
 
 
+def test_a_blob_that_was_made_whole_meanwhile_is_left_alone(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = store.publish_bytes(b"good", "f")
+    store.put(store.blob_key(entry.sha256), b"evil")
+
+    def hash_late(path: Path) -> str:
+        """Another run notices first, and has made the blob again before we know what we hold."""
+        store.put(store.blob_key(entry.sha256), b"good")
+        return hash_file(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("model_registry.store.hash_file", hash_late)
+        with pytest.raises(CorruptObject):
+            store.fetch(entry, tmp_path / "f")
+    assert store.fetch_bytes(entry) == b"good"
+    (moved,) = store.list_objects("quarantine/")
+    assert store.get(moved) == b"evil"
+
+
 def test_a_truncated_blob_is_not_there(store: Store) -> None:
     entry = store.publish_bytes(b"good", "f")
     store.put(store.blob_key(entry.sha256), b"goo")
@@ -136,6 +157,14 @@ def test_a_replacement_needs_the_etag_that_is_there(store: Store) -> None:
     assert not store.put_if_match("k", b"four", found[1])
     assert store.get("k") is None and store.get_with_etag("k") is None
     store.delete("k")  # what is not there can be deleted
+
+
+def test_a_replacement_of_what_is_gone_fails_where_s3_answers_404(store: Store) -> None:
+    """As Amazon's does; the server of these tests answers 412."""
+    with Stubber(store.client) as server:
+        server.add_client_error("put_object", "NoSuchKey", http_status_code=404)
+        assert not store.put_if_match("k", b"two", '"etag"')
+        server.assert_no_pending_responses()
 
 
 def test_records_keep_their_older_versions(store: Store) -> None:

@@ -132,6 +132,17 @@ def test_a_refusal_names_gates_and_variants_and_is_not_cached(case: Case) -> Non
     )
 
 
+@pytest.mark.timeout(120)
+def test_a_candidate_that_is_worse_than_the_champion_is_not_chosen(case: Case) -> None:
+    served = make_variant(case.store, "served", linear(), width=96)
+    champion = measure_quickly(case.store, served, linear(), case.baseline, p50=1.5)
+    decision = decision_of(case.run(GateSpec(margin=0.5, champion_margin=0.02), champion=champion))
+    assert decision.chosen == case.good.digest  # the other one is twice as fast, and may lose half to the baseline
+    assert "1 of 2 variants pass on validation" in decision.reason
+    (scored,) = [s for s in decision.scored if s.role == "chosen"]
+    assert scored.to_champion is not None and scored.to_champion.reference == served.digest
+
+
 def test_nothing_to_choose_from_is_a_refusal(case: Case) -> None:
     with pytest.raises(GateFailed, match="no compressed variant to choose from"):
         case.run(GateSpec(), candidates=[case.baseline])
@@ -198,6 +209,11 @@ def test_variants_equally_fast_within_noise_are_told_apart_by_size() -> None:
     assert first.latency_share[1][1] > second.latency_share[1][0]
     choice = choose(GateSpec(), [first, second], BASE, {})
     assert choice.chosen.name == "second" and "equally fast within noise" in choice.reason
+    # So are two whose intervals overlap, although neither holds the other's median; further away one is the fastest.
+    apart, slower = measured("apart", BASE, p50=1.08, bytes=100), measured("slower", BASE, p50=1.13, bytes=100)
+    assert first.latency_share[1][1] < apart.latency_share[0]
+    assert choose(GateSpec(), [first, apart], BASE, {}).chosen.name == "apart"
+    assert choose(GateSpec(), [first, slower], BASE, {}).chosen.name == "first"
 
 
 def test_speed_is_that_beside_the_baseline_whatever_else_the_machine_did() -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,8 @@ class Winnow:
             check=False,
         )
 
-    def start(self, *arguments: str) -> subprocess.Popen[str] | ForkedRun:
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Start it and return at once."""
-        if self.forks and arguments[0] == "run":
-            return self.forks.start(self.folder, *arguments)
         return subprocess.Popen(
             [*WINNOW, *arguments],
             cwd=self.folder,
@@ -57,9 +56,14 @@ class Winnow:
             start_new_session=True,
         )
 
+    def start_run(self, *arguments: str) -> subprocess.Popen[str] | ForkedRun:
+        """Start ``winnow run ... --json`` and return at once."""
+        start = self.start if self.forks is None else partial(self.forks.start, self.folder)
+        return start("run", *arguments, "--json")
+
     def report(self, *arguments: str, code: int = 0) -> dict[str, Any]:
         """Run ``winnow run ... --json`` and return its report; asserts the exit code."""
-        process = self.start("run", *arguments, "--json")
+        process = self.start_run(*arguments)
         out, err = process.communicate(timeout=240)
         assert process.returncode == code, f"exit {process.returncode}\n{out[-2000:]}\n{err[-4000:]}"
         report: dict[str, Any] = json.loads(out)
