@@ -227,6 +227,8 @@ def test_limits_and_the_champion_take_part_in_the_choice() -> None:
     fast, small = measured("fast", BASE, p50=1.0, bytes=900), measured("small", BASE, p50=3.0, bytes=100)
     assert choose(GateSpec(max_bytes=500), [fast, small], BASE, {}).chosen.name == "small"
     assert choose(GateSpec(max_p95_ms=2.0), [fast, small], BASE, {}).chosen.name == "fast"
+    tail = measured("tail", BASE, p50=1.6, bytes=100)  # its median is within
+    assert choose(GateSpec(max_p95_ms=2.0), [fast, tail], BASE, {}).failing[tail.digest] == ("latency",)
     champion = {fast.digest: loss(0.5, "c" * 64), small.digest: loss(0.001, "c" * 64)}
     choice = choose(GateSpec(), [fast, small], BASE, champion)
     assert choice.chosen.name == "small" and choice.failing[fast.digest] == ("non_inferior_to_champion",)
@@ -260,3 +262,11 @@ def test_lower_is_better_turns_floor_and_class_losses() -> None:
     variant = measured("student", base, metric=error)
     assert choose(GateSpec(floor=0.6), [variant], base, {}).failing[variant.digest] == ()
     assert choose(GateSpec(floor=0.4), [variant], base, {}).failing[variant.digest] == ("floor",)
+
+    def classes(rare: float) -> dict[str, MetricEstimate]:
+        return {"rare": MetricEstimate(name="mse", better="lower", value=rare, interval=(rare, rare))}
+
+    base = measured("teacher", metric=error, per_class=classes(0.5))
+    for rare, failing in ((0.9, ("per_class",)), (0.1, ())):
+        variant = measured("student", base, metric=error, per_class=classes(rare))
+        assert choose(GateSpec(), [variant], base, {}).failing[variant.digest] == failing
