@@ -114,7 +114,14 @@ def _start(component: Component, home: Path) -> Daemon:
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def servers_wanted(request: pytest.FixtureRequest) -> None:
+    """Fails a test that would start a server among those that need none."""
+    if request.config.getoption("markexpr") == "not slow":
+        pytest.fail("this test asks for a server in a way that conftest.py does not see: mark it slow")
+
+
+@pytest.fixture(scope="session")
+def s3(servers_wanted: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A SeaweedFS server on free ports with generated keys. Sets nothing in our own environment."""
     home = tmp_path_factory.mktemp("s3")
     settings, secrets = Settings(ports={"s3": ports.pick(1)[0]}), Secrets()
@@ -141,7 +148,7 @@ class RunningStack:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+def stack(servers_wanted: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """The whole embedded stack on free ports. Sets nothing in our own environment; tests that harm it mend it."""
     home = tmp_path_factory.mktemp("stack") / ".winnow"
     whole = Stack(home)

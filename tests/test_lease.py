@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -44,14 +43,11 @@ def test_held_released_and_the_generation_grows(store: Store) -> None:
 
 
 def test_an_uncontended_lease_is_cheap(store: Store) -> None:
-    seconds = []
-    for _ in range(10):
-        started = time.perf_counter()
-        with lease(store, "cheap"):
-            pass
-        seconds.append(time.perf_counter() - started)
-    # 20 ms on a quiet machine; a stage pays this once. The limit leaves room for a busy one.
-    assert statistics.median(seconds) < 0.25
+    asked: list[str] = []
+    store.client.meta.events.register("before-call.s3", lambda model, **_: asked.append(model.name))
+    with lease(store, "cheap"):
+        pass
+    assert asked == ["GetObject", "PutObject"] * 2  # to take it and to let it go; every stage pays this
 
 
 def test_the_second_is_told_who_holds_it_and_gives_up_in_time(store: Store) -> None:

@@ -22,6 +22,8 @@ from serving.probe import Probe, ProbeError, ProbeRequest, ProbeResult
 from serving.probe_latency import NotEnoughCpus, compare_engines, pinned, speedup_verdict
 from serving.tensors import Array
 
+pytestmark = [pytest.mark.slow, pytest.mark.alone]  # processes that measure
+
 QUICK = {"rounds": 5, "seconds": 0.1, "warm_up_seconds": 0.01, "predict_seconds": 0.0}
 
 

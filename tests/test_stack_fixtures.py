@@ -7,7 +7,6 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 
@@ -34,19 +33,6 @@ def test_mlflow_keeps_artifacts_in_s3(mlflow_server: str, store: Store) -> None:
     with urllib.request.urlopen(request) as answer:
         assert answer.status == 200
     assert Store("s3://mlflow").list_objects("mlflow/probe/") == ["mlflow/probe/file.txt"]
-
-
-def test_fast_tests_start_no_server() -> None:
-    """This file's tests of servers carry no mark of their own; whoever asks for tests that are not slow gets none."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "-m", "not slow", __file__],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    listed = [line for line in done.stdout.splitlines() if "::" in line]
-    assert [line.split("::")[1] for line in listed] == ["test_fast_tests_start_no_server"], done.stdout
 
 
 def test_inner_ports_of_the_s3_server_refuse_strangers(store: Store) -> None:
