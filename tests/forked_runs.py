@@ -90,14 +90,12 @@ def _run(folder: str, kept: Path, arguments: list[str]) -> None:
 
 
 def _serve() -> None:
-    from flows.commands import cli
-    from model_registry import registry
+    from flows.reaching import quiet_environment
 
-    cli.quiet_environment()
+    quiet_environment()
     # Not onnxruntime: it starts a thread when it is imported, which a forked process misses when it ends.
     for module in ("flows.commands.command_run", "flows.compress", "flows.commands.result_table", "matplotlib.figure"):
         importlib.import_module(module)
-    registry.preload()
     gc.freeze()
     running: dict[int, Path] = {}
     while True:
