@@ -28,7 +28,7 @@ from tasks.evidence.paired import compare_paired, summarise_pairs
 from tasks.running.errors import GateFailed
 from tasks.running.splits import MetricRef
 from tasks.validate import GateSpec, decision_of, refuse_hopeless, validate
-from tasks.validate.choice import choose
+from tasks.validate.choice import choose, failing_gates
 from tasks.workloads.sample_scores import accuracy_scores
 
 VALIDATION_SEED, ROWS = 2, 300
@@ -157,6 +157,8 @@ def test_a_margin_that_can_never_be_proven_is_refused_before_training(case: Case
     refuse_hopeless(GateSpec(margin=0.03), small)
     with pytest.raises(GateFailed, match="champion_margin"):
         refuse_hopeless(GateSpec(margin=0.03, champion_margin=0.01), small)
+    with pytest.raises(GateFailed, match="validation split of 100"):  # where the choice is made: nobody would pass
+        refuse_hopeless(GateSpec(margin=0.02), make_data(case.store, rows=100))
     regression = make_data(case.store, test_rows=5, metric=MetricRef(name="mse", better="lower", builtin=True))
     refuse_hopeless(GateSpec(margin=0.0001), regression)  # no smallest margin is known for such scores
 
@@ -202,6 +204,15 @@ def test_the_fastest_of_the_harmless_wins() -> None:
     assert choice.chosen.name == "fast" and choice.failing[wrong.digest] == ("non_inferior_to_baseline",)
     assert choice.failing[fast.digest] == ()
     assert choose(GateSpec(objective="size"), [slow, fast, wrong], BASE, {}).chosen.name == "slow"
+    assert choose(GateSpec(objective="throughput"), [slow, fast, wrong], BASE, {}).chosen.name == "fast"
+
+
+def test_one_that_is_slower_than_the_baseline_is_only_warned_of() -> None:
+    slower = measured("slower", BASE, p50=8.0, bytes=100)
+    assert choose(GateSpec(objective="size"), [slower], BASE, {}).chosen.name == "slower"
+    assert failing_gates(GateSpec(), slower, BASE) == ()
+    (gate,) = failing_gates(GateSpec(max_bytes=99), slower, BASE)
+    assert gate.gate == "size"
 
 
 def test_variants_equally_fast_within_noise_are_told_apart_by_size() -> None:
