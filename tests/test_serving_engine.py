@@ -190,7 +190,7 @@ def test_threads_do_not_spin_after_a_run(tmp_path: Path) -> None:
     engine.run({"image": image(64)})
     before = time.process_time()
     time.sleep(0.5)
-    assert time.process_time() - before < 0.05
+    assert time.process_time() - before < 0.005  # threads that spin take 0.02 s before they give up
 
 
 # -- safety of the file -----------------------------------------------------------------------------------------
