@@ -13,10 +13,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit browser clean lock
+.PHONY: help setup demo test test-fast test-slow lint types clean lock
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 setup: $(STAMP) ## create .venv and install the locked dependencies
 
@@ -33,7 +33,16 @@ demo: setup ## start the stack, compress a digits model, end with a live endpoin
 	@$(BIN)/winnow up
 	@$(BIN)/winnow run digits --report report
 
-test: setup lint types unit ## set-up, lint, strict types, all tests
+test: test-fast test-slow ## lint, strict types, all tests
+
+# Three workers for two cores, since who tests servers waits for them half of the time. A worker has servers of its own.
+PYTEST := $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder --cov
+
+test-fast: setup lint types ## lint, strict types, the tests that need no server: two minutes
+	@$(PYTEST) -m "not slow" --cov-report=
+
+test-slow: setup ## the other tests, and the coverage of both
+	@$(PYTEST) -m slow --cov-append --cov-report=term:skip-covered
 
 lint: setup ## ruff: rules and format
 	@$(BIN)/ruff check .
@@ -41,9 +50,6 @@ lint: setup ## ruff: rules and format
 
 types: setup ## mypy --strict over source and tests
 	@$(BIN)/mypy
-
-unit: setup ## all tests, with coverage
-	@$(BIN)/python -m pytest --cov --cov-report=term:skip-covered
 
 clean: ## stop the stack and remove everything that was made here (asks nothing)
 	@test ! -x $(BIN)/winnow || $(BIN)/winnow down

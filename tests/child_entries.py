@@ -58,6 +58,12 @@ def grow(child: Child) -> Result:
         time.sleep(0.02)
 
 
+def grow_below(child: Child) -> Result:
+    """Let a process of its own hold 400 MiB, as a worker of a data loader might."""
+    subprocess.run([sys.executable, "-c", "import time; hoard = b'x' * (400 << 20); time.sleep(600)"], check=True)
+    return Result()
+
+
 def die(child: Child) -> Result:
     """Die as a crashed native library does."""
     print("last words")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import hypothesis
 import pytest
+from forked_runs import Forks
+from winnow_command import environment
 
 from infra import ports
 from infra.component import Component
@@ -30,6 +33,31 @@ os.environ.update(QUIET)  # as every launcher does
 # How long an example takes says something about the machine, nothing about the code.
 hypothesis.settings.register_profile("winnow", deadline=None)
 hypothesis.settings.load_profile("winnow")
+
+SERVERS = {"s3", "stack"}
+"""Fixtures that start servers; every other one that does stands on these."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs servers as slow, and order the files, which are handed to workers one by one: those that need the
+    whole stack first, since they take longest, and those that measure last."""
+    order: dict[Path, int] = {}
+    for item in items:
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if SERVERS & fixtures:
+            item.add_marker(pytest.mark.slow)
+        heavy = 2 if "stack" in fixtures else 1 if item.get_closest_marker("slow") else 0
+        order[item.path] = -1 if item.get_closest_marker("alone") else max(heavy, order.get(item.path, 0))
+    items.sort(key=lambda item: -order[item.path])
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the clock of the test's timeout starts
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Of the workers on this machine, let one that runs a test marked alone be the only one at work."""
+    with Path(__file__).open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if item.get_closest_marker("alone") else fcntl.LOCK_SH)
+        return (yield)
+
 
 # Reads its pipe until pytest is gone, however it went (kill -9 too), and then kills all that carry the session's mark.
 _REAPER = """
@@ -48,12 +76,14 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def no_process_outlives_pytest() -> Iterator[None]:
+def no_process_outlives_pytest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Mark every process that the tests start, and have a reaper end them when pytest ends."""
     # A shell that starts pytest in the background has it ignore Ctrl-C, and all its children with it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     mark = uuid.uuid4().hex
     os.environ["WINNOW_TEST_SESSION"] = mark
+    # Nothing here depends on true latencies but what is marked alone: no worker waits for the stages of another.
+    os.environ["WINNOW_MACHINE_LOCK"] = str(tmp_path_factory.mktemp("machine"))
     reaper = subprocess.Popen(
         [sys.executable, "-c", _REAPER, f"WINNOW_TEST_SESSION={mark}"], stdin=subprocess.PIPE, start_new_session=True
     )
@@ -84,7 +114,14 @@ def _start(component: Component, home: Path) -> Daemon:
 
 
 @pytest.fixture(scope="session")
-def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def servers_wanted(request: pytest.FixtureRequest) -> None:
+    """Fails a test that would start a server among those that need none."""
+    if request.config.getoption("markexpr") == "not slow":
+        pytest.fail("this test asks for a server in a way that conftest.py does not see: mark it slow")
+
+
+@pytest.fixture(scope="session")
+def s3(servers_wanted: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A SeaweedFS server on free ports with generated keys. Sets nothing in our own environment."""
     home = tmp_path_factory.mktemp("s3")
     settings, secrets = Settings(ports={"s3": ports.pick(1)[0]}), Secrets()
@@ -111,21 +148,28 @@ class RunningStack:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+def stack(servers_wanted: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """The whole embedded stack on free ports. Sets nothing in our own environment; tests that harm it mend it."""
     home = tmp_path_factory.mktemp("stack") / ".winnow"
     whole = Stack(home)
     names = [port.name for port in ports.PUBLIC]
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("AWS_", "WINNOW_"))]:
-            if name != "WINNOW_TEST_SESSION":
+            if name not in {"WINNOW_TEST_SESSION", "WINNOW_MACHINE_LOCK"}:
                 patch.delenv(name)
         try:
             whole.up(ports=dict(zip(names, ports.pick(len(names)), strict=True)))
-            environment = whole.environment()
-            yield RunningStack(home, environment)
+            yield RunningStack(home, whole.environment())
         finally:
             whole.down()
+
+
+@pytest.fixture(scope="session")
+def forks(stack: RunningStack) -> Iterator[Forks]:
+    """Runs against the session's stack that start with everything imported."""
+    made = Forks(environment(**stack.environment))
+    yield made
+    made.close()
 
 
 @pytest.fixture

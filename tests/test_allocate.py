@@ -27,6 +27,8 @@ from tasks.torch_models.fit_rows import Rows
 from tasks.torch_models.objective import soft_target_loss
 from tasks.workloads.workload import Workload
 
+pytestmark = pytest.mark.slow  # trains or exports real networks
+
 CONV = Work(operator="Conv", size=(6, 6), kernel=(3, 3), stride=(1, 1), pads=(1, 1, 1, 1), dilation=(1, 1))
 
 

@@ -7,9 +7,8 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("winnow", "flows", "tasks", "model_registry", "serving", "infra")
@@ -64,9 +63,14 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def imports(path: Path, *, top_level: bool = False) -> set[str]:
-    """Dotted names imported by the file; ``top_level``: only what importing the file executes."""
-    tree = ast.parse(path.read_text())
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """Dotted names imported by the file, anywhere in it; what only type checkers import is left out."""
     found: set[str] = set()
 
     def visit(node: ast.AST) -> None:
@@ -77,40 +81,44 @@ def imports(path: Path, *, top_level: bool = False) -> set[str]:
                 assert child.level == 0, f"{relative(path)}: relative import"
                 found.add(child.module)
                 found.update(f"{child.module}.{alias.name}" for alias in child.names)
-            elif top_level and isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
-                continue
             elif isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test):
                 continue  # types only: nothing is imported when it runs
             else:
                 visit(child)
 
-    visit(tree)
-    return found
+    visit(parsed(path))
+    return frozenset(found)
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_imports_go_one_way(path: Path) -> None:
-    package = path.relative_to(ROOT).parts[0]
-    for name in imports(path):
-        top = name.split(".")[0]
-        if top in PACKAGES:
+def test_imports_go_one_way() -> None:
+    wrong = []
+    for path in FILES:
+        allowed = ALLOWED[path.relative_to(ROOT).parts[0]]
+        for name in imports(path):
             parts = name.split(".")
             prefixes = {".".join(parts[: i + 1]) for i in range(len(parts))}
             # `from serving import x` in an allowed place shows up as "serving" too
-            fits = prefixes & ALLOWED[package] or any(a.startswith(name + ".") for a in ALLOWED[package])
-            assert fits, f"{relative(path)} must not import {name}"
+            fits = prefixes & allowed or any(a.startswith(name + ".") for a in allowed)
+            if parts[0] in PACKAGES and not fits:
+                wrong.append(f"{relative(path)} must not import {name}")
+    assert wrong == []
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if "tasks" in p.parts], ids=relative)
-def test_steps_import_shelves_and_shelves_import_in_one_order(path: Path) -> None:
-    parts = path.relative_to(ROOT / "tasks").parts
-    room = parts[0].removesuffix(".py")
-    for name in imports(path):
-        other = name.split(".")[1] if name.startswith("tasks.") else room
-        if other in (room, "__init__"):
+def test_steps_import_shelves_and_shelves_import_in_one_order() -> None:
+    wrong = []
+    for path in FILES:
+        if not path.is_relative_to(ROOT / "tasks"):
             continue
-        assert other in SHELVES, f"{relative(path)} imports {name}, of another step"
-        assert room not in SHELVES or other in SHELVES[room], f"{relative(path)}: {room} may not import {other}"
+        room = path.relative_to(ROOT / "tasks").parts[0].removesuffix(".py")
+        for name in imports(path):
+            other = name.split(".")[1] if name.startswith("tasks.") else room
+            if other in (room, "__init__"):
+                continue
+            if other not in SHELVES:
+                wrong.append(f"{relative(path)} imports {name}, of another step")
+            elif room in SHELVES and other not in SHELVES[room]:
+                wrong.append(f"{relative(path)}: {room} may not import {other}")
+    assert wrong == []
 
 
 def test_nothing_lies_loose_in_tasks() -> None:
@@ -123,73 +131,89 @@ def test_nothing_lies_loose_in_tasks() -> None:
         assert len(tree.body) == 1 and ast.get_docstring(tree), f"tasks/{shelf}/__init__.py holds more than a sentence"
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_nobody_imports_a_step_s_child_process(path: Path) -> None:
-    children = {n for n in imports(path) if n.split(".")[0] == "tasks" and re.search(r"_child(\.|$)", n)}
-    children -= {"tasks.running.launch.run_child"}  # a function that starts one
-    assert not children, f"{relative(path)} imports {children}"
+def test_nobody_imports_a_step_s_child_process() -> None:
+    starts_one = "tasks.running.launch.run_child"  # a function
+    wrong = [
+        f"{relative(path)} imports {name}"
+        for path in FILES
+        for name in imports(path)
+        if name.startswith("tasks.") and re.search(r"_child(\.|$)", name) and name != starts_one
+    ]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("path", CHILDREN, ids=relative)
-def test_child_processes_have_one_anatomy(path: Path) -> None:
+def test_child_processes_have_one_anatomy() -> None:
     """One public function, first in its file, which fits a screen."""
-    tree = ast.parse(path.read_text())
-    functions = [node for node in tree.body if isinstance(node, _NAMED)]
-    assert [node.name for node in functions if not node.name.startswith("_")] == ["main"]
-    main = functions[0]
-    assert isinstance(main, ast.FunctionDef) and ast.get_docstring(main)
-    assert ast.unparse(main.args) == "child: Child" and main.returns and ast.unparse(main.returns) == "Result"
-    assert isinstance(main.body[-1], ast.Return)
-    assert main.end_lineno and main.end_lineno - main.lineno < 60
+    for path in CHILDREN:
+        functions = [node for node in parsed(path).body if isinstance(node, _NAMED)]
+        assert [node.name for node in functions if not node.name.startswith("_")] == ["main"], relative(path)
+        main = functions[0]
+        assert isinstance(main, ast.FunctionDef) and ast.get_docstring(main), relative(path)
+        assert ast.unparse(main.args) == "child: Child", relative(path)
+        assert main.returns and ast.unparse(main.returns) == "Result", relative(path)
+        assert isinstance(main.body[-1], ast.Return), relative(path)
+        assert main.end_lineno and main.end_lineno - main.lineno < 60, relative(path)
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p not in CHILDREN], ids=relative)
-def test_algorithms_know_no_child(path: Path) -> None:
-    names = {name for name in imports(path) if name.startswith("tasks.running.child.")}
-    assert not names, f"{relative(path)} imports {names}: read and publish in the child's file"
+def test_algorithms_know_no_child() -> None:
+    wrong = [
+        f"{relative(path)} imports {name}: read and publish in the child's file"
+        for path in FILES
+        for name in imports(path)
+        if path not in CHILDREN and name.startswith("tasks.running.child.")
+    ]
+    assert wrong == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_functions_and_classes_are_of_one_size(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name not in LARGER:
-            arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
-            count = len([a for a in arguments if a not in ("self", "cls")])
-            assert count <= MOST_ARGUMENTS, f"{relative(path)}: {node.name} has {count} parameters"
-        if isinstance(node, ast.ClassDef) and node.name not in LARGER:
-            methods = [n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
-            assert len(methods) <= MOST_METHODS, f"{relative(path)}: {node.name} has {len(methods)} methods"
+def test_functions_and_classes_are_of_one_size() -> None:
+    wrong = []
+    for path in FILES:
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name not in LARGER:
+                arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+                count = len([a for a in arguments if a not in ("self", "cls")])
+                if count > MOST_ARGUMENTS:
+                    wrong.append(f"{relative(path)}: {node.name} has {count} parameters")
+            if isinstance(node, ast.ClassDef) and node.name not in LARGER:
+                methods = [n for n in node.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+                if len(methods) > MOST_METHODS:
+                    wrong.append(f"{relative(path)}: {node.name} has {len(methods)} methods")
+    assert wrong == []
 
 
 def test_public_names_are_unique() -> None:
     """A class or function is found by its name alone. Entries of processes are all called main."""
     places: dict[str, list[str]] = {}
     for path in FILES:
-        for node in ast.parse(path.read_text()).body:
+        for node in parsed(path).body:
             if isinstance(node, _NAMED) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(relative(path))
     assert {name: found for name, found in places.items() if len(found) > 1 and name != "main"} == {}
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_libraries_stay_in_their_rooms(path: Path) -> None:
-    for name in imports(path):
-        rooms = CONFINED.get(name.split(".")[0])
-        assert rooms is None or relative(path).startswith(rooms), f"{relative(path)} must not import {name}"
+def test_libraries_stay_in_their_rooms() -> None:
+    wrong = []
+    for path in FILES:
+        for name in imports(path):
+            rooms = CONFINED.get(name.split(".")[0])
+            if rooms is not None and not relative(path).startswith(rooms):
+                wrong.append(f"{relative(path)} must not import {name}")
+    assert wrong == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=relative)
-def test_no_pickle_anywhere(path: Path) -> None:
-    for name in imports(path):
-        assert name.split(".")[0] not in FORBIDDEN_CALLS, f"{relative(path)} imports {name}"
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call):
-            callee = ast.unparse(node.func)
-            keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
-            if callee == "torch.load":
-                assert keywords.get("weights_only") == "True", f"{relative(path)}: torch.load without weights_only"
-            if callee in {"np.load", "numpy.load"}:
-                assert keywords.get("allow_pickle") == "False", f"{relative(path)}: np.load without allow_pickle=False"
+def test_no_pickle_anywhere() -> None:
+    wrong = []
+    for path in FILES:
+        wrong += [f"{relative(path)} imports {n}" for n in imports(path) if n.split(".")[0] in FORBIDDEN_CALLS]
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.Call):
+                callee = ast.unparse(node.func)
+                keywords = {k.arg: ast.unparse(k.value) for k in node.keywords}
+                if callee == "torch.load" and keywords.get("weights_only") != "True":
+                    wrong.append(f"{relative(path)}: torch.load without weights_only")
+                if callee in {"np.load", "numpy.load"} and keywords.get("allow_pickle") != "False":
+                    wrong.append(f"{relative(path)}: np.load without allow_pickle=False")
+    assert wrong == []
 
 
 def test_the_switches_of_telemetry_are_said_once() -> None:

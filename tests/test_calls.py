@@ -19,8 +19,6 @@ from nbclient import NotebookClient
 import winnow
 from model_registry.store import Store
 
-pytestmark = pytest.mark.stack
-
 NOTEBOOK = [
     """
     import torch, winnow

@@ -13,12 +13,12 @@ from typing import Any
 import httpx
 import pytest
 from conftest import RunningStack
+from forked_runs import Forks
 from winnow_command import Winnow, stage_lines
 
 from model_registry.ledger import Ledger
 from model_registry.store import Store
 
-pytestmark = pytest.mark.stack
 FIELDS = {
     "name",
     "stage",
@@ -103,11 +103,11 @@ class Released:
 
 
 @pytest.fixture(scope="module")
-def released(stack: RunningStack, tmp_path_factory: pytest.TempPathFactory) -> Released:
+def released(stack: RunningStack, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Released:
     folder = tmp_path_factory.mktemp("chain")
-    winnow = Winnow(folder, stack.home)
-    report = winnow.report("tiny", "--set", "model=chain", "--report", str(folder / "report"))
-    return Released(winnow, stack, report, folder)
+    alone = Winnow(folder, stack.home)  # in a process that begins with nothing, as a user's does
+    report = alone.report("tiny", "--set", "model=chain", "--report", str(folder / "report"))
+    return Released(Winnow(folder, stack.home, forks), stack, report, folder)
 
 
 def test_the_report_says_what_happened(released: Released) -> None:

@@ -17,6 +17,8 @@ from tasks.data import check_data, data_ref
 from tasks.readers.sources import fingerprint
 from tasks.running.stage import Job
 
+pytestmark = pytest.mark.slow  # trains what it scaffolds
+
 CLASSES = {"tabular": ("runs", "fails"), "images": ("circle", "cross", "square")}
 
 

@@ -42,7 +42,6 @@ def in_stack(stack: RunningStack, patch: pytest.MonkeyPatch) -> Store:
 
 
 # -- status -----------------------------------------------------------------------------------------------------------
-@pytest.mark.stack
 def test_status_tells_components_disk_and_store(winnow: Winnow) -> None:
     done = winnow("status", "--json")
     assert done.returncode == 0, done.stderr
@@ -55,7 +54,6 @@ def test_status_tells_components_disk_and_store(winnow: Winnow) -> None:
     assert "S3 server (SeaweedFS)" in text and "free" in text and "s3://winnow" in text
 
 
-@pytest.mark.stack
 def test_status_takes_less_than_a_second_of_work(winnow: Winnow) -> None:
     winnow("status")
 
@@ -80,7 +78,6 @@ def test_status_imports_neither_prefect_nor_mlflow() -> None:
     assert done.stdout.strip() == "[]"
 
 
-@pytest.mark.stack
 def test_status_shows_champion_hand_moved_alias_and_pending_release(
     winnow: Winnow, stack: RunningStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,7 +115,6 @@ def mlflow(url: str, body: dict[str, str]) -> None:
     assert code == 200, answer
 
 
-@pytest.mark.stack
 def test_status_names_runs_whose_process_is_gone(
     winnow: Winnow, stack: RunningStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +158,6 @@ def test_an_alias_is_hand_moved_when_it_differs_and_nothing_is_under_way(
 
 
 # -- logs -------------------------------------------------------------------------------------------------------------
-@pytest.mark.stack
 def test_logs_are_shown_and_followed(winnow: Winnow, stack: RunningStack) -> None:
     done = winnow("logs", "endpoint", "-n", "1000")
     assert done.returncode == 0 and "-m serving" in done.stdout
@@ -180,7 +175,6 @@ def test_logs_are_shown_and_followed(winnow: Winnow, stack: RunningStack) -> Non
 
 
 # -- up and down ------------------------------------------------------------------------------------------------------
-@pytest.mark.stack
 def test_a_second_up_finds_all_running_and_deploys_the_flow(winnow: Winnow, stack: RunningStack) -> None:
     before = {state.name: state.pid for state in Stack(stack.home).components()}
     done = winnow("up")

@@ -23,6 +23,8 @@ from tasks.workloads.mobilenet import MobileNetClassifier
 from tasks.workloads.resnet import ResNet20
 from tasks.workloads.vgg import VggClassifier
 
+pytestmark = pytest.mark.slow  # trains or exports real networks
+
 NETWORKS = [VggClassifier, ResNet20, MobileNetClassifier]
 SHAPE = (3, 32, 32)
 Network = type[VggClassifier] | type[ResNet20] | type[MobileNetClassifier]

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 else:
     import flawed_workloads
 
-# Great Expectations: sre_constants at import, and what its own use of marshmallow and pandas brings.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+# Great Expectations: slow; sre_constants at import, and what its own use of marshmallow and pandas brings.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 HERE = str(Path(__file__).parent)
 

@@ -6,7 +6,6 @@ import json
 import time
 from typing import Any
 
-import pytest
 from conftest import RunningStack
 from winnow_command import wait_for
 
@@ -15,7 +14,6 @@ from infra.component import fetch
 from infra.daemon import Daemon
 from infra.stack import Stack
 
-pytestmark = pytest.mark.stack
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 

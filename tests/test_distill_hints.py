@@ -21,6 +21,8 @@ from tasks.workloads.mobilenet import MobileNetClassifier
 from tasks.workloads.resnet import ResNet20
 from tasks.workloads.vgg import VggClassifier
 
+pytestmark = pytest.mark.slow  # trains or exports real networks
+
 if TYPE_CHECKING:
     from taught_workloads import taught
     from test_fit import Memory, assert_same

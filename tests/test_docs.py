@@ -85,19 +85,19 @@ def command(name: str) -> click.Command:
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_commands_and_options_exist(page: Path) -> None:
-    for line in commands(page):
-        words = shlex.split(line, comments=True)[1:]
-        words = words[: words.index("|")] if "|" in words else words
-        if words[0].startswith("-"):
-            assert words[0] in {"--help", "-h", "--version"}, f"{relative(page)}: {line}"
-            continue
-        if words[0].isupper():  # a placeholder
-            continue
-        known = {opt for p in command(words[0]).params for opt in (*p.opts, *p.secondary_opts)} | {"--help"}
-        used = {word.partition("=")[0] for word in words[1:] if word.startswith("-") and word != "--"}
-        assert used <= known, f"{relative(page)}: {line}: no option {used - known}"
+def test_commands_and_options_exist() -> None:
+    for page in PAGES:
+        for line in commands(page):
+            words = shlex.split(line, comments=True)[1:]
+            words = words[: words.index("|")] if "|" in words else words
+            if words[0].startswith("-"):
+                assert words[0] in {"--help", "-h", "--version"}, f"{relative(page)}: {line}"
+                continue
+            if words[0].isupper():  # a placeholder
+                continue
+            known = {opt for p in command(words[0]).params for opt in (*p.opts, *p.secondary_opts)} | {"--help"}
+            used = {word.partition("=")[0] for word in words[1:] if word.startswith("-") and word != "--"}
+            assert used <= known, f"{relative(page)}: {line}: no option {used - known}"
 
 
 def test_every_command_and_option_is_documented() -> None:
@@ -109,56 +109,56 @@ def test_every_command_and_option_is_documented() -> None:
             assert [opt for opt in parameter.opts if opt.startswith("-") and opt not in section] == [], name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_make_targets_exist(page: Path) -> None:
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
-    lines = [line for block in blocks(page) if block.language in SHELL for line in block.text.splitlines()]
-    lines += re.findall(r"`([^`\n]+)`", prose(page))
-    used = {
-        word
-        for line in lines
-        if line.startswith("make ")
-        for word in shlex.split(line, comments=True)[1:]
-        if "=" not in word
-    }
-    assert used <= targets, f"{relative(page)}: no target {used - targets}"
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    for page in PAGES:
+        lines = [line for block in blocks(page) if block.language in SHELL for line in block.text.splitlines()]
+        lines += re.findall(r"`([^`\n]+)`", prose(page))
+        used = {
+            word
+            for line in lines
+            if line.startswith("make ")
+            for word in shlex.split(line, comments=True)[1:]
+            if "=" not in word
+        }
+        assert used <= targets, f"{relative(page)}: no target {used - targets}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
-        if not re.match(r"[a-z]+:", target):
-            assert (page.parent / target).exists(), f"{relative(page)}: {target}"
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+            if not re.match(r"[a-z]+:", target):
+                assert (page.parent / target).exists(), f"{relative(page)}: {target}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_files_named_in_code_spans_exist(page: Path) -> None:
-    for span in re.findall(r"`([^`\n]+)`", prose(page)):
-        if re.fullmatch(rf"({'|'.join((*PACKAGES, 'docs', 'tests', 'benchmarks'))})/[\w./]*", span):
-            assert (ROOT / span).exists(), f"{relative(page)}: {span}"
+def test_files_named_in_code_spans_exist() -> None:
+    for page in PAGES:
+        for span in re.findall(r"`([^`\n]+)`", prose(page)):
+            if re.fullmatch(rf"({'|'.join((*PACKAGES, 'docs', 'tests', 'benchmarks'))})/[\w./]*", span):
+                assert (ROOT / span).exists(), f"{relative(page)}: {span}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_python_blocks_compile_and_import(page: Path) -> None:
-    for block in blocks(page):
-        if block.language == "python":
-            tree = ast.parse(block.text, filename=f"{relative(page)}:{block.line}")
-            names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
-            names += [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
-            for name in names:
-                assert importlib.util.find_spec(name) is not None, f"{relative(page)}:{block.line}: {name}"
+def test_python_blocks_compile_and_import() -> None:
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "python":
+                tree = ast.parse(block.text, filename=f"{relative(page)}:{block.line}")
+                names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
+                names += [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
+                for name in names:
+                    assert importlib.util.find_spec(name) is not None, f"{relative(page)}:{block.line}: {name}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_yaml_blocks_parse_and_whole_specs_are_valid(page: Path, tmp_path: Path) -> None:
-    for block in blocks(page):
-        if block.language == "yaml":
-            document = yaml.safe_load(block.text)
-            if isinstance(document, dict) and "schema" in document:
-                (tmp_path / "spec.yaml").write_text(block.text)
-                assert load_spec(tmp_path / "spec.yaml").schema_version == 1
-            elif isinstance(document, dict):  # a part of a spec: its keys exist
-                assert set(document) <= {f.alias or n for n, f in PipelineSpec.model_fields.items()}, block.text
+def test_yaml_blocks_parse_and_whole_specs_are_valid(tmp_path: Path) -> None:
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "yaml":
+                document = yaml.safe_load(block.text)
+                if isinstance(document, dict) and "schema" in document:
+                    (tmp_path / "spec.yaml").write_text(block.text)
+                    assert load_spec(tmp_path / "spec.yaml").schema_version == 1
+                elif isinstance(document, dict):  # a part of a spec: its keys exist
+                    assert set(document) <= {f.alias or n for n, f in PipelineSpec.model_fields.items()}, block.text
 
 
 def test_the_quickstart_workload_loads_and_trains_on_its_own_words(tmp_path: Path) -> None:
@@ -283,14 +283,14 @@ def test_the_readme_names_what_the_tests_install() -> None:
 
 
 # -- all pages -----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_pages_keep_to_themselves(page: Path) -> None:
-    for number, line in enumerate(page.read_text().splitlines(), start=1):
-        where = f"{relative(page)}:{number}: {line}"
-        assert not re.search(r"(^|[\s`\"'(])/(work|home|root|tmp/w|Users)\b", line), where
-        assert "TODO" not in line, where
-        if re.search(r"index-url|TORCH_INDEX=", line):
-            assert "download.pytorch.org" in line, where
+def test_pages_keep_to_themselves() -> None:
+    for page in PAGES:
+        for number, line in enumerate(page.read_text().splitlines(), start=1):
+            where = f"{relative(page)}:{number}: {line}"
+            assert not re.search(r"(^|[\s`\"'(])/(work|home|root|tmp/w|Users)\b", line), where
+            assert "TODO" not in line, where
+            if re.search(r"index-url|TORCH_INDEX=", line):
+                assert "download.pytorch.org" in line, where
 
 
 def test_the_changelog_has_its_form() -> None:

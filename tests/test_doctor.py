@@ -37,7 +37,6 @@ def found(home: Home) -> dict[str, DoctorCheck]:
     return {check.name: check for check in examine(Stack(home.path))}
 
 
-@pytest.mark.stack
 def test_a_healthy_stack_passes_every_check(stack: RunningStack, tmp_path: Path) -> None:
     done = Winnow(tmp_path, stack.home)("doctor", "--json")
     checks = {check["name"]: check for check in json.loads(done.stdout)["checks"]}

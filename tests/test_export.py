@@ -22,6 +22,8 @@ from tasks.onnx_models.onnx_cost import onnx_cost
 from tasks.onnx_models.onnx_graph import signature, strip
 from tasks.running.errors import ExportRefused, ParityFailed
 
+pytestmark = pytest.mark.slow  # trains or exports real networks
+
 
 class SmallNet(nn.Module):
     def __init__(self) -> None:

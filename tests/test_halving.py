@@ -54,6 +54,18 @@ def test_the_cheapest_that_may_reach_the_margin_goes_on() -> None:
     assert move(large, middle, small) == "middle"
 
 
+def test_what_counts_is_the_bound_and_not_the_mean() -> None:
+    """Of 0.1 points that may be 1.1, half a point is not proven; a gain makes up for some doubt."""
+    done = made("small", 1.0, rung=3, loss=0.001, spread=0.01)
+    assert expected(done, rungs=3, eta=3.0) == pytest.approx(0.011)
+    assert move(done, incumbent=2.0) is None
+    gaining = made("small", 1.0, rung=3, loss=-0.01, spread=0.012)
+    assert expected(gaining, rungs=3, eta=3.0) == pytest.approx(0.002)
+    assert move(gaining, incumbent=2.0) == "small"
+    once_more = made("small", 1.0, rung=2, loss=0.0, spread=0.01)  # a third of the flips, a root of three of the spread
+    assert expected(once_more, rungs=3, eta=3.0) == pytest.approx(0.01 / 3**0.5)
+
+
 def test_one_that_disappoints_gives_way_to_the_next_larger() -> None:
     middle = made("middle", 2.0, rung=2, loss=0.025)
     assert move(made("large", 3.0, rung=1, loss=0.0), middle) == "large"

@@ -16,7 +16,7 @@ import pytest
 
 from model_registry.store import Store
 from tasks.running import launch
-from tasks.running.errors import ChildFailed, DataCheckFailed, StageOutOfMemory, StageTimedOut
+from tasks.running.errors import ChildFailed, DataCheckFailed, Interrupted, StageOutOfMemory, StageTimedOut
 from tasks.running.stage import Job, Limits, WorkloadRef
 
 HERE = str(Path(__file__).parent)
@@ -151,9 +151,27 @@ def test_a_hanging_child_and_its_own_children_are_ended(tmp_path: Path) -> None:
     assert wait_gone([int(p) for p in pids.read_text().split()]) == []
 
 
-def test_a_growing_child_is_ended(tmp_path: Path) -> None:
+@pytest.mark.parametrize("entry", ["grow", "grow_below"])
+def test_a_growing_child_is_ended_with_all_below_it(tmp_path: Path, entry: str) -> None:
     with pytest.raises(StageOutOfMemory, match=r"limit of 315 MB"):
-        run("grow", tmp_path, limits=Limits(memory_bytes=300 << 20))
+        run(entry, tmp_path, limits=Limits(seconds=60, memory_bytes=300 << 20))
+
+
+def test_a_log_is_continued(store: Store, tmp_path: Path) -> None:
+    for _ in range(2):
+        run("echo", tmp_path, uri=store.uri)
+    assert (tmp_path / "log").read_text().count("echo at work") == 2
+
+
+def test_a_run_that_was_asked_to_stop_starts_nothing_more(tmp_path: Path) -> None:
+    with launch.kept_processes():
+        launch.end_all()
+        launch.prewarm("numbers")
+        with pytest.raises(Interrupted, match="no new process is started"):
+            run("whoami", tmp_path)
+        assert launch._table == {} and launch._standby == []
+    with launch.kept_processes():  # the next run in this process may
+        assert run("whoami", tmp_path)["values"]["pid"]
 
 
 def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:

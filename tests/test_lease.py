@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import statistics
 import subprocess
 import sys
 import threading
@@ -44,14 +43,11 @@ def test_held_released_and_the_generation_grows(store: Store) -> None:
 
 
 def test_an_uncontended_lease_is_cheap(store: Store) -> None:
-    seconds = []
-    for _ in range(10):
-        started = time.perf_counter()
-        with lease(store, "cheap"):
-            pass
-        seconds.append(time.perf_counter() - started)
-    # 20 ms on a quiet machine; a stage pays this once. The limit leaves room for a busy one.
-    assert statistics.median(seconds) < 0.25
+    asked: list[str] = []
+    store.client.meta.events.register("before-call.s3", lambda model, **_: asked.append(model.name))
+    with lease(store, "cheap"):
+        pass
+    assert asked == ["GetObject", "PutObject"] * 2  # to take it and to let it go; every stage pays this
 
 
 def test_the_second_is_told_who_holds_it_and_gives_up_in_time(store: Store) -> None:
@@ -64,6 +60,7 @@ def test_the_second_is_told_who_holds_it_and_gives_up_in_time(store: Store) -> N
         pytest.fail("two holders")
     assert told and all(who == Owner.current() for who, _ in told)
     assert [waited for _, waited in told] == sorted(waited for _, waited in told)
+    assert told[-1][1] < 1.0
 
 
 def test_the_second_gets_it_when_the_first_lets_go(store: Store) -> None:

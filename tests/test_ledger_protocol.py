@@ -331,6 +331,24 @@ def test_an_alias_moved_by_hand_is_not_followed(world: World) -> None:
     assert world.state() == (2, 2.0, 2, [2])  # until the next release
 
 
+def test_the_right_number_with_other_files_is_not_rolled_forward(world: World) -> None:
+    world.release(1)
+    world.ledger.begin(world.model, 2, "f" * 64, expected_champion_seq=1)  # and its process died
+    world.endpoint.load(world.model, 2, world.digest(2))
+    world.endpoint.route(world.model, 2)
+    assert world.rollout().reconcile().action == "aborted"
+    assert world.state() == (1, 1.0, 1, [1])
+
+
+def test_a_failed_release_leaves_an_alias_that_a_person_moved(world: World) -> None:
+    world.release(1)
+    world.registry.set_alias(world.model, "champion", 3)
+    world.register(4, recorded=4.2)
+    with pytest.raises(EndpointUnhealthy):
+        world.release(4)
+    assert world.state() == (1, 1.0, 3, [1])
+
+
 def test_an_endpoint_that_strayed_is_brought_back(world: World) -> None:
     world.release(1)
     world.endpoint.load(world.model, 3, world.digest(3))

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import httpx
-import pytest
 from conftest import RunningStack
 from winnow_command import environment
 
@@ -54,7 +53,6 @@ print(json.dumps(cells))
 """
 
 
-@pytest.mark.stack
 def test_a_run_after_an_interrupted_one(stack: RunningStack, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-W", "error::RuntimeWarning", "-c", _NOTEBOOK],

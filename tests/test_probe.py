@@ -22,6 +22,8 @@ from serving.probe import Probe, ProbeError, ProbeRequest, ProbeResult
 from serving.probe_latency import NotEnoughCpus, compare_engines, pinned, speedup_verdict
 from serving.tensors import Array
 
+pytestmark = [pytest.mark.slow, pytest.mark.alone]  # processes that measure
+
 QUICK = {"rounds": 5, "seconds": 0.1, "warm_up_seconds": 0.01, "predict_seconds": 0.0}
 
 
@@ -231,6 +233,62 @@ def test_interleaving_sees_through_a_drifting_machine(
     assert found.speedup.interval[0] <= found.speedup.value <= found.speedup.interval[1]
     assert 1.0 < found.variant.p50_ms < found.variant.p95_ms < 4.0
     assert found.variant.throughput.value == pytest.approx(4e3 / found.variant.p50_ms, rel=0.1)
+
+
+class Beat:
+    """An engine that takes these seconds, one after the other and again, on a clock that only it moves."""
+
+    def __init__(self, *seconds: float) -> None:
+        self._seconds, self.runs, self.now = seconds, 0, 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def perf_counter_ns(self) -> int:
+        return round(self.now * 1e9)
+
+    def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        self.now += self._seconds[self.runs % len(self._seconds)]
+        self.runs += 1
+        return inputs
+
+
+def test_the_95th_percentile_is_that_of_the_slowest_twentieth(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Beat(*[1e-3] * 18, 7e-3, 9e-3)
+    monkeypatch.setattr("serving.probe_latency.time", engine)
+    found = compare_engines(
+        engine, None, [{"x": np.zeros(1)}], batch=2, rounds=5, seconds=0.1001, warm_up_seconds=0.0, seed=0
+    )
+    assert found.requests_per_block == 20  # 18 take a millisecond
+    assert found.variant.p50_ms == pytest.approx(1.0)
+    assert found.variant.p95_ms == pytest.approx(7.1)  # numpy's: a twentieth of the way from the 19th to the 20th
+    assert found.variant.latency_interval.p95 == pytest.approx((7.1, 7.1))
+    assert found.variant.throughput.value == pytest.approx(20 * 2 / 34e-3)
+
+
+def test_who_goes_first_is_drawn_in_each_round() -> None:
+    def order(seed: int) -> list[str]:
+        asked = list[str]()
+
+        class Named:
+            def __init__(self, name: str) -> None:
+                self.name = name
+
+            def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+                asked.append(self.name)
+                return inputs
+
+        compare_engines(
+            Named("variant"), Named("baseline"), [{"x": np.zeros(1)}],
+            batch=1, rounds=40, seconds=0.0, warm_up_seconds=0.0, seed=seed,
+        )  # fmt: skip
+        blocks = asked[4:][::3]  # two requests each to warm up, then three a block
+        assert sorted(blocks) == ["baseline"] * 40 + ["variant"] * 40
+        return blocks[::2]
+
+    first = order(seed=1)
+    assert 10 < first.count("variant") < 30
+    assert first == order(seed=1) != order(seed=2)
 
 
 def test_verdicts_leave_room_for_memory_layout() -> None:

@@ -15,6 +15,8 @@ from tasks.running.errors import PruningRefused
 from tasks.torch_models.channel_pruner import ChannelPruner, Importance, Scope
 from tasks.torch_models.pruning_plan import apply_plan
 
+pytestmark = pytest.mark.slow  # trains or exports real networks
+
 
 class Residual(nn.Module):
     """A stem, a residual block and a linear head."""

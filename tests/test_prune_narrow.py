@@ -20,6 +20,8 @@ from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData
 from tasks.workloads.workload import load_workload
 
+pytestmark = pytest.mark.slow  # trains or exports real networks
+
 WORKLOAD = load_workload(WorkloadRef(path="tasks.workloads.digits:Digits", arguments={"rows": 500}))
 
 

@@ -29,6 +29,8 @@ from tasks.quantize.prepared_graph import prepare
 from tasks.running.errors import QatParityFailed, QatUnsupported
 from tasks.torch_models.fit_threads import row_macs
 
+pytestmark = pytest.mark.slow  # trains or exports real networks
+
 
 class Net(nn.Module):
     """A residual sum, depthwise and pointwise convolutions, hard swish, both poolings, and a dense head."""

@@ -86,7 +86,7 @@ TABLES: dict[str, Callable[[], bytes]] = {
 }
 
 
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture(params=["disk", pytest.param("s3", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[str, bytes], str]:
     """Puts bytes somewhere and says where."""
     if request.param == "disk":

@@ -346,6 +346,14 @@ def test_runs_of_dead_processes_are_ended(registry: Registry, client: MlflowClie
     assert registry.end_dead_runs(model) == []
 
 
+def test_of_two_versions_of_a_digest_the_first_counts(registry: Registry, client: MlflowClient, model: str) -> None:
+    assert registry.find_version(model, "d" * 64) is None
+    client.create_registered_model(model)
+    for digest in ("c" * 64, "d" * 64, "d" * 64):
+        client.create_model_version(model, "s3://nowhere/model", tags={"winnow.digest": digest}, await_creation_for=0)
+    assert registry.find_version(model, "d" * 64) == 2
+
+
 def test_aliases(registry: Registry, model: str, rows: dict[str, tuple[VariantRun, Path]]) -> None:
     assert registry.alias(model, "champion") is None  # not even the model is there
     run, children = log(registry, model, rows)

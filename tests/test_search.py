@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import yaml
 from conftest import RunningStack
+from forked_runs import Forks
 from winnow_command import Winnow, stage_lines, wait_for
-
-pytestmark = pytest.mark.stack
 
 SPEC: dict[str, Any] = {
     "schema": 1,
@@ -35,8 +34,8 @@ TRAINED = ("train", "distill", "prune", "quantize", "qat", "sensitivity", "laten
 
 
 @pytest.fixture
-def winnow(stack: RunningStack, tmp_path: Path) -> Winnow:
-    return Winnow(tmp_path, stack.home)
+def winnow(stack: RunningStack, forks: Forks, tmp_path: Path) -> Winnow:
+    return Winnow(tmp_path, stack.home, forks)
 
 
 def spec(folder: Path, model: str, **changes: Any) -> str:
@@ -92,7 +91,7 @@ def test_a_killed_search_goes_on_where_it_was(winnow: Winnow) -> None:
     path = spec(winnow.folder, "stopped", seed=5, search=search)
     folders = winnow.home / "runs"
     before = set(folders.iterdir())
-    process = winnow.start("run", path, "--json")
+    process = winnow.start_run(path)
 
     def trained_once() -> bool:
         return any(any(f.glob("distill-*-r1.log")) for f in set(folders.iterdir()) - before)

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from infra import procfs
 from infra.component import fetch
 from infra.daemon import census
@@ -23,7 +21,6 @@ from model_registry.quiet import QUIET
 if TYPE_CHECKING:
     from conftest import RunningStack
 
-pytestmark = pytest.mark.stack
 
 # Stands for a stage: a process in a session of its own that would live for ten minutes.
 _FLOW = """

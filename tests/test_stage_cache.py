@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
+from model_registry.lease import Held, LeaseLost, LeaseRecord, lease
 from model_registry.manifest import FileEntry
+from model_registry.owner import Owner
 from model_registry.store import Store, StoreDenied, StoreUnavailable
 from model_registry.variant import Variant
 from tasks.running.errors import ChildFailed
@@ -111,10 +115,14 @@ def test_each_ingredient_alone_changes_the_key(store: Store, monkeypatch: pytest
 
     monkeypatch.setattr("tasks.running.stage_call.cpu_class", lambda: "another")
     assert key() == keys["same"]
-    assert (
-        key(stage=Stage(name="echo", entry=STAGE.entry, libraries=STAGE.libraries, cpu_class_matters=True))
-        != keys["same"]
-    )
+    on_class = Stage(name="echo", entry=STAGE.entry, libraries=STAGE.libraries, cpu_class_matters=True)
+    assert key(stage=on_class) != (before := keys["same"])
+    # What a class means is decided outside the sources that are hashed.
+    monkeypatch.setattr("tasks.running.stage_cache.sums_saturate", lambda name: True)
+    saturating = key(stage=on_class)
+    monkeypatch.setattr("tasks.running.stage_cache.sums_saturate", lambda name: False)
+    assert key(stage=on_class) != saturating
+    assert key() == before
 
 
 def test_user_code_counts_reformatting_does_not(store: Store, tmp_path: Path) -> None:
@@ -199,6 +207,31 @@ def test_the_same_work_at_the_same_time_is_done_once(store: Store, tmp_path: Pat
         thread.join()
     assert sorted(o.status for o in outcomes) == ["computed", "reused"]
     assert computed(tmp_path / "count") == 1
+
+
+def test_who_lost_the_lease_while_computing_stores_nothing(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = Owner(host="other", space="other boot/other namespace", pid=1, started=1)
+
+    def taken_over(store: Store, key: str, **given: Any) -> Any:
+        """The lease, taken over in the middle of the work by a machine that thought us dead."""
+
+        @contextmanager
+        def held() -> Iterator[Held]:
+            with lease(store, key, renewal=0.05, **given) as ours:
+                thief = LeaseRecord(key=key, generation=99, holder=elsewhere, token="another")
+                store.put(f"leases/{key}.json", thief.to_json())
+                yield ours
+
+        return held()
+
+    monkeypatch.setattr("tasks.running.stage_cache.lease", taken_over)
+    spec = EchoSpec(count=str(tmp_path / "count"), sleep=0.5)
+    with pytest.raises(LeaseLost, match="taken over by process 1 on other"):
+        run_stage(Stage(name="slow", entry="child_entries:slow"), job(store), spec)
+    assert computed(tmp_path / "count") == 1
+    assert store.list_records("stages/") == [] and store.list_objects("latest/") == []
 
 
 def test_a_plan_computes_nothing_and_says_why(store: Store, tmp_path: Path) -> None:

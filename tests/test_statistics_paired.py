@@ -40,6 +40,17 @@ def test_lower_is_better_turns_the_sign() -> None:
     assert worse.difference < 0 and worse.bound > -worse.difference > 0
 
 
+def test_the_bound_is_one_sided_at_95_percent() -> None:
+    """For many samples the mean is normal: 1.645 standard errors, not the 1.96 of the interval's ends."""
+    reference = np.zeros(4000)
+    scores = np.random.default_rng(7).normal(0.3, 1.0, 4000)
+    result = compare_paired(scores, reference, better="lower", reference=DIGEST)
+    assert result.test == "bootstrap"
+    error = scores.std() / np.sqrt(len(scores))
+    assert (result.bound - scores.mean()) / error == pytest.approx(1.645, abs=0.1)
+    assert (-result.interval[0] - scores.mean()) / error == pytest.approx(1.96, abs=0.1)
+
+
 def test_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot be paired"):
         compare_paired(np.ones(3), np.ones(4), better="higher", reference=DIGEST)

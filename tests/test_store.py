@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from botocore.stub import Stubber
 
-from model_registry.manifest import FileEntry, hash_bytes
+from model_registry.manifest import FileEntry, hash_bytes, hash_file
 from model_registry.store import (
     BucketMissing,
     CorruptObject,
@@ -62,12 +63,15 @@ def test_a_large_file_goes_in_parts(store: Store, tmp_path: Path) -> None:
     assert store.fetch(entry, tmp_path / "out").stat().st_size == 20 << 20
 
 
-def test_equal_content_is_sent_once(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_content_is_sent_once(store: Store, tmp_path: Path) -> None:
+    sent = []
+    store.client.meta.events.register("before-call.s3.PutObject", lambda params, **_: sent.append(params))
     first = store.publish_bytes(b"same", "a")
-    sent: list[str] = []
-    monkeypatch.setattr(store, "put", lambda key, data: sent.append(key))
-    second = store.publish_bytes(b"same", "b")
-    assert (sent, first.sha256, second.path) == ([], second.sha256, "b")
+    assert len(sent) == 1
+    (tmp_path / "c").write_bytes(b"same")
+    others = (store.publish_bytes(b"same", "b"), *store.publish_folder(tmp_path))
+    assert len(sent) == 1
+    assert {entry.sha256 for entry in others} == {first.sha256} and [entry.path for entry in others] == ["b", "c"]
 
 
 def test_a_corrupt_blob_is_quarantined_not_served(store: Store, tmp_path: Path) -> None:
@@ -84,9 +88,32 @@ def test_a_corrupt_blob_is_quarantined_not_served(store: Store, tmp_path: Path) 
     assert store.fetch_bytes(store.publish_bytes(b"good", "f")) == b"good"  # computed again
 
 
+def test_a_blob_that_was_made_whole_meanwhile_is_left_alone(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = store.publish_bytes(b"good", "f")
+    store.put(store.blob_key(entry.sha256), b"evil")
+
+    def hash_late(path: Path) -> str:
+        """Another run notices first, and has made the blob again before we know what we hold."""
+        store.put(store.blob_key(entry.sha256), b"good")
+        return hash_file(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("model_registry.store.hash_file", hash_late)
+        with pytest.raises(CorruptObject):
+            store.fetch(entry, tmp_path / "f")
+    assert store.fetch_bytes(entry) == b"good"
+    (moved,) = store.list_objects("quarantine/")
+    assert store.get(moved) == b"evil"
+
+
 def test_a_truncated_blob_is_not_there(store: Store) -> None:
     entry = store.publish_bytes(b"good", "f")
-    store.put(store.blob_key(entry.sha256), b"goo")
+    key = store.blob_key(entry.sha256)
+    store.put(key, b"goo")
+    assert not store.has_blob(entry)
+    store.client.put_object(Bucket=store.bucket, Key=key, Body=b"goo", Metadata={"sha256": entry.sha256})
     assert not store.has_blob(entry)
     store.publish_bytes(b"good", "f")  # and publishing it again mends it
     assert store.fetch_bytes(entry) == b"good"
@@ -136,6 +163,14 @@ def test_a_replacement_needs_the_etag_that_is_there(store: Store) -> None:
     assert not store.put_if_match("k", b"four", found[1])
     assert store.get("k") is None and store.get_with_etag("k") is None
     store.delete("k")  # what is not there can be deleted
+
+
+def test_a_replacement_of_what_is_gone_fails_where_s3_answers_404(store: Store) -> None:
+    """As Amazon's does; the server of these tests answers 412."""
+    with Stubber(store.client) as server:
+        server.add_client_error("put_object", "NoSuchKey", http_status_code=404)
+        assert not store.put_if_match("k", b"two", '"etag"')
+        server.assert_no_pending_responses()
 
 
 def test_records_keep_their_older_versions(store: Store) -> None:
@@ -211,6 +246,12 @@ def test_a_server_that_is_down_is_unavailable(
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{closed.getsockname()[1]}")
         with pytest.raises(StoreUnavailable, match="start the stack with `winnow up`"):
             calls(Store(store.uri), tmp_path)[name]()
+
+
+def test_both_buckets_are_asked_for(store: Store) -> None:
+    store.client.delete_bucket(Bucket=store.records_bucket)
+    with pytest.raises(BucketMissing, match=f"{store.bucket}-records"):
+        store.ping()
 
 
 @pytest.mark.parametrize("name", ["ping", "get", "list"])

@@ -28,7 +28,7 @@ from tasks.evidence.paired import compare_paired, summarise_pairs
 from tasks.running.errors import GateFailed
 from tasks.running.splits import MetricRef
 from tasks.validate import GateSpec, decision_of, refuse_hopeless, validate
-from tasks.validate.choice import choose
+from tasks.validate.choice import choose, failing_gates
 from tasks.workloads.sample_scores import accuracy_scores
 
 VALIDATION_SEED, ROWS = 2, 300
@@ -132,6 +132,17 @@ def test_a_refusal_names_gates_and_variants_and_is_not_cached(case: Case) -> Non
     )
 
 
+@pytest.mark.timeout(120)
+def test_a_candidate_that_is_worse_than_the_champion_is_not_chosen(case: Case) -> None:
+    served = make_variant(case.store, "served", linear(), width=96)
+    champion = measure_quickly(case.store, served, linear(), case.baseline, p50=1.5)
+    decision = decision_of(case.run(GateSpec(margin=0.5, champion_margin=0.02), champion=champion))
+    assert decision.chosen == case.good.digest  # the other one is twice as fast, and may lose half to the baseline
+    assert "1 of 2 variants pass on validation" in decision.reason
+    (scored,) = [s for s in decision.scored if s.role == "chosen"]
+    assert scored.to_champion is not None and scored.to_champion.reference == served.digest
+
+
 def test_nothing_to_choose_from_is_a_refusal(case: Case) -> None:
     with pytest.raises(GateFailed, match="no compressed variant to choose from"):
         case.run(GateSpec(), candidates=[case.baseline])
@@ -146,6 +157,8 @@ def test_a_margin_that_can_never_be_proven_is_refused_before_training(case: Case
     refuse_hopeless(GateSpec(margin=0.03), small)
     with pytest.raises(GateFailed, match="champion_margin"):
         refuse_hopeless(GateSpec(margin=0.03, champion_margin=0.01), small)
+    with pytest.raises(GateFailed, match="validation split of 100"):  # where the choice is made: nobody would pass
+        refuse_hopeless(GateSpec(margin=0.02), make_data(case.store, rows=100))
     regression = make_data(case.store, test_rows=5, metric=MetricRef(name="mse", better="lower", builtin=True))
     refuse_hopeless(GateSpec(margin=0.0001), regression)  # no smallest margin is known for such scores
 
@@ -191,6 +204,15 @@ def test_the_fastest_of_the_harmless_wins() -> None:
     assert choice.chosen.name == "fast" and choice.failing[wrong.digest] == ("non_inferior_to_baseline",)
     assert choice.failing[fast.digest] == ()
     assert choose(GateSpec(objective="size"), [slow, fast, wrong], BASE, {}).chosen.name == "slow"
+    assert choose(GateSpec(objective="throughput"), [slow, fast, wrong], BASE, {}).chosen.name == "fast"
+
+
+def test_one_that_is_slower_than_the_baseline_is_only_warned_of() -> None:
+    slower = measured("slower", BASE, p50=8.0, bytes=100)
+    assert choose(GateSpec(objective="size"), [slower], BASE, {}).chosen.name == "slower"
+    assert failing_gates(GateSpec(), slower, BASE) == ()
+    (gate,) = failing_gates(GateSpec(max_bytes=99), slower, BASE)
+    assert gate.gate == "size"
 
 
 def test_variants_equally_fast_within_noise_are_told_apart_by_size() -> None:
@@ -198,6 +220,11 @@ def test_variants_equally_fast_within_noise_are_told_apart_by_size() -> None:
     assert first.latency_share[1][1] > second.latency_share[1][0]
     choice = choose(GateSpec(), [first, second], BASE, {})
     assert choice.chosen.name == "second" and "equally fast within noise" in choice.reason
+    # So are two whose intervals overlap, although neither holds the other's median; further away one is the fastest.
+    apart, slower = measured("apart", BASE, p50=1.08, bytes=100), measured("slower", BASE, p50=1.13, bytes=100)
+    assert first.latency_share[1][1] < apart.latency_share[0]
+    assert choose(GateSpec(), [first, apart], BASE, {}).chosen.name == "apart"
+    assert choose(GateSpec(), [first, slower], BASE, {}).chosen.name == "first"
 
 
 def test_speed_is_that_beside_the_baseline_whatever_else_the_machine_did() -> None:
@@ -211,6 +238,8 @@ def test_limits_and_the_champion_take_part_in_the_choice() -> None:
     fast, small = measured("fast", BASE, p50=1.0, bytes=900), measured("small", BASE, p50=3.0, bytes=100)
     assert choose(GateSpec(max_bytes=500), [fast, small], BASE, {}).chosen.name == "small"
     assert choose(GateSpec(max_p95_ms=2.0), [fast, small], BASE, {}).chosen.name == "fast"
+    tail = measured("tail", BASE, p50=1.6, bytes=100)  # its median is within
+    assert choose(GateSpec(max_p95_ms=2.0), [fast, tail], BASE, {}).failing[tail.digest] == ("latency",)
     champion = {fast.digest: loss(0.5, "c" * 64), small.digest: loss(0.001, "c" * 64)}
     choice = choose(GateSpec(), [fast, small], BASE, champion)
     assert choice.chosen.name == "small" and choice.failing[fast.digest] == ("non_inferior_to_champion",)
@@ -244,3 +273,11 @@ def test_lower_is_better_turns_floor_and_class_losses() -> None:
     variant = measured("student", base, metric=error)
     assert choose(GateSpec(floor=0.6), [variant], base, {}).failing[variant.digest] == ()
     assert choose(GateSpec(floor=0.4), [variant], base, {}).failing[variant.digest] == ("floor",)
+
+    def classes(rare: float) -> dict[str, MetricEstimate]:
+        return {"rare": MetricEstimate(name="mse", better="lower", value=rare, interval=(rare, rare))}
+
+    base = measured("teacher", metric=error, per_class=classes(0.5))
+    for rare, failing in ((0.9, ("per_class",)), (0.1, ())):
+        variant = measured("student", base, metric=error, per_class=classes(rare))
+        assert choose(GateSpec(), [variant], base, {}).failing[variant.digest] == failing

@@ -8,8 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from forked_runs import ForkedRun, Forks
 
 WINNOW = [sys.executable, "-P", "-m", "flows.commands.cli"]
 _OURS = ("AWS_", "WINNOW_", "PREFECT_", "MLFLOW_")
@@ -23,10 +26,10 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 class Winnow:
-    """The command in one folder, with one environment."""
+    """The command in one folder, with one environment; runs are forked where ``forks`` has imported everything."""
 
-    def __init__(self, folder: Path, home: Path, **extra: str) -> None:
-        self.folder, self.home = folder, home
+    def __init__(self, folder: Path, home: Path, forks: Forks | None = None, /, **extra: str) -> None:
+        self.folder, self.home, self.forks = folder, home, forks
         self.environment = environment(WINNOW_HOME=str(home), **extra)
 
     def __call__(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
@@ -53,11 +56,17 @@ class Winnow:
             start_new_session=True,
         )
 
+    def start_run(self, *arguments: str) -> subprocess.Popen[str] | ForkedRun:
+        """Start ``winnow run ... --json`` and return at once."""
+        start = self.start if self.forks is None else partial(self.forks.start, self.folder)
+        return start("run", *arguments, "--json")
+
     def report(self, *arguments: str, code: int = 0) -> dict[str, Any]:
         """Run ``winnow run ... --json`` and return its report; asserts the exit code."""
-        done = self("run", *arguments, "--json")
-        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
-        report: dict[str, Any] = json.loads(done.stdout)
+        process = self.start_run(*arguments)
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == code, f"exit {process.returncode}\n{out[-2000:]}\n{err[-4000:]}"
+        report: dict[str, Any] = json.loads(out)
         return report
 
 
