@@ -28,6 +28,7 @@ class RunResult:
 
     @property
     def run_id(self) -> str:
+        """The run's name in the store, MLflow and the logs, such as ``20261122-031500-digits-3f9a``."""
         return self.report.run_id
 
     @property
