@@ -88,7 +88,7 @@ def test_a_truncated_blob_is_not_there(store: Store) -> None:
     entry = store.publish_bytes(b"good", "f")
     store.put(store.blob_key(entry.sha256), b"goo")
     assert not store.has_blob(entry)
-    store.publish_bytes(b"good", "f")  # and publishing it again mends it
+    store.publish_bytes(b"good", "f")  # and publishing it again repairs it
     assert store.fetch_bytes(entry) == b"good"
 
 
