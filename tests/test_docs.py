@@ -381,6 +381,12 @@ def test_pages_keep_to_themselves(page: Path) -> None:
             assert "download.pytorch.org" in line, where
 
 
+@pytest.mark.parametrize("page", [*_USERS, *sorted(SPECS.glob("*.yaml"))], ids=relative)
+def test_pages_use_the_words_of_a_native_engineer(page: Path) -> None:
+    found = re.findall(r"\b(?:mends?|anew|hangs? on|leave away|so many|errors are told)\b", page.read_text())
+    assert not found, f"{relative(page)} says {found}; write fix, again, depends on, leave out, the number of, reported"
+
+
 def test_the_changelog_has_its_form() -> None:
     text = (ROOT / "CHANGELOG.md").read_text()
     assert "keepachangelog.com" in text
