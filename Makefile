@@ -1,6 +1,6 @@
 # Two commands: `make demo` and `make test`. Both set up .venv by themselves.
 PYTHON ?= python3
-# On a machine without a GPU, spare yourself the CUDA wheels: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# A machine without a GPU can do without the CUDA wheels: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 TORCH := $(shell grep '^torch==' requirements.lock)
 # What installs all the rest: uv, or pip where uv does not work.
@@ -29,9 +29,12 @@ $(STAMP): requirements.lock pyproject.toml
 	@rm -f .venv/.installed-*
 	@touch $@
 
-demo: setup ## start the stack, compress a digits model, end with a live endpoint
+demo: setup ## start the servers, find the best digits model inside a budget, prove it, serve it
 	@$(BIN)/winnow up
-	@$(BIN)/winnow run digits --report report
+	@$(BIN)/winnow run digits_budget --report report
+	@printf '\nIt answers: '
+	@$(BIN)/python -c 'import json; print(json.load(open("report/report.json"))["curl"])' | sh
+	@echo
 
 test: test-fast test-slow ## lint, strict types, all tests
 

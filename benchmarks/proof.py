@@ -1,4 +1,4 @@
-"""Makes a row of the compression proof anew: how small, how fast, how good, and what the search for it cost.
+"""Makes a row of the compression proof again: how small, how fast, how good, and what the search for it cost.
 
     python benchmarks/proof.py vgg --output proof-vgg.json
     python benchmarks/proof.py --spec my/budget.yaml

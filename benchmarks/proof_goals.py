@@ -39,7 +39,7 @@ def _glyphs(network: str, *, smaller: float, faster: float) -> Row:
 
 
 ROWS = {
-    "digits": Row("digits", str(HERE / "digits_budget.yaml"), batch=16, smaller=25.0, faster=6.0, margin=0.02),
+    "digits": Row("digits", "digits_budget", batch=16, smaller=25.0, faster=6.0, margin=0.02),
     "vgg": _glyphs("vgg", smaller=20.0, faster=12.0),
     "resnet20": _glyphs("resnet20", smaller=12.0, faster=6.0),
     "mobilenet": _glyphs("mobilenet", smaller=3.5, faster=1.5),

@@ -17,8 +17,9 @@ from flows.spec_budget import is_older_name
 INTRODUCTION = """\
 # The spec
 
-One YAML file says a whole run. Unknown keys are refused, and all errors are told at once. Any value can be changed for
-one run with `--set`, for example `--set prune.ratio=0.2`. `winnow schema` prints the same as JSON Schema, for editors.
+One YAML file describes a whole run. Unknown keys are refused, and all errors are reported at once. Any value can be
+changed for one run with `--set`, for example `--set prune.ratio=0.2`. `winnow schema` prints the same as JSON Schema,
+for editors.
 
 This page is made from the field descriptions by `python docs/spec_page.py > docs/spec.md`.
 """

@@ -56,8 +56,8 @@ def compress(
             try:
                 return release(run, make_variants(run.job, spec))
             except (CorruptObject, ObjectMissing) as broken:
-                # It was quarantined when it was opened: walking again makes it anew and reuses everything else.
-                run.recover(f"made again: {broken}")
+                # It was quarantined when it was opened: walking again computes it and reuses everything else.
+                run.recover(f"computed again: {broken}")
                 return release(run, make_variants(run.job, spec))
     except GateFailed as refusal:
         return Failed(name="Refused", message=refusal.message)

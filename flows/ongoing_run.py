@@ -93,7 +93,7 @@ class OngoingRun:
         )
 
     def recover(self, text: str) -> None:
-        """Go on after an error that was mended; the text says what it was."""
+        """Go on after an error that was repaired; the text says what it was."""
         self.journal.failures.clear()
         self.update(status="running", error=None)
         self.note(text)

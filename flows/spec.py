@@ -1,4 +1,4 @@
-"""PipelineSpec: one YAML file says the whole run. Unknown keys are refused, and all errors are told at once."""
+"""PipelineSpec: one YAML file says the whole run. Unknown keys are refused, and all errors are reported at once."""
 
 from __future__ import annotations
 
@@ -57,25 +57,33 @@ class PipelineSpec(Frozen):
 
     schema_version: Literal[1] = Field(default=1, alias="schema", description="version of this format")
     model: ModelName = Field(description="name of the model in the registry, the ledger and the endpoint")
-    workload: WorkloadRef = Field(description="the class that says model, data, loss and metric")
-    seed: int = Field(default=0, ge=0, description="seed of everything random")
+    workload: WorkloadRef = Field(description="the class that gives model, data, loss and metric")
+    seed: int = Field(default=0, ge=0, description="seed of everything that is random")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="where to train; auto takes a GPU if any"
+        default="auto", description="where to train; auto: on a GPU if there is one"
     )
-    data: DataSpec = Field(default_factory=DataSpec, description="what the data must satisfy before training")
-    teacher: BringSpec | None = Field(default=None, description="trained weights to bring instead of training")
-    train: TrainSpec | None = Field(default=None, description="how the teacher is trained; defaults where absent")
-    distill: DistillSpec | None = Field(default=None, description="a smaller student; absent: skipped, {}: defaults")
-    prune: PruneSpec | None = Field(default=None, description="fewer channels; absent: skipped, {}: defaults")
+    data: DataSpec = Field(
+        default_factory=DataSpec, description="what the data must satisfy before anything is trained"
+    )
+    teacher: BringSpec | None = Field(
+        default=None, description="weights that are trained already, instead of training the teacher"
+    )
+    train: TrainSpec | None = Field(default=None, description="how the teacher is trained; absent: with the defaults")
+    distill: DistillSpec | None = Field(
+        default=None, description="make a smaller student; absent: skipped, {}: with the defaults"
+    )
+    prune: PruneSpec | None = Field(default=None, description="remove channels; absent: skipped, {}: with the defaults")
     export: ExportSpec = Field(default_factory=ExportSpec, description="how models become ONNX files")
-    quantize: QuantizeSpec | None = Field(default=None, description="int8 variants; absent: skipped, {}: defaults")
+    quantize: QuantizeSpec | None = Field(
+        default=None, description="make int8 variants; absent: skipped, {}: with the defaults"
+    )
     qat: QatSpec | None = Field(
         default=None, description="quantization-aware training of the static int8 variants; absent: skipped"
     )
-    budget: BudgetSpec | None = Field(default=None, description="what the variant may cost and lose; any subset")
+    budget: BudgetSpec | None = Field(default=None, description="what the chosen variant may cost and lose; any subset")
     objective: Objective = Field(
         default="latency",
-        description="what counts among the variants inside the budget: least latency, smallest file, or most samples "
+        description="what counts among the variants inside the budget: lowest latency, smallest file, or most samples "
         "per second",
     )
     search: SearchSpec | None = Field(
@@ -84,7 +92,9 @@ class PipelineSpec(Frozen):
     measure: MeasureSpec = Field(default_factory=MeasureSpec, description="how variants are measured")
     gates: GateSpec = Field(default_factory=GateSpec, description="what the chosen variant must keep")
     deploy: DeploySpec | Literal[False] = Field(
-        default_factory=DeploySpec, description="false: stop after registration, the endpoint is left alone"
+        default_factory=DeploySpec,
+        description="when the endpoint takes the new version; false: stop after registration and leave the endpoint "
+        "alone",
     )
     limits: dict[STAGES, Limits] = Field(default_factory=dict, description="time and memory limits by stage")
 

@@ -17,7 +17,7 @@ class Component:
 
     ``needs`` names the components that must be well before this one is started, ``patience`` is the number of
     seconds that it may do nothing (no line in its log, no computing) before it is well, ``grace`` those that it has to
-    end by itself. With ``epilogue`` its children are ended before it, and it has so many seconds to report that.
+    end by itself. With ``epilogue`` its children are ended before it, and it has this number of seconds to report that.
     """
 
     name: str

@@ -117,9 +117,7 @@ class Home:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise StackMisconfigured(
-                f"cannot read {path}: {error}; mend it, or move it away to start afresh"
-            ) from error
+            raise StackMisconfigured(f"cannot read {path}: {error}; fix it, or move it away to start afresh") from error
         if found.get("schema") != SCHEMA:
             raise StackMisconfigured(
                 f"{path} has schema {found.get('schema')!r}, this Winnow knows {SCHEMA}; use the Winnow that wrote it"

@@ -17,7 +17,7 @@ def tail(home: Path, names: Sequence[str], lines: int) -> Iterator[tuple[str, st
 
 
 def follow(home: Path, names: Sequence[str], *, every: float = 0.25) -> Iterator[tuple[str, str]]:
-    """(component, line) of whatever is written from now on, for ever; logs that begin anew are followed too."""
+    """(component, line) of whatever is written from now on, for ever; logs that start over are followed too."""
     files = {name: Daemon(name, home).log_file for name in names}
     read = {name: _size(path) for name, path in files.items()}
     while True:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def half_made(path: Path) -> tuple[Path, ...]:
-    """The files to remove, so that the next start makes the database anew; none where it may hold anything.
+    """The files to remove, so that the next start makes the database again; none where it may hold anything.
 
     The server makes the tables, then its first experiment, and only then answers: a database without an experiment
     has never served anybody. It would not serve either, for a migration that was cut off fails over its own tables.

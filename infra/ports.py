@@ -97,7 +97,7 @@ def check(ports: Mapping[str, int], ours: Set[int] = frozenset()) -> None:
 
 
 def _wrong(ports: Mapping[str, int], ours: Set[int]) -> list[tuple[str, bool]]:
-    """What is wrong with the ports, and whether time may mend it: a process that is dying holds its port unseen."""
+    """What is wrong with the ports, and whether time may fix it: a process that is dying holds its port unseen."""
     found = []
     for port in PUBLIC:
         if port.name not in ports:

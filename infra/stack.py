@@ -27,7 +27,7 @@ from model_registry.quiet import QUIET
 _ENDING = (("worker",), ("endpoint", "mlflow", "prefect"), ("s3",))
 NAMES = ("s3", "mlflow", "prefect", "worker", "endpoint")
 _LOCK_PATIENCE = 300.0
-#: A busy machine answers late; what is silent for so many seconds is taken for hung.
+#: A busy machine answers late; what is silent for this number of seconds is taken for hung.
 _ANSWER_PATIENCE = 8.0
 
 

@@ -14,7 +14,7 @@ class Owner(Frozen):
     """One process of one machine.
 
     ``space`` is the boot id and the pid namespace: a pid means something only where both are equal (two containers
-    may share a host name, and a machine that was started again counts pids anew). ``started`` is the process's start
+    may share a host name, and a machine that was started again counts pids afresh). ``started`` is the process's start
     in clock ticks since boot, so that a pid used again is not taken for its former process.
     """
 

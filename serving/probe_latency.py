@@ -1,7 +1,7 @@
 """Latency of a variant against its baseline, interleaved, with intervals.
 
 Two runs one after the other mostly compare the machine's mood then and now. So blocks of requests alternate, in an
-order drawn anew each round; each block gives one median, one 95th percentile and one throughput, and the intervals
+order drawn for each round; each block gives one median, one 95th percentile and one throughput, and the intervals
 are a bootstrap over rounds, which keeps the correlation within a round.
 """
 

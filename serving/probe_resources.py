@@ -76,7 +76,7 @@ def _predict(engine: Engine, files: dict[str, Path], samples: int, batch: int) -
 
 
 def _slice(files: dict[str, Path], start: int, stop: int | None) -> dict[str, Array]:
-    # Mapped anew each time and never held: the split must not count as the model's memory.
+    # Mapped again each time and never held: the split must not count as the model's memory.
     return {name: np.load(path, mmap_mode="r", allow_pickle=False)[start:stop] for name, path in files.items()}
 
 

@@ -44,7 +44,7 @@ class VariantCache:
     def fetch(self, digest: str) -> tuple[Path, Variant]:
         """The folder with the variant's verified files, and the variant.
 
-        A copy that is not exactly what the manifest says is thrown away and fetched anew. Blocks: call it in a thread.
+        A copy that is not exactly what the manifest says is thrown away and fetched again. Blocks: call it in a thread.
 
         Raises:
             ObjectMissing, CorruptObject, StoreUnavailable, StoreDenied: from the store.

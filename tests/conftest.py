@@ -149,7 +149,7 @@ class RunningStack:
 
 @pytest.fixture(scope="session")
 def stack(servers_wanted: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """The whole embedded stack on free ports. Sets nothing in our own environment; tests that harm it mend it."""
+    """The whole embedded stack on free ports. Sets nothing in our own environment; tests that harm it repair it."""
     home = tmp_path_factory.mktemp("stack") / ".winnow"
     whole = Stack(home)
     names = [port.name for port in ports.PUBLIC]

@@ -74,7 +74,7 @@ def search_report(
     """The report of a search whose budget is these limits and a margin of two points; it can be met or not.
 
     Args:
-        repeat: make so many times more candidates.
+        repeat: make this number of times more candidates.
     """
     baseline = measured("teacher.fp32", p50=0.46, right=354, bytes=4_021_000, parameters=1_005_000, macs=12_300_000,
                         peak_rss_bytes=67 << 20)  # fmt: skip

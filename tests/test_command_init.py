@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -34,9 +35,12 @@ def test_the_scaffold_passes_its_data_checks(
     kind: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))
-    spec = load_spec(scaffold(tmp_path / f"my-{kind}", kind) / "spec.yaml")
+    folder = scaffold(tmp_path / f"my-{kind}", kind)
+    spec = load_spec(folder / "spec.yaml")
     assert spec.distill and spec.prune and spec.quantize
-    assert len(fingerprint(spec.workload.arguments, tmp_path / f"my-{kind}")) == 1, "changed sample data is noticed"
+    assert "from winnow import" in (folder / "workload.py").read_text()
+    assert not re.search(r"\b(flows|tasks|serving|model_registry)\b", (folder / "workload.py").read_text())
+    assert len(fingerprint(spec.workload.arguments, folder)) == 1, "changed sample data is noticed"
     job = Job(run_id="r", model=spec.model, store=store.uri, workload=spec.workload)
     outcome = check_data.task.fn(job, spec.data)
     assert outcome.values["warnings"] == []

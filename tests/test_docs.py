@@ -18,16 +18,18 @@ from typing import get_args
 import click
 import pytest
 import yaml
+from conftest import RunningStack
 from pydantic import BaseModel
+from winnow_command import environment
 
 from flows.commands.cli import COMMANDS, cli
-from flows.spec import PipelineSpec, load_spec
+from flows.spec import SPECS, PipelineSpec, load_spec
 from flows.spec_budget import is_older_name
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
-PACKAGES = ("flows", "tasks", "model_registry", "serving", "infra")
+PACKAGES = ("winnow", "flows", "tasks", "model_registry", "serving", "infra")
 SHELL = {"sh", "bash", "console", "shell"}
 
 
@@ -149,6 +151,23 @@ def test_python_blocks_compile_and_import() -> None:
                     assert importlib.util.find_spec(name) is not None, f"{relative(page)}:{block.line}: {name}"
 
 
+_USERS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_INSIDE = re.compile(r"\b(?:flows|tasks|model_registry|serving|infra)\.\w+[.:]?")
+
+
+@pytest.mark.parametrize("page", _USERS, ids=relative)
+def test_examples_import_winnow_and_nothing_inside_it(page: Path) -> None:
+    for block in blocks(page):
+        if block.language in {"python", "yaml"}:
+            assert not _INSIDE.search(block.text), f"{relative(page)}:{block.line}"
+
+
+@pytest.mark.parametrize("path", sorted(SPECS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_specs_name_workloads_by_what_winnow_offers(path: Path) -> None:
+    assert not _INSIDE.search(path.read_text())
+    assert yaml.safe_load(path.read_text())["workload"]["path"].startswith("winnow:")
+
+
 def test_yaml_blocks_parse_and_whole_specs_are_valid(tmp_path: Path) -> None:
     for page in PAGES:
         for block in blocks(page):
@@ -161,33 +180,101 @@ def test_yaml_blocks_parse_and_whole_specs_are_valid(tmp_path: Path) -> None:
                     assert set(document) <= {f.alias or n for n, f in PipelineSpec.model_fields.items()}, block.text
 
 
-def test_the_quickstart_workload_loads_and_trains_on_its_own_words(tmp_path: Path) -> None:
-    (python,) = [b.text for b in blocks(ROOT / "docs" / "quickstart-own-model.md") if b.language == "python"]
-    (tmp_path / "moons.py").write_text(python)
+def notebook() -> str:
+    """The README's block that compresses a model in hand."""
+    (text,) = [b.text for b in blocks(ROOT / "README.md") if "winnow.compress(" in b.text]
+    return text
+
+
+_IN_HAND = """
+import sys, torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+digits = load_digits()
+image, target = digits.images.astype("float32")[:, None] / 16, digits.target
+train, validation, test = [(image[i:j], target[i:j]) for i, j in ((0, 900), (900, 1200), (1200, 1797))]
+model = nn.Sequential(
+    nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 32), nn.ReLU(), nn.Linear(32, 10)
+)
+optimizer = torch.optim.Adam(model.parameters(), 0.01)
+for _ in range(60):
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(torch.from_numpy(train[0])), torch.from_numpy(train[1])).backward()
+    optimizer.step()
+"""
+
+
+def test_the_readmes_notebook_runs(stack: RunningStack, tmp_path: Path) -> None:
+    text = notebook()
+    assert len(text.splitlines()) <= 12
+    quick = {
+        "search.shrink": [0.5],
+        "search.trials": 1,
+        "search.control": False,
+        "search.rungs": 1,
+        "distill.epochs": 2,
+        "measure.rounds": 5,
+        "measure.seconds": 0.1,
+        "gates.per_class_margin": None,
+    }
+    small = text.replace("minutes=10,", f"minutes=10, overrides={quick},").replace('_drop": 0.02', '_drop": 0.3')
+    assert small.count("overrides=") == 1 and small.count("0.3") == 1
+    (tmp_path / "notebook.py").write_text(_IN_HAND + small)
     done = subprocess.run(
-        [
-            *(sys.executable, "-P", "-c"),
-            "import sys, torch\n"
-            "from tasks.running.stage import WorkloadRef\n"
-            "from tasks.workloads.workload import load_workload\n"
-            "w = load_workload(WorkloadRef(path='moons:Moons', folder=sys.argv[1]))\n"
-            "rows = w.splits()['train']\n"
-            "inputs, targets = w.batch({k: torch.from_numpy(v[:8]) for k, v in rows.items()})\n"
-            "for role in ('teacher', 'student'):\n"
-            "    outputs = w.model(role).eval()(**w.preprocess(inputs))\n"
-            "    assert len(outputs) == 8 and torch.isfinite(w.loss(outputs, targets))\n"
-            "print(w.labels(), len(rows['target']))\n",
-            str(tmp_path),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        [sys.executable, "-P", "notebook.py"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**environment(WINNOW_HOME=str(stack.home)), "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("(")
+    first, *table = done.stdout.splitlines()
+    assert first.startswith("mine, run ") and "released" in first and "replaces teacher.fp32" in first
+    assert any("chosen" in line for line in table) and "'output'" in table[-1]
 
 
-@pytest.mark.parametrize("name", ["spec", "commands"])
+_TRY_WORKLOAD = """
+import importlib, sys, torch
+from tasks.data.materialise import storable
+from tasks.running.stage import WorkloadRef
+from tasks.workloads.workload import load_workload
+for name in sys.argv[2:]:
+    sys.path[:] = [p for p in sys.path if p != sys.argv[1]] + [sys.argv[1]]
+    module = importlib.import_module(name)
+    for kind in [v for v in vars(module).values() if isinstance(v, type) and v.__module__ == name]:
+        if not hasattr(kind, "splits"):
+            continue
+        w = load_workload(WorkloadRef(path=f"{name}:{kind.__name__}", folder=sys.argv[1]))
+        rows = {k: v[:8] for k, v in storable(w.splits())["train"].items()}
+        inputs, targets = w.batch({k: torch.from_numpy(v) for k, v in rows.items()})
+        inputs = w.augment(inputs, torch.Generator().manual_seed(0))
+        for role in ("teacher", "student"):
+            outputs = w.model(role).eval()(**w.preprocess(inputs)).detach()
+            assert len(outputs) == 8 and torch.isfinite(w.loss(outputs, targets))
+            scores = w.metric(rows["target"]).per_sample(outputs.numpy(), targets.numpy())
+            assert scores.shape == (8,)
+        print(name, *(m for m in ("loss", "metric", "augment") if hasattr(kind, m)))
+"""
+
+
+def test_the_workloads_of_the_pages_load_and_answer(tmp_path: Path) -> None:
+    written = {}
+    for page in _USERS:
+        for block in blocks(page):
+            if block.language == "python" and block.text != notebook():
+                name = f"{page.stem.replace('-', '_')}_{block.line}"
+                (tmp_path / f"{name}.py").write_text(block.text)
+                written[name] = page.stem
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", _TRY_WORKLOAD, str(tmp_path), *written],
+        env=_python_path(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    tried = [line.split() for line in done.stdout.splitlines()]
+    assert {name for name, *_ in tried} == set(written), "every block is a workload"
+    optional = {m for name, *methods in tried if written[name] == "workload-methods" for m in methods}
+    assert optional == {"loss", "metric", "augment"}
+
+
+@pytest.mark.parametrize("name", ["spec", "commands", "python"])
 def test_generated_pages_are_current(name: str) -> None:
     script = ROOT / "docs" / f"{name}_page.py"
     done = subprocess.run(
@@ -270,7 +357,7 @@ def test_the_readmes_request_is_one_that_the_endpoint_takes() -> None:
 
     (text,) = [b.text for b in blocks(ROOT / "README.md") if b.text.startswith("curl")]
     words = shlex.split(text)
-    assert words[2] == "http://127.0.0.1:8080/v2/models/digits/infer"
+    assert words[2] == "http://127.0.0.1:8080/v2/models/fast-digits/infer"
     image = TensorSpec(name="image", datatype="FP32", shape=(-1, 1, 8, 8))
     request = parse_request(words[-1].encode(), [image], [], RequestLimits())
     assert (request.inputs["image"][0, 0] == load_digits().images[0]).all()
@@ -291,6 +378,12 @@ def test_pages_keep_to_themselves() -> None:
             assert "TODO" not in line, where
             if re.search(r"index-url|TORCH_INDEX=", line):
                 assert "download.pytorch.org" in line, where
+
+
+@pytest.mark.parametrize("page", [*_USERS, *sorted(SPECS.glob("*.yaml"))], ids=relative)
+def test_pages_use_the_words_of_a_native_engineer(page: Path) -> None:
+    found = re.findall(r"\b(?:mends?|anew|hangs? on|leave away|so many|errors are told)\b", page.read_text())
+    assert not found, f"{relative(page)} says {found}; write fix, again, depends on, leave out, the number of, reported"
 
 
 def test_the_changelog_has_its_form() -> None:

@@ -1,4 +1,4 @@
-"""winnow doctor: what is wrong is found, and each finding says how to mend it."""
+"""winnow doctor: what is wrong is found, and each finding says how to fix it."""
 
 from __future__ import annotations
 

@@ -180,7 +180,7 @@ def test_a_corrupted_object_is_quarantined_and_made_again(world: World) -> None:
     again = world.winnow.report("tiny", *arguments)
     assert again["status"] == "released"
     assert again["chosen"] == first["chosen"]
-    assert any("made again" in note and chosen.sha256 in note for note in again["notes"])
+    assert any("computed again" in note and chosen.sha256 in note for note in again["notes"])
     assert world.store.fetch_bytes(chosen)  # whole again
     assert any(chosen.sha256 in name for name in world.store.list_objects("quarantine/"))
 

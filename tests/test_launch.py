@@ -47,7 +47,7 @@ def run(
 
 
 def wait_gone(pids: list[int], seconds: float = 5.0) -> list[int]:
-    """Those of the processes still alive after at most so many seconds."""
+    """Those of the processes still alive after at most this number of seconds."""
     end = time.monotonic() + seconds
     alive = pids
     while alive and time.monotonic() < end:

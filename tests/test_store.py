@@ -115,7 +115,7 @@ def test_a_truncated_blob_is_not_there(store: Store) -> None:
     assert not store.has_blob(entry)
     store.client.put_object(Bucket=store.bucket, Key=key, Body=b"goo", Metadata={"sha256": entry.sha256})
     assert not store.has_blob(entry)
-    store.publish_bytes(b"good", "f")  # and publishing it again mends it
+    store.publish_bytes(b"good", "f")  # and publishing it again repairs it
     assert store.fetch_bytes(entry) == b"good"
 
 

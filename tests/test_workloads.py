@@ -17,6 +17,7 @@ from tasks.readers.content import row_hashes
 from tasks.running.errors import DataReadError
 from tasks.running.splits import SPLITS, TARGET, Columns
 from tasks.running.stage import WorkloadRef
+from tasks.workloads.segment_display import SEGMENTS
 from tasks.workloads.tabular import MISSING, UNKNOWN, Tabular
 from tasks.workloads.workload import Workload, load_workload
 
@@ -63,6 +64,51 @@ def test_digits_have_no_image_in_two_splits_and_every_class_in_each() -> None:
 def test_fewer_digits_for_quick_runs() -> None:
     splits = load("digits:Digits", rows=400).splits()
     assert [len(splits[name][TARGET]) for name in SPLITS] == [176, 24, 80, 120]
+
+
+# -- worked examples: two inputs, several labels, sequences ----------------------------------------------------------
+def test_pairs_of_digits_share_no_image_between_splits() -> None:
+    workload = load("digit_pairs:DigitPairs", share=0.1)
+    splits = workload.splits()
+    assert [len(splits[name][TARGET]) for name in SPLITS] == [600, 50, 150, 200]
+    images = [
+        set(row_hashes({"image": np.concatenate([splits[name]["left"], splits[name]["right"]])}).tolist())
+        for name in SPLITS
+    ]
+    assert sum(map(len, images)) == len(set.union(*images))
+    assert all(0.4 < columns[TARGET].mean() < 0.6 for columns in splits.values())
+    for columns in splits.values():
+        assert (columns["left"] != columns["right"]).any(axis=(1, 2, 3)).all()
+    outputs, targets = answers(workload, head(splits["test"]))
+    assert outputs.shape == (8, 2) and torch.isfinite(workload.loss(outputs, targets))
+    assert weights(workload, width=0.5) < 0.5 * weights(workload)
+
+
+def test_segments_are_those_of_a_display_and_scored_label_by_label() -> None:
+    workload = load("segment_display:SegmentDisplay", rows=600)
+    splits = workload.splits()
+    assert splits["test"][TARGET].shape == (180, 7) and set(np.unique(splits["train"][TARGET])) == {0.0, 1.0}
+    lit = {str(digit): int(row.sum()) for digit, row in enumerate(SEGMENTS)}
+    assert lit == {"0": 6, "1": 2, "2": 5, "3": 5, "4": 4, "5": 5, "6": 6, "7": 3, "8": 7, "9": 6}
+    outputs, targets = answers(workload, head(splits["test"]))
+    assert outputs.shape == (8, 7) and torch.isfinite(workload.loss(outputs, targets))
+    metric = workload.metric(splits["test"][TARGET])
+    right = np.array([[3.0, -3.0], [3.0, 3.0]]), np.array([[1.0, 0.0], [0.0, 0.0]])
+    assert metric.better == "higher" and metric.per_sample(*right).tolist() == [1.0, 0.0]
+
+
+def test_letters_of_any_length_are_answered() -> None:
+    workload = load("letter_sequences:LetterSequences", share=0.1)
+    splits = workload.splits()
+    assert [len(splits[name][TARGET]) for name in SPLITS] == [400, 50, 150, 300]
+    letters = splits["train"]["letters"]
+    assert letters.dtype == np.int64 and letters.shape[1] == 24 and (letters.min(), letters.max()) == (0, 19)
+    assert workload.dynamic_dims() == {"letters": {1: "length"}}
+    for length in (2, 24):
+        rows = {"letters": letters[:8, :length], TARGET: splits["train"][TARGET][:8]}
+        outputs, targets = answers(workload, rows)
+        assert outputs.shape == (8, 4) and torch.isfinite(workload.loss(outputs, targets))
+    assert all((a[TARGET] == b[TARGET]).all() for a, b in zip(splits.values(), workload.splits().values(), strict=True))
 
 
 # -- tables -----------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ __all__ = [
     "ChildFailed",
     "DataCheckFailed",
     "DataReadError",
+    "DigitPairs",
     "Digits",
     "EndpointError",
     "ExportRefused",
@@ -30,6 +31,7 @@ __all__ = [
     "ImageClassifier",
     "Images",
     "Interrupted",
+    "LetterSequences",
     "LoadedModel",
     "Metric",
     "MobileNetClassifier",
@@ -39,6 +41,7 @@ __all__ = [
     "RegistryError",
     "ResNet20",
     "RunResult",
+    "SegmentDisplay",
     "ShallowClassifier",
     "SklearnTable",
     "SpecError",
@@ -124,12 +127,15 @@ if TYPE_CHECKING:  # one line per name: what is here is what there is, for type 
     from tasks.workloads.architectures import StridedClassifier as StridedClassifier
     from tasks.workloads.array_workload import ArrayWorkload as ArrayWorkload
     from tasks.workloads.contract import WorkloadProtocol as Workload
+    from tasks.workloads.digit_pairs import DigitPairs as DigitPairs
     from tasks.workloads.digits import Digits as Digits
     from tasks.workloads.digits import MovedDigits as MovedDigits
     from tasks.workloads.graph_module import graph_module as graph_module
     from tasks.workloads.images import Images as Images
+    from tasks.workloads.letter_sequences import LetterSequences as LetterSequences
     from tasks.workloads.mobilenet import MobileNetClassifier as MobileNetClassifier
     from tasks.workloads.resnet import ResNet20 as ResNet20
+    from tasks.workloads.segment_display import SegmentDisplay as SegmentDisplay
     from tasks.workloads.sklearn_table import SklearnTable as SklearnTable
     from tasks.workloads.tabular import Tabular as Tabular
     from tasks.workloads.vgg import VggClassifier as VggClassifier

@@ -28,7 +28,7 @@ class Measuring:
         data: holds ``test.npy`` and ``test.labels.npy``.
         work: a folder for the variants' files.
         seconds: of timing per file, those of the baseline included.
-        rows: of the test split, the first so many; None: all.
+        rows: number of rows of the test split, from its start; None: all.
     """
 
     def __init__(self, data: Path, work: Path, *, seconds: float, rows: int | None = None) -> None:

@@ -2,7 +2,7 @@
 
 Each becomes ``benchmarks/glyphs/teachers/<network>.safetensors``, which the specs beside this script bring along (and
 which a run puts into its store). One that is there already is left alone. Training takes 10 to 40 minutes each on two
-cores, so their weights lie beside the script, rounded to fp16 (``packed/``), and are unpacked; ``--train`` trains anew
+cores, so their weights lie beside the script, rounded to fp16 (``packed/``), and are unpacked; ``--train`` trains again
 and packs again, ``--pack`` alone packs what is there.
 """
 

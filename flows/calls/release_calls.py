@@ -27,7 +27,13 @@ def promote_version(model: str, version: int) -> Deployment:
 
 
 def roll_back(model: str) -> Deployment:
-    """Put the champion before the present one back into service; once more goes one further back.
+    """Put the champion before the present one back into service; calling it again goes one further back.
+
+    Args:
+        model: its name.
+
+    Returns:
+        The version in service, as :func:`winnow.promote`.
 
     Raises:
         LedgerError: ``NothingToRollBack``: the champion is the first one, or there is none.

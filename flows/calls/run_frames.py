@@ -35,7 +35,18 @@ def variants_of(model_or_run: str | RunResult) -> DataFrame:
 
 
 def compare(*models_or_runs: str | RunResult) -> DataFrame:
-    """The same for several models or runs, one under the other, with the columns ``model`` and ``run`` in front."""
+    """The variants of several models or runs, one below the other.
+
+    Args:
+        models_or_runs: each as :func:`winnow.variants` takes it.
+
+    Returns:
+        The rows of :func:`winnow.variants`, with the columns ``model`` and ``run`` in front.
+
+    Raises:
+        WinnowError: nothing was named, or there is no run or model of a name.
+        StackDown: the stack does not run.
+    """
     import pandas
 
     if not models_or_runs:

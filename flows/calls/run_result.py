@@ -28,6 +28,7 @@ class RunResult:
 
     @property
     def run_id(self) -> str:
+        """The run's name in the store, MLflow and the logs, such as ``20261122-031500-digits-3f9a``."""
         return self.report.run_id
 
     @property
@@ -49,7 +50,7 @@ class RunResult:
 
     def __repr__(self) -> str:
         head = headline(self.report)
-        return f"<{self.report.model}, run {self.run_id}: {head.word}. {head.sentence}>"
+        return f"{self.report.model}, run {self.run_id}: {head.word}. {head.sentence}"
 
     def _repr_html_(self) -> str:
         head = headline(self.report)

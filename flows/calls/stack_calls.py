@@ -35,7 +35,7 @@ def up(ports: Mapping[str, int] | None = None) -> dict[str, str]:
 
 
 def down() -> None:
-    """Stop every process of the embedded stack. Its data stay."""
+    """Stop every process of the embedded stack. Its data stay; nothing happens where none runs."""
     Stack.from_environment().down()
 
 

@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "down": ("flows.commands.command_stack", "Stop the embedded stack."),
     "status": ("flows.commands.command_stack", "Show components, disk use, champions and pending roll-outs."),
     "logs": ("flows.commands.command_stack", "Show the logs of the stack."),
-    "doctor": ("flows.commands.command_stack", "Check this machine and the stack, and say how to mend what is wrong."),
+    "doctor": ("flows.commands.command_stack", "Check this machine and the stack, and say how to fix what is wrong."),
     "run": ("flows.commands.command_run", "Run the pipeline of a spec."),
     "runs": ("flows.commands.command_compare", "List recent runs."),
     "show": ("flows.commands.command_compare", "Show one run."),

@@ -163,7 +163,7 @@ def logs_command(component: str | None, lines: int, follow: bool) -> int:
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def doctor_command(as_json: bool) -> int:
-    """Check Python, disk, ports, S3, MLflow, Prefect, endpoint, versions and the machine; say how to mend each.
+    """Check Python, disk, ports, S3, MLflow, Prefect, endpoint, versions and the machine; say how to fix each.
 
     Exits 1 when a check fails; warnings do not count.
 

@@ -16,8 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.readers.splitting import split_columns
-from tasks.readers.tables import read_table
+from winnow import read_table, split_columns
 
 COLUMNS = ["temperature", "vibration", "hours", "load"]
 
@@ -73,9 +72,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tasks.readers.folder_reader import read_image_folder
-from tasks.readers.sources import local
-from tasks.readers.splitting import split_columns
+from winnow import local, read_image_folder, split_columns
 
 
 class {title}:

@@ -1,4 +1,4 @@
-"""What ``winnow doctor`` checks: each check says what it found and, where something is wrong, how to mend it."""
+"""What ``winnow doctor`` checks: each check says what it found and, where something is wrong, how to fix it."""
 
 from __future__ import annotations
 

@@ -19,13 +19,19 @@ class BudgetSpec(Frozen):
         description="largest loss of the metric against the baseline, in its own unit (0.005: half a point of "
         "accuracy); its one-sided 95 % bound must stay within; absent: 0.02",
     )
-    p95_ms: float | None = Field(default=None, gt=0, description="slowest 95th percentile latency accepted, in ms")
-    max_bytes: int | None = Field(default=None, gt=0, description="largest model file accepted, in bytes")
+    p95_ms: float | None = Field(
+        default=None, gt=0, description="largest acceptable 95th percentile of the latency, in ms"
+    )
+    max_bytes: int | None = Field(default=None, gt=0, description="largest acceptable size of the model file, in bytes")
     threads: int | None = Field(
-        default=None, ge=1, description="intra-op threads that all files are measured and served with; absent: 1"
+        default=None,
+        ge=1,
+        description="number of intra-op threads that all files are measured and served with; absent: 1",
     )
     batch: int | None = Field(
-        default=None, ge=1, description="samples per request; latency and throughput are of such requests; absent: 1"
+        default=None,
+        ge=1,
+        description="number of samples per request; latency and throughput are those of such requests; absent: 1",
     )
 
 
@@ -37,31 +43,47 @@ class SearchSpec(Frozen):
     """
 
     minutes: float = Field(
-        default=20.0, gt=0, description="time for training and measuring candidates, in all runs of this search"
+        default=20.0,
+        gt=0,
+        description="time for training and measuring candidates, summed over all runs of this search",
     )
-    trials: int = Field(default=40, ge=1, description="at most so many trainings, short ones included")
-    parallel: int = Field(default=1, ge=1, le=64, description="trainings at a time; they share the cores evenly")
+    trials: int = Field(default=40, ge=1, description="maximum number of trainings, short ones included")
+    parallel: int = Field(
+        default=1, ge=1, le=64, description="number of trainings at a time; they share the cores evenly"
+    )
     shrink: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         default=(0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08),
-        description="shares of the teacher's latency (or size, by the objective) that pruned candidates are made for",
+        description="sizes of the pruned candidates, as shares of the teacher's latency (of its file with objective "
+        "size)",
     )
     students: tuple[dict[str, Any], ...] = Field(
         default=(),
-        description="scales of narrower or shallower students besides, such as [{width: 0.5}]; those that have most of "
-        "the teacher's layers, such as {depth: 0.34}, begin with their weights and are narrowed to the same shares",
+        description="students to try besides the pruned teacher, each given by arguments of the workload's model(), "
+        "such as [{width: 0.5}]; one with most of the teacher's layers, such as {depth: 0.34}, begins with their "
+        "weights and is narrowed to the shares in shrink",
     )
-    rungs: int = Field(default=3, ge=1, le=6, description="stages of a candidate's training; bad ones end early")
+    rungs: int = Field(
+        default=3,
+        ge=1,
+        le=6,
+        description="number of stages that a candidate's training is divided into; bad candidates end after an early "
+        "one",
+    )
     eta: float = Field(
-        default=3.0, gt=1, description="a rung trains so many times longer than the one before; distill.epochs in all"
+        default=3.0,
+        gt=1,
+        description="how many times longer each rung trains than the one before; all rungs together train "
+        "distill.epochs",
     )
     qat: bool = Field(
         default=True,
-        description="quantization-aware training as the last rung, where int8 costs too much accuracy; as `qat` says",
+        description="train in int8 (as the section qat says) as the last rung, where int8 costs too much accuracy",
     )
     control: bool = Field(
-        default=True, description="train the winner's structure once more without the teacher, to show what that gained"
+        default=True,
+        description="train the winner's structure once more without the teacher, to show what the teacher gained",
     )
     fresh: bool = Field(
         default=False,
-        description="search on even where a candidate stored by an earlier search keeps the budget already",
+        description="search on even where an earlier search found a candidate inside the budget",
     )

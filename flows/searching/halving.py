@@ -1,6 +1,6 @@
 """Which candidate is trained further: successive halving as a best-first search for the cheapest one within the margin.
 
-What a candidate costs is known exactly before it is trained (latency and size hang on its structure alone); what it
+What a candidate costs is known exactly before it is trained (latency and size depend on its structure alone); what it
 loses is only guessed from short trainings. So the classic rule (train all, keep the best third) would keep the wrong
 ones: the largest lose least. Here the cheapest candidate that still may reach the margin goes on, and the search ends
 when nothing cheaper than the best proven one may. Rungs as in Jamieson and Talwalkar 2016, arXiv:1502.07943.
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 HOPELESS = 3.0
-"""A candidate whose expected loss is so many margins needs no cheaper one to be tried."""
+"""Where a candidate's expected loss is this number of margins, no cheaper one is tried."""
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def recall(store: Store, key: str) -> SearchRecord | None:
         return None
     try:
         record = SearchRecord.model_validate_json(data)
-    except ValidationError:  # of an older version: search anew, which overwrites it
+    except ValidationError:  # of an older version: search again, which overwrites it
         return None
     files = [f for outcome in record.measured for v in outcome.variants for f in (*v.files, *outcome.files)]
     return record if all(store.has_blob(f) for f in files) else None

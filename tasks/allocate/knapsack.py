@@ -48,10 +48,10 @@ def cheapest_damage(
 ) -> list[WidthChoice]:
     """For each target, widths whose cost is at most the target; the cheapest ones seen where none are.
 
-    From the whole network the move with the most cost saved for each unit of damage is made again and again (as HALP
+    From the whole network the move with the most cost saved for each unit of damage is made repeatedly (as HALP
     does, Shen et al. 2022, arXiv:2110.10811). A move may be several choices long, and of two groups that meet in a
     layer where no single one saves anything: kernels run faster at some widths than at narrower ones. What is left of
-    a target is given back where it mends most. Each target takes the best of all widths seen, so that a smaller target
+    a target is given back where it helps most. Each target takes the best of all widths seen, so that a smaller target
     never has a larger cost, nor less damage.
 
     Args:
@@ -117,17 +117,17 @@ class _Solver:
             pairs = {pair: move for pair, move in pairs.items() if not affected.intersection(pair)}
 
     def give_back(self, start: WidthChoice, target: float) -> WidthChoice:
-        """Widen groups as long as the cost stays within the target, the most damage mended per cost first."""
+        """Widen groups as long as the cost stays within the target, the most damage undone per cost first."""
         keep, left = dict(start.keep), target - start.cost
         while True:
             best: tuple[float, str, int, float] | None = None
             for name, width in keep.items():
-                mended = self.damage(name, width)
+                damaged = self.damage(name, width)
                 for wider in self.choices[name]:
                     if wider <= width:
                         break
                     more = -self._saving({name: wider}, keep)
-                    gain = mended - self.damage(name, wider)
+                    gain = damaged - self.damage(name, wider)
                     if more <= left and gain > 0.0:
                         worth = gain / max(more, _FREE)
                         if best is None or worth > best[0]:

@@ -91,7 +91,7 @@ def measure_table(
 
 
 def _distinct(structure: Structure, count: int) -> Iterator[Axes]:
-    """What has to be timed if every group has about so many widths."""
+    """What has to be timed if every group has about this number of widths."""
     choices = {group.name: group.choices(count) for group in structure.groups}
     yield from dict.fromkeys((layer.work, *axes(structure, layer, choices)) for layer in structure.layers)
 

@@ -19,8 +19,8 @@ def time_in_turn(graphs: list[bytes], *, batch: int, threads: int, seconds: floa
     Args:
         batch: samples per run.
         threads: of each run; sessions are set up as the endpoint's are (see serving/engine.py).
-        seconds: no further round begins after so many, building included; three rounds are always made.
-        rounds: at most so many.
+        seconds: no further round begins after this time, building included; three rounds are always made.
+        rounds: the most that are made.
     """
     deadline = time.monotonic() + seconds
     runs = [_Run(graph, batch, threads) for graph in graphs]

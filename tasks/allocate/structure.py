@@ -24,7 +24,7 @@ class WidthGroup(Frozen):
     lowest: int = 1
 
     def choices(self, most: int) -> tuple[int, ...]:
-        """About so many widths, widest first: multiples of the unit times a power of two, which kernels like best."""
+        """About this many widths, widest first: multiples of the unit times a power of two, which kernels like best."""
         step = self.unit
         while step * most < self.width:
             step *= 2
@@ -79,7 +79,7 @@ class Structure(Frozen):
     input_values: int
 
     def widths(self, layer: TimedLayer, keep: Keep) -> tuple[int, int]:
-        """Inputs and outputs of the layer when so many channels of each group are left; groups not named are whole."""
+        """Inputs and outputs of the layer with these numbers of channels in each group; groups not named are whole."""
         outputs = self._left(layer.outputs, layer.output_groups, keep)
         return (outputs if layer.work.depthwise else self._left(layer.inputs, layer.input_groups, keep)), outputs
 

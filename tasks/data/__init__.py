@@ -24,24 +24,35 @@ Action = Literal["fail", "warn", "skip"]
 class DataSpec(Frozen):
     """What the data must satisfy before training."""
 
-    min_rows: int = Field(default=10, ge=1, description="fewest rows a split may have; fewer stop the run")
+    min_rows: int = Field(
+        default=10, ge=1, description="smallest number of rows that a split may have; fewer stop the run"
+    )
     ranges: dict[str, tuple[float | None, float | None]] = Field(
         default_factory=dict,
-        description="[lowest, highest] value allowed by column, null for no limit; a value outside stops the run",
+        description="allowed values by column, as [lowest, highest], null for no limit; a value outside stops the run",
     )
-    missing: Action = Field(default="fail", description="NaN, infinite and empty values")
-    leakage: Action = Field(default="fail", description="samples that are in more than one split")
-    duplicates: Action = Field(default="warn", description="samples that are in one split more than once")
-    conflicts: Action = Field(default="warn", description="equal samples with different targets")
+    missing: Action = Field(default="fail", description="what to do about NaN, infinite and empty values")
+    leakage: Action = Field(default="fail", description="what to do about samples that are in more than one split")
+    duplicates: Action = Field(
+        default="warn", description="what to do about samples that are in one split more than once"
+    )
+    conflicts: Action = Field(default="warn", description="what to do about equal samples with different targets")
     unfamiliar: Action = Field(
         default="warn",
-        description="splits with values unlike those of train in more than 1 % of their rows (and more than 3)",
+        description="what to do about splits where more than 1 % of the rows (and more than 3) have values unlike "
+        "those of train",
     )
     range_tolerance: float = Field(
-        default=0.1, ge=0, description="how far they may leave it, as a share of the width of train's range"
+        default=0.1,
+        ge=0,
+        description="how far a value may lie outside train's range before it is unfamiliar, as a share of that range",
     )
-    balance: Action = Field(default="warn", description="classes that are much rarer than the most frequent one")
-    max_imbalance: float = Field(default=20.0, ge=1, description="how many times rarer a class may be")
+    balance: Action = Field(
+        default="warn", description="what to do about classes that are much rarer than the most frequent one"
+    )
+    max_imbalance: float = Field(
+        default=20.0, ge=1, description="how many times rarer than the most frequent class a class may be"
+    )
 
     @field_validator("ranges")
     @classmethod

@@ -25,8 +25,8 @@ class HintSpec(Frozen):
     weight: float = Field(
         default=1.0,
         gt=0,
-        description="weight of the hints beside the rest of the loss; a hint is 0 for features of the same direction, "
-        "2 for unrelated ones",
+        description="weight of the hints in the loss; a hint is 0 for features of the same direction and 2 for "
+        "unrelated ones",
     )
 
 
@@ -39,64 +39,70 @@ class DistillSpec(Frozen):
     )
     inherit: bool = Field(
         default=False,
-        description="a fresh student begins with those of the teacher's tensors that have the same name and shape, as "
-        "those of a shallower one do",
+        description="start the student with those of the teacher's tensors that have the same name and shape; useful "
+        "for a shallower student",
     )
     temperature: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         default=2.0,
-        description="softens the teacher's probabilities, above 0; 1: as they are (classifiers only); auto: the one of "
-        "1, 2, 4, 8 that does best in a short training",
+        description="how much the teacher's probabilities are softened, for classifiers; 1: not at all; auto: the one "
+        "of 1, 2, 4 and 8 that does best in a short training",
     )
     alpha: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5,
-        description="share of the teacher's answers in the loss, 0 to 1; 1: no targets; auto: 0.5 or 0.9, tried like "
-        "the temperature",
+        description="share of the teacher's answers in the loss, 0 to 1; 1: the targets are not used; auto: 0.5 or "
+        "0.9, tried with the temperature",
     )
     auto_epochs: float = Field(
-        default=0.2, gt=0, le=1, description="length of each short training of auto, as a share of the epochs"
+        default=0.2, gt=0, le=1, description="length of each short training that auto needs, as a share of the epochs"
     )
     teachers: int = Field(
         default=1,
         ge=1,
         le=16,
-        description="so many teachers, trained from seed, seed + 1, ...; the mean of them teaches",
+        description="number of teachers, trained from seed, seed + 1, ...; the student learns their mean answer",
     )
     hints: HintSpec | None = Field(
-        default=None, description="hidden features to be followed too; {}: matched by resolution; absent: answers alone"
+        default=None,
+        description="hidden features of the teacher to follow too; {}: matched by resolution; absent: only the answers",
     )
     views: int | None = Field(
         default=None,
         ge=1,
         le=1000,
-        description="so many fixed augmentations of the training split, one per epoch in turn; the teacher is asked "
-        "about them once for all students; null: augment() is drawn anew each time and the teacher asked live",
+        description="number of fixed augmentations of the training split, used in turn by epoch; the teacher answers "
+        "them once for all students; null: augment() is drawn for each batch and the teacher asked each time",
     )
     control: bool = Field(
-        default=True, description="train the same student without the teacher too, which shows what the teacher gained"
+        default=True, description="also train the same student without the teacher, to show what the teacher gained"
     )
     epochs: int = Field(
         default=40,
         ge=0,
-        description="passes over the training split, for student and control each; 0: an untrained student, no control",
+        description="number of passes over the training split, for student and control each; 0: an untrained student, "
+        "no control",
     )
-    batch_size: int = Field(default=64, ge=2, description="rows per step")
-    learning_rate: float = Field(default=4e-3, gt=0, description="peak of the learning rate")
-    weight_decay: float = Field(default=0.01, ge=0, description="decay of weights, not of biases and norms")
+    batch_size: int = Field(default=64, ge=2, description="number of rows per step")
+    learning_rate: float = Field(default=4e-3, gt=0, description="highest learning rate, reached after the warm-up")
+    weight_decay: float = Field(default=0.01, ge=0, description="decay of the weights; biases and norms have none")
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="adamw, or sgd with momentum 0.9")
     schedule: Literal["cosine", "constant"] = Field(
-        default="cosine", description="course of the learning rate after warm-up: cosine to 0, or constant"
+        default="cosine",
+        description="how the learning rate falls after the warm-up: along a cosine to 0, or not at all",
     )
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of all steps in which the rate rises linearly")
+    warmup: float = Field(
+        default=0.05, ge=0, lt=1, description="share of all steps in which the learning rate rises linearly"
+    )
     patience: int | None = Field(
         default=None,
         ge=1,
-        description="stop after so many epochs without a better one; null: never, so that the control gets as many",
+        description="stop after this number of epochs without a better one; null: never, so that student and control "
+        "train equally long",
     )
     amp: Literal["auto", "off", "bf16", "fp16"] = Field(
         default="auto",
         description="mixed precision on CUDA; auto: bf16, or fp16 where the GPU lacks it; a CPU trains in float32",
     )
-    deterministic: bool = Field(default=True, description="refuse operations whose result varies between runs")
+    deterministic: bool = Field(default=True, description="refuse operations whose result differs from run to run")
 
 
 STAGE = Stage(

@@ -20,7 +20,8 @@ class ExportSpec(Frozen):
         default=1e-4,
         gt=0,
         lt=1,
-        description="largest difference allowed between torch and ONNX Runtime, relative to outputs larger than 1",
+        description="largest difference allowed between the answers of torch and ONNX Runtime; relative for outputs "
+        "larger than 1",
     )
     threads: int = Field(
         default=1, ge=1, description="older name of budget.threads", json_schema_extra={"deprecated": True}

@@ -20,14 +20,17 @@ class MeasureSpec(Frozen):
     batch: int = Field(
         default=1, ge=1, description="older name of budget.batch", json_schema_extra={"deprecated": True}
     )
-    rounds: int = Field(default=40, ge=5, description="interleaved rounds; each times baseline and variant once")
+    rounds: int = Field(
+        default=40, ge=5, description="number of interleaved rounds; each times baseline and variant once"
+    )
     seconds: float = Field(
-        default=1.0, gt=0, description="time given to the rounds of one variant, both sides together"
+        default=1.0, gt=0, description="total time for the rounds of one variant, baseline included, in seconds"
     )
     predict_batch: int = Field(
         default=1,
         ge=1,
-        description="samples per run when a split is predicted; above 1 dynamic quantization answers differently",
+        description="number of samples per run when a split is predicted; above 1 dynamic quantization answers "
+        "differently",
     )
 
 

@@ -18,56 +18,66 @@ class PruneSpec(Frozen):
     """Pruning with fine-tuning."""
 
     ratio: float = Field(
-        default=0.5, gt=0, lt=1, description="share of channels and units removed, the output layer left alone"
+        default=0.5, gt=0, lt=1, description="share of channels and units to remove; the output layer keeps its width"
     )
     ratios: dict[str, Annotated[float, Field(ge=0, lt=1)]] | None = Field(
         default=None,
-        description="another share by layer name, such as {conv1: 0.25, dense: 0}, for the layer and those tied to it; "
-        "the allocate step answers such a table",
+        description="another ratio by layer name, such as {conv1: 0.25, dense: 0}, for the layer and those that must "
+        "have its width",
     )
     importance: Literal["magnitude", "taylor", "hessian"] = Field(
         default="magnitude",
-        description="what ranks channels: the weights' magnitude, the loss's first-order change (taylor; of little use "
-        "where the training loss is almost 0) or second-order one (hessian: a backward pass for each of up to 512 "
-        "rows)",
+        description="what ranks channels. magnitude: their weights. taylor: first-order change of the loss, of little "
+        "use where the training loss is almost 0. hessian: second-order change, with a backward pass for each of up "
+        "to 512 rows",
     )
     scope: Literal["local", "global"] = Field(
         default="local",
-        description="the ratio holds for every layer (local), or over all of them, ranked together (global)",
+        description="where the ratio holds. local: in every layer. global: over all layers, ranked together",
     )
     steps: int = Field(
         default=1,
         ge=1,
         le=50,
-        description="pruned in so many equal steps, with fine-tuning after each; the learning rate is rewound to its "
-        "peak for each (the weights are not)",
+        description="number of equal steps in which to prune, with fine-tuning after each; the learning rate starts "
+        "at its highest value again in each step",
     )
     round_to: int | None = Field(
-        default=None, ge=1, description="channels kept are a multiple of this; null: as the workload hints, else 1"
+        default=None,
+        ge=1,
+        description="keep a multiple of this number of channels; null: as the workload's prune_hints() say, else 1",
     )
     ignore: tuple[str, ...] = Field(
-        default=(), description="names of modules that keep their width, besides those the workload hints at"
+        default=(), description="names of modules that keep their width, besides those in the workload's prune_hints()"
     )
     epochs: int = Field(
         default=30,
         ge=0,
-        description="fine-tuning epochs in all, shared by the steps; 0: none, to cost a structure before training",
+        description="total number of fine-tuning epochs, shared by the steps; 0: none, to cost a structure before "
+        "training it",
     )
-    batch_size: int = Field(default=64, ge=2, description="rows per fine-tuning step")
-    learning_rate: float = Field(default=2e-3, gt=0, description="peak of the fine-tuning learning rate")
-    weight_decay: float = Field(default=0.01, ge=0, description="decay of weights, not of biases and norms")
+    batch_size: int = Field(default=64, ge=2, description="number of rows per fine-tuning step")
+    learning_rate: float = Field(default=2e-3, gt=0, description="highest learning rate of the fine-tuning")
+    weight_decay: float = Field(default=0.01, ge=0, description="decay of the weights; biases and norms have none")
     patience: int | None = Field(
-        default=10, ge=1, description="end a step's fine-tuning after so many epochs without a better one; null: never"
+        default=10,
+        ge=1,
+        description="end a step's fine-tuning after this number of epochs without a better one; null: never",
     )
-    temperature: float = Field(default=4.0, gt=0, description="softness of the teacher's answers; classifiers only")
+    temperature: float = Field(
+        default=4.0, gt=0, description="how much the teacher's probabilities are softened; only for classifiers"
+    )
     alpha: float = Field(
-        default=0.7, ge=0, le=1, description="weight of the teacher's answers; the rest is the targets'"
+        default=0.7,
+        ge=0,
+        le=1,
+        description="share of the teacher's answers in the fine-tuning loss; the rest is the targets'",
     )
     batchnorm_batches: int = Field(
-        default=100, ge=1, description="training batches over which BatchNorm's statistics are measured again"
+        default=100, ge=1, description="number of training batches over which BatchNorm's statistics are measured again"
     )
     gradient_batches: int = Field(
-        default=20, ge=1, description="training batches over which taylor or hessian adds up its gradients"
+        default=20, ge=1, description="number of training batches over which taylor and hessian add up gradients"
     )
 
     @model_validator(mode="before")

@@ -24,7 +24,7 @@ class Cut:
     Args:
         ratio: share to remove in the end; ``ratios``: another one by layer name.
         importance, scope, round_to, ignore: see :class:`tasks.torch_models.channel_pruner.ChannelPruner`.
-        steps: the ratio is reached in so many equal steps.
+        steps: number of equal steps in which the ratio is reached.
         batchnorm_batches: training batches over which BatchNorm's statistics are measured again after a step.
         gradient_batches: training batches whose gradients ``taylor`` adds up, or ``hessian`` squares row by row.
     """

@@ -11,7 +11,7 @@ from tasks.torch_models.objective import TrainingBatch
 from tasks.workloads.workload import Workload
 
 _HESSIAN_ROWS = 512
-"""At most so many rows for ``hessian``: each has a backward pass of its own."""
+"""Most rows used for ``hessian``: each has a backward pass of its own."""
 
 
 def add_gradients(model: nn.Module, batches: Iterable[TrainingBatch], workload: Workload) -> None:

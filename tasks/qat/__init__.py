@@ -16,18 +16,20 @@ from tasks.running.stage_cache import run_stage
 class QatSpec(Frozen):
     """Quantization-aware training of the statically quantized file."""
 
-    epochs: int = Field(default=8, ge=1, description="passes over the training split")
-    batch_size: int = Field(default=64, ge=2, description="rows per step")
+    epochs: int = Field(default=8, ge=1, description="number of passes over the training split")
+    batch_size: int = Field(default=64, ge=2, description="number of rows per step")
     learning_rate: float = Field(
-        default=1e-3, gt=0, description="peak of the learning rate; a scale's logarithm learns with it"
+        default=1e-3, gt=0, description="highest learning rate; the logarithms of the scales are trained with it too"
     )
-    weight_decay: float = Field(default=0.0, ge=0, description="decay of weights, not of biases and scales")
-    temperature: float = Field(default=2.0, gt=0, description="softness of the teacher's answers; classifiers only")
+    weight_decay: float = Field(default=0.0, ge=0, description="decay of the weights; biases and scales have none")
+    temperature: float = Field(
+        default=2.0, gt=0, description="how much the teacher's probabilities are softened; only for classifiers"
+    )
     alpha: float = Field(
-        default=0.7, ge=0, le=1, description="weight of the teacher's answers; the rest is the targets'"
+        default=0.7, ge=0, le=1, description="share of the teacher's answers in the loss; the rest is the targets'"
     )
     patience: int | None = Field(
-        default=None, ge=1, description="stop after so many epochs without a better one; null: never"
+        default=None, ge=1, description="stop after this number of epochs without a better one; null: never"
     )
 
 

@@ -30,7 +30,7 @@ class Int8Parity:
     """``step``: the unit of the differences, see :func:`output_step`. ``largest`` and ``mean`` difference in steps.
 
     ``beyond``: rows that differ by more than one step; ``flipped``: rows that answer another class, None where the
-    answer is no [N, classes]. ``allowed``: so many rows each may be.
+    answer is no [N, classes]. ``allowed``: the largest number of each.
     """
 
     rows: int

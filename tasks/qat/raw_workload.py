@@ -68,7 +68,7 @@ class _Preprocessed(nn.Module):
 
 @dataclass(frozen=True)
 class _OnnxAnswers:
-    """An ONNX teacher asked anew for each batch."""
+    """An ONNX teacher, asked for each batch."""
 
     file: bytes
 

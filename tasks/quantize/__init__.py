@@ -26,7 +26,10 @@ class AccuracyControl(Frozen):
         "metric's unit (0.01 of an accuracy is one point)",
     )
     samples: int = Field(
-        default=300, ge=1, le=100_000, description="validation rows that layers are ranked on, those that differ most"
+        default=300,
+        ge=1,
+        le=100_000,
+        description="number of validation rows that layers are ranked on; those where fp32 and int8 differ most",
     )
 
 
@@ -36,34 +39,42 @@ class QuantizeSpec(Frozen):
     methods: tuple[Literal["static", "dynamic", "weights8", "weights4", "fp16", "bf16"], ...] = Field(
         default=("static", "dynamic"),
         min_length=1,
-        description="static: int8, activations too, with ranges from calibration data; dynamic: int8 MatMul and Gemm "
-        "only, ranges measured at run time; weights8, weights4: weights only, for size (convolutions, and in weights8 "
-        "small products, are int8 in the file and run in fp32); fp16: for accelerators, on CPUs smaller, not faster; "
-        "bf16: skipped while ONNX Runtime cannot run it on CPUs",
+        description="variants to make. static: int8 weights and activations, with ranges from the calibration split. "
+        "dynamic: int8 MatMul and Gemm only, ranges measured at run time. weights8, weights4: weights only, for size "
+        "(convolutions, and in weights8 small products, are int8 in the file and run in fp32). fp16: for "
+        "accelerators; smaller but not faster on CPUs. bf16: skipped while ONNX Runtime cannot run it on CPUs",
     )
     calibration_samples: int = Field(
-        default=256, ge=16, le=100_000, description="rows of the calibration split used, drawn evenly over the classes"
+        default=256,
+        ge=16,
+        le=100_000,
+        description="number of rows of the calibration split to use, drawn evenly over the classes",
     )
     calibration_method: Literal["minmax", "percentile", "entropy", "auto"] = Field(
         default="minmax",
-        description="how static finds the range of an activation; auto: minmax, unless another is nearer to fp32 on "
-        "the calibration rows",
+        description="how static finds the range of an activation; auto: minmax, unless another one is nearer to fp32 "
+        "on the calibration rows",
     )
     percentile: float = Field(
-        default=99.99, gt=50, le=100, description="share of the values inside the range, in percent, for percentile"
+        default=99.99,
+        gt=50,
+        le=100,
+        description="share of the values that lie inside the range, in percent, for calibration_method percentile",
     )
-    per_channel: bool = Field(default=True, description="a scale per output channel of a weight, not one for all")
+    per_channel: bool = Field(
+        default=True, description="use a scale for each output channel of a weight instead of one for all"
+    )
     equalize: bool = Field(
         default=False,
-        description="cross-layer equalization first: neighbouring layers share the ranges of their channels, which "
-        "helps depthwise convolutions; the fp32 function stays the same",
+        description="equalize the ranges of channels across neighbouring layers first, which helps depthwise "
+        "convolutions; the fp32 function stays the same",
     )
     bias_correction: bool = Field(
         default=False,
-        description="static: give back through the biases what rounding shifts on average, where that helps",
+        description="for static: correct the biases by what rounding shifts on average, where that helps",
     )
     accuracy_control: AccuracyControl | None = Field(
-        default=None, description="leave the layers in fp32 that cost too much accuracy; absent: quantize all of them"
+        default=None, description="keep the layers in fp32 that cost too much accuracy; absent: quantize all of them"
     )
 
 

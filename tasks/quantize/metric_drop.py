@@ -47,6 +47,6 @@ def drop_of_agreement(parent: Array) -> Drop:
     if agree(parent, parent).agreement is None:
         raise CalibrationError(
             f"quantize.accuracy_control: outputs of shape {list(parent.shape)} have no arg max to compare, and the "
-            "workload's metric cannot be computed: mend the metric, or remove accuracy_control"
+            "workload's metric cannot be computed: fix the metric, or remove accuracy_control"
         )
     return lambda outputs: 1.0 - (agree(parent, outputs).agreement or 0.0)

@@ -19,7 +19,7 @@ def prepare(file: bytes, folder: Path) -> ModelProto:
     """Optimise with ONNX Runtime's basic level, which keeps to standard operators.
 
     The shapes of intermediate tensors are dropped: those that exporters leave are stale after folding, and the
-    quantizer infers them anew.
+    quantizer infers them again.
     """
     model = onnx.load_from_string(file)
     del model.graph.value_info[:]

@@ -43,7 +43,7 @@ def quantize_weights(
         model: prepared; not changed.
         bits: 8 or 4.
         excluded: names of nodes that stay as they are.
-        folded: int8 products of at most so many weights run in fp32, as convolutions do.
+        folded: int8 products of at most this number of weights run in fp32, as convolutions do.
     """
     result = ModelProto()
     result.CopyFrom(model)

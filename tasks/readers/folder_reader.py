@@ -26,6 +26,7 @@ def read_image_folder(
     """Images of a folder with one subfolder per class.
 
     Args:
+        folder: a local path; :func:`winnow.local` fetches one from s3://.
         labels: the classes in their order; by default the subfolders' names, sorted.
         size: (height, width) to scale to; by default all images must have one size.
         channels: 1 (grey) or 3 (colour); by default as the first image is.

@@ -72,7 +72,17 @@ def complete(
     target: str = TARGET,
     source_rows: Mapping[str, Sequence[str]] | None = None,
 ) -> Divided:
-    """Take the splits that are missing out of train, by their shares; ``source_rows`` as above, by split.
+    """Take the splits that are missing out of train, by their shares; as :func:`split_columns`, which see.
+
+    Args:
+        splits: columns by split: ``train``, and any of ``calibration``, ``validation`` and ``test``.
+        seed: another seed gives another division.
+        fractions: share of the rows by split name, of all data.
+        target: name of the column to stratify by.
+        source_rows: by split, a name for every row, such as its file; by default its number.
+
+    Returns:
+        All four splits.
 
     Raises:
         DataReadError: there is no train split, or it is too small.

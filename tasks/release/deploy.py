@@ -19,9 +19,12 @@ class DeploySpec(Frozen):
     tolerance: float = Field(
         default=1e-3,
         gt=0,
-        description="largest difference to the recorded predictions, as a share of the largest recorded output",
+        description="largest acceptable difference to the recorded predictions, as a share of the largest recorded "
+        "output",
     )
-    load_seconds: float = Field(default=120.0, gt=0, description="how long the endpoint may take to load a version")
+    load_seconds: float = Field(
+        default=120.0, gt=0, description="how long the endpoint may take to load a version, in seconds"
+    )
 
 
 class Deployment(Frozen):

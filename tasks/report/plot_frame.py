@@ -11,7 +11,7 @@ from tasks.report.plot_points import Axis, PlotPoint, frontier
 from tasks.report.run_report import MetricName, RunReport
 
 _DEPTH = 6.0
-"""A search tries hopeless candidates too: so many margins below the baseline the plot ends."""
+"""A search tries hopeless candidates too: the plot ends this number of margins below the baseline."""
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,10 @@ class WorkloadRef(Frozen):
 class Limits(Frozen):
     """What a stage's process may use before it is ended."""
 
-    seconds: float = Field(default=3600.0, gt=0, description="wall-clock limit of the stage")
-    memory_bytes: int = Field(default=16 << 30, gt=0, description="limit of the resident memory of its processes")
+    seconds: float = Field(default=3600.0, gt=0, description="longest time that the stage may take, in seconds")
+    memory_bytes: int = Field(
+        default=16 << 30, gt=0, description="largest resident memory of the stage's processes, in bytes"
+    )
 
 
 class Job(Frozen):

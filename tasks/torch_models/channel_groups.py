@@ -25,7 +25,7 @@ class ChannelGroup:
     """Channels that can only be removed together, in every member (DepGraph, Fang et al. 2023, arXiv:2301.12900).
 
     ``name``: the first of its ``layers`` (convolutions and linear layers whose outputs are the channels) in the order
-    of the model. ``parts``: the channels are so many equal runs, of which each loses the same (grouped convolutions).
+    of the model. ``parts``: number of equal runs of channels, of which each loses the same (grouped convolutions).
     ``order``: channels of a run from the least to the most important.
     """
 

@@ -31,7 +31,7 @@ class ChannelPruner:
         inputs: preprocessed inputs by name, at least two rows, for tracing.
         ratio: share of the channels to remove in the end: of every group (local) or of all together (global).
         ratios: another share for the group of each layer named; the rest of the groups keep to ``ratio``.
-        steps: after each of so many calls of :meth:`step` an equal part of the ratio is gone.
+        steps: number of calls of :meth:`step`, each of which removes an equal part of the ratio.
         importance: what ranks channels; before each step ``taylor`` needs gradients in the parameters, and ``hessian``
             (optimal brain damage, LeCun et al. 1989) means of squared gradients of single rows.
         round_to: channels kept are a multiple of this.

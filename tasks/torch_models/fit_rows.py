@@ -22,7 +22,7 @@ Outputs = NDArray[Any]
 
 _EVAL_ROWS = {"cpu": 64, "other": 512}
 """Rows answered at a time. On a CPU feature maps of 512 images leave the caches, and their memory is taken from the
-system anew each time: a VGG at 32x32 answers 130 images per second with 512 rows and 280 with 64."""
+system again each time: a VGG at 32x32 answers 130 images per second with 512 rows and 280 with 64."""
 _RESIDENT_BYTES = 1 << 30
 """Data up to this size moves to the accelerator once; more goes batch by batch."""
 

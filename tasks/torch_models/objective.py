@@ -127,7 +127,7 @@ class StoredViews:
 
 @dataclass(frozen=True)
 class LiveAnswers:
-    """The teacher asked anew for each batch: needed where fresh augmentation changes what it is asked."""
+    """The teacher asked for each batch: needed where fresh augmentation changes what it is asked."""
 
     model: nn.Module
 

@@ -45,7 +45,7 @@ def teacher_says(
     device: str,
     views: Views | None = None,
 ) -> TeacherAnswers:
-    """What the teacher says about the training split: stored, or asked anew where augmentation changes the questions.
+    """What the teacher says about the training split: stored, or asked again where augmentation changes the questions.
 
     Args:
         train: the columns of the split ``train`` of ``data``.

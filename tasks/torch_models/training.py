@@ -18,14 +18,14 @@ class Training:
     """Length, steps and precision of a training.
 
     Args:
-        epochs: at most so many passes over the training split.
+        epochs: maximum number of passes over the training split.
         batch_size: rows per step; the batches of an epoch are evened out, so that none is tiny.
         learning_rate: its peak, after a linear rise over ``warmup`` (a share of all steps).
         weight_decay: on matrices and kernels only, not on biases and norms.
         optimizer: AdamW, or SGD with Nesterov's momentum of 0.9.
         schedule: course of the learning rate after its rise, see :meth:`rate`.
         warmup: share of all steps in which the learning rate rises.
-        patience: stop after so many epochs in a row without a better one; None = never.
+        patience: stop after this number of epochs in a row without a better one; None = never.
         amp: mixed precision; see tasks/torch_models/fit_amp.py. Validation is always float32.
         deterministic: refuse operations whose result varies from run to run.
     """
@@ -48,7 +48,7 @@ class Training:
         return cls(**{name: value for name, value in spec.items() if name in names})
 
     def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step (from 0) of so many.
+        """The learning rate of a step (from 0); ``steps`` is their number.
 
         A linear rise, then constant or a cosine to 0: Loshchilov and Hutter 2017, "SGDR", without restarts.
         """

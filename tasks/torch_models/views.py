@@ -1,6 +1,6 @@
 """Augmented versions of a training split, the same whenever they are made, so that answers to them can be kept.
 
-With fresh augmentation the teacher is asked anew for each batch, which costs more than the student's own step. A few
+With fresh augmentation the teacher is asked again for each batch, which costs more than the student's own step. A few
 fixed views, taken in turn by epoch, keep most of the gain, and all students of a search share the teacher's answers.
 Source: Shen and Xing 2022, "A Fast Knowledge Distillation Framework for Visual Recognition" (arXiv:2112.01528); Wu et
 al. 2022, "TinyViT" (arXiv:2207.10666), section 3.

@@ -24,23 +24,26 @@ from tasks.running.stage_plan import planning
 class TrainSpec(Frozen):
     """Training of the teacher."""
 
-    epochs: int = Field(default=30, ge=1, description="at most so many passes over the training split")
-    batch_size: int = Field(default=64, ge=2, description="rows per step")
-    learning_rate: float = Field(default=2e-3, gt=0, description="peak of the learning rate")
-    weight_decay: float = Field(default=0.01, ge=0, description="decay of weights, not of biases and norms")
+    epochs: int = Field(default=30, ge=1, description="maximum number of passes over the training split")
+    batch_size: int = Field(default=64, ge=2, description="number of rows per step")
+    learning_rate: float = Field(default=2e-3, gt=0, description="highest learning rate, reached after the warm-up")
+    weight_decay: float = Field(default=0.01, ge=0, description="decay of the weights; biases and norms have none")
     optimizer: Literal["adamw", "sgd"] = Field(default="adamw", description="adamw, or sgd with momentum 0.9")
     schedule: Literal["cosine", "constant"] = Field(
-        default="cosine", description="course of the learning rate after warm-up: cosine to 0, or constant"
+        default="cosine",
+        description="how the learning rate falls after the warm-up: along a cosine to 0, or not at all",
     )
-    warmup: float = Field(default=0.05, ge=0, lt=1, description="share of all steps in which the rate rises linearly")
+    warmup: float = Field(
+        default=0.05, ge=0, lt=1, description="share of all steps in which the learning rate rises linearly"
+    )
     patience: int | None = Field(
-        default=10, ge=1, description="stop after so many epochs without a better one; null: never"
+        default=10, ge=1, description="stop after this number of epochs without a better one; null: never"
     )
     amp: Literal["auto", "off", "bf16", "fp16"] = Field(
         default="auto",
         description="mixed precision on CUDA; auto: bf16, or fp16 where the GPU lacks it; a CPU trains in float32",
     )
-    deterministic: bool = Field(default=True, description="refuse operations whose result varies between runs")
+    deterministic: bool = Field(default=True, description="refuse operations whose result differs from run to run")
     scale: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the workload's model() for the teacher, such as {width: 2.0}"
     )
@@ -51,11 +54,11 @@ class BringSpec(Frozen):
 
     weights: str = Field(
         min_length=1,
-        description="safetensors, a state_dict saved by torch, or an ONNX file; a path or s3:// (an ONNX file enters "
-        "at quantize: nothing is distilled or pruned)",
+        description="file of the weights, a path or s3://: safetensors, a state_dict saved by torch, or an ONNX file "
+        "(which is only measured and quantized)",
     )
     scale: dict[str, Any] = Field(
-        default_factory=dict, description="arguments of the workload's model() that fit the weights"
+        default_factory=dict, description="arguments of the workload's model() with which it fits the weights"
     )
 
     @field_validator("weights")

@@ -8,7 +8,7 @@ from model_registry.measurement import Objective
 from model_registry.variant import Frozen
 
 STRUCTURAL = ("latency", "size")
-"""Gates that hang on a model's structure alone: training changes nothing about them."""
+"""Gates that depend on a model's structure alone: training changes nothing about them."""
 
 
 class GateSpec(Frozen):
@@ -24,14 +24,17 @@ class GateSpec(Frozen):
     champion_margin: float | None = Field(
         default=None,
         gt=0,
-        description="largest loss against the champion in service; its one-sided 95 % bound must stay within; absent: "
-        "as against the baseline",
+        description="largest acceptable loss against the champion in service; its one-sided 95 % bound must stay "
+        "within; absent: as against the baseline",
     )
     floor: float | None = Field(
-        default=None, description="worst metric accepted on the test split: a minimum, a maximum where lower is better"
+        default=None,
+        description="worst acceptable metric on the test split: a minimum, or a maximum where lower is better",
     )
     per_class_margin: float | None = Field(
-        default=0.1, gt=0, description="largest loss of any single class against the baseline; null: not looked at"
+        default=0.1,
+        gt=0,
+        description="largest acceptable loss of any single class against the baseline; null: not checked",
     )
     max_p95_ms: float | None = Field(
         default=None, gt=0, description="older name of budget.p95_ms", json_schema_extra={"deprecated": True}

@@ -14,7 +14,7 @@ from tasks.running.splits import Columns
 from tasks.workloads.workload import Inputs
 
 WHITE = 16.0
-# Only with so many images to test on can a loss of two points be told from none: up to five wrong ones are provable.
+# A test split of this size can prove that no more than two points are lost, even where five more images are wrong.
 FRACTIONS = {"train": 0.44, "calibration": 0.06, "validation": 0.2, "test": 0.3}
 
 
@@ -22,7 +22,7 @@ class Digits:
     """A classifier of one input ``image``, FP32 [N, 1, 8, 8], raw pixels 0 to 16; scaling is part of the model.
 
     Args:
-        rows: use only the first so many images, for quick runs.
+        rows: use only this number of images, for quick runs.
         seed: of the division into splits.
 
     Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits", UCI, 1998 (its test set).
@@ -63,7 +63,12 @@ class Digits:
 
 
 class MovedDigits(Digits):
-    """The same, and training sees each image turned, scaled and shifted a little: 0.12 radians, 8 %, 0.4 pixels."""
+    """:class:`Digits`, each training image turned, scaled and shifted a little: 0.12 radians, 8 %, 0.4 pixels.
+
+    Args:
+        rows: use only this number of images, for quick runs.
+        seed: of the division into splits.
+    """
 
     def augment(self, inputs: Inputs, generator: torch.Generator) -> Inputs:
         """An affine map of its own for each image, drawn from normal distributions."""

@@ -62,7 +62,10 @@ def describe_graph(model: nn.Module) -> tuple[dict[str, Any], fx.GraphModule]:
 
 
 def graph_module(document: Mapping[str, Any]) -> fx.GraphModule:
-    """The module that :func:`describe_graph` described, with fresh weights.
+    """A module with fresh weights from its traced graph; :func:`winnow.compress` writes the call where it needs one.
+
+    Args:
+        document: what was written: the layers, and what forward() does with them.
 
     Raises:
         WorkloadError: this does not describe a module.
@@ -110,9 +113,9 @@ def _layer(layer: nn.Module, name: str) -> dict[str, Any]:
     try:
         again = _new_layer(said).state_dict()
     except (TypeError, ValueError, RuntimeError) as error:
-        raise WorkloadError(f"layer {name!r}, a {kind.__name__}, cannot be made again: {error}") from error
+        raise WorkloadError(f"layer {name!r}, a {kind.__name__}, cannot be built again: {error}") from error
     if {n: t.shape for n, t in again.items()} != {n: t.shape for n, t in layer.state_dict().items()}:
-        raise WorkloadError(f"layer {name!r}, a {kind.__name__}, cannot be made again with the same weights")
+        raise WorkloadError(f"layer {name!r}, a {kind.__name__}, cannot be built again with the same weights")
     return said
 
 

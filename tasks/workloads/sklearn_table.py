@@ -11,8 +11,13 @@ from tasks.workloads.tabular import Tabular
 
 
 class SklearnTable(Tabular):
-    """``breast_cancer`` (569 rows, 2 classes), ``wine`` (178 rows, 3 classes), ``iris`` (150 rows, 3 classes) or
-    ``diabetes`` (442 rows, regression)."""
+    """A table of scikit-learn as a :class:`Tabular`: one input ``features``, FP32 [N, columns].
+
+    Args:
+        name: ``breast_cancer`` (569 rows, 2 classes), ``wine`` (178 rows, 3 classes), ``iris`` (150 rows, 3 classes) or
+            ``diabetes`` (442 rows, regression).
+        seed: of the division into splits.
+    """
 
     def __init__(
         self, name: Literal["breast_cancer", "wine", "iris", "diabetes"] = "breast_cancer", seed: int = 0

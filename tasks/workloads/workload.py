@@ -42,9 +42,14 @@ _EXAMPLE = """
 
 @dataclass(frozen=True)
 class Metric:
-    """A metric by its per-sample scores; the metric's value is their mean.
+    """A metric by its score for each sample; the metric's value is their mean.
 
-    ``per_sample(outputs [N, ...], targets [N]) -> scores [N]``.
+    Args:
+        name: as it is shown, and its key in MLflow. Names with ``accuracy``, ``f1``, ``auc``, ``precision`` or
+            ``recall`` in them are shown in percent.
+        better: ``higher`` or ``lower``.
+        per_sample: ``(outputs [N, ...], targets [N, ...]) -> scores [N]``, NumPy arrays; a score depends on its own
+            row alone, because samples are compared in pairs.
     """
 
     name: str
