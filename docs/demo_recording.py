@@ -16,7 +16,6 @@ import pty
 import re
 import subprocess
 import sys
-import threading
 
 from rich.console import Console
 from rich.text import Text
@@ -39,40 +38,27 @@ def main() -> int:
 
 
 def record(command: list[str]) -> tuple[int, list[str]]:
-    """Exit code and lines. Standard output is a terminal; standard error is none, so no bar moves in it."""
+    """Exit code, and the lines of standard output, which is a terminal; how it went is not recorded."""
     leader, follower = pty.openpty()
-    lines: list[str] = []
     process = subprocess.Popen(
         command,
         stdout=follower,
-        stderr=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
         env={**os.environ, "COLUMNS": str(COLUMNS), "TERM": "xterm-256color", "COLORTERM": "truecolor"},
     )
     os.close(follower)
-    assert process.stderr is not None
-    readers = [threading.Thread(target=_collect, args=(fd, lines)) for fd in (process.stderr.fileno(), leader)]
-    for reader in readers:
-        reader.start()
-    code = process.wait()
-    for reader in readers:
-        reader.join()
-    return code, lines
+    written = b""
+    while data := _read(leader):
+        written += data
+    return process.wait(), written.decode().splitlines()
 
 
-def _collect(fd: int, lines: list[str]) -> None:
-    """Append each line as soon as it is there, so that both streams are in the order of time."""
-    rest = b""
-    while True:
-        try:
-            data = os.read(fd, 65536)
-        except OSError:  # the terminal's other end is closed
-            data = b""
-        if not data:
-            break
-        *whole, rest = (rest + data).split(b"\n")
-        lines.extend(line.decode().rstrip("\r") for line in whole)
-    if rest:
-        lines.append(rest.decode())
+def _read(terminal: int) -> bytes:
+    """What was written; nothing once the other end is closed, which Linux reports as an error."""
+    try:
+        return os.read(terminal, 65536)
+    except OSError:
+        return b""
 
 
 if __name__ == "__main__":
