@@ -1,4 +1,4 @@
-"""Every shipped spec runs, here in its smallest form, after what its first lines say is to be done before."""
+"""Every shipped spec runs in its smallest form, after what its first lines say; and the notebook of the README."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import RunningStack
-from winnow_command import Winnow
+from winnow_command import Winnow, environment
 
 import winnow
 from flows.spec import SPECS
@@ -22,6 +22,7 @@ HEADERS = {
     path.stem: [line[1:] for line in path.read_text().split("\nschema:")[0].splitlines()]
     for path in sorted(SPECS.glob("*.yaml"))
 }
+README = Path(__file__).parent.parent / "README.md"
 QUICK = ("measure.rounds=5", "measure.seconds=0.1", "gates.per_class_margin=null", "gates.floor=null")
 WIDE = "budget.max_accuracy_drop=0.9"  # so little training proves nothing
 SMALL_DIGITS = "workload.arguments.rows=600"
@@ -147,6 +148,52 @@ def test_a_sequence_model_takes_any_length(stack: RunningStack, folder: Path) ->
     for length in (3, 24, 50):
         (scores,) = model.predict(np.zeros(length, dtype=np.int64)).values()
         assert np.shape(scores) == (4,)
+
+
+_IN_HAND = """
+import sys, torch
+from sklearn.datasets import load_digits
+from torch import nn
+
+digits = load_digits()
+image, target = digits.images.astype("float32")[:, None] / 16, digits.target
+train, validation, test = [(image[i:j], target[i:j]) for i, j in ((0, 900), (900, 1200), (1200, 1797))]
+model = nn.Sequential(
+    nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 32), nn.ReLU(), nn.Linear(32, 10)
+)
+optimizer = torch.optim.Adam(model.parameters(), 0.01)
+for _ in range(60):
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(torch.from_numpy(train[0])), torch.from_numpy(train[1])).backward()
+    optimizer.step()
+"""
+
+
+def test_the_readmes_notebook_runs(stack: RunningStack, tmp_path: Path) -> None:
+    (text,) = [b for b in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "winnow.compress(" in b]
+    assert len(text.splitlines()) <= 12
+    quick = {
+        "search.shrink": [0.5],
+        "search.trials": 1,
+        "search.control": False,
+        "search.rungs": 1,
+        "distill.epochs": 2,
+        "measure.rounds": 5,
+        "measure.seconds": 0.1,
+        "gates.per_class_margin": None,
+    }
+    small = text.replace("minutes=10,", f"minutes=10, overrides={quick},").replace('_drop": 0.02', '_drop": 0.3')
+    assert small.count("overrides=") == 1 and small.count("0.3") == 1
+    (tmp_path / "notebook.py").write_text(_IN_HAND + small)
+    done = subprocess.run(
+        [sys.executable, "-P", "notebook.py"], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env={**environment(WINNOW_HOME=str(stack.home)), "PYTHONPATH": str(README.parent)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, *table = done.stdout.splitlines()
+    assert first.startswith("mine, run ") and "released" in first and "replaces teacher.fp32" in first
+    assert any("teacher.weights8" in line for line in table), "the data frame has a row per variant"
+    assert "array(" in done.stdout.rpartition("{")[2], "a sample is answered by output name"
 
 
 def checked(report: dict[str, Any], name: str) -> None:
