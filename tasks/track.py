@@ -41,8 +41,13 @@ def track(
 
     Raises:
         RegistryUnavailable: MLflow does not answer; may pass, and trying again leaves no second run.
+        CorruptObject, ObjectMissing: a file of the chosen variant is not whole any more.
     """
     store, registry = Store(job.store), Registry.from_environment()
+    for row in rows:
+        if row.chosen:  # opened before anything is released: the run makes a broken file again, the endpoint cannot
+            for entry in row.variant.files:
+                store.fetch_bytes(entry)
     origin = origin or {}
     registry.end_dead_runs(job.model)
     run = registry.open_run(job.model, job.run_id, origin)

@@ -134,6 +134,7 @@ def test_errors_arrive_by_name(store: Store, tmp_path: Path) -> None:
     assert caught.value.details["epoch"] == 1
 
 
+@pytest.mark.slow
 def test_the_defaults_suit_the_digits() -> None:
     """Validation 0.99 to 1.00 and test 0.98 to 0.99 are usual, in two seconds."""
     workload = load_workload(WorkloadRef(path="tasks.workloads.digits:Digits"))

@@ -163,6 +163,7 @@ def test_a_margin_that_can_never_be_proven_is_refused_before_training(case: Case
     refuse_hopeless(GateSpec(margin=0.0001), regression)  # no smallest margin is known for such scores
 
 
+@pytest.mark.slow
 def test_missing_numbers_never_pass() -> None:
     rows = [
         GateRow(gate="nan", meaning="m", value=float("nan"), limit=1.0, unit="loss"),
