@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BASE: list[str] = PROJECT["dependencies"]
 PIPELINE: list[str] = PROJECT["optional-dependencies"]["pipeline"]
 PACKAGES = ("winnow", "flows", "tasks", "model_registry", "serving", "infra")
-COME_WITH = {"botocore": "boto3", "markupsafe": "jinja2", "requests": "mlflow", "types_boto3_s3": "for types only"}
+COME_WITH = {"botocore": "boto3", "markupsafe": "jinja2", "types_boto3_s3": "for types only"}
 """Part of what another dependency promises."""
 INSTALLER = {"pip", "setuptools", "wheel"}
 

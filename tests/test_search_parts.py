@@ -105,7 +105,7 @@ def test_a_candidate_over_the_budget_or_beaten_is_not_trained() -> None:
     standing = appraisal.standing(fits)
     assert (standing.possible, standing.loss) == (True, None)
     assert standing.cost == pytest.approx(0.25)
-    assert appraisal.line(fits) == "untrained, 0.1 ms, 50 KB"
+    assert appraisal.line(fits) == "untrained, 0.1 ms, 50.0 kB"
     over = candidate(file("b", 0.1, (0, 0), 200_000), trained=False)
     assert not appraisal.standing(over).possible and appraisal.line(over).endswith("over the budget")
     fits.behind = "pruned30"

@@ -36,8 +36,9 @@ def test_it_has_the_stacks_components(services: dict[str, Any]) -> None:
 
 
 def test_nothing_calls_home_and_nothing_is_published_beyond_loopback(services: dict[str, Any]) -> None:
+    switches = {name: value for name, value in QUIET.items() if value}  # the others only undo what a shell may have set
     for name, service in services.items():
-        assert QUIET.items() <= service["environment"].items(), name
+        assert switches.items() <= service["environment"].items(), name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
     assert "-master.telemetry=false" in services["s3"]["command"]
 
