@@ -6,8 +6,11 @@ import pytest
 from measurements import run_report
 from searches import search_report
 
-from flows.commands.result_table import print_report
+from flows.calls.run_result import RunResult
+from flows.commands.result_table import print_report, print_variants
+from tasks.evidence.number_text import times_text
 from tasks.report.run_report import RunReport
+from tasks.report.shortlist import shortlist
 
 
 def printed(report: RunReport, capsys: pytest.CaptureFixture[str]) -> str:
@@ -18,6 +21,26 @@ def printed(report: RunReport, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "180")
+
+
+def test_the_end_of_a_run_compares_with_the_baseline_and_nothing_seems_to_contradict(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = run_report()
+    text = printed(report, capsys)
+    baseline, chosen = report.row(report.baseline), report.row(report.chosen)
+    assert baseline is not None and chosen is not None and chosen.speedup is not None
+    line = text[text.index(f"{chosen.name} ◀ chosen") :]
+    assert times_text(baseline.bytes / chosen.bytes) in line and f"{chosen.speedup.value:.2f}×" in line
+    assert "p50" not in text and f"winnow compare {report.run_id}" in text
+    print_variants(report)
+    assert "p50 ms" in capsys.readouterr().out
+
+
+def test_a_notebook_shows_the_same() -> None:
+    page = RunResult(search_report())._repr_html_()
+    assert page.count("<tr>") == 1 + len(shortlist(search_report()))
+    assert "<td><b>pruned25-r4.int8-static</b></td>" in page and "teacher.fp32 (baseline)" in page and "×" in page
 
 
 def test_a_search_prints_the_front_and_says_how_many_more_there_are(capsys: pytest.CaptureFixture[str]) -> None:

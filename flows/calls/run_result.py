@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from model_registry.sizes import size_text
+from tasks.evidence.number_text import metric_range, metric_text, times_text
 from tasks.report.headline import headline
 from tasks.report.run_report import RunReport, VariantRow
+from tasks.report.shortlist import shortlist
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -60,7 +63,27 @@ class RunResult:
             f"{html.escape(head.sentence)}</p>"
         ]
         if self.report.variants:
-            shown.append(self.variants.drop(columns=["digest"]).to_html(index=False, float_format="{:.4g}".format))
+            shown.append(_table(self.report))
         links = {**self.report.links, **({"endpoint": self.report.endpoint} if self.report.endpoint else {})}
         shown.append(" · ".join(f'<a href="{html.escape(url)}">{html.escape(name)}</a>' for name, url in links.items()))
         return "\n".join(shown)
+
+
+def _table(report: RunReport) -> str:
+    """The variants that count, as HTML: ratios to the baseline, for latencies of different minutes mislead."""
+    name = report.metric.name if report.metric else "metric"
+    baseline = report.row(report.baseline)
+    lines = [f"<tr><th>variant</th><th>{html.escape(name)}</th><th>size</th><th>smaller</th><th>faster</th></tr>"]
+    for row in shortlist(report):
+        smaller = "–" if baseline is None or row is baseline else times_text(baseline.bytes / row.bytes)
+        sure = row.speedup is not None and row.speedup.verdict != "not distinguishable"
+        cells = [
+            row.name + (" (baseline)" if row is baseline else ""),
+            f"{metric_text(row.metric.value, name)} ({metric_range(row.metric.interval, name)})",
+            size_text(row.bytes),
+            smaller,
+            times_text(row.speedup.value) if row.speedup is not None and sure else "–" if row is baseline else "≈ 1×",
+        ]
+        tag = "b" if row.digest == report.chosen else "span"
+        lines.append("<tr>" + "".join(f"<td><{tag}>{html.escape(cell)}</{tag}></td>" for cell in cells) + "</tr>")
+    return "<table>" + "\n".join(lines) + "</table>"

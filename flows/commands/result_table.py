@@ -21,6 +21,7 @@ from tasks.evidence.number_text import (
     ms_range,
     ms_text,
     seconds_text,
+    times_text,
 )
 from tasks.report.headline import headline
 from tasks.report.run_report import RunReport, VariantRow
@@ -29,6 +30,8 @@ from tasks.report.shortlist import shortlist
 
 _COLOURS = {"good": "green", "warn": "yellow", "bad": "red"}
 _COLUMNS = ("metric", "size", "p50 ms", "p95 ms", "speed-up", "samples/s", "peak memory")
+_BRIEF = ("metric", "size", "smaller", "faster")
+"""What the end of a run shows: ratios to the baseline, which latencies of different minutes would seem to contradict."""
 _FILE_WIDTH = 180
 """Columns where the output is no terminal: a log must not be cut at 80."""
 _NEAREST = 3
@@ -43,7 +46,7 @@ def print_report(report: RunReport, *, folder: Path | None = None) -> None:
     console.print(f"\n[bold]{title}[/]  [bold {colour}]{head.word}[/] in {seconds_text(report.seconds)}")
     console.print(head.sentence, highlight=False, markup=False)
     if report.variants:
-        _print_variants(report, console)
+        _print_variants(report, console, _BRIEF)
     if report.search is not None:
         _print_search(report, console)
     decision, passed = report.decision, report.status in ("released", "registered")
@@ -67,8 +70,8 @@ def print_report(report: RunReport, *, folder: Path | None = None) -> None:
 
 
 def print_variants(report: RunReport) -> None:
-    """Print the table of variants alone."""
-    _print_variants(report, open_console())
+    """Print the table of variants alone, with everything that was measured."""
+    _print_variants(report, open_console(), _COLUMNS)
 
 
 def print_stages(report: RunReport) -> None:
@@ -92,12 +95,15 @@ def open_console() -> Console:
     return console
 
 
-def _print_variants(report: RunReport, console: Console) -> None:
-    console.print(variants(report, console))
+def _print_variants(report: RunReport, console: Console, columns: Sequence[str]) -> None:
+    console.print(variants(report, console, columns))
     console.print(f"[dim]{_conditions(report)}[/]", highlight=False)
     more = len(report.variants) - len(shortlist(report))
-    if more:
-        console.print(f"[dim]{more} more variants are in the report.[/]", highlight=False)
+    left = f"{more} more variants are in the report. " if more else ""
+    if columns == _BRIEF:
+        left += f"Latencies, throughput and memory: winnow compare {report.run_id}"
+    if left:
+        console.print(f"[dim]{left}[/]", highlight=False, soft_wrap=True)
 
 
 def _print_search(report: RunReport, console: Console) -> None:
@@ -117,16 +123,16 @@ def _print_search(report: RunReport, console: Console) -> None:
         console.print(f"  [dim]{more} more candidates are in the report.[/]", highlight=False)
 
 
-def variants(report: RunReport, console: Console) -> RenderableType:
-    """The table of variants, of a search those of the shortlist.
+def variants(report: RunReport, console: Console, columns: Sequence[str] = _COLUMNS) -> RenderableType:
+    """The table of variants with these columns, of a search those of the shortlist.
 
     A line each where there is room, else intervals below their values, else two tables.
     """
     unlimited = console.options.update(width=1000)
     for tables in (
-        [_variants(report, _COLUMNS, stacked=False)],
-        [_variants(report, _COLUMNS, stacked=True)],
-        [_variants(report, _COLUMNS[:3], stacked=True), _variants(report, _COLUMNS[3:], stacked=True)],
+        [_variants(report, columns, stacked=False)],
+        [_variants(report, columns, stacked=True)],
+        [_variants(report, columns[:3], stacked=True), _variants(report, columns[3:], stacked=True)],
     ):
         if all(console.measure(table, options=unlimited).maximum <= console.width for table in tables):
             break
@@ -161,12 +167,15 @@ def _variants(report: RunReport, columns: Sequence[str], *, stacked: bool) -> Ta
 
 def _cells(report: RunReport, row: VariantRow, end: str) -> dict[str, str]:
     name = report.metric.name if report.metric else ""
+    baseline = report.row(report.baseline)
     return {
         "metric": f"{metric_text(row.metric.value, name)}{end}[dim]{metric_range(row.metric.interval, name)}[/]",
         "size": size_text(row.bytes),
         "p50 ms": f"{ms_text(row.p50_ms)}{end}[dim]{ms_range(row.latency_interval.p50)}[/]",
         "p95 ms": f"{ms_text(row.p95_ms)}{end}[dim]{ms_range(row.latency_interval.p95)}[/]",
+        "smaller": "–" if baseline is None or row is baseline else times_text(baseline.bytes / row.bytes),
         "speed-up": _speedup(row),
+        "faster": _speedup(row),
         "samples/s": count_text(row.throughput),
         "peak memory": size_text(row.peak_rss_bytes),
     }
