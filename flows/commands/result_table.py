@@ -31,7 +31,7 @@ from tasks.report.shortlist import shortlist
 _COLOURS = {"good": "green", "warn": "yellow", "bad": "red"}
 _COLUMNS = ("metric", "size", "p50 ms", "p95 ms", "speed-up", "samples/s", "peak memory")
 _BRIEF = ("metric", "size", "smaller", "faster")
-"""What the end of a run shows: ratios to the baseline, which latencies of different minutes would seem to contradict."""
+"""What the end of a run shows: ratios to the baseline. Latencies of different minutes would seem to contradict them."""
 _FILE_WIDTH = 180
 """Columns where the output is no terminal: a log must not be cut at 80."""
 _NEAREST = 3
