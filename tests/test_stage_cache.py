@@ -118,9 +118,9 @@ def test_each_ingredient_alone_changes_the_key(store: Store, monkeypatch: pytest
     on_class = Stage(name="echo", entry=STAGE.entry, libraries=STAGE.libraries, cpu_class_matters=True)
     assert key(stage=on_class) != (before := keys["same"])
     # What a class means is decided outside the sources that are hashed.
-    monkeypatch.setattr("tasks.running.stage_cache.sums_saturate", lambda name: True)
+    monkeypatch.setattr("tasks.running.stage_call.sums_saturate", lambda name: True)
     saturating = key(stage=on_class)
-    monkeypatch.setattr("tasks.running.stage_cache.sums_saturate", lambda name: False)
+    monkeypatch.setattr("tasks.running.stage_call.sums_saturate", lambda name: False)
     assert key(stage=on_class) != saturating
     assert key() == before
 
