@@ -127,7 +127,8 @@ def one_run(checkout: Path, spec: str, seed: int, stack: OwnStack) -> tuple[Take
     entry = next(name for name in _ENTRIES if (checkout / name).is_file())
     module = entry.removesuffix(".py").replace("/", ".")
     environment = {**stack.environment, **Stack(stack.home).environment(), "PYTHONPATH": str(checkout.absolute())}
-    command = [sys.executable, "-P", "-m", module, "run", spec, "--set", f"seed={seed}", "--json"]
+    settings = ("--set", f"seed={seed}", "--set", f"workload.arguments.seed={seed}")  # the latter divides the rows
+    command = [sys.executable, "-P", "-m", module, "run", spec, *settings, "--json"]
     taken, said = timed(command, stack.home.parent, environment)
     return taken, json.loads(said)
 
