@@ -54,6 +54,7 @@ def write_project(
         SpecError: the name cannot name a model.
         WorkloadError, DataReadError: as :func:`winnow.compress`.
     """
+    from tasks.data.materialise import storable
     from tasks.torch_models.model_in_hand import input_names, write_model
     from tasks.workloads.data_in_hand import as_columns, hold_out
     from tasks.workloads.live_source import LiveSource
@@ -65,6 +66,7 @@ def write_project(
     splits = {s: as_columns(d, inputs, labels=labels, what=s) for s, d in data.items() if d is not None}
     if "calibration" not in splits:
         splits["train"], splits["calibration"] = hold_out(splits["train"])
+    splits = storable(splits)  # float64 becomes float32, as the pipeline computes
     source = LiveSource()
     paths = {what: source.add(function, what) for what, function in functions.items() if function is not None}
     if metric is not None:
@@ -112,10 +114,10 @@ def _preprocessing(function: Callable[..., Any] | None, inputs: tuple[str, ...])
 
 
 def _write_data(folder: Path, splits: Mapping[str, Columns]) -> None:
-    from tasks.data.materialise import npz_bytes, storable
+    from tasks.data.materialise import npz_bytes
 
     folder.mkdir()
-    for split, columns in storable(dict(splits)).items():
+    for split, columns in splits.items():
         (folder / f"{split}.npz").write_bytes(npz_bytes(columns))
 
 
