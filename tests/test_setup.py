@@ -12,6 +12,8 @@ from types import ModuleType
 
 import pytest
 
+pytestmark = pytest.mark.slow  # environments and processes are made for real
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / ".ci" / "install_locked.py"
 

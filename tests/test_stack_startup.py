@@ -25,6 +25,8 @@ from infra.home import Secrets, Settings
 from infra.stack import NAMES, Stack
 from infra.startup import Event
 
+pytestmark = pytest.mark.slow  # environments and processes are made for real
+
 
 class StubbedStack(Stack):
     """A stack whose five components are stubs; ``vices`` are given by component."""
