@@ -43,7 +43,7 @@ def concluding(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked:
         yield
     except BaseException as error:
         run.settle(error)
-        if isinstance(error, STOPPED):  # a person waits: only the state, no pages
+        if isinstance(error, STOPPED):  # somebody waits for the prompt: only the state, no pages
             Registry.from_environment().end_run(tracked.run, "interrupted")
         else:
             try:

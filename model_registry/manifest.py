@@ -1,4 +1,4 @@
-"""Hashes and manifests: a model is a list of hashed files, and a mismatch is told as a diff."""
+"""Hashes and manifests: a model is a list of hashed files, and a mismatch is shown as a diff."""
 
 from __future__ import annotations
 

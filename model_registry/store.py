@@ -195,7 +195,7 @@ class Store:
             etag = self._call(self.client.head_object, Bucket=self.bucket, Key=key)["ETag"].strip('"')
         except ObjectMissing:
             return
-        # The ETag of an object put in one piece is its MD5; one put in several ("-") is told by nothing but its bytes.
+        # The ETag of an object put in one piece is its MD5; one put in several ("-") is known by nothing but its bytes.
         if "-" in etag or etag == hashlib.md5(broken.read_bytes(), usedforsecurity=False).hexdigest():
             self._call(self.client.delete_object, Bucket=self.bucket, Key=key)
 

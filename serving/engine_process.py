@@ -79,7 +79,7 @@ def main() -> None:
     try:
         engine = Engine(Path(request.header["folder"]), Variant.model_validate(request.header["variant"]))
         engine.warm_up()
-    except Exception as error:  # noqa: BLE001 - told to the endpoint, which raises it there
+    except Exception as error:  # noqa: BLE001 - sent to the endpoint, which raises it there
         pipe.write({"error": str(error), "type": type(error).__name__})
         return
     pipe.write(

@@ -79,7 +79,7 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         code = 130
-    except Exception as error:  # noqa: BLE001 - the last resort; a named error is told, any other keeps its traceback
+    except Exception as error:  # noqa: BLE001 - the last resort; a named error is printed, any other keeps its traceback
         code = _tell(error)
     gc.freeze()  # looking for garbage in all that Prefect and MLflow loaded would take a second before we are gone
     sys.exit(code if isinstance(code, int) else 0)

@@ -35,7 +35,7 @@ _BRIEF = ("metric", "size", "smaller", "faster")
 _FILE_WIDTH = 180
 """Columns where the output is no terminal: a log must not be cut at 80."""
 _NEAREST = 3
-"""Candidates told of where the budget was not met."""
+"""Candidates that are shown where the budget was not met."""
 
 
 def print_report(report: RunReport, *, folder: Path | None = None) -> None:

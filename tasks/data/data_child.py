@@ -31,7 +31,7 @@ def main(child: Child) -> Result:
     child.progress(0.2, "storing the splits")
     data = _store(child, workload, splits)
     child.progress(0.3, "checking")
-    # Great Expectations takes seconds to import; data that cannot even be read is told before.
+    # Great Expectations takes seconds to import; data that cannot even be read is refused before.
     from tasks.data.check_splits import check_splits
 
     checked = check_splits(

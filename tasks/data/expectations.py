@@ -19,7 +19,7 @@ from tasks.running.splits import TARGET
 Severity = Literal["critical", "warning"]
 _SEVERITY: dict[str, Severity] = {"fail": "critical", "warn": "warning"}
 _STRAYS = (0.01, 3)
-"""Rows that may be unlike those of train before it is told: this share, and in small splits this many."""
+"""Rows that may be unlike those of train before it is reported: this share, and in small splits this many."""
 
 _REPEATS = {
     "duplicates": ("duplicate_of", "No sample is in this split twice", "drop the repeated rows"),
@@ -156,7 +156,7 @@ def _ranges(frame: pd.DataFrame, ranges: dict[str, Any]) -> Iterator[Expectation
     for column, (lowest, highest) in ranges.items():
         check = DataCheck("range", "critical", f"repair these rows, or correct data.ranges.{column}")
         says = f"{column} lies in [{_limit(lowest)}, {_limit(highest)}]"
-        # A tensor is told by its smallest and largest value in each row.
+        # A tensor is described by its smallest and largest value in each row.
         tensor = column not in frame and f"{column}.min" in frame
         for name, low, high in (
             [(f"{column}.min", lowest, None), (f"{column}.max", None, highest)]

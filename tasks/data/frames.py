@@ -28,7 +28,7 @@ def split_frame(
         columns: the split's arrays [rows, ...].
         repeats: where each row's like is; becomes the columns ``duplicate_of``, ``also_in``, ``conflicts_with``.
         labels: class names for the column ``target``.
-        own: the frame the workload made itself; by default numbers stay as they are and every tensor is told by
+        own: the frame the workload made itself; by default numbers stay as they are and every tensor is described by
             ``name.min``, ``name.max``, ``name.mean`` and ``name.nonfinite`` (how many values are NaN or infinite).
 
     Raises:

@@ -28,7 +28,7 @@ class Course:
         mixes: of temperature and the teacher's share, to choose from by short trainings if there are several.
         auto_epochs: length of each short training, as a share of the epochs.
         control: whether a control will be trained too.
-        progress: told a fraction of the whole and a line of text.
+        progress: called with a fraction of the whole and a line of text.
     """
 
     def __init__(

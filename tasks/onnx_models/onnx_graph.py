@@ -141,7 +141,7 @@ def _drop_defaults(model: ModelProto) -> None:
 def _is_default(attribute: AttributeProto, op_type: str, default: AttributeProto) -> bool:
     if default.name:
         return bool(onnx.helper.get_attribute_value(attribute) == onnx.helper.get_attribute_value(default))
-    if op_type.endswith(("Conv", "Pool")):  # defaults told in prose, since their length is the rank
+    if op_type.endswith(("Conv", "Pool")):  # defaults given in prose, since their length is the rank
         usual = {"strides": 1, "dilations": 1, "pads": 0}.get(attribute.name)
         return usual is not None and set(attribute.ints) == {usual}
     return False

@@ -67,7 +67,7 @@ def narrow(
         objective: what fine-tuning minimises.
         checkpoints: of the fine-tuning of each step.
         parent_metric: the model's metric on validation where it is known; None: the model is asked.
-        progress: told a fraction of the whole and a line of text.
+        progress: called with a fraction of the whole and a line of text.
 
     Raises:
         PruningRefused: see :class:`tasks.torch_models.channel_pruner.ChannelPruner`.

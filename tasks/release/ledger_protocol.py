@@ -62,7 +62,7 @@ class Reconciled(Frozen):
 
 
 class ReleaseProtocol:
-    """The parties of a release, for one model. ``note`` is told each step that was reached."""
+    """The parties of a release, for one model. ``note`` is called with each step that was reached."""
 
     def __init__(
         self, store: Store, endpoint: Endpoint, registry: Registry, model: str, note: Note | None = None

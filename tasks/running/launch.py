@@ -89,7 +89,7 @@ def run_child(
     started = time.monotonic()
     try:
         assert process.popen.stdin is not None and process.popen.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it died already: told below, with its log
+        with contextlib.suppress(BrokenPipeError):  # it died already: reported below, with its log
             process.popen.stdin.write(json.dumps(request).encode() + b"\n")
             process.popen.stdin.flush()
         with log_path.open("ab") as log, selectors.DefaultSelector() as selector:

@@ -76,7 +76,7 @@ def fit(
         objective: what training minimises; None = the workload's loss. One that is a module is trained along.
         views: fixed augmentations of the training split, taken in turn by epoch; None = fresh ones, if any.
         checkpoints: where the state is kept after each epoch; a training that finds its own goes on from it.
-        progress: told a fraction of the whole and a line of text.
+        progress: called with a fraction of the whole and a line of text.
 
     Raises:
         TrainingDiverged: the loss became NaN or infinite; names epoch and batch.
@@ -220,7 +220,7 @@ def _make_optimizer(model: nn.Module, beside: nn.Module, training: Training) -> 
 
 
 def _check_fit(model: nn.Module, rows: Rows, objective: Objective) -> TrainingBatch:
-    """Ask the model about two rows before training, so that a misfit is told as one; those rows."""
+    """Ask the model about two rows before training, so that a misfit is reported as one; those rows."""
     if rows.count < 2:
         raise WorkloadError(f"the training split has {rows.count} row(s); training needs at least 2")
     model.eval()

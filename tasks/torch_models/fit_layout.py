@@ -33,7 +33,7 @@ def channels_last(model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[bool]
         try:
             with torch.no_grad():
                 model.eval()(**inputs)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:  # whoever calls the model next is told
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:  # whoever calls the model next sees it
             _log.info("convolutions stay contiguous: %s", error)
             _lay_out(weights, torch.contiguous_format)
             usable = False

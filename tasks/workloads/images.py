@@ -23,7 +23,7 @@ from tasks.workloads.workload import Inputs
 _FOLDERS = {name: name for name in SPLITS} | {"val": "validation", "valid": "validation"}
 
 _FILE = "file"
-"""Column of the names of the images' files, on the way to what findings are told by."""
+"""Column of the names of the images' files, on the way to what findings name."""
 
 
 class Images:
