@@ -41,7 +41,7 @@ TEACHERS = HERE / "glyphs" / "teachers"
 LIBRARIES = ("torch", "onnxruntime", "onnx", "torch-pruning", "numpy", "scikit-learn", "winnow-mlops")
 ENDED = ("released", "registered", "refused")
 ANOTHER_BUDGET = 1000
-"""The number of bytes more than the chosen file that are allowed in the last run: the same answer to another question."""
+"""Bytes more than the chosen file that are allowed in the last run: the same answer to another question."""
 
 
 class NoProof(RuntimeError):

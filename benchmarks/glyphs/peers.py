@@ -81,7 +81,7 @@ def main() -> int:
 
 
 def make_files(network: str, teacher: Path, folder: Path, max_drop: float, validation_rows: int) -> None:
-    """Have each tool write its files and ``peer_<tool>.json``; one that cannot be installed is reported and left out."""
+    """Have each tool write its files and ``peer_<tool>.json``; one that cannot be installed is named and left out."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in [*folder.glob("*.onnx"), *folder.glob("peer_*.json")]:
         old.unlink()

@@ -108,7 +108,7 @@ class FormBuilder:
         self._saturates = sums_saturate(cpu_class())
 
     def forms(self, progress: Callable[[float, str], None]) -> list[QuantizedForm]:
-        """One by each method that suits the graph; ``progress`` is called with a fraction of the whole and a line of text.
+        """One by each method that suits the graph; ``progress`` takes a fraction of the whole and a line of text.
 
         Raises:
             CalibrationError: the calibration rows cannot be used.
