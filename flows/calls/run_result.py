@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_registry.sizes import size_text
-from tasks.evidence.number_text import metric_range, metric_text, times_text
+from tasks.evidence.number_text import metric_range, metric_text
 from tasks.report.headline import headline
+from tasks.report.ratio_text import faster_text, smaller_text
 from tasks.report.run_report import RunReport, VariantRow
 from tasks.report.shortlist import shortlist
 
@@ -75,14 +76,12 @@ def _table(report: RunReport) -> str:
     baseline = report.row(report.baseline)
     lines = [f"<tr><th>variant</th><th>{html.escape(name)}</th><th>size</th><th>smaller</th><th>faster</th></tr>"]
     for row in shortlist(report):
-        smaller = "–" if baseline is None or row is baseline else times_text(baseline.bytes / row.bytes)
-        sure = row.speedup is not None and row.speedup.verdict != "not distinguishable"
         cells = [
             row.name + (" (baseline)" if row is baseline else ""),
             f"{metric_text(row.metric.value, name)} ({metric_range(row.metric.interval, name)})",
             size_text(row.bytes),
-            smaller,
-            times_text(row.speedup.value) if row.speedup is not None and sure else "–" if row is baseline else "≈ 1×",
+            smaller_text(row, baseline),
+            faster_text(row),
         ]
         tag = "b" if row.digest == report.chosen else "span"
         lines.append("<tr>" + "".join(f"<td><{tag}>{html.escape(cell)}</{tag}></td>" for cell in cells) + "</tr>")

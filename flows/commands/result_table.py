@@ -21,9 +21,9 @@ from tasks.evidence.number_text import (
     ms_range,
     ms_text,
     seconds_text,
-    times_text,
 )
 from tasks.report.headline import headline
+from tasks.report.ratio_text import faster_text, smaller_text
 from tasks.report.run_report import RunReport, VariantRow
 from tasks.report.search_view import control_sentence, ending, nearest, search_verdict
 from tasks.report.shortlist import shortlist
@@ -173,9 +173,9 @@ def _cells(report: RunReport, row: VariantRow, end: str) -> dict[str, str]:
         "size": size_text(row.bytes),
         "p50 ms": f"{ms_text(row.p50_ms)}{end}[dim]{ms_range(row.latency_interval.p50)}[/]",
         "p95 ms": f"{ms_text(row.p95_ms)}{end}[dim]{ms_range(row.latency_interval.p95)}[/]",
-        "smaller": "–" if baseline is None or row is baseline else times_text(baseline.bytes / row.bytes),
-        "speed-up": _speedup(row),
-        "faster": _speedup(row),
+        "smaller": smaller_text(row, baseline),
+        "speed-up": faster_text(row),
+        "faster": faster_text(row),
         "samples/s": count_text(row.throughput),
         "peak memory": size_text(row.peak_rss_bytes),
     }
@@ -201,14 +201,6 @@ def gates(report: RunReport) -> Table:
             f"{sign} {gate_number(gate.limit, gate.unit, name)}",
         )
     return table
-
-
-def _speedup(row: VariantRow) -> str:
-    if row.speedup is None:
-        return "–"
-    if row.speedup.verdict == "not distinguishable":
-        return "[dim]≈ 1×[/]"
-    return f"{row.speedup.value:.2f}×"
 
 
 def _conditions(report: RunReport) -> str:
