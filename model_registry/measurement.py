@@ -97,6 +97,24 @@ class Speedup(Frozen):
     verdict: Verdict
 
 
+class Clocked(Frozen):
+    """Size and speed of a file, whatever its weights are worth: interleaved with the baseline, nothing predicted."""
+
+    digest: Digest
+    name: str
+    bytes: int = Field(ge=0)
+    batch: int = Field(ge=1)
+    p50_ms: float
+    p95_ms: float
+    throughput: Throughput
+    speedup: Speedup
+
+    @property
+    def latency_share(self) -> tuple[float, Interval]:
+        """As :attr:`Measurement.latency_share`."""
+        return _share(self.speedup)
+
+
 class Measurement(Record):
     """All numbers of one variant on one split and one machine."""
 
@@ -160,10 +178,7 @@ class Measurement(Record):
         From interleaved rounds, so that variants which were measured at different times can be ordered by it: their
         medians in milliseconds also differ by what else the machine did. The baseline's own share is 1.
         """
-        if self.speedup is None:
-            return 1.0, (1.0, 1.0)
-        low, high = self.speedup.interval
-        return 1.0 / self.speedup.value, (1.0 / high, 1.0 / low)
+        return _share(self.speedup) if self.speedup else (1.0, (1.0, 1.0))
 
     @property
     def key(self) -> str:
@@ -172,3 +187,8 @@ class Measurement(Record):
         batches = {"batch": self.batch, "predict_batch": self.predict_batch}
         short = hashlib.sha256(canonical_json(conditions | batches)).hexdigest()[:16]
         return f"measurements/{self.digest}/{self.hardware.key}/{short}.json"
+
+
+def _share(speedup: Speedup) -> tuple[float, Interval]:
+    low, high = speedup.interval
+    return 1.0 / speedup.value, (1.0 / high, 1.0 / low)

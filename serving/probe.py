@@ -18,10 +18,10 @@ from pydantic import Field
 
 from model_registry.answering import AnsweringFailed, AskedProcess, answer_requests
 from model_registry.cpu_class import CPUINFO, cpu_class
-from model_registry.measurement import Hardware, LatencyIntervals, Speedup, Throughput
+from model_registry.measurement import Clocked, Hardware, LatencyIntervals, Speedup, Throughput
 from model_registry.variant import Frozen, TensorSpec, Variant
 from serving.engine import Engine
-from serving.probe_latency import EngineTiming, ModelAlone, compare_engines, pinned
+from serving.probe_latency import EngineTiming, ModelAlone, compare_engines, compare_many, pinned
 from serving.tensors import NUMPY, Array
 
 MAX_REQUESTS = 64
@@ -50,6 +50,21 @@ class ProbeRequest(Frozen):
     predict_batch: int = Field(default=32, ge=1, description="samples per run when the whole split is predicted")
     predict_seconds: float = Field(default=0.5, ge=0, description="the split is predicted again until this has passed")
     seed: int = Field(default=0, ge=0, description="of the order of blocks and of the bootstrap")
+
+
+class ClockRequest(Frozen):
+    """Which variants to time side by side, on what; fields as in :class:`ProbeRequest`."""
+
+    clocked: tuple[tuple[Variant, Path], ...] = Field(min_length=1, description="each with the folder of its files")
+    baseline: Variant
+    baseline_folder: Path | None = None
+    inputs: Path
+    batch: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1)
+    rounds: int = Field(default=20, ge=2)
+    seconds: float = Field(default=0.3, ge=0, description="time for all blocks of one variant, about")
+    warm_up_seconds: float = Field(default=0.05, ge=0)
+    seed: int = Field(default=0, ge=0)
 
 
 class ProbeResult(Frozen):
@@ -124,6 +139,40 @@ class Probe:
             cpus=comparison.cpus,
         )
 
+    def clock(self, request: ClockRequest) -> list[Clocked]:
+        """Time the variants and the baseline in turns; nothing is predicted, so their weights may mean nothing.
+
+        Raises:
+            As :meth:`measure`.
+        """
+        arrays = _inputs(request.inputs, request.baseline.inputs)
+        with pinned(request.threads):
+            baseline = self._load_baseline(request)
+            engines = [Engine(folder, variant, threads=request.threads) for variant, folder in request.clocked]
+            timed = compare_many(
+                [ModelAlone(engine) for engine in engines],
+                ModelAlone(baseline),
+                _requests(arrays, request.batch),
+                batch=request.batch,
+                rounds=request.rounds,
+                seconds=request.seconds * (1 + len(engines)),
+                warm_up_seconds=request.warm_up_seconds,
+                seed=request.seed,
+            )
+        return [
+            Clocked(
+                digest=variant.digest,
+                name=variant.name,
+                bytes=variant.file("model.onnx").size,
+                batch=request.batch,
+                p50_ms=timing.p50_ms,
+                p95_ms=timing.p95_ms,
+                throughput=timing.throughput,
+                speedup=speedup,
+            )
+            for (variant, _), (timing, speedup) in zip(request.clocked, timed, strict=True)
+        ]
+
     def get_ready(self) -> None:
         """Have a clean process waiting, and return when it has done its imports."""
         if self._clean is None:
@@ -160,7 +209,7 @@ class Probe:
                 self.close()  # it has loaded a variant: no other would be measured cleanly
         return found
 
-    def _load_baseline(self, request: ProbeRequest) -> Engine:
+    def _load_baseline(self, request: ProbeRequest | ClockRequest) -> Engine:
         """The baseline's engine: one instance for all variants, as they are all compared with the same."""
         wanted = (request.baseline.digest, request.threads)
         if self._baseline is None or self._baseline[:2] != wanted:
@@ -224,6 +273,9 @@ def main() -> None:
     probe = Probe()
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
+        if "clocked" in request:
+            found = probe.clock(ClockRequest.model_validate(request))
+            return {"clocked": [each.model_dump(mode="json") for each in found]}
         return probe.measure(ProbeRequest.model_validate(request)).model_dump(mode="json")
 
     answer_requests(answer, come_to_rest=probe.get_ready)

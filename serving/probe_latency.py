@@ -11,7 +11,7 @@ import contextlib
 import gc
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -120,6 +120,59 @@ def compare_engines(
     """
     engines = [variant] if baseline is None else [variant, baseline]
     rng = np.random.default_rng(seed)
+    blocks = _in_turns(engines, requests, rounds, seconds, warm_up_seconds, rng)
+    draws = rng.integers(0, rounds, size=(RESAMPLES, rounds))
+    timings = [_timing(block, batch, draws) for block in blocks]
+    medians = [np.median(block, axis=1) for block in blocks]
+    return Comparison(
+        variant=timings[0],
+        baseline=timings[-1],
+        speedup=None if baseline is None else _speedup(medians[1] / medians[0], draws),
+        rounds=rounds,
+        requests_per_block=blocks[0].shape[1],
+        cpus=cpus,
+    )
+
+
+def compare_many(
+    variants: Sequence[Runnable],
+    baseline: Runnable,
+    requests: list[dict[str, Array]],
+    *,
+    batch: int,
+    rounds: int,
+    seconds: float,
+    warm_up_seconds: float,
+    seed: int,
+) -> list[tuple[EngineTiming, Speedup]]:
+    """Time several engines and the baseline on the same requests, all in turns; arguments as :func:`compare_engines`.
+
+    Returns:
+        The timing of each variant, and its speed-up over the baseline, in their order.
+    """
+    rng = np.random.default_rng(seed)
+    *blocks, reference = _in_turns([*variants, baseline], requests, rounds, seconds, warm_up_seconds, rng)
+    draws = rng.integers(0, rounds, size=(RESAMPLES, rounds))
+    whole = np.median(reference, axis=1)
+    return [(_timing(block, batch, draws), _speedup(whole / np.median(block, axis=1), draws)) for block in blocks]
+
+
+def speedup_verdict(interval: Interval) -> Verdict:
+    """What a speed-up's interval allows to say."""
+    if interval[0] > 1 + NOISE:
+        return "faster"
+    return "slower" if interval[1] < 1 - NOISE else "not distinguishable"
+
+
+def _in_turns(
+    engines: Sequence[Runnable],
+    requests: list[dict[str, Array]],
+    rounds: int,
+    seconds: float,
+    warm_up_seconds: float,
+    rng: np.random.Generator,
+) -> list[Floats]:
+    """Seconds of each request of each engine, [rounds, requests per block]; blocks alternate in an order drawn anew."""
     slowest = max(_warm_up(engine, requests, warm_up_seconds) for engine in engines)
     count = max(MIN_REQUESTS, int(seconds / (rounds * len(engines)) / slowest))
     blocks = [np.empty((rounds, count)) for _ in engines]
@@ -132,24 +185,7 @@ def compare_engines(
     finally:
         if collecting:
             gc.enable()
-    draws = rng.integers(0, rounds, size=(RESAMPLES, rounds))
-    timings = [_timing(block, batch, draws) for block in blocks]
-    medians = [np.median(block, axis=1) for block in blocks]
-    return Comparison(
-        variant=timings[0],
-        baseline=timings[-1],
-        speedup=None if baseline is None else _speedup(medians[1] / medians[0], draws),
-        rounds=rounds,
-        requests_per_block=count,
-        cpus=cpus,
-    )
-
-
-def speedup_verdict(interval: Interval) -> Verdict:
-    """What a speed-up's interval allows to say."""
-    if interval[0] > 1 + NOISE:
-        return "faster"
-    return "slower" if interval[1] < 1 - NOISE else "not distinguishable"
+    return blocks
 
 
 def _warm_up(engine: Runnable, requests: list[dict[str, Array]], seconds: float) -> float:

@@ -9,16 +9,18 @@ import pytest
 
 from flows.lineage import MadeStep
 from flows.searching import rung_trainer
+from flows.searching.candidate import Candidate
 from flows.searching.rung_trainer import RungTrainer
 from flows.searching.search_setup import SearchSetup
 from flows.searching.tally import Tally
+from flows.searching.training_plan import TrainingPlan
 from flows.spec import PipelineSpec
 from model_registry.manifest import FileEntry
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.ask import AskSpec, ask, ask_child
 from tasks.running.child import Child, Result
-from tasks.running.errors import SpecError
+from tasks.running.errors import SpecError, TrainingDiverged
 from tasks.running.stage import Job, Outcome
 from tasks.running.stage_plan import Plan, planning
 from tasks.workloads.workload import Workload
@@ -81,13 +83,14 @@ def test_views_need_an_augmentation(store: Store) -> None:
     assert answers(store) == []
 
 
-@pytest.mark.parametrize(("kind", "trials", "times"), [("torch", 0, 1), ("torch", 2, 0), ("onnx", 0, 0)])
-def test_a_search_asks_torch_teachers_before_its_first_training(
-    store: Store, monkeypatch: pytest.MonkeyPatch, kind: Literal["torch", "onnx"], trials: int, times: int
+@pytest.mark.parametrize(("kind", "alpha", "times"), [("torch", 0.5, 1), ("torch", 0.0, 0), ("onnx", 0.5, 0)])
+def test_a_search_asks_torch_teachers_once_and_only_where_they_teach(
+    store: Store, monkeypatch: pytest.MonkeyPatch, kind: Literal["torch", "onnx"], alpha: float, times: int
 ) -> None:
     workload = taught("NoisyBlobs")
+    distill = {"views": 3, "alpha": alpha, "epochs": 4}
     spec = PipelineSpec.model_validate(
-        {"model": "m", "workload": workload.ref, "search": {}, "distill": {"views": 3}, "budget": {"max_bytes": 1}}
+        {"model": "m", "workload": workload.ref, "search": {}, "distill": distill, "budget": {"max_bytes": 1}}
     )
     teacher = Variant(
         name="teacher",
@@ -106,12 +109,19 @@ def test_a_search_asks_torch_teachers_before_its_first_training(
         said.append(spec)
         return Outcome.model_validate({"stage": "ask", "name": "ask", "cost_seconds": 5, **made})
 
+    def diverge(*_: object, **__: object) -> Outcome:
+        raise TrainingDiverged("the loss became nan")
+
     monkeypatch.setattr(rung_trainer, "ask", answer)
+    monkeypatch.setattr(rung_trainer, "distill", diverge)
     tally = Tally([MadeStep(trained)], teacher, trained)
-    tally.trials = trials
     unused: Any = None
-    RungTrainer(setup, tally, appraisal=unused, forms=unused).ask_teachers()
-    assert tally.seconds == 5 * times
+    trainer = RungTrainer(TrainingPlan(setup), tally, appraisal=unused, forms=unused)
+    for name in ("pruned50", "pruned25"):
+        candidate = Candidate(name, "pruned", "", {}, 3, model=teacher)
+        trainer.advance(candidate)
+        assert candidate.failure == "TrainingDiverged: the loss became nan"
+    assert (tally.seconds, tally.trials) == (5 * times, 2)
     assert said == [AskSpec(views=3)] * times
 
 

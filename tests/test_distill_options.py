@@ -37,11 +37,24 @@ def test_no_epochs_give_an_untrained_student_and_no_control(store: Store) -> Non
     kept = load(store, variant, workload=workload)
     for name, value in fresh.state_dict().items():
         assert torch.equal(value, kept.state_dict()[name])
-    loss, metric, _ = evaluate(fresh, workload=workload, columns=workload.splits()["validation"], device="cpu")
     assert variant.name == "small" and result.files == ()
-    facts = {"epochs": 0, "best_epoch": 0, "val_metric": metric, "val_loss": loss, "stopped_early": False}
-    assert result.values["student"] == {"parameters": parameter_count(fresh), **facts}
-    assert not {"control", "gain", "chosen"} & result.values.keys()
+    assert result.values["student"] == {"parameters": parameter_count(fresh), "epochs": 0}
+    assert 0 < result.values["row_seconds"] < 1
+    assert not {"control", "gain", "chosen", "teacher"} & result.values.keys()
+
+
+def test_labels_alone_ask_no_teacher(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_: Any, **__: Any) -> None:
+        raise AssertionError("the teacher was asked")
+
+    monkeypatch.setattr("tasks.distill.distill_child.teacher_outputs", asked)
+    monkeypatch.setattr("tasks.distill.distill_child.teacher_says", asked)
+    workload = taught("Blobs")
+    result = distilled(store, workload, teacher_of(store, workload), alpha=0.0, name="alone")
+    student, control = (load(store, v, workload=workload) for v in result.variants)
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, control.state_dict()[name]), "the control has only labels too"
+    assert "teacher" not in result.values
 
 
 def test_without_control_there_is_no_gain(store: Store) -> None:

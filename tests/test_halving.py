@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.searching.candidate import Candidate
-from flows.searching.halving import Standing, expected, next_move, rung_epochs
+from flows.searching.halving import Rules, Standing, expected, next_move, rung_epochs
 
 MARGIN = 0.005
+RULES = Rules(margin=MARGIN, rungs=3, decay=3.0, start=2.0)
 
 
 def move(*standings: Standing, incumbent: float | None = None, seconds_left: float = 1e9) -> str | None:
-    return next_move(standings, margin=MARGIN, rungs=3, eta=3.0, incumbent=incumbent, seconds_left=seconds_left)
+    return next_move(standings, RULES, incumbent=incumbent, seconds_left=seconds_left)
 
 
 def made(name: str, cost: float, **known: float | bool) -> Standing:
     return Standing(name=name, cost=cost, last=4, **known)  # type: ignore[arg-type]
 
 
-def test_unknown_ones_are_tried_from_the_dearest_down() -> None:
-    assert move(made("small", 1.0), made("large", 3.0), made("middle", 2.0)) == "large"
-    assert move(made("small", 1.0), made("large", 3.0, rung=1, loss=0.01), made("middle", 2.0)) == "middle"
+def test_the_first_training_is_where_the_answer_is_expected() -> None:
+    assert move(made("small", 1.0), made("large", 3.9), made("middle", 2.5)) == "middle"
+    assert move(made("small", 1.0), made("large", 3.9)) == "large", "nearest in logarithms"
 
 
-def test_below_a_hopeless_one_nothing_is_tried() -> None:
-    hopeless = made("middle", 2.0, rung=1, loss=0.5)
-    assert move(made("small", 1.0), made("large", 3.0, rung=1, loss=0.01), hopeless) == "large"
+def test_each_family_has_one_short_training_first() -> None:
+    known = made("middle", 2.0, rung=1, loss=0.0)
+    students = [Standing(name=f"s{cost}", cost=cost, last=4, kind="student") for cost in (0.5, 1.5)]
+    assert move(made("small", 1.0), known, *students) == "s1.5"
+
+
+def test_short_trainings_halve_what_lies_between_too_much_and_enough() -> None:
+    ladder = [made(f"c{cost}", cost) for cost in (1.0, 1.5, 3.0, 4.5, 6.0)]
+    passing, failing = made("c2", 2.0, rung=1, loss=0.0), made("c2", 2.0, rung=1, loss=0.5)
+    assert move(*ladder, passing) == "c1.5", "between the cheapest and the one that passes"
+    assert move(*ladder, failing) == "c3.0", "between the one that fails and the dearest"
+    assert move(*ladder, failing, made("c7", 7.0, rung=1, loss=0.0)) == "c4.5"
+    assert move(*ladder[:1], passing, made("c1", 1.0, rung=1, loss=0.5)) == "c2", "nothing is between: that one goes on"
+
+
+def test_the_family_that_promises_most_goes_first() -> None:
+    ours = [made("c2", 2.0, rung=1, loss=0.09), made("c1", 1.0)]
+    theirs = [
+        Standing(name="s2", cost=2.0, last=4, rung=1, loss=0.03, kind="student"),
+        Standing(name="s1", cost=1.0, last=4, kind="student"),
+    ]
+    assert move(*ours, *theirs) == "s1"
+    assert move(*ours, *theirs, incumbent=1.0) is None
 
 
 def test_students_are_one_family_where_the_same_is_scaled() -> None:
@@ -42,33 +65,41 @@ def test_students_are_one_family_where_the_same_is_scaled() -> None:
     )
 
 
-def test_a_hopeless_one_of_another_kind_says_nothing() -> None:
-    student = Standing(name="student", cost=2.0, last=4, rung=1, loss=0.5, kind="student")
-    assert move(made("small", 1.0), student) == "small"
-
-
 def test_the_cheapest_that_may_reach_the_margin_goes_on() -> None:
     large, middle = made("large", 3.0, rung=1, loss=0.0), made("middle", 2.0, rung=1, loss=0.03)
     small = made("small", 1.0, rung=1, loss=0.09)
-    assert expected(middle, rungs=3, eta=3.0) == pytest.approx(0.03 / 9)
+    assert expected(middle, RULES) == pytest.approx(0.03 / 9)
     assert move(large, middle, small) == "middle"
 
 
 def test_what_counts_is_the_bound_and_not_the_mean() -> None:
     """Of 0.1 points that may be 1.1, half a point is not proven; a gain makes up for some doubt."""
     done = made("small", 1.0, rung=3, loss=0.001, spread=0.01)
-    assert expected(done, rungs=3, eta=3.0) == pytest.approx(0.011)
+    assert expected(done, RULES) == pytest.approx(0.011)
     assert move(done, incumbent=2.0) is None
     gaining = made("small", 1.0, rung=3, loss=-0.01, spread=0.012)
-    assert expected(gaining, rungs=3, eta=3.0) == pytest.approx(0.002)
+    assert expected(gaining, RULES) == pytest.approx(0.002)
     assert move(gaining, incumbent=2.0) == "small"
     once_more = made("small", 1.0, rung=2, loss=0.0, spread=0.01)  # a third of the flips, a root of three of the spread
-    assert expected(once_more, rungs=3, eta=3.0) == pytest.approx(0.01 / 3**0.5)
+    assert expected(once_more, RULES) == pytest.approx(0.01 / 3**0.5)
 
 
 def test_one_that_disappoints_gives_way_to_the_next_larger() -> None:
     middle = made("middle", 2.0, rung=2, loss=0.025)
     assert move(made("large", 3.0, rung=1, loss=0.0), middle) == "large"
+
+
+def test_trainings_that_gain_less_than_hoped_for_raise_what_is_expected() -> None:
+    known = made("small", 1.0, rung=1, loss=0.03)
+    assert expected(known, RULES) == pytest.approx(0.03 / 9)
+    assert expected(known, replace(RULES, decay=1.5)) == pytest.approx(0.03 / 2.25)
+
+
+def test_what_is_left_of_the_time_goes_to_what_is_not_hopeless() -> None:
+    near, far = made("near", 1.0, rung=1, loss=0.1), made("far", 0.5, rung=1, loss=0.9)
+    assert move(near, far, incumbent=2.0) == "near"
+    assert move(far, incumbent=2.0) is None
+    assert move(far) == "far", "without anything proven even that"
 
 
 def test_only_what_is_cheaper_than_the_best_proven_one_is_of_interest() -> None:

@@ -120,7 +120,7 @@ def test_two_prunings_of_one_run_have_names_of_their_own(store: Store, world: Di
     found = prune.task.fn(job, bare, data=data, parent=teacher, teacher=teacher, label="rung-1")
     assert (found.name, found.variant.name) == ("prune:rung-1", "rung-1") and found.files == ()
     assert found.values["layers"] == {"conv1": [8, 6], "conv2": [16, 8], "dense": [32, 32], "head": [10, 10]}
-    assert found.values["validation"]["tuned"] == found.values["validation"]["pruned"]
+    assert found.values["validation"] == {} and 0 < found.values["row_seconds"] < 1
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ SPEC: dict[str, Any] = {
         "shrink": [0.4, 0.15],
         "students": [{"width": 0.25}, {"width": -1.0}],
         "rungs": 2,
+        "control": True,
     },
     "distill": {"epochs": 8, "batch_size": 32},
     "quantize": {"methods": ["static"], "calibration_samples": 32},

@@ -13,13 +13,15 @@ from flows.searching.appraisal import Appraisal
 from flows.searching.candidate import Candidate
 from flows.searching.search_setup import SearchSetup
 from flows.searching.tally import Tally
+from flows.searching.training_plan import LABELS, TrainingPlan
 from flows.spec import PipelineSpec
 from model_registry.manifest import FileEntry
-from model_registry.measurement import Measurement
+from model_registry.measurement import Clocked, Measurement
 from model_registry.store import StoreUnavailable
 from model_registry.variant import Variant
+from tasks.ask import AskSpec
 from tasks.running.errors import TrainingDiverged
-from tasks.running.splits import DataRef, MetricRef
+from tasks.running.splits import DataRef, MetricRef, SplitRef
 from tasks.running.stage import Job, Outcome, WorkloadRef
 
 BASELINE = measured("teacher.fp32", p50=0.4, right=354, bytes=400_000)
@@ -41,7 +43,7 @@ def outcome(name: str, seconds: float = 0.0) -> Outcome:
     )  # fmt: skip
 
 
-def setup(objective: str = "latency", **search: Any) -> SearchSetup:
+def setup(objective: str = "latency", distill: dict[str, Any] | None = None, **search: Any) -> SearchSetup:
     spec = PipelineSpec.model_validate(
         {
             "model": "m",
@@ -50,12 +52,29 @@ def setup(objective: str = "latency", **search: Any) -> SearchSetup:
             "budget": {"max_accuracy_drop": 0.03, "max_bytes": 100_000},
             "gates": {"per_class_margin": None},
             "search": search,
+            "distill": distill,
         }
     )
     metric = MetricRef(name="accuracy", better="higher", builtin=True)
-    data = DataRef(fingerprint="f", splits=(), columns={}, task="classification", metric=metric)
+    file = FileEntry(path="f", sha256="0" * 64, size=1)
+    splits = tuple(SplitRef(name=name, file=file, rows=rows) for name, rows in (("train", 1000), ("validation", 300)))
+    data = DataRef(fingerprint="f", splits=splits, columns={}, task="classification", metric=metric)
     job = Job(run_id="r", model="m", store="s3://s", workload=WORKLOAD)
     return SearchSetup.of(job, spec, data, outcome("teacher"), ())
+
+
+def appraise(objective: str = "latency") -> Appraisal:
+    given = setup(objective)
+    return Appraisal(given, BASELINE, TrainingPlan(given))
+
+
+def clocked(name: str, p50: float, size: int = 50_000) -> Clocked:
+    form = file(name, p50, (0, 0), size)
+    assert form.speedup is not None
+    return Clocked(
+        digest=form.digest, name=name, bytes=size, batch=1, p50_ms=p50, p95_ms=form.p95_ms, throughput=form.throughput,
+        speedup=form.speedup,
+    )  # fmt: skip
 
 
 def file(name: str, p50: float, flips: tuple[int, int], size: int = 50_000) -> Measurement:
@@ -70,13 +89,13 @@ def candidate(*forms: Measurement, trained: bool = True) -> Candidate:
 
 def test_each_objective_has_its_cost() -> None:
     form = file("small", 0.1, (0, 0))
-    assert Appraisal(setup("latency"), BASELINE).cost(form) == pytest.approx(0.25)
-    assert Appraisal(setup("size"), BASELINE).cost(form) == 50_000
-    assert Appraisal(setup("throughput"), BASELINE).cost(form) == pytest.approx(1 / form.throughput.value)
+    assert appraise("latency").cost(form) == pytest.approx(0.25)
+    assert appraise("size").cost(form) == 50_000
+    assert appraise("throughput").cost(form) == pytest.approx(1 / form.throughput.value)
 
 
 def test_the_cheapest_form_is_one_that_keeps_the_whole_budget() -> None:
-    appraisal = Appraisal(setup(), BASELINE)
+    appraisal = appraise()
     fast, large, lossy = file("a", 0.1, (0, 1)), file("b", 0.05, (0, 1), 200_000), file("c", 0.04, (0, 60))
     assert [appraisal.passes(form) for form in (fast, large, lossy)] == [True, False, False]
     assert appraisal.cheapest([large, fast, lossy]) == fast
@@ -85,7 +104,7 @@ def test_the_cheapest_form_is_one_that_keeps_the_whole_budget() -> None:
 
 
 def test_int8_is_refined_only_where_it_alone_loses_too_much() -> None:
-    appraisal = Appraisal(setup(), BASELINE)
+    appraisal = appraise()
 
     def alone(fp32: tuple[int, int], int8: tuple[int, int], int8_ms: float = 0.05) -> bool:
         made = candidate(file("x.fp32", 0.1, fp32))
@@ -100,13 +119,18 @@ def test_int8_is_refined_only_where_it_alone_loses_too_much() -> None:
 
 
 def test_a_candidate_over_the_budget_or_beaten_is_not_trained() -> None:
-    appraisal = Appraisal(setup(), BASELINE)
-    fits = candidate(file("a", 0.1, (0, 60)), trained=False)
+    appraisal = appraise()
+    planned = candidate(trained=False)
+    planned.planned = 0.2
+    assert (appraisal.standing(planned).possible, appraisal.standing(planned).cost) == (True, 0.2)
+    fits = candidate(trained=False)
+    fits.model, fits.clocked = fits.int8, (clocked("a", 0.1),)
     standing = appraisal.standing(fits)
     assert (standing.possible, standing.loss) == (True, None)
     assert standing.cost == pytest.approx(0.25)
     assert appraisal.line(fits) == "untrained, 0.1 ms, 50.0 kB"
-    over = candidate(file("b", 0.1, (0, 0), 200_000), trained=False)
+    over = candidate(trained=False)
+    over.model, over.clocked = over.int8, (clocked("b", 0.1, 200_000),)
     assert not appraisal.standing(over).possible and appraisal.line(over).endswith("over the budget")
     fits.behind = "pruned30"
     assert not appraisal.standing(fits).possible
@@ -148,3 +172,33 @@ def test_only_trained_files_that_are_not_the_baseline_count() -> None:
     tally = Tally([MadeStep(outcome("teacher"))], outcome("teacher").variant, outcome("baseline"))
     tally.candidates += [teacher, untrained, trained]
     assert [form.name for form in tally.forms()] == ["teacher.int8", "b", "c"]
+
+
+def test_epochs_are_what_the_minutes_allow_unless_the_spec_says_them() -> None:
+    first = candidate(trained=False)
+    first.row_seconds = 0.001  # an epoch of 1000 rows and a look at 300 others takes 1.1 s
+    plan = TrainingPlan(setup(minutes=10))
+    assert plan.seconds(first) == 0
+    plan.decide_epochs(first, 600)
+    assert sum(plan.epochs) == 190 and len(plan.epochs) == 3
+    assert plan.seconds(first) == pytest.approx(1.1 * plan.epochs[0] + 15)
+    plan.decide_epochs(first, 60)
+    assert sum(plan.epochs) == 190, "once"
+    said = TrainingPlan(setup(distill={"epochs": 13}))
+    said.decide_epochs(first, 600)
+    assert said.epochs == (1, 3, 9)
+    hurried = TrainingPlan(setup(minutes=1))
+    hurried.decide_epochs(first, 1)
+    assert hurried.epochs == (1, 1, 1)
+
+
+def test_labels_alone_and_two_shares_of_the_teacher_are_tried_where_the_spec_says_nothing() -> None:
+    plan = TrainingPlan(setup(minutes=10, distill={"epochs": 39}))
+    mixes = plan.mixes(0.001, augments=False)
+    assert [mix["alpha"] for mix in mixes] == [0.0, 0.5, 0.9] and not any(mix["views"] for mix in mixes)
+    assert [mix["views"] for mix in plan.mixes(0.01, augments=True)] == [None, 3, 3], "as an epoch each; not dearer"
+    assert [mix["views"] for mix in plan.mixes(0.02, augments=True)] == [None, 2, 2]
+    assert plan.mixes(1.0, augments=True) == (LABELS,), "asking would take longer than the search"
+    assert plan.questions(LABELS) is None
+    assert plan.questions(mixes[1]) == AskSpec()
+    assert TrainingPlan(setup(distill={"alpha": 0.3})).mixes(0.001, augments=False) == ({},)

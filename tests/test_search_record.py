@@ -70,7 +70,7 @@ def test_beyond_any_limit_it_fails_that_gate(change: dict[str, float], gate: str
     assert summary is not None
     row = next(r for r in summary.candidates if r.losses and r.kind == "pruned")
     form = min(row.forms, key=lambda f: f.bytes)
-    limits = {"margin": form.bound, "max_bytes": form.bytes, "max_p95_ms": form.p95_ms}
+    limits = {"margin": form.bound or 0.0, "max_bytes": form.bytes, "max_p95_ms": form.p95_ms}
     lower = {name: int(limits[name] * by) if name == "max_bytes" else limits[name] * by for name, by in change.items()}
     (found,) = judged(row.model_copy(update={"forms": (form,)}), GateSpec.model_validate(limits | lower)).forms
     assert found.fails == (gate,)

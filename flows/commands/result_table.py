@@ -25,7 +25,7 @@ from tasks.evidence.number_text import (
 from tasks.report.headline import headline
 from tasks.report.ratio_text import faster_text, smaller_text
 from tasks.report.run_report import RunReport, VariantRow
-from tasks.report.search_view import control_sentence, ending, nearest, search_verdict
+from tasks.report.search_view import control_sentence, ending, mix_sentence, nearest, search_verdict
 from tasks.report.shortlist import shortlist
 
 _COLOURS = {"good": "green", "warn": "yellow", "bad": "red"}
@@ -111,7 +111,7 @@ def _print_search(report: RunReport, console: Console) -> None:
     assert report.search is not None
     told = search_verdict(report)
     lines = [] if told in headline(report).sentence else [told]
-    lines += [ending(report.search), control_sentence(report)]
+    lines += [ending(report.search), mix_sentence(report), control_sentence(report)]
     console.print("\n" + " ".join(line for line in lines if line), highlight=False, markup=False)
     if report.search.best is not None:
         return

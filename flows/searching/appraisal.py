@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flows.searching.candidate import Candidate, loss_of, released
-from flows.searching.halving import Standing
+from flows.searching.halving import Rules, Standing
 from flows.searching.search_setup import SearchSetup
-from model_registry.measurement import Measurement
+from flows.searching.training_plan import TrainingPlan
+from model_registry.measurement import Clocked, Measurement
 from model_registry.sizes import size_text
 from tasks.validate.choice import best_of, failing_gates
-from tasks.validate.gate_spec import STRUCTURAL
+from tasks.validate.gate_rows import structural_rows
+
+_SLOWEST = 1.3
+"""A rung divides the loss at least by this, as far as the guess goes."""
 
 
 @dataclass(frozen=True)
 class Appraisal:
-    """The budget and objective of the setup, against the baseline."""
+    """The budget and objective of the setup, against the baseline; ``plan``: how long trainings take."""
 
     setup: SearchSetup
     baseline: Measurement
+    plan: TrainingPlan
 
-    def cost(self, form: Measurement) -> float:
+    def cost(self, form: Measurement | Clocked) -> float:
         """What the objective counts, lower is better: share of the teacher's latency, bytes, or seconds per sample."""
         if self.setup.by_size:
             return float(form.bytes)
@@ -29,16 +35,16 @@ class Appraisal:
 
     def share_of_teacher(self, candidate: Candidate) -> float:
         """What the candidate's fp32 file costs, as a share of the teacher's."""
-        return self.cost(candidate.forms[0]) / self.cost(self.baseline)
+        return self.cost(candidate.clocked[0]) / self.cost(self.baseline)
 
     def passes(self, form: Measurement) -> bool:
         """Whether the form keeps the whole budget on validation."""
         return not failing_gates(self.setup.spec.gates, form, self.baseline)
 
-    def over_budget(self, form: Measurement) -> list[str]:
+    def over_budget(self, form: Measurement | Clocked) -> list[str]:
         """What of the budget the form exceeds by its structure, whatever training does."""
-        gates = failing_gates(self.setup.spec.gates, form, self.baseline)
-        return [f"{g.meaning} {g.value:.4g} > {g.limit:g} {g.unit}" for g in gates if g.gate in STRUCTURAL]
+        gates = structural_rows(self.setup.spec.gates, form)
+        return [f"{g.meaning} {g.value:.4g} > {g.limit:g} {g.unit}" for g in gates if not g.within]
 
     def cheapest(self, forms: Iterable[Measurement]) -> Measurement | None:
         """The best form of those that keep the whole budget, as the release chooses it."""
@@ -56,21 +62,43 @@ class Appraisal:
         reference = candidate.forms[0].paired
         return not self.passes(form) and (reference is None or reference.bound <= self.setup.spec.gates.margin)
 
+    def rules(self, candidates: Sequence[Candidate], start: float) -> Rules:
+        """What the halving goes by; trainings that were made tell how much a rung gains.
+
+        Args:
+            start: cost where each family's first training is looked for.
+        """
+        settings = self.setup.settings
+        gained = [
+            before / after
+            for candidate in candidates
+            for before, after in zip(candidate.losses, candidate.losses[1 : settings.rungs], strict=False)
+            if before > after > 0
+        ]
+        decay = math.exp(sum(map(math.log, gained)) / len(gained)) if gained else settings.eta
+        return Rules(
+            margin=self.setup.spec.gates.margin,
+            rungs=settings.rungs,
+            decay=min(max(decay, _SLOWEST), settings.eta),
+            start=start,
+        )
+
     def standing(self, candidate: Candidate) -> Standing:
         """The candidate as the halving sees it."""
         known = candidate.losses and candidate.forms
         best = min((m for m in candidate.forms if m.paired), key=loss_of, default=None)
         loss = loss_of(best) if known and best else (0.0 if candidate.kind == "teacher" else None)
-        fits = [m for m in candidate.forms if not self.over_budget(m)]
+        files: Sequence[Measurement | Clocked] = [m for m in candidate.forms if released(m)] or candidate.clocked
+        fits = [m for m in files if not self.over_budget(m)]
         return Standing(
             name=candidate.name,
-            cost=min((self.cost(m) for m in fits or candidate.forms if released(m)), default=float("inf")),
+            cost=min(map(self.cost, fits or files), default=candidate.planned or float("inf")),
             last=candidate.last,
             rung=candidate.rung,
             loss=loss,
             spread=best.paired.bound + best.paired.difference if known and best and best.paired else 0.0,
-            possible=bool(fits) and not candidate.failure and not candidate.behind,
-            seconds=self._next_seconds(candidate),
+            possible=bool(fits or not candidate.made) and not candidate.failure and not candidate.behind,
+            seconds=self.plan.seconds(candidate),
             kind=candidate.family,
         )
 
@@ -79,21 +107,15 @@ class Appraisal:
         if candidate.failure:
             return f"failed: {candidate.failure}"
         files = [m for m in candidate.forms if released(m)]
-        if not files:
-            return "nothing measured"
-        form = min(files, key=lambda m: (not self.passes(m), self.cost(m)))
-        if candidate.losses or candidate.kind == "teacher":
-            return self.line_of(form)
-        over = ", over the budget" if self.over_budget(form) else ""
-        return f"untrained, {form.p50_ms:.3g} ms, {size_text(form.bytes)}{over}"
+        if files:
+            return self.line_of(min(files, key=lambda m: (not self.passes(m), self.cost(m))))
+        if candidate.clocked:
+            timed = min(candidate.clocked, key=lambda m: (bool(self.over_budget(m)), self.cost(m)))
+            over = ", over the budget" if self.over_budget(timed) else ""
+            return f"untrained, {timed.p50_ms:.3g} ms, {size_text(timed.bytes)}{over}"
+        return "nothing measured"
 
     def line_of(self, form: Measurement) -> str:
         """A measured file in a few words."""
         faster = f", {form.speedup.value:.1f}x" if form.speedup else ""
         return f"{form.p50_ms:.3g} ms{faster}, {size_text(form.bytes)}, loss {loss_of(form):+.4f}"
-
-    def _next_seconds(self, candidate: Candidate) -> float:
-        """What the next rung will take, by the latest one: training grows with its epochs."""
-        if not candidate.training_seconds or candidate.rung >= self.setup.settings.rungs:
-            return candidate.training_seconds
-        return candidate.training_seconds * self.setup.epochs[candidate.rung] / self.setup.epochs[candidate.rung - 1]

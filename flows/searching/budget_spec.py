@@ -51,10 +51,11 @@ class SearchSpec(Frozen):
     parallel: int = Field(
         default=1, ge=1, le=64, description="number of trainings at a time; they share the cores evenly"
     )
-    shrink: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        default=(0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08),
-        description="sizes of the pruned candidates, as shares of the teacher's latency (of its file with objective "
-        "size)",
+    shrink: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = Field(
+        default=None,
+        description="costs of the pruned candidates, as shares of the teacher's (two thirds latency and one third "
+        "bytes, in int8 and in fp32; bytes alone with objective size); []: none; absent: twelve from 0.7 down to "
+        "0.02, as far as layers can be narrowed",
     )
     students: tuple[dict[str, Any], ...] = Field(
         default=(),
@@ -73,14 +74,14 @@ class SearchSpec(Frozen):
         default=3.0,
         gt=1,
         description="how many times longer each rung trains than the one before; all rungs together train "
-        "distill.epochs",
+        "distill.epochs, or where the spec does not say, as many as the minutes allow",
     )
     qat: bool = Field(
         default=True,
         description="train in int8 (as the section qat says) as the last rung, where int8 costs too much accuracy",
     )
     control: bool = Field(
-        default=True,
+        default=False,
         description="train the winner's structure once more without the teacher, to show what the teacher gained",
     )
     fresh: bool = Field(

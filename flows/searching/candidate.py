@@ -1,11 +1,11 @@
-"""One structure of a search on its way, and what its measured files say."""
+"""One structure of a search on its way: planned, sketched to be timed, trained, measured."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from model_registry.measurement import Measurement
+from model_registry.measurement import Clocked, Measurement
 from model_registry.variant import Variant
 
 
@@ -22,6 +22,10 @@ class Candidate:
     float32: Variant | None = None
     int8: Variant | None = None
     rung: int = 0
+    sketches: tuple[Variant, ...] = ()
+    """Files of its untrained model, only to be timed."""
+    clocked: tuple[Clocked, ...] = ()
+    """What they cost: training changes nothing about that."""
     forms: tuple[Measurement, ...] = ()
     earlier: tuple[Measurement, ...] = ()
     """Files of trainings before the latest that keep the budget: training on may lose what was proven."""
@@ -29,7 +33,13 @@ class Candidate:
     seconds: float = 0.0
     training_seconds: float = 0.0
     """Of its latest training alone."""
+    row_seconds: float = 0.0
+    """What a row of a training step takes, by a few trial steps; 0 while unknown."""
     failure: str = ""
+    planned: float = 0.0
+    """Expected cost, as the objective counts it, by the allocation that planned it; 0 where nothing was planned."""
+    form: str = ""
+    """Of a pruned candidate: what its latencies were planned for, int8 or fp32."""
     damage: float | None = None
     """What narrowing was planned to do to the answers, before any training; comparable among pruned candidates."""
     base: str = ""
@@ -38,6 +48,11 @@ class Candidate:
     """Of a student: share of its weights that began as the teacher's."""
     behind: str = ""
     """Another candidate that costs no more and was planned with less damage: this one is not trained."""
+
+    @property
+    def made(self) -> bool:
+        """Whether there is a model of it, trained or not."""
+        return self.model is not None
 
     @property
     def family(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flows.searching.candidate import Candidate, loss_of
-from model_registry.measurement import Measurement
+from model_registry.measurement import Clocked, Measurement
 from tasks.evidence.search_summary import CandidateForm, CandidateRow, State
 from tasks.validate.choice import failing_gates
 from tasks.validate.gate_spec import STRUCTURAL, GateSpec
@@ -14,7 +14,8 @@ _OF_FORMS = ("non_inferior_to_baseline", *STRUCTURAL)
 
 def row_of(candidate: Candidate, gates: GateSpec, baseline: Measurement) -> CandidateRow:
     """The candidate as the search left it."""
-    forms = tuple(
+    timed = () if candidate.forms else candidate.clocked
+    forms = tuple(_timed(m) for m in timed) + tuple(
         CandidateForm(
             name=m.name,
             digest=m.digest,
@@ -50,6 +51,22 @@ def row_of(candidate: Candidate, gates: GateSpec, baseline: Measurement) -> Cand
     return judged(row, gates)
 
 
+def _timed(found: Clocked) -> CandidateForm:
+    return CandidateForm(
+        name=found.name,
+        digest=found.digest,
+        bytes=found.bytes,
+        p50_ms=found.p50_ms,
+        p95_ms=found.p95_ms,
+        throughput=found.throughput.value,
+        metric=None,
+        loss=None,
+        bound=None,
+        speedup=found.speedup.value,
+        cpu_seconds=None,
+    )
+
+
 def judged(row: CandidateRow, gates: GateSpec) -> CandidateRow:
     """The same candidate under this budget and objective: which forms fail, what became of it, what it costs."""
     forms = tuple(form.model_copy(update={"fails": _fails(form, gates)}) for form in row.forms)
@@ -59,7 +76,7 @@ def judged(row: CandidateRow, gates: GateSpec) -> CandidateRow:
 
 
 def _fails(form: CandidateForm, gates: GateSpec) -> tuple[str, ...]:
-    own = [("non_inferior_to_baseline", form.bound > gates.margin)]
+    own = [("non_inferior_to_baseline", form.bound is not None and form.bound > gates.margin)]
     own += [(gate, bool(text)) for gate, text in _over(form, gates).items()]
     others = [gate for gate in form.fails if gate not in _OF_FORMS]
     return (*(gate for gate, fails in own if fails), *others)
@@ -95,7 +112,8 @@ def _state(row: CandidateRow, gates: GateSpec) -> tuple[State, str]:
         return "not reached", f"{row.behind} costs no more and is planned to lose less"
     if not trained:
         return "not reached", "a dearer candidate lost too much already, or the search ended before"
-    reason = f"95 % bound of the loss {min(f.bound for f in row.forms):.4f} > {gates.margin:g}"
+    bounds = [f.bound for f in row.forms if f.bound is not None]
+    reason = f"95 % bound of the loss {min(bounds):.4f} > {gates.margin:g}"
     if row.rung < row.rungs:
         return "given up", f"{reason} after {row.rung} of {row.rungs} trainings"
     return "loses too much", reason

@@ -1,25 +1,33 @@
-"""From a model to files and their measurements: exported, quantized, measured."""
+"""From a model to files: sketched to be timed, or exported, quantized and measured."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flows.searching.appraisal import Appraisal
 from flows.searching.candidate import Candidate
 from flows.searching.search_setup import SearchSetup
 from flows.searching.tally import Tally
+from model_registry.measurement import Clocked
 from model_registry.variant import Variant
 from tasks.export import export
-from tasks.measure import measure, measurement_of
+from tasks.measure import ClockSpec, clock, clocked_in, measure, measurement_of
 from tasks.quantize import QuantizeSpec, quantize
 from tasks.running.stage import Outcome
 
 _REFINED = "refined"
+_SKETCHED = "sketched"
+_SIMPLE = (".int8-static", ".weights8")
+_ALIKE = 1.03
+"""Costs that differ less are the same within the noise of a short timing."""
+_FEWEST_ROWS = 16
+"""Calibration rows of a file that is only timed."""
 
 
 @dataclass(frozen=True)
 class FormMaker:
-    """Makes the files of a candidate as it is now, and measures them."""
+    """Makes the files of a candidate as it is now, and times or measures them."""
 
     setup: SearchSetup
     tally: Tally
@@ -27,15 +35,55 @@ class FormMaker:
 
     def of_teacher(self, candidate: Candidate) -> None:
         """The teacher's files: the baseline, and int8 with all that quantization can do where it is needed."""
-        candidate.float32 = self.tally.exported
-        self._quantize(candidate, [self.tally.baseline], self.setup.quantizing)
+        candidate.float32 = parent = self.tally.exported
+        quantized = quantize(self.setup.job, self.setup.quantizing, data=self.setup.data, parent=parent)
+        self.tally.add_step(quantized, (parent,), candidate)
+        candidate.sketches = quantized.variants
+        self.clock([candidate])
+        candidate.clocked = self._undominated(candidate.clocked)
+        paying = [v for v in quantized.variants if v.digest in {c.digest for c in candidate.clocked}]
+        self._measure_all(candidate, [self.tally.baseline], paying)
         self.refine(candidate, candidate.name)
 
-    def of_model(self, candidate: Candidate, label: str) -> None:
-        """The files of the candidate's model; those of its model before are given up."""
+    def sketch(self, candidate: Candidate) -> None:
+        """Files of the candidate's untrained model in each form that may pay, to be timed by :meth:`clock`."""
         assert candidate.model is not None
-        outcome = export(self.setup.job, self.setup.spec.export, data=self.setup.data, parent=candidate.model)
-        candidate.float32 = self.tally.add_step(outcome, (candidate.model,), candidate).variant
+        exported = self._export(candidate)
+        spec = self._methods_that_may_pay().model_copy(
+            update={
+                "calibration_samples": _FEWEST_ROWS,
+                "calibration_method": "minmax",
+                "equalize": False,
+                "bias_correction": False,
+                "accuracy_control": None,
+            }
+        )
+        label = f"{candidate.name}-{_SKETCHED}"
+        outcome = quantize(self.setup.job, spec, data=self.setup.data, parent=exported, label=label)
+        self.tally.count(outcome, candidate)
+        candidate.sketches = (exported, *outcome.variants)
+
+    def clock(self, candidates: Sequence[Candidate]) -> None:
+        """Time the sketches of all of them side by side."""
+        sketches = [variant for candidate in candidates for variant in candidate.sketches]
+        if not sketches:
+            return
+        outcome = clock(
+            self.setup.job,
+            ClockSpec(batch=self.setup.spec.measure.batch),
+            data=self.setup.data,
+            variants=sketches,
+            baseline=self.tally.exported,
+            label=candidates[0].name + (f"-and-{len(candidates) - 1}" if len(candidates) > 1 else ""),
+        )
+        self.tally.count(outcome)
+        found = clocked_in(outcome)
+        for candidate in candidates:
+            candidate.clocked = tuple(found[variant.digest] for variant in candidate.sketches)
+
+    def of_model(self, candidate: Candidate) -> None:
+        """The files of the candidate's trained model, measured; those of its model before are given up."""
+        candidate.float32 = self._export(candidate)
         self._quantize(candidate, [self.measure(candidate.float32)], self._methods_that_may_pay())
 
     def refine(self, candidate: Candidate, label: str) -> None:
@@ -64,13 +112,32 @@ class FormMaker:
         outcome = measure(setup.job, setup.spec.measure, data=setup.data, variant=variant, baseline=self.tally.baseline)
         return self.tally.add_measured(variant, outcome)
 
+    def _export(self, candidate: Candidate) -> Variant:
+        assert candidate.model is not None
+        outcome = export(self.setup.job, self.setup.spec.export, data=self.setup.data, parent=candidate.model)
+        return self.tally.add_step(outcome, (candidate.model,), candidate).variant
+
     def _quantize(self, candidate: Candidate, first: list[Outcome], spec: QuantizeSpec) -> None:
         assert candidate.float32 is not None
         quantized = quantize(self.setup.job, spec, data=self.setup.data, parent=candidate.float32)
         self.tally.add_step(quantized, (candidate.float32,), candidate)
-        candidate.int8 = next((v for v in quantized.variants if v.name.endswith(".int8-static")), None)
-        outcomes = [*first, *(self.measure(v) for v in quantized.variants)]
-        candidate.forms = tuple(map(measurement_of, outcomes))
+        self._measure_all(candidate, first, quantized.variants)
+
+    def _measure_all(self, candidate: Candidate, first: list[Outcome], variants: Sequence[Variant]) -> None:
+        candidate.int8 = next((v for v in variants if v.name.endswith(".int8-static")), None)
+        candidate.forms = tuple(map(measurement_of, [*first, *(self.measure(v) for v in variants)]))
+
+    def _undominated(self, clocked: Sequence[Clocked]) -> tuple[Clocked, ...]:
+        """Without those that another file beats, or equals within the noise, in cost and bytes: nobody need ask them.
+
+        Static and weight-only files always stay: where one loses too much, the other is the way out.
+        """
+        kept = [c for c in clocked if c.name.endswith(_SIMPLE)]
+        for form in sorted(clocked, key=lambda c: (c.bytes, self.appraisal.cost(c), c.digest)):
+            cost = _ALIKE * self.appraisal.cost(form)
+            if form not in kept and not any(k.bytes <= form.bytes and self.appraisal.cost(k) <= cost for k in kept):
+                kept.append(form)
+        return tuple(kept)
 
     def _methods_that_may_pay(self) -> QuantizeSpec:
         """Static, which quantization-aware training starts from; int8 weights alone, for narrow layers are often

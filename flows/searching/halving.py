@@ -1,9 +1,11 @@
-"""Which candidate is trained further: successive halving as a best-first search for the cheapest one within the margin.
+"""Which candidate is trained next: bisection over each family's costs, then the cheapest one that may still pass.
 
 What a candidate costs is known exactly before it is trained (latency and size depend on its structure alone); what it
-loses is only guessed from short trainings. So the classic rule (train all, keep the best third) would keep the wrong
-ones: the largest lose least. Here the cheapest candidate that still may reach the margin goes on, and the search ends
-when nothing cheaper than the best proven one may. Rungs as in Jamieson and Talwalkar 2016, arXiv:1502.07943.
+loses is only guessed from short trainings, and grows as candidates of one family get cheaper. So the classic rule of
+successive halving (train all, keep the best third) would keep the wrong ones: the largest lose least. Here short
+trainings halve, in logarithms of the cost, what lies between the dearest one that loses too much and the cheapest one
+that may pass; then that one is trained further, and the search ends when nothing cheaper than the best proven one may
+pass. Rungs as in Jamieson and Talwalkar 2016, arXiv:1502.07943.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 HOPELESS = 3.0
-"""Where a candidate's expected loss is this number of margins, no cheaper one is tried."""
+"""Where a candidate's expected loss is this number of margins, it is not trained further while anything may be won."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,21 @@ class Standing:
     kind: str = ""
 
 
+@dataclass(frozen=True)
+class Rules:
+    """What the search aims at and how it trains.
+
+    ``margin``: largest bound of the loss that is tolerable. ``rungs``: trainings of the whole model,
+    quantization-aware training not among them. ``decay``: by how much a rung divides what is lost; ``eta`` until
+    trainings have shown better. ``start``: cost where each family's first training is looked for.
+    """
+
+    margin: float
+    rungs: int
+    decay: float
+    start: float
+
+
 def rung_epochs(epochs: int, rungs: int, eta: float) -> tuple[int, ...]:
     """Epochs of each rung, ``epochs`` in all, each about ``eta`` times the one before, none without any."""
     weights = [eta**i for i in range(rungs)]
@@ -48,33 +65,30 @@ def rung_epochs(epochs: int, rungs: int, eta: float) -> tuple[int, ...]:
     return tuple(shares)
 
 
-def expected(standing: Standing, *, rungs: int, eta: float) -> float:
+def expected(standing: Standing, rules: Rules) -> float:
     """The 95 % bound of the loss that is to be expected after the last rung; infinite while nothing is known.
 
-    The guess: each further rung divides what is lost by ``eta``, and with it the number of answers that differ, with
+    The guess: each further rung divides what is lost by ``decay``, and with it the number of answers that differ, with
     whose root the bound's half-width shrinks. It is a hopeful one, and is meant to be: a candidate wrongly given up is
     lost, one wrongly trained costs a rung.
     """
     if standing.loss is None:
         return float("inf")
-    left = max(0, rungs - standing.rung)
-    return max(standing.loss, 0.0) / eta**left + min(standing.loss, 0.0) + standing.spread / math.sqrt(eta**left)
+    left = rules.decay ** max(0, rules.rungs - standing.rung)
+    return max(standing.loss, 0.0) / left + min(standing.loss, 0.0) + standing.spread / math.sqrt(left)
 
 
 def next_move(
-    standings: Sequence[Standing],
-    *,
-    margin: float,
-    rungs: int,
-    eta: float,
-    incumbent: float | None,
-    seconds_left: float,
+    standings: Sequence[Standing], rules: Rules, *, incumbent: float | None, seconds_left: float
 ) -> str | None:
     """The candidate to train one rung further, or None if the search is over.
 
+    1. Each family (``kind``) has one short training, of its candidate nearest to ``start``.
+    2. In the family that promises most: bisection with short trainings, then the cheapest one that may pass goes on.
+       The next family follows when nothing is left to do there.
+    3. What is not hopeless is trained further, the most promising first.
+
     Args:
-        margin: largest bound of the loss that is tolerable.
-        rungs: trainings of the whole model, quantization-aware training not among them.
         incumbent: cost of the best variant that keeps the whole budget; None while there is none.
         seconds_left: moves that would take longer are not begun.
     """
@@ -83,17 +97,43 @@ def next_move(
         for s in standings
         if s.possible and s.rung < s.last and s.seconds <= seconds_left and (incumbent is None or s.cost < incumbent)
     ]
-    hopeless: dict[str, float] = {}
-    for s in standings:
-        if s.loss is not None and expected(s, rungs=rungs, eta=eta) > HOPELESS * margin:
-            hopeless[s.kind] = max(s.cost, hopeless.get(s.kind, 0.0))
-    unknown = [s for s in open_ if s.loss is None and s.cost > hopeless.get(s.kind, 0.0)]
-    if unknown:  # from the dearest to the cheapest: the loss grows on the way, and tells when to stop
-        return max(unknown, key=lambda s: (s.cost, s.name)).name
-    known = [s for s in open_ if s.loss is not None]
-    near = [s for s in known if expected(s, rungs=rungs, eta=eta) <= margin]
-    if near:
-        return min(near, key=lambda s: (s.cost, s.name)).name
-    if incumbent is None and known:
-        return min(known, key=lambda s: (expected(s, rungs=rungs, eta=eta), s.cost, s.name)).name
-    return None
+    families: dict[str, list[Standing]] = {}
+    for standing in standings:
+        families.setdefault(standing.kind, []).append(standing)
+    for members in families.values():
+        if all(s.loss is None for s in members):
+            new = [s for s in members if s in open_]
+            if new:
+                return min(new, key=lambda s: (abs(_log(s.cost) - _log(rules.start)), s.cost, s.name)).name
+    for members in sorted(families.values(), key=lambda f: min((_promise(s, rules) for s in f), default=(0.0, 0.0))):
+        name = _within(members, [s for s in members if s in open_], rules)
+        if name is not None:
+            return name
+    rest = [s for s in open_ if s.loss is not None]
+    if incumbent is not None:
+        rest = [s for s in rest if s.rung < rules.rungs and expected(s, rules) <= HOPELESS * rules.margin]
+    return min(rest, key=lambda s: (expected(s, rules), s.cost, s.name)).name if rest else None
+
+
+def _within(members: Sequence[Standing], open_: Sequence[Standing], rules: Rules) -> str | None:
+    """The next move within a family of which something is known."""
+    known = [s for s in members if s.loss is not None]
+    ceiling = min((s.cost for s in known if expected(s, rules) <= rules.margin), default=float("inf"))
+    floor = max((s.cost for s in known if expected(s, rules) > rules.margin and s.cost < ceiling), default=0.0)
+    between = sorted((s for s in open_ if s.loss is None and floor < s.cost < ceiling), key=lambda s: (s.cost, s.name))
+    if between:
+        low, high = floor or between[0].cost, ceiling if math.isfinite(ceiling) else between[-1].cost
+        middle = (_log(low) + _log(high)) / 2
+        return min(between, key=lambda s: (abs(_log(s.cost) - middle), s.cost, s.name)).name
+    near = [s for s in open_ if expected(s, rules) <= rules.margin]
+    return min(near, key=lambda s: (s.cost, s.name)).name if near else None
+
+
+def _promise(standing: Standing, rules: Rules) -> tuple[float, float]:
+    """For sorting, best first: what may pass by its cost; after that the rest, by what it is expected to lose."""
+    loss = expected(standing, rules)
+    return (0.0, standing.cost) if loss <= rules.margin else (loss, standing.cost)
+
+
+def _log(cost: float) -> float:
+    return math.log(max(cost, 1e-12))

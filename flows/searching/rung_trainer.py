@@ -2,49 +2,52 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.lineage import CONTROL
 from flows.searching.appraisal import Appraisal
 from flows.searching.candidate import Candidate, loss_of, released
 from flows.searching.form_maker import FormMaker
-from flows.searching.search_setup import SearchSetup
 from flows.searching.tally import Tally
+from flows.searching.training_plan import TrainingPlan
 from model_registry.store import Store
 from tasks.ask import AskSpec, ask
-from tasks.distill import DistillSpec, distill
+from tasks.distill import distill
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.paired import compare_paired
+from tasks.evidence.search_summary import MixTried
 from tasks.export import export
 from tasks.measure import measurement_of
 from tasks.qat import qat
+from tasks.running.errors import TrainingDiverged
+from tasks.running.stage import Outcome
 
 
-@dataclass(frozen=True)
 class RungTrainer:
     """Trains candidates, and measures what came of it."""
 
-    setup: SearchSetup
-    tally: Tally
-    appraisal: Appraisal
-    forms: FormMaker
+    def __init__(self, plan: TrainingPlan, tally: Tally, appraisal: Appraisal, forms: FormMaker) -> None:
+        self.setup, self.plan, self.tally, self.appraisal, self.forms = plan.setup, plan, tally, appraisal, forms
+        self._asked: list[AskSpec] = []
+        self._counted: set[str] = set()
+        self._lock = threading.Lock()
 
-    def ask_teachers(self) -> None:
-        """Before the first training, so that what the teachers take is not taken for its time.
+    def advance(self, candidate: Candidate, mixes: Sequence[Mapping[str, Any]] = ({},)) -> None:
+        """Train it one rung further and measure what came of it.
 
-        A teacher that was brought as an ONNX file teaches nobody but its own int8 file, which asks by itself.
+        Args:
+            mixes: where there are several, the training is made with each, and all later ones with the best of them.
         """
-        setup = self.setup
-        if self.tally.trials == 0 and setup.teacher.format == "torch":
-            questions = AskSpec(views=setup.distilling.views)
-            self.tally.count(ask(setup.job, questions, data=setup.data, teachers=(setup.teacher, *setup.others)))
-
-    def advance(self, candidate: Candidate) -> None:
-        """Train it one rung further and measure what came of it."""
         self.tally.count_training()
-        work = self._train if candidate.rung < self.setup.settings.rungs else self._tune
-        self.tally.attempt(candidate, lambda: work(candidate))
+        if candidate.rung >= self.setup.settings.rungs:
+            self.tally.attempt(candidate, lambda: self._tune(candidate))
+            return
+        if len(mixes) > 1:
+            self.tally.attempt(candidate, lambda: self._choose_mix(candidate, mixes))
+        if not candidate.failure:
+            self.tally.attempt(candidate, lambda: self._train(candidate))
 
     def prove_teaching(self, winner: Candidate | None) -> dict[str, float]:
         """Train the winner's structure once more, rung by rung, without the teacher: what did the teacher gain?
@@ -59,7 +62,9 @@ class RungTrainer:
         taught = tally.variant(f"{winner.name}-r{trained}.fp32")
         untrained = model = tally.variant(winner.name)
         for rung in range(trained):
-            spec = self._rung_spec(rung, winner).model_copy(update={"alpha": 0.0, "hints": None})
+            spec = self.plan.distilling.model_copy(
+                update={"epochs": self.plan.epochs[rung], "alpha": 0.0, "hints": None}
+            )
             label = f"{CONTROL}-{winner.name}-r{rung + 1}"
             outcome = distill(setup.job, spec, data=setup.data, teacher=setup.teacher, parent=model, label=label)
             tally.add_step(outcome, (untrained,)) if rung == trained - 1 else tally.count(outcome)
@@ -73,20 +78,70 @@ class RungTrainer:
         low, high = paired.interval
         return {"gain": paired.difference, "low": low, "high": high, "p": paired.p}
 
+    def _choose_mix(self, candidate: Candidate, mixes: Sequence[Mapping[str, Any]]) -> None:
+        """Its next training with each mix of labels and teacher; the one whose validation metric is best stays."""
+        tried: list[MixTried] = []
+        made: list[Mapping[str, Any]] = []
+        for number, mix in enumerate(mixes):
+            if number:
+                self.tally.count_training()
+            try:
+                outcome = self._distill(candidate, mix)
+            except TrainingDiverged:
+                if number == len(mixes) - 1 and not made:
+                    raise
+                self.tally.forgive()
+                continue
+            found = outcome.values["student"]
+            spec = self.plan.rung(candidate, mix)
+            made.append(mix)
+            tried.append(
+                MixTried(
+                    alpha=float(spec.alpha),
+                    temperature=float(spec.temperature),
+                    views=spec.views,
+                    metric=found["val_metric"],
+                    loss=found["val_loss"],
+                    candidate=candidate.name,
+                )
+            )
+        sign = 1.0 if self.setup.data.metric.better == "higher" else -1.0
+        best = max(range(len(tried)), key=lambda n: (sign * tried[n].metric, -tried[n].loss, -n))
+        self.tally.mixes = tuple(t.model_copy(update={"chosen": n == best}) for n, t in enumerate(tried))
+        self.plan.decide_mix(made[best])
+
+    def _distill(self, candidate: Candidate, mix: Mapping[str, Any] | None = None) -> Outcome:
+        """The candidate's next training, asked of the store first."""
+        setup, parent = self.setup, candidate.model
+        assert parent is not None
+        questions = self.plan.questions(mix)
+        # Beforehand, so that what the teachers take is not taken for the training's time. A teacher that was brought as
+        # an ONNX file teaches nobody but its own int8 file, which asks by itself.
+        with self._lock:
+            if questions is not None and questions not in self._asked and setup.teacher.format == "torch":
+                self._asked.append(questions)
+                self.tally.count(ask(setup.job, questions, data=setup.data, teachers=(setup.teacher, *setup.others)))
+        spec, label = self.plan.rung(candidate, mix), f"{candidate.name}-r{candidate.rung + 1}"
+        outcome = distill(
+            setup.job, spec, data=setup.data, teacher=setup.teacher, parent=parent, others=setup.others, label=label
+        )
+        if outcome.key not in self._counted:
+            self._counted.add(outcome.key)
+            self.tally.count(outcome, candidate)
+        return outcome
+
     def _train(self, candidate: Candidate) -> None:
         """With the teachers' help; the files that were proven before are kept beside the new ones."""
         setup, parent = self.setup, candidate.model
         assert parent is not None
-        spec, label = self._rung_spec(candidate.rung, candidate), f"{candidate.name}-r{candidate.rung + 1}"
-        outcome = distill(
-            setup.job, spec, data=setup.data, teacher=setup.teacher, parent=parent, others=setup.others, label=label
-        )
+        label = f"{candidate.name}-r{candidate.rung + 1}"
+        outcome = self._distill(candidate)
         candidate.training_seconds = outcome.cost_seconds
-        candidate.model = self.tally.add_step(outcome, (parent, setup.teacher), candidate).variants[0]
+        candidate.model = self.tally.keep_step(outcome, (parent, setup.teacher)).variants[0]
         if candidate.rung:
             candidate.earlier += tuple(m for m in candidate.forms if released(m) and self.appraisal.passes(m))
         candidate.rung += 1
-        self.forms.of_model(candidate, label)
+        self.forms.of_model(candidate)
         if candidate.rung == setup.settings.rungs:
             self.forms.refine(candidate, label)
         candidate.losses.append(min(loss_of(m) for m in candidate.forms))
@@ -100,7 +155,7 @@ class RungTrainer:
             return
         outcome = qat(
             self.setup.job,
-            self.setup.tuning,
+            self.plan.tuning,
             data=self.setup.data,
             parent=candidate.int8,
             teacher=self.setup.teacher,
@@ -111,9 +166,3 @@ class RungTrainer:
         form = measurement_of(self.forms.measure(outcome.variant))
         candidate.forms = (*candidate.forms, form)
         candidate.losses.append(loss_of(form))
-
-    def _rung_spec(self, rung: int, candidate: Candidate) -> DistillSpec:
-        update: dict[str, Any] = {"epochs": self.setup.epochs[rung], "control": False}
-        if candidate.kind == "student":
-            update["scale"] = candidate.settings["scale"]
-        return self.setup.distilling.model_copy(update=update)

@@ -8,8 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 from flows.lineage import Made
 from flows.searching.budget_spec import SearchSpec
-from flows.searching.candidate import Candidate
+from flows.searching.candidate import Candidate, loss_of
 from flows.searching.candidate_rows import judged, row_of
+from flows.searching.foretelling import foretell
 from flows.searching.halving import next_move
 from flows.searching.search_progress import tell
 from flows.searching.search_record import SearchRecord, recall, remember, search_key
@@ -20,7 +21,7 @@ from flows.spec import PipelineSpec
 from model_registry.measurement import Measurement
 from model_registry.store import Store
 from model_registry.variant import Variant
-from tasks.evidence.search_summary import SearchSummary
+from tasks.evidence.search_summary import BestSoFar, CandidateRow, SearchSummary
 from tasks.release.ledger_protocol import patiently
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome
@@ -51,7 +52,9 @@ def search(
     assert spec.search is not None
     setup = SearchSetup.of(job, spec, checked, trained, others)
     tally = Tally.begin(setup)
-    if planning.get() is not None:
+    plan = planning.get()
+    if plan is not None:
+        plan.lines += foretell(setup)
         return tally.made(data, checked)
     shop = Workshop(setup, tally)
     key = search_key(job, spec, checked, trained.variant)
@@ -65,6 +68,8 @@ def search(
             tell(1.0, text)
             return made.with_search(_answered(stored, spec, found))
 
+    if stored is not None:
+        tally.carry(stored.made(data, checked))
     ended, limited = _explore(shop, spec.search)
     control = shop.trainer.prove_teaching(_winner(shop))
     made = tally.made(data, checked)
@@ -72,19 +77,34 @@ def search(
     summary = SearchSummary(
         objective=spec.objective,
         budget=spec.budget.model_dump(mode="json") if spec.budget else {},
-        candidates=tuple(row_of(c, spec.gates, shop.appraisal.baseline) for c in tally.candidates),
+        candidates=_rows(shop, stored),
         best=best.digest if best else None,
         trials=tally.trials,
         seconds=tally.seconds,
         ended=ended,
         limited=limited,
-        sensitivity=shop.maker.sensitivity,
+        sensitivity=shop.maker.ladders.sensitivity,
         control=control,
+        planning_seconds=tally.planning_seconds,
+        epochs=shop.plan.epochs,
+        mixes=tally.mixes,
+        curve=tuple(tally.curve),
     )
     made = made.with_search(summary)
     record = SearchRecord.of(key, job, made, summary, spec.search)
     patiently(lambda: remember(store, record))
     return made
+
+
+def _rows(shop: Workshop, earlier: SearchRecord | None) -> tuple[CandidateRow, ...]:
+    """The candidates as the search left them, and those of an earlier search that may still be the best."""
+    gates = shop.setup.spec.gates
+    rows = [row_of(c, gates, shop.appraisal.baseline) for c in shop.tally.candidates]
+    known = {form.digest for row in rows for form in row.forms}
+    for row in earlier.summary.candidates if earlier else ():
+        if row.losses and any(not f.fails and f.digest not in known for f in row.forms):
+            rows.append(judged(row.model_copy(update={"name": f"earlier-{row.name.removeprefix('earlier-')}"}), gates))
+    return tuple(rows)
 
 
 def _answered(stored: SearchRecord, spec: PipelineSpec, found: Measurement) -> SearchSummary:
@@ -105,31 +125,45 @@ def _explore(shop: Workshop, settings: SearchSpec) -> tuple[str, bool]:
     """Make and train candidates until the search is over; why it is, and whether a limit ended it."""
     tally, limit = shop.tally, settings.minutes * 60
     shop.maker.line_up(lambda: _report(shop))
+    tally.planning_seconds = tally.seconds
+    start = shop.maker.start()
     while True:
         best = shop.appraisal.cheapest(tally.forms())
         if tally.trials >= settings.trials:
             return f"all {settings.trials} trainings that search.trials allows were made", True
-        moves = _moves(shop, best, limit - tally.seconds)
+        moves = _moves(shop, start, limit - tally.seconds)
         if not moves:
-            late = _moves(shop, best, float("inf"))
+            late = _moves(shop, start, float("inf"))
             if late:
                 return f"search.minutes ({settings.minutes:g}) leaves no time to train {late[0].name} further", True
             why = "nothing cheaper than the best one may reach the margin" if best else "no candidate is left to train"
             return why, False
-        shop.trainer.ask_teachers()
-        _side_by_side([lambda c=c: shop.trainer.advance(c) for c in moves])  # type: ignore[misc]
+        if not all(c.made for c in moves):  # only now is known what they cost, and so whether they are worth it
+            shop.maker.make(moves)
+            continue
+        _train(shop, moves, limit - tally.seconds)
         _report(shop)
 
 
-def _moves(shop: Workshop, best: Measurement | None, seconds_left: float) -> list[Candidate]:
+def _train(shop: Workshop, moves: list[Candidate], seconds: float) -> None:
+    """Train the candidates a rung further; the first training of all decides how the others are made."""
+    maker, plan, trainer = shop.maker, shop.plan, shop.trainer
+    plan.decide_epochs(moves[0], seconds)
+    if shop.tally.trials == 0:
+        trainer.advance(moves[0], plan.mixes(maker.ladders.answer_seconds, maker.ladders.augments))
+        return
+    _side_by_side([lambda c=c: trainer.advance(c) for c in moves])  # type: ignore[misc]
+
+
+def _moves(shop: Workshop, start: float, seconds_left: float) -> list[Candidate]:
     """The candidates to train next, as many as may train at a time."""
     settings, appraisal, chosen = shop.setup.settings, shop.appraisal, list[Candidate]()
+    best = appraisal.cheapest(shop.tally.forms())
+    rules = appraisal.rules(shop.tally.candidates, start)
     while len(chosen) < min(settings.parallel, settings.trials - shop.tally.trials):
         name = next_move(
             [appraisal.standing(c) for c in shop.tally.candidates if c not in chosen],
-            margin=shop.setup.spec.gates.margin,
-            rungs=settings.rungs,
-            eta=settings.eta,
+            rules,
             incumbent=appraisal.cost(best) if best else None,
             seconds_left=seconds_left,
         )
@@ -157,7 +191,19 @@ def _winner(shop: Workshop) -> Candidate | None:
 def _report(shop: Workshop) -> None:
     tally, appraisal = shop.tally, shop.appraisal
     best, last = appraisal.cheapest(tally.forms()), tally.latest
+    if best is not None and (not tally.curve or tally.curve[-1].digest != best.digest):
+        tally.curve.append(
+            BestSoFar(
+                seconds=tally.seconds,
+                name=best.name,
+                digest=best.digest,
+                cost=appraisal.cost(best),
+                bytes=best.bytes,
+                speedup=best.speedup.value if best.speedup else None,
+                loss=loss_of(best),
+            )
+        )
     text = "" if last is None else f"{last.name}: {appraisal.line(last)}; "
     text += f"best {best.name}, {appraisal.line_of(best)}" if best else "nothing keeps the budget yet"
-    done = tally.trials / shop.setup.settings.trials
+    done = min(1.0, tally.seconds / (60 * shop.setup.settings.minutes))
     tell(min(0.99, done), f"{text} ({tally.trials} trainings, {tally.seconds / 60:.1f} min)")

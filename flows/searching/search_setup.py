@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from functools import cached_property
 
 from flows.searching.budget_spec import SearchSpec
-from flows.searching.halving import rung_epochs
 from flows.spec import PipelineSpec
 from model_registry.variant import Variant
 from tasks.distill import DistillSpec
@@ -68,10 +66,9 @@ class SearchSetup:
     def tuning(self) -> QatSpec:
         return self.spec.qat or QatSpec()
 
-    @cached_property
-    def epochs(self) -> tuple[int, ...]:
-        """Of each rung."""
-        return rung_epochs(self.distilling.epochs, self.settings.rungs, self.settings.eta)
+    def says(self, key: str) -> bool:
+        """Whether the spec itself says this about distillation; what it does not say is the search's to decide."""
+        return self.spec.distill is not None and key in self.spec.distill.model_fields_set
 
     @property
     def trainings(self) -> int:

@@ -10,8 +10,9 @@ from flows.searching.candidate import Candidate, released
 from flows.searching.search_setup import SearchSetup
 from model_registry.measurement import Measurement
 from model_registry.variant import Variant
+from tasks.evidence.search_summary import BestSoFar, MixTried
 from tasks.export import export
-from tasks.measure import measure
+from tasks.measure import measure, measurement_of
 from tasks.running.errors import CANDIDATE_FAILURES
 from tasks.running.journal import journal
 from tasks.running.splits import DataRef
@@ -32,6 +33,14 @@ class Tally:
         self.trials = 0
         self.seconds = sum(step.outcome.cost_seconds for step in steps[1:])
         self.measured: dict[str, Outcome] = {}
+        self.mixes: tuple[MixTried, ...] = ()
+        """What the first training tried of labels and the teacher's answers."""
+        self.planning_seconds = 0.0
+        """Until the first training: examining the teacher, timing layers and structures."""
+        self.carried: tuple[Measurement, ...] = ()
+        """Files that a shorter search measured before."""
+        self.curve: list[BestSoFar] = []
+        """The best form each time that there was a better one."""
         self.control: Outcome | None = None
         """The winner's structure trained without the teacher, measured."""
         self._lock = threading.Lock()
@@ -45,6 +54,12 @@ class Tally:
             steps.append(MadeStep(outcome, (setup.teacher,)))
             exported = outcome.variant
         return cls(steps, exported, measure(setup.job, setup.spec.measure, data=setup.data, variant=exported))
+
+    def carry(self, earlier: Made) -> None:
+        """Keep what a shorter search of the same question made: more minutes never end with less."""
+        self.steps += earlier.steps[len(self.steps) :]
+        self.carried = earlier.candidates
+        self.measured |= {measurement_of(outcome).digest: outcome for outcome in earlier.measured[1:]}
 
     def count(self, outcome: Outcome, candidate: Candidate | None = None) -> Outcome:
         """Count what the outcome cost when it was computed, for its candidate too."""
@@ -61,7 +76,10 @@ class Tally:
 
     def add_step(self, outcome: Outcome, parents: tuple[Variant, ...], candidate: Candidate | None = None) -> Outcome:
         """Keep the outcome with what it was made from, and count it."""
-        self.count(outcome, candidate)
+        return self.keep_step(self.count(outcome, candidate), parents)
+
+    def keep_step(self, outcome: Outcome, parents: tuple[Variant, ...]) -> Outcome:
+        """Keep an outcome that is counted already, with what it was made from."""
         with self._lock:
             self.steps.append(MadeStep(outcome, parents))
         return outcome
@@ -79,15 +97,21 @@ class Tally:
             work()
         except CANDIDATE_FAILURES as error:
             candidate.failure = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            notes = journal.get()
-            if notes is not None:
-                notes.failures.clear()
+            self.forgive()
         self.latest = candidate
+
+    def forgive(self) -> None:
+        """A stage failed, and the run goes on without what it was for."""
+        notes = journal.get()
+        if notes is not None:
+            notes.failures.clear()
 
     def forms(self) -> tuple[Measurement, ...]:
         """Every file of every candidate that was trained (the teacher counts as trained), as it is now."""
         trained = [c for c in self.candidates if c.rung or c.kind == "teacher"]
-        return tuple(m for c in trained for m in (*c.forms, *c.earlier) if released(m))
+        ours = [m for c in trained for m in (*c.forms, *c.earlier) if released(m)]
+        known = {m.digest for m in ours}
+        return (*ours, *(m for m in self.carried if m.digest not in known))
 
     def variant(self, name: str) -> Variant:
         """The variant of that name among everything made; StopIteration if there is none."""

@@ -57,8 +57,10 @@ class LadderSpec(Frozen):
         min_length=1,
         description="budgets, as shares of what the unpruned network takes",
     )
-    objective: Literal["latency", "size"] = Field(
-        default="latency", description="what the targets are shares of: milliseconds of a run, or bytes of the file"
+    objective: Literal["latency", "size", "both"] = Field(
+        default="latency",
+        description="what the targets are shares of: milliseconds of a run, bytes of the file, or both, of which "
+        "milliseconds count two thirds and bytes one third",
     )
 
 
@@ -94,6 +96,21 @@ ALLOCATE = Stage(
 )
 
 
+@step(SENSITIVITY)
+def find_damage(job: Job, spec: AllocateSpec, *, data: DataRef, parent: Variant, label: str = "") -> Outcome:
+    """Measure what narrowing each group of coupled layers of the torch variant does to its answers.
+
+    The first stage of :func:`allocate`, for whoever wants to know before: that one finds it stored.
+
+    Values: ``structure`` (layers and groups), ``damages`` (by group: channels left and damage), ``rows`` that were
+    asked, ``answer_seconds`` (what a row takes), ``augments`` (whether the workload changes training rows).
+
+    Raises:
+        PruningRefused: the model cannot be traced, or there is nothing to prune.
+    """
+    return _find_damage(job, spec, data, parent, label)
+
+
 @step(ALLOCATE)
 def allocate(job: Job, spec: AllocateSpec, *, data: DataRef, parent: Variant, label: str = "") -> Outcome:
     """Find, for each target, the channels to remove from each layer of the torch variant for the least damage.
@@ -115,13 +132,16 @@ def allocate(job: Job, spec: AllocateSpec, *, data: DataRef, parent: Variant, la
     Raises:
         PruningRefused: the model cannot be traced, or there is nothing to prune.
     """
-    sensitivity = run_stage(
-        SENSITIVITY, job, _part(spec, SensitivitySpec), data=data, inputs={"parent": parent}, label=label
-    )
+    sensitivity = _find_damage(job, spec, data, parent, label)
     structure = sensitivity.values.get("structure")
     table = run_stage(LATENCY_TABLE, job, _part(spec, TableSpec), extra={"structure": structure}, label=label)
     found = {"structure": structure, "damages": sensitivity.values.get("damages"), "table": table.values.get("table")}
     return run_stage(ALLOCATE, job, _part(spec, LadderSpec), extra=found, label=label)
+
+
+def _find_damage(job: Job, spec: AllocateSpec, data: DataRef, parent: Variant, label: str) -> Outcome:
+    part = _part(spec, SensitivitySpec)
+    return run_stage(SENSITIVITY, job, part, data=data, inputs={"parent": parent}, label=label)
 
 
 def _part(spec: AllocateSpec, part: type[SpecPart]) -> SpecPart:

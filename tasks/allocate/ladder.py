@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from tasks.allocate.costs import Costs, Table
 from tasks.allocate.knapsack import Term, WidthChoice, cheapest_damage
-from tasks.allocate.structure import Structure
+from tasks.allocate.structure import Keep, Structure
 
+_LATENCY = 2 / 3
+"""Of a cost that is both latency and bytes."""
 Damages = dict[str, list[tuple[int, float]]]
 """By group: channels left and the damage, from wide to narrow."""
 
@@ -20,23 +22,28 @@ def climb_down(
     costs: Costs,
     damages: Damages,
     *,
-    objective: Literal["latency", "size"],
+    objective: Literal["latency", "size", "both"],
     targets: Sequence[float],
 ) -> list[dict[str, Any]]:
     """A rung per target, as JSON, from the largest target to the smallest.
 
     Args:
-        objective: what the targets are fractions of: the whole network's latency, or its bytes.
+        objective: what the targets are fractions of: the whole network's latency, its bytes, or both: layers that take
+            no time at their narrowest may still take most of the bytes.
 
     Returns:
         Rungs of ``target``, ``reached`` (else the rung is the cheapest there is), ``ratios`` (removed share of every
         group, by its first layer), ``keep`` (the channels left), ``predicted_ms``, ``predicted_bytes`` and
         ``predicted_damage``.
     """
-    layer_cost = costs.layer_ms if objective == "latency" else costs.layer_bytes
+    full, latency = structure.full(), {"latency": 1.0, "size": 0.0, "both": _LATENCY}[objective]
+    weight_ms, weight_bytes = latency / costs.ms(full), (1 - latency) / costs.bytes(full)
+
+    def layer_cost(number: int, keep: Keep) -> float:
+        return weight_ms * costs.layer_ms(number, keep) + weight_bytes * costs.layer_bytes(number, keep)
+
     terms = [Term(frozenset(names), partial(layer_cost, number)) for number, names in enumerate(costs.groups_of)]
-    if objective == "latency":
-        terms.append(Term(frozenset(), lambda keep: table.entrance_ms))
+    terms.append(Term(frozenset(), lambda keep: weight_ms * table.entrance_ms))
     whole = sum(term.cost(structure.full()) for term in terms)
     descending = sorted(targets, reverse=True)
     choices = {group.name: table.choices[group.name] for group in structure.groups}

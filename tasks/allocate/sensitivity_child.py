@@ -27,4 +27,11 @@ def main(child: Child) -> Result:
     )
 
     structure = found.structure.model_dump(mode="json")
-    return Result(values={"structure": structure, "damages": found.damages, "rows": found.rows})
+    values = {
+        "structure": structure,
+        "damages": found.damages,
+        "rows": found.rows,
+        "answer_seconds": found.answer_seconds,
+        "augments": workload.augments,
+    }
+    return Result(values=values)

@@ -17,6 +17,7 @@ from tasks.torch_models.channel_pruner import ChannelPruner
 from tasks.torch_models.fit_rows import Rows, torch_device
 from tasks.torch_models.fit_seeding import reproducible
 from tasks.torch_models.fit_threads import row_macs, worthwhile_threads
+from tasks.torch_models.pace import answer_seconds
 from tasks.workloads.workload import Workload
 
 _MOST_MACS = 2e12
@@ -45,11 +46,15 @@ class Trials:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The model's layers, what narrowing each group of them does, and on how many rows that was measured."""
+    """The model's layers, what narrowing each group of them does, and on how many rows that was measured.
+
+    ``answer_seconds``: what the model takes to answer a row.
+    """
 
     structure: Structure
     damages: Damages
     rows: int
+    answer_seconds: float
 
 
 def find_sensitivity(
@@ -91,4 +96,4 @@ def find_sensitivity(
     chosen = Rows(workload, {name: values[order.numpy()] for name, values in columns.items()}, where)
     with reproducible(where, True), worthwhile_threads(model, sample, count):
         damages = measure_damage(model, chosen, groups, keeps, classification=classification, progress=progress)
-    return Sensitivity(structure, damages, count)
+    return Sensitivity(structure, damages, count, answer_seconds(model, chosen))

@@ -49,8 +49,8 @@ class DistillSpec(Frozen):
     )
     alpha: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5,
-        description="share of the teacher's answers in the loss, 0 to 1; 1: the targets are not used; auto: 0.5 or "
-        "0.9, tried with the temperature",
+        description="share of the teacher's answers in the loss, 0 to 1; 0: the teacher is not asked, 1: the targets "
+        "are not used; auto: 0.5 or 0.9, tried with the temperature",
     )
     auto_epochs: float = Field(
         default=0.2, gt=0, le=1, description="length of each short training that auto needs, as a share of the epochs"
@@ -133,7 +133,9 @@ def distill(
     validation, turned so that more is better, with ``gain_interval`` (95 %, paired) and ``gain_p``. Without control
     there is no gain. ``chosen`` (``temperature``, ``alpha``), ``tried`` (those and ``epochs``, ``val_loss``,
     ``val_metric`` of each short training), ``hints`` (pairs of module names), ``teachers`` (``val_metric`` of each),
-    ``inherited`` (share of the student's parameters that began as the teacher's; with ``inherit``).
+    ``inherited`` (share of the student's parameters that began as the teacher's; with ``inherit``). Where labels alone
+    teach (``alpha`` 0, no hints) no teacher is asked and ``teacher`` is absent. An untrained student (0 epochs) only
+    has ``parameters``, ``inherited`` and ``row_seconds``, which a row of a training step would take.
 
     Args:
         parent: a torch variant that is trained further instead of a fresh student; it keeps its role, scale and

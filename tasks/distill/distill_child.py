@@ -20,9 +20,10 @@ from tasks.evidence.paired import compare_paired
 from tasks.running.child import Child, Result
 from tasks.torch_models.fit import Fitted
 from tasks.torch_models.fit_checkpoint import StoreCheckpoints
-from tasks.torch_models.fit_rows import Outputs, Rows, answers, judge, predict, torch_device
+from tasks.torch_models.fit_rows import Outputs, Rows, answers, predict, torch_device
 from tasks.torch_models.fit_state import history_jsonl
 from tasks.torch_models.objective import LiveAnswers, TeacherAnswers, mean_answers
+from tasks.torch_models.pace import row_seconds
 from tasks.torch_models.teacher_answers import teacher_outputs, teacher_says
 from tasks.torch_models.torch_variant import build, load, parameter_count, read_architecture, save
 from tasks.torch_models.training import Training
@@ -37,10 +38,15 @@ def main(child: Child) -> Result:
     workload = load_workload(child.job.workload)
     data = TrainingData.read(child.store, child.data, workload)
     model, inherited = _begin(child, workload)
-    values = {"metric": child.data.metric.name, **_metrics(child, data, model), "inherited": inherited}
-    if not spec["epochs"]:
-        return _result([_publish(child, data, model, None, label or "student")], values)
+    values: dict[str, Any] = {"metric": child.data.metric.name, "inherited": inherited}
+    if not spec["epochs"]:  # only to be costed: what it answers says nothing yet
+        where = torch_device(child.job.device)
+        rows = Rows(workload, data.train, where)
+        values["row_seconds"] = row_seconds(model.to(where), rows, batch_size=spec["batch_size"])
+        facts = {"parameters": parameter_count(model), "epochs": 0}
+        return _result([_Pupil(_save(child, data, model, label or "student"), None, facts, np.empty(0))], values)
 
+    values |= _metrics(child, data, model)
     lessons = _lessons(child, data)
     mixes = candidates(spec["temperature"], spec["alpha"], classification=lessons.classification)
     course = Course(lessons, mixes, auto_epochs=spec["auto_epochs"], control=spec["control"], progress=child.progress)
@@ -74,10 +80,15 @@ def _teachers(child: Child) -> list[Variant]:
     return [variant for role, variant in child.inputs.items() if role != "parent"]
 
 
+def _asked(child: Child) -> list[Variant]:
+    """The teachers, if anybody listens: labels alone need none."""
+    return _teachers(child) if child.spec["alpha"] != 0 or child.spec["hints"] is not None else []
+
+
 def _lessons(child: Child, data: TrainingData) -> Lessons:
     """What the trainings share, with the teachers' answers from the store."""
     hints, views = child.spec["hints"], wanted_views(data.workload, child.spec["views"], child.job.seed)
-    teachers, live = _teachers(child), list[TeacherAnswers]()
+    teachers, live = _asked(child), list[TeacherAnswers]()
     watched = None
     if hints is not None:  # the first teacher in memory: its features are part of the lesson
         teacher = load(child.store, teachers.pop(0), workload=data.workload).to(torch_device(child.job.device))
@@ -99,7 +110,7 @@ def _lessons(child: Child, data: TrainingData) -> Lessons:
         begin=lambda: _begin(child, data.workload)[0],
         data=data,
         training=Training.of(child.spec),
-        answers=mean_answers([*live, *stored]),
+        answers=mean_answers([*live, *stored]) if live or stored else None,
         classification=child.data.task == "classification",
         watched=watched,
         views=views,
@@ -127,9 +138,9 @@ def _metrics(child: Child, data: TrainingData, model: nn.Module) -> dict[str, An
             columns=data.validation,
             device=device,
         )
-        for teacher in _teachers(child)
+        for teacher in _asked(child)
     ]
-    found: dict[str, Any] = {"teacher": metric(np.mean(said, axis=0))}
+    found: dict[str, Any] = {"teacher": metric(np.mean(said, axis=0))} if said else {}
     if len(said) > 1:
         found["teachers"] = [metric(outputs) for outputs in said]
     if "parent" in child.inputs:
@@ -147,25 +158,23 @@ class _Pupil:
     scores: NDArray[np.float64]
 
 
-def _publish(child: Child, data: TrainingData, model: nn.Module, fitted: Fitted | None, name: str) -> _Pupil:
-    """Judge the model on validation and save it, with its curves if it was trained."""
-    store, workload = child.store, data.workload
-    outputs, targets = answers(model, Rows(workload, data.validation, torch_device(child.job.device)))
-    history = None
-    if fitted is None:
-        loss, metric, _ = judge(workload, outputs, targets)
-        facts = {"epochs": 0, "best_epoch": 0, "val_metric": metric, "val_loss": loss, "stopped_early": False}
-    else:
-        facts = fitted.summary()
-        history = store.publish_bytes(history_jsonl(fitted.history), f"{name}.history.jsonl")
+def _publish(child: Child, data: TrainingData, model: nn.Module, fitted: Fitted, name: str) -> _Pupil:
+    """Judge the trained model on validation and save it, with its curves."""
+    outputs, targets = answers(model, Rows(data.workload, data.validation, torch_device(child.job.device)))
+    history = child.store.publish_bytes(history_jsonl(fitted.history), f"{name}.history.jsonl")
+    facts = {"parameters": parameter_count(model), **fitted.summary()}
+    return _Pupil(_save(child, data, model, name), history, facts, _scores(data.workload, outputs, targets))
+
+
+def _save(child: Child, data: TrainingData, model: nn.Module, name: str) -> Variant:
     role, scale, pruning = "student", child.spec["scale"], None
     if "parent" in child.inputs:
-        architecture = read_architecture(store, child.inputs["parent"])
+        architecture = read_architecture(child.store, child.inputs["parent"])
         role, scale, pruning = architecture.role, architecture.scale, architecture.pruning
-    variant = save(
-        store,
+    return save(
+        child.store,
         model,
-        workload=workload,
+        workload=data.workload,
         role=role,
         scale=scale,
         sample=data.validation,
@@ -173,8 +182,6 @@ def _publish(child: Child, data: TrainingData, model: nn.Module, fitted: Fitted 
         stage="distill",
         pruning=pruning,
     )
-    facts = {"parameters": parameter_count(model), **facts}
-    return _Pupil(variant, history, facts, _scores(workload, outputs, targets))
 
 
 def _scores(workload: Workload, outputs: Outputs, targets: Outputs) -> NDArray[np.float64]:

@@ -17,7 +17,7 @@ from tasks.distill.mix_search import Mix
 from tasks.torch_models.fit import Fitted, fit
 from tasks.torch_models.fit_checkpoint import Checkpoints
 from tasks.torch_models.fit_rows import Rows, torch_device
-from tasks.torch_models.objective import Objective, TeacherAnswers, distillation
+from tasks.torch_models.objective import Hard, Objective, TeacherAnswers, distillation
 from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData
 from tasks.torch_models.views import Views
@@ -45,7 +45,8 @@ class Lessons:
     Args:
         begin: makes the model that each training begins with; equal each time.
         training: how, but for the epochs.
-        answers: what the teachers say; with a watched teacher it is asked live, and first among them.
+        answers: what the teachers say; with a watched teacher it is asked live, and first among them. None: labels
+            alone teach.
         watched: None: no hints.
         views: see :func:`tasks.torch_models.fit.fit`.
         checkpoints: of the training of this name.
@@ -54,7 +55,7 @@ class Lessons:
     begin: Callable[[], nn.Module]
     data: TrainingData
     training: Training
-    answers: TeacherAnswers
+    answers: TeacherAnswers | None
     classification: bool
     watched: WatchedTeacher | None
     views: Views | None
@@ -65,6 +66,9 @@ class Lessons:
     @contextmanager
     def taught(self, model: nn.Module, mix: Mix) -> Iterator[Objective]:
         """What the teachers want of this model: their answers, mixed with the targets, and their hidden features."""
+        if self.answers is None:
+            yield Hard(self.data.workload.loss)
+            return
         base = distillation(
             self.data.workload.loss,
             self.answers,

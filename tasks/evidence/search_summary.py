@@ -20,13 +20,14 @@ class CandidateForm(Frozen):
     p50_ms: float
     p95_ms: float
     throughput: float
-    metric: float
-    loss: float
+    metric: float | None
+    """None, like loss and bound, where it was only timed: nothing was trained yet."""
+    loss: float | None
     """Against the baseline on the same samples; negative: better than it."""
-    bound: float
+    bound: float | None
     """One-sided 95 % bound of the loss."""
     speedup: float | None
-    cpu_seconds: float
+    cpu_seconds: float | None
     fails: tuple[str, ...] = ()
     """Gates that it would fail."""
 
@@ -57,6 +58,34 @@ class CandidateRow(Frozen):
     """Another candidate that costs no more and was planned to lose less."""
 
 
+class MixTried(Frozen):
+    """A mix of labels and teacher that the first training was made with, and what came of it on validation."""
+
+    candidate: str
+    alpha: float
+    """The teacher's share; 0: labels alone."""
+    temperature: float
+    views: int | None
+    metric: float
+    loss: float
+    """The workload's own."""
+    chosen: bool = False
+
+
+class BestSoFar(Frozen):
+    """The best form that kept the budget on validation from this moment on."""
+
+    seconds: float
+    """Of computing, since the search began."""
+    name: str
+    digest: str
+    cost: float
+    """What the objective counts: share of the baseline's latency, bytes, or seconds per sample."""
+    bytes: int
+    speedup: float | None
+    loss: float
+
+
 class SearchSummary(Frozen):
     """A whole search."""
 
@@ -78,3 +107,9 @@ class SearchSummary(Frozen):
     """Damage by layer and share removed, as measured on the teacher."""
     control: dict[str, float] = Field(default_factory=dict)
     """The winner's structure trained without the teacher: ``gain`` with ``low`` and ``high`` (95 %), ``p``."""
+    planning_seconds: float = 0.0
+    """Of all seconds, those before the first training."""
+    epochs: tuple[int, ...] = ()
+    """Of each rung's training."""
+    mixes: tuple[MixTried, ...] = ()
+    curve: tuple[BestSoFar, ...] = ()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from pydantic import Field
 
-from model_registry.measurement import Measurement
+from model_registry.measurement import Clocked, Measurement
 from model_registry.variant import Frozen, Variant
 from tasks.evidence.split_inputs import split_inputs
 from tasks.running.policy import step
@@ -47,6 +49,26 @@ STAGE = Stage(
     yields=("variant",),
 )
 
+CLOCK = Stage(
+    name="clock",
+    pool="numbers",
+    entry="tasks.measure.clock_child:main",
+    libraries=("onnxruntime", "numpy"),
+    seed_matters=False,
+    device_matters=False,
+    workload_matters=False,
+    cpu_class_matters=True,
+    machine_matters=True,
+    exclusive=True,
+)
+
+
+class ClockSpec(Frozen):
+    """How files are timed whose weights mean nothing yet."""
+
+    batch: int = Field(default=1, ge=1, description="samples per request")
+    seconds: float = Field(default=0.3, gt=0, description="time for each file, about")
+
 
 @step(STAGE)
 def measure(
@@ -73,6 +95,29 @@ def measure(
         "baseline_scores": scores.model_dump(mode="json") if scores else None,
     }
     return run_stage(STAGE, job, spec, data=data, inputs=inputs, extra=extra, label=label or variant.name)
+
+
+@step(CLOCK)
+def clock(
+    job: Job, spec: ClockSpec, *, data: DataRef, variants: Sequence[Variant], baseline: Variant, label: str
+) -> Outcome:
+    """Time ONNX variants in turns with the baseline, on rows of the validation split; nothing is predicted.
+
+    Size and speed depend on a file's structure alone, so that a search can pass over structures without training them.
+
+    Returns:
+        The outcome; :func:`clocked_in` reads the numbers from it.
+    """
+    split = split_inputs(job, data).get("validation")
+    extra = {"inputs": split.model_dump(mode="json") if split else None, "probe": closure_hash("serving.probe")}
+    inputs = {"baseline": baseline, **{f"variant{number}": v for number, v in enumerate(variants)}}
+    return run_stage(CLOCK, job, spec, data=data, inputs=inputs, extra=extra, label=label)
+
+
+def clocked_in(outcome: Outcome) -> dict[str, Clocked]:
+    """The numbers in an outcome of :func:`clock`, by digest; KeyError if it was only planned."""
+    found = (Clocked.model_validate(each) for each in outcome.values["clocked"])
+    return {each.digest: each for each in found}
 
 
 def measurement_of(outcome: Outcome) -> Measurement:

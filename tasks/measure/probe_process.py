@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from model_registry.answering import AnsweringFailed, AskedProcess
+from model_registry.measurement import Clocked
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.running.errors import ChildFailed
@@ -53,26 +54,59 @@ class ProbeProcess:
         Raises:
             ChildFailed: the probe refuses the request or died; says what it said.
         """
-        folder = store.materialise(variant.files, workdir / "variant")
+        request |= {
+            "variant": variant.model_dump(mode="json", by_alias=True),
+            "folder": str(store.materialise(variant.files, workdir / "variant")),
+            "outputs": str(workdir / "outputs.npy"),
+        }
+        needed = variant.digest != baseline.digest
+        return self._ask(store, workdir, variant.name, baseline if needed else None, baseline, threads, request)
+
+    def clock(
+        self,
+        store: Store,
+        workdir: Path,
+        *,
+        variants: Sequence[Variant],
+        baseline: Variant,
+        threads: int,
+        **request: Any,
+    ) -> list[Clocked]:
+        """Size and speed of the variants, timed in turns with the baseline; arguments as :meth:`measure`.
+
+        Args:
+            request: further fields of :class:`serving.probe.ClockRequest`.
+        """
+        request["clocked"] = [
+            (v.model_dump(mode="json", by_alias=True), str(store.materialise(v.files, workdir / v.digest)))
+            for v in variants
+        ]
+        names = ", ".join(v.name for v in variants)
+        found = self._ask(store, workdir, names, baseline, baseline, threads, request)
+        return [Clocked.model_validate(each) for each in found["clocked"]]
+
+    def _ask(
+        self,
+        store: Store,
+        workdir: Path,
+        what: str,
+        needed: Variant | None,
+        baseline: Variant,
+        threads: int,
+        request: dict[str, Any],
+    ) -> dict[str, Any]:
+        """Ask the process, with the files of the baseline that is needed unless it holds them already."""
         other = None
-        if variant.digest != baseline.digest and self._loaded != (baseline.digest, threads):
-            other = store.materialise(baseline.files, workdir / "baseline")
+        if needed is not None and self._loaded != (needed.digest, threads):
+            other = store.materialise(needed.files, workdir / "baseline")
+        document = baseline.model_dump(mode="json", by_alias=True)
+        request |= {"baseline": document, "baseline_folder": str(other) if other else None, "threads": threads}
         try:
-            found: dict[str, Any] = self._process.ask(
-                {
-                    "variant": variant.model_dump(mode="json", by_alias=True),
-                    "folder": str(folder),
-                    "baseline": baseline.model_dump(mode="json", by_alias=True),
-                    "baseline_folder": str(other) if other else None,
-                    "outputs": str(workdir / "outputs.npy"),
-                    "threads": threads,
-                    **request,
-                }
-            )
+            found: dict[str, Any] = self._process.ask(request)
         except AnsweringFailed as error:
-            raise ChildFailed(f"measuring {variant.name} failed: {error}") from error
-        if other:
-            self._loaded = (baseline.digest, threads)
+            raise ChildFailed(f"measuring {what} failed: {error}") from error
+        if needed is not None and other:
+            self._loaded = (needed.digest, threads)
         return found
 
     def settle(self) -> None:

@@ -121,8 +121,9 @@ def prune(job: Job, spec: PruneSpec, *, data: DataRef, parent: Variant, teacher:
         label: names the variant, its history and the stage, where one run prunes several times.
 
     Values: ``variants`` by digest (``name``, ``parameters``, ``macs``), the same under ``before``; ``layers`` (name to
-    channels before and after), ``validation`` (the metric of the ``parent``, after pruning, and ``tuned``),
-    ``batchnorm_layers``, ``untraced`` layers that the dependency graph did not reach.
+    channels before and after), ``validation`` (the metric of the ``parent``, after pruning, and ``tuned``; empty with 0
+    epochs), ``batchnorm_layers``, ``untraced`` layers that the dependency graph did not reach, and with 0 epochs
+    ``row_seconds``, which a row of a training step would take.
 
     Raises:
         PruningRefused: the model cannot be traced, a layer named is not there or would be left without channels.

@@ -78,7 +78,8 @@ def narrow(
     rows = Rows(data.workload, data.train, where)
     sample = rows(torch.arange(_TRACED_ROWS), None).inputs
     score = partial(evaluate, model, workload=data.workload, columns=data.validation, device=device)
-    metric = {"parent": score()[1] if parent_metric is None else parent_metric}
+    judged = training.epochs > 0  # an untrained structure is only costed: its answers say nothing
+    metric = {"parent": score()[1] if parent_metric is None else parent_metric} if judged else {}
     before, history = torch_cost(model, sample), History()
     cutter = ChannelCutter(model, sample, rows, cut, batch_size=training.batch_size, seed=seed)
     widths = cutter.pruner.widths()
@@ -86,9 +87,9 @@ def narrow(
         done = step / cut.steps
         progress(done, f"step {step + 1}/{cut.steps}: removing channels")
         cutter.step(step)
-        metric["pruned"] = metric["tuned"] = score()[1]
-        if training.epochs == 0:
+        if not judged:
             continue
+        metric["pruned"] = metric["tuned"] = score()[1]
 
         def tell(fraction: float, text: str, done: float = done) -> None:
             progress(done + fraction / cut.steps, text)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from tasks.prune.channel_cut import Cut
 from tasks.prune.narrow import narrow
 from tasks.running.child import Child, Result
 from tasks.torch_models.fit_checkpoint import StoreCheckpoints
-from tasks.torch_models.fit_rows import judge
+from tasks.torch_models.fit_rows import Rows, judge, torch_device
 from tasks.torch_models.fit_state import history_jsonl
 from tasks.torch_models.objective import Hard, Objective, distillation
+from tasks.torch_models.pace import row_seconds
 from tasks.torch_models.teacher_answers import teacher_outputs, teacher_says
 from tasks.torch_models.torch_variant import load, read_architecture, save
 from tasks.torch_models.training import Training
@@ -60,13 +62,20 @@ def main(child: Child) -> Result:
     }
     history = history_jsonl(narrowed.history)
     files = (child.store.publish_bytes(history, f"{name}.history.jsonl"),) if narrowed.history else ()
+    if not spec["epochs"]:
+        values["row_seconds"] = _row_seconds(child, data, model)
     return Result(variants=(variant,), values=values, files=files)
 
 
+def _row_seconds(child: Child, data: TrainingData, model: nn.Module) -> float:
+    where = torch_device(child.job.device)
+    return row_seconds(model.to(where), Rows(data.workload, data.train, where), batch_size=child.spec["batch_size"])
+
+
 def _known_metric(child: Child, data: TrainingData) -> float | None:
-    """The parent's metric by its stored answers, if it is the teacher: many structures are made of one."""
+    """The parent's metric by its stored answers, if it is the teacher and the metric is wanted."""
     teacher = child.inputs["teacher"]
-    if child.inputs["parent"].digest != teacher.digest:
+    if child.inputs["parent"].digest != teacher.digest or not child.spec["epochs"]:
         return None
     outputs = teacher_outputs(
         child.store,

@@ -35,7 +35,7 @@ class BudgetLimits:
             trained: false where the form's loss says nothing yet.
         """
         shares = [
-            form.bound / self.margin - 1 if self.margin and trained else None,
+            form.bound / self.margin - 1 if self.margin and trained and form.bound is not None else None,
             form.p95_ms / self.p95_ms - 1 if self.p95_ms else None,
             form.bytes / self.bytes - 1 if self.bytes else None,
         ]
@@ -44,7 +44,7 @@ class BudgetLimits:
     def exceeded(self, form: CandidateForm, metric: str) -> list[str]:
         """What the form exceeds, in words."""
         parts = []
-        if self.margin is not None and form.bound > self.margin:
+        if self.margin is not None and form.bound is not None and form.bound > self.margin:
             parts.append(
                 f"it may lose {points(form.bound, metric)} of {metric} (95 % bound) where "
                 f"{points(self.margin, metric)} are allowed"

@@ -16,7 +16,8 @@ from tasks.report.layer_table import chosen_candidate, layer_table
 from tasks.report.pareto_plot import outside, pareto_svg
 from tasks.report.plot_points import family_of, plot_families
 from tasks.report.run_report import RunReport
-from tasks.report.search_view import candidate_lines, control_sentence, ending, nearest, search_verdict
+from tasks.report.search_curve import curve_svg
+from tasks.report.search_view import candidate_lines, control_sentence, ending, mix_sentence, nearest, search_verdict
 from tasks.report.serving_cost import cost_rows
 from tasks.report.shortlist import shortlist
 
@@ -65,9 +66,9 @@ def render_html(report: RunReport, flips: Flips | None = None) -> str:
     """The page: one file, light and dark, nothing loaded from elsewhere."""
     from markupsafe import Markup
 
-    plot = Markup(pareto_svg(report))  # built by us, with every text escaped
+    plot, curve = Markup(pareto_svg(report)), Markup(curve_svg(report))  # built by us, with every text escaped
     template = _environment(report, escape=True).get_template(HTML)
-    return str(template.render(_values(report, flips), plot=plot, outside=outside(report)))
+    return str(template.render(_values(report, flips), plot=plot, curve=curve, outside=outside(report)))
 
 
 def render_card(report: RunReport, flips: Flips | None = None) -> str:
@@ -94,6 +95,7 @@ def _values(report: RunReport, flips: Flips | None) -> dict[str, Any]:
         "verdict": search_verdict(report),
         "ending": ending(report.search) if report.search else "",
         "control": control_sentence(report),
+        "mixes": mix_sentence(report),
         "nearest": nearest(report),
         "candidates": candidate_lines(report),
         "layers": layer_table(report),

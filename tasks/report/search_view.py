@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from model_registry.sizes import size_text
-from tasks.evidence.number_text import count_text, difference_text, is_share, ms_text, seconds_text
-from tasks.evidence.search_summary import CandidateForm, CandidateRow, SearchSummary
+from tasks.evidence.number_text import count_text, difference_text, is_share, metric_text, ms_text, seconds_text
+from tasks.evidence.search_summary import CandidateForm, CandidateRow, MixTried, SearchSummary
 from tasks.report.budget_limits import BudgetLimits, limits_of
 from tasks.report.run_report import RunReport
 
@@ -73,7 +73,29 @@ def ending(search: SearchSummary) -> str:
         return f"Stored measurements of run {search.resolved_from} answered; nothing was trained."
     trainings = f"{search.trials} training{'s' * (search.trials != 1)}"
     end = search.ended[:1].upper() + search.ended[1:]
-    return f"{len(search.candidates)} candidates, {trainings}, {seconds_text(search.seconds)} of computing. {end}."
+    planning = f" ({seconds_text(search.planning_seconds)} before the first training)" * bool(search.planning_seconds)
+    time = f"{seconds_text(search.seconds)} of computing{planning}"
+    return f"{len(search.candidates)} candidates, {trainings}, {time}. {end}."
+
+
+def mix_sentence(report: RunReport) -> str:
+    """What the first training showed of labels and the teacher's answers; '' where the spec said the mix."""
+    search = report.search
+    if search is None or len(search.mixes) < 2:
+        return ""
+    name = report.metric.name if report.metric else ""
+
+    def described(mix: MixTried) -> str:
+        said = "labels alone" if mix.alpha == 0 else f"the teacher's answers at {mix.alpha:.0%}"
+        return f"{said} {metric_text(mix.metric, name)}"
+
+    chosen = next((m for m in search.mixes if m.chosen), search.mixes[0])
+    which = "labels alone" if chosen.alpha == 0 else f"the teacher's answers with a share of {chosen.alpha:.0%}"
+    end = " This teacher holds its pupils back." if chosen.alpha == 0 else ""
+    tried = ", ".join(described(mix) for mix in search.mixes)
+    return (
+        f"The first training of {chosen.candidate} gave on validation: {tried}; all others learned from {which}.{end}"
+    )
 
 
 def control_sentence(report: RunReport) -> str:
@@ -142,14 +164,11 @@ def cost_text(cost: float, objective: str) -> str:
 def _form_line(form: CandidateForm, row: CandidateRow, report: RunReport, metric: str) -> FormLine:
     search, trained = report.search, _trained(row)
     baseline = form.digest == report.baseline
+    judged = trained and not baseline and form.loss is not None and form.bound is not None
     return FormLine(
         form=form,
-        loss=_loss(form.loss, metric) if trained and not baseline else "–",
-        bound=_loss(form.bound, metric, digits=2)
-        if trained and not baseline
-        else "baseline"
-        if baseline
-        else "untrained",
+        loss=_loss(form.loss or 0.0, metric) if judged else "–",
+        bound=_loss(form.bound or 0.0, metric, digits=2) if judged else "baseline" if baseline else "untrained",
         fails=", ".join(gate.replace("_", " ") for gate in form.fails) if trained else "",
         trained=trained,
         best=search is not None and form.digest == search.best,

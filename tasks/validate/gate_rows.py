@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from model_registry.measurement import Measurement
+from model_registry.measurement import Clocked, Measurement
 from tasks.evidence.decision import GateRow, Scored
 from tasks.validate.gate_spec import GateSpec
 
@@ -29,11 +29,7 @@ def gate_rows(spec: GateSpec, variant: Scored, baseline: Scored, costs: Measurem
         label, value = loss
         meaning = f"largest loss of {name} within one class ({label})"
         rows.append(GateRow(gate="per_class", meaning=meaning, value=value, limit=spec.per_class_margin, unit="loss"))
-    if spec.max_p95_ms is not None:
-        meaning = f"95th percentile latency, batch {costs.batch}"
-        rows.append(GateRow(gate="latency", meaning=meaning, value=costs.p95_ms, limit=spec.max_p95_ms, unit="ms"))
-    if spec.max_bytes is not None:
-        rows.append(GateRow(gate="size", meaning="model file", value=costs.bytes, limit=spec.max_bytes, unit="bytes"))
+    rows += structural_rows(spec, costs)
     if costs.speedup is not None:
         # Not everybody compresses for speed, so this one only warns.
         meaning = "speed-up over the baseline, lower end of the 95 % interval"
@@ -43,6 +39,17 @@ def gate_rows(spec: GateSpec, variant: Scored, baseline: Scored, costs: Measurem
                 gate="faster", meaning=meaning, value=low, limit=1.0, unit="ratio", at_most=False, severity="warning"
             )
         )
+    return tuple(rows)
+
+
+def structural_rows(spec: GateSpec, costs: Measurement | Clocked) -> tuple[GateRow, ...]:
+    """The gates that a file's structure alone decides, trained or not."""
+    rows: list[GateRow] = []
+    if spec.max_p95_ms is not None:
+        meaning = f"95th percentile latency, batch {costs.batch}"
+        rows.append(GateRow(gate="latency", meaning=meaning, value=costs.p95_ms, limit=spec.max_p95_ms, unit="ms"))
+    if spec.max_bytes is not None:
+        rows.append(GateRow(gate="size", meaning="model file", value=costs.bytes, limit=spec.max_bytes, unit="bytes"))
     return tuple(rows)
 
 

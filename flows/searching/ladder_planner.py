@@ -1,0 +1,134 @@
+"""Ladders of narrower structures, planned from measured damage and layer latencies; none is made here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flows.searching.appraisal import Appraisal
+from flows.searching.candidate import Candidate
+from flows.searching.search_setup import SearchSetup
+from flows.searching.tally import Tally
+from tasks.allocate import AllocateSpec, allocate, find_damage
+from tasks.running.stage import Outcome
+
+_SHARES = (0.7, 0.5, 0.36, 0.26, 0.19, 0.14, 0.1, 0.07, 0.05, 0.04, 0.03, 0.02)
+"""Of the teacher's cost: as far down as layers can be narrowed, where the spec names no shares of its own."""
+_TIMING = 0.04
+"""Of the minutes, for timing layers; at least the seconds that a coarse table takes, at most those of a fine one."""
+_TABLE_SECONDS = (4.0, 40.0)
+_ROWS_A_MINUTE, _FEWEST_ROWS, _MOST_ROWS = 10, 64, 256
+"""Rows on which damage is measured."""
+
+
+class LadderPlanner:
+    """Plans candidates of falling cost, each with the channels per layer that do the least damage at its cost."""
+
+    def __init__(self, setup: SearchSetup, tally: Tally, appraisal: Appraisal) -> None:
+        self.setup, self.tally, self.appraisal = setup, tally, appraisal
+        self.sensitivity: dict[str, dict[str, float]] = {}
+        """By group of the teacher's layers: the damage by the share that is removed."""
+        self.augments = False
+        """Whether training rows change from epoch to epoch."""
+        self.answer_seconds = 0.0
+        """What the teacher takes to answer a row."""
+
+    def examine(self) -> None:
+        """Learn what the search has to know of the teacher.
+
+        Raises:
+            PruningRefused: it cannot be traced, or there is nothing to narrow.
+        """
+        setup = self.setup
+        outcome = find_damage(setup.job, self._allocation((0.5,), "fp32"), data=setup.data, parent=setup.teacher)
+        self.tally.count(outcome)
+        self.augments = bool(outcome.values["augments"])
+        self.answer_seconds = float(outcome.values["answer_seconds"])
+
+    def plan(self, base: Candidate | None) -> None:
+        """Narrower ones of the teacher, or of a student that is narrowed in its place, at each share of the cost."""
+        share_text = "size" if self.setup.by_size else "cost in "
+        prefix, whole, its = (f"{base.name}-", base.what, "the teacher's") if base else ("", "teacher", "its")
+        for rung in self._ladder(base):
+            share, form = float(rung["share"]), str(rung["form"])
+            name = f"{prefix}pruned{round(100 * share):02d}" + ("f" if form == "fp32" else "")
+            what = f"{whole} pruned to {share:.0%} of {its} {share_text}{'' if self.setup.by_size else form}"
+            settings = {"ratios": dict(rung["ratios"]), **(base.settings if base else {})}
+            candidate = Candidate(name, "pruned", what, settings, self.setup.trainings, base=base.name if base else "")
+            candidate.damage, candidate.planned = float(rung["predicted_damage"]), float(rung["cost"])
+            candidate.form = form
+            self.tally.candidates.append(candidate)
+
+    def _ladder(self, base: Candidate | None) -> Iterable[Mapping[str, Any]]:
+        """Pruning ratios by layer for each share of the teacher's cost, from sensitivities and measured latencies.
+
+        Latencies of int8 and of fp32, for narrow layers are often faster in fp32: which, their measurements will say.
+
+        Args:
+            base: a shallower student that is narrowed to the same shares of the teacher's cost.
+        """
+        rungs: dict[str, Mapping[str, Any]] = {}
+        for form in ("int8",) if self.setup.by_size else ("int8", "fp32"):
+            whole, teachers = self._whole_cost(base, form), self._whole_cost(None, form)
+            if whole is None or teachers is None:
+                continue
+            shares = _SHARES if self.setup.settings.shrink is None else self.setup.settings.shrink
+            targets = {share * teachers / whole: share for share in shares if share * teachers < whole}
+            if not targets:
+                continue
+            outcome = self.tally.count(self._allocate(base, form, tuple(targets)))
+            for group in outcome.values["groups"] if base is None else ():
+                width, damages = group["width"], group["damages"]
+                self.sensitivity[group["name"]] = {f"{1 - left / width:.3g}": damage for left, damage in damages}
+            predicted = "predicted_bytes" if self.setup.by_size else "predicted_ms"
+            whole_predicted = outcome.values["parent"]["bytes" if self.setup.by_size else "ms"]
+            # Targets that cannot be reached all end at the same smallest structure.
+            for rung in outcome.values["ladder"]:
+                cost = whole * rung[predicted] / whole_predicted
+                rungs.setdefault(
+                    str(rung["ratios"]), {**rung, "form": form, "share": targets[rung["target"]], "cost": cost}
+                )
+        return rungs.values()
+
+    def _allocate(self, base: Candidate | None, form: str, targets: tuple[float, ...]) -> Outcome:
+        setup = self.setup
+        parent = base.model if base and base.model else setup.teacher
+        label = f"{base.name}-{form}" if base else form
+        return allocate(setup.job, self._allocation(targets, form), data=setup.data, parent=parent, label=label)
+
+    def _allocation(self, targets: tuple[float, ...], form: str) -> AllocateSpec:
+        setup = self.setup
+        return AllocateSpec(
+            targets=targets,
+            objective="size" if setup.by_size else "both",
+            rows=int(min(_MOST_ROWS, max(_FEWEST_ROWS, _ROWS_A_MINUTE * setup.settings.minutes))),
+            kind="int8" if form == "int8" else "fp32",
+            batch=setup.spec.measure.batch,
+            threads=setup.spec.export.threads,
+            round_to=setup.pruning.round_to,
+            seconds=_table_seconds(setup),
+        )
+
+    def _whole_cost(self, base: Candidate | None, form: str) -> float | None:
+        """What the network costs in this form before it is narrowed; None where it has no such file."""
+        if base is None:
+            files = [m for m in self.tally.candidates[0].forms if (m.digest == m.baseline) == (form == "fp32")]
+            names = [m for m in files if form == "fp32" or m.name.endswith(".int8-static")]
+            return self.appraisal.cost(names[0]) if names else None
+        clocked = {c.name: c for c in base.clocked}
+        wanted = [c for n, c in clocked.items() if n.endswith(".fp32" if form == "fp32" else ".int8-static")]
+        return self.appraisal.cost(wanted[0]) if wanted else None
+
+
+def planning_seconds(setup: SearchSetup) -> float:
+    """What timing layers takes, and as long again for everything else before the first training, about."""
+    return 2 * _tables(setup) * _table_seconds(setup)
+
+
+def _tables(setup: SearchSetup) -> int:
+    return (1 if setup.by_size else 2) * (1 + len(setup.settings.students))
+
+
+def _table_seconds(setup: SearchSetup) -> float:
+    least, most = _TABLE_SECONDS
+    return min(most, max(least, _TIMING * 60 * setup.settings.minutes / _tables(setup)))
