@@ -22,6 +22,7 @@ from tasks.torch_models.fit import Fitted
 from tasks.torch_models.fit_checkpoint import StoreCheckpoints
 from tasks.torch_models.fit_rows import Outputs, Rows, answers, judge, predict, torch_device
 from tasks.torch_models.fit_state import history_jsonl
+from tasks.torch_models.model_structure import ModelStructure
 from tasks.torch_models.objective import LiveAnswers, TeacherAnswers, mean_answers
 from tasks.torch_models.teacher_answers import teacher_outputs, teacher_says
 from tasks.torch_models.torch_variant import build, load, parameter_count, read_architecture, save
@@ -158,20 +159,17 @@ def _publish(child: Child, data: TrainingData, model: nn.Module, fitted: Fitted 
     else:
         facts = fitted.summary()
         history = store.publish_bytes(history_jsonl(fitted.history), f"{name}.history.jsonl")
-    role, scale, pruning = "student", child.spec["scale"], None
+    structure = ModelStructure(role="student", scale=child.spec["scale"])
     if "parent" in child.inputs:
-        architecture = read_architecture(store, child.inputs["parent"])
-        role, scale, pruning = architecture.role, architecture.scale, architecture.pruning
+        structure = read_architecture(store, child.inputs["parent"])
     variant = save(
         store,
         model,
         workload=workload,
-        role=role,
-        scale=scale,
+        structure=structure,
         sample=data.validation,
         name=name,
         stage="distill",
-        pruning=pruning,
     )
     facts = {"parameters": parameter_count(model), **facts}
     return _Pupil(variant, history, facts, _scores(workload, outputs, targets))
