@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 
 from model_registry.variant import Frozen
@@ -18,12 +19,23 @@ class ModelCuts(Frozen):
 
     strides: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     """Convolutions by name that step further than the workload's, and their stride along each spatial axis."""
+    averaged: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """Names of convolutions whose input is averaged first, and the window along each spatial axis."""
     removed: tuple[str, ...] = ()
     """Names of blocks that pass their input on."""
 
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the convolutions that lower the resolution."""
+        return tuple(dict.fromkeys([*self.strides, *(name for name, _ in self.averaged)]))
+
     def further(self, later: ModelCuts) -> ModelCuts:
         """These cuts and then those."""
-        return ModelCuts(strides=self.strides | later.strides, removed=self.removed + later.removed)
+        return ModelCuts(
+            strides=self.strides | later.strides,
+            averaged=self.averaged + later.averaged,
+            removed=self.removed + later.removed,
+        )
 
 
 class ModelStructure(Frozen):
@@ -56,6 +68,20 @@ class ModelStructure(Frozen):
         return self.model_copy(update={"cuts": self.cuts.further(cuts)})
 
 
+class AveragedInput:
+    """A forward pre-hook: the layer sees the mean of each window [*window] of its input [N, C, *space].
+
+    A hook, not a module around the layer, so that the layer's weights keep their names.
+    """
+
+    def __init__(self, window: tuple[int, ...]) -> None:
+        self.window = window
+
+    def __call__(self, layer: nn.Module, arguments: tuple[Tensor, ...]) -> Tensor:
+        pool = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}[len(self.window)]
+        return pool(arguments[0], self.window)
+
+
 class PassOn(nn.Module):
     """Stands where a block stood, and answers the first thing that it is given; of masks and the like it takes no
     notice (``nn.Identity`` would not accept them)."""
@@ -72,36 +98,30 @@ def apply_cuts(model: nn.Module, cuts: ModelCuts) -> None:
     """
     modules = dict(model.named_modules())
     for name, stride in cuts.strides.items():
-        layer = modules.get(name)
-        if not isinstance(layer, _ConvNd) or len(layer.stride) != len(stride):
-            raise _misfit(model, f"{name!r} is to step by {stride} and is {_kind(layer)}")
-        set_stride(layer, stride)
+        _set_stride(_convolution(model, name, stride), stride)
+    for name, window in cuts.averaged:
+        _convolution(model, name, window).register_forward_pre_hook(AveragedInput(window))
     for name in cuts.removed:
         if name not in modules:
-            raise _misfit(model, f"{name!r} is to pass its input on and is {_kind(None)}")
+            raise _misfit(model, f"block {name!r} is to pass its input on and is not there")
         parent, _, last = name.rpartition(".")
         modules[parent].register_module(last, PassOn())
 
 
-def set_stride(layer: _ConvNd, stride: tuple[int, ...]) -> None:
-    """Let a convolution step further, with the padding that it had.
+def _convolution(model: nn.Module, name: str, steps: tuple[int, ...]) -> _ConvNd:
+    layer = dict(model.named_modules()).get(name)
+    if not isinstance(layer, _ConvNd) or len(layer.stride) != len(steps):
+        kind = "not there" if layer is None else f"a {type(layer).__name__}"
+        raise _misfit(model, f"layer {name!r} is to step by {steps} and is {kind}")
+    return layer
 
-    Raises:
-        CutRefused: its padding is ``same`` and differs left and right, which torch does not have for strides above 1.
-    """
+
+def _set_stride(layer: _ConvNd, stride: tuple[int, ...]) -> None:
+    """Let a convolution step further, with the padding that it had: torch has no ``same`` for strides above 1."""
     if layer.padding == "same":
-        pairs = [(size - 1) * dilation for size, dilation in zip(layer.kernel_size, layer.dilation, strict=True)]
-        if any(total % 2 for total in pairs):
-            raise CutRefused(
-                f"a convolution with padding 'same' and kernel {layer.kernel_size} cannot step by {stride}: it pads "
-                "one side more than the other; use an odd kernel, or give its padding in numbers"
-            )
-        layer.padding = tuple(total // 2 for total in pairs)
+        pairs = zip(layer.kernel_size, layer.dilation, strict=True)
+        layer.padding = tuple((size - 1) * dilation // 2 for size, dilation in pairs)
     layer.stride = stride
-
-
-def _kind(module: nn.Module | None) -> str:
-    return "not there" if module is None else f"a {type(module).__name__}"
 
 
 def _misfit(model: nn.Module, how: str) -> CutRefused:
