@@ -41,7 +41,7 @@ def removable_blocks(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[str, 
         inputs: preprocessed inputs by name.
     """
     calls = _observed(model, inputs)
-    found: list[str] = []
+    found: set[str] = set()
     settled: list[str] = []
     for name, container in model.named_modules():
         if not isinstance(container, nn.Sequential | nn.ModuleList) or any(name.startswith(s) for s in settled):
@@ -52,17 +52,16 @@ def removable_blocks(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[str, 
             stage = list(members)
             blocks = [n for n, m in stage[1:] if key is not None and _passes_on(m, calls[m])]
             if blocks:
-                found += blocks
+                found.update(blocks)
                 settled += [f"{n}." for n, _ in stage]
-    places = {name: place for place, (name, _) in enumerate(model.named_modules())}
-    return tuple(sorted(found, key=places.__getitem__))
+    return tuple(name for name, _ in model.named_modules() if name in found)
 
 
 def left_out(blocks: Sequence[str], depth: float, *, model: str = "the model") -> tuple[str, ...]:
     """Those of the removable blocks that go, spread evenly, so that a share of ``depth`` stays.
 
-    Every second of the layers is what DistilBERT takes too (Sanh et al. 2019, arXiv:1910.01108, section 3), and what
-    LayerDrop found best among simple choices (Fan et al. 2020, arXiv:1909.11556, section 3.2).
+    So DistilBERT takes every second layer (Sanh et al. 2019, arXiv:1910.01108, section 3), and LayerDrop prunes every
+    other one (Fan et al. 2020, arXiv:1909.11556, section 3.2).
 
     Raises:
         CutRefused: there are none, or the share is so large that all stay.
