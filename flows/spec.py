@@ -43,6 +43,7 @@ STAGES = Literal[
     "ask",
     "distill",
     "prune",
+    "cut",
     "export",
     "quantize",
     "qat",

@@ -12,6 +12,7 @@ from tasks.data.materialise import npz_bytes
 from tasks.running.splits import Columns, ColumnSpec, DataRef, MetricRef, SplitRef
 from tasks.running.stage import Job, WorkloadRef
 from tasks.torch_models.fit import fit
+from tasks.torch_models.model_structure import ModelStructure
 from tasks.torch_models.torch_variant import build, save
 from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData
@@ -68,8 +69,7 @@ def digits_world(store: Store, *, width: float = 0.25, epochs: int = 12) -> Digi
         store,
         model,
         workload=workload,
-        role="teacher",
-        scale=scale,
+        structure=ModelStructure(role="teacher", scale=scale),
         sample=splits["validation"],
         name="teacher",
         stage="train",

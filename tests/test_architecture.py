@@ -51,7 +51,7 @@ SHELVES = {
     "report": {"running", "evidence"},
 }
 STEPS = {
-    *("data", "train", "ask", "distill", "allocate", "prune"),
+    *("data", "train", "ask", "distill", "allocate", "cut", "prune"),
     *("export", "quantize", "qat", "measure", "validate", "release"),
 }
 _NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

@@ -12,12 +12,12 @@ from model_registry.cpu_class import cpu_class, sums_saturate
 from tasks.export.onnx_export import export_onnx
 from tasks.export.parity import check_parity
 from tasks.export.raw_inputs import RawInputs
-from tasks.prune.torch_cost import torch_cost
 from tasks.quantize.calibration import RowReader
 from tasks.quantize.int8_share import int8_share
 from tasks.quantize.int8_static import quantize_statically
 from tasks.quantize.prepared_graph import prepare
 from tasks.torch_models.channel_pruner import ChannelPruner
+from tasks.torch_models.torch_cost import torch_cost
 from tasks.torch_models.torch_variant import parameter_count
 from tasks.workloads.mobilenet import MobileNetClassifier
 from tasks.workloads.resnet import ResNet20

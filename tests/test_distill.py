@@ -20,6 +20,7 @@ from tasks.running.errors import WorkloadError
 from tasks.running.stage_cache import run_stage
 from tasks.torch_models.fit import fit
 from tasks.torch_models.fit_rows import evaluate, predict
+from tasks.torch_models.model_structure import ModelStructure
 from tasks.torch_models.torch_variant import build, load, parameter_count, save
 from tasks.workloads.workload import Workload
 
@@ -39,7 +40,8 @@ def teacher_of(store: Store, workload: Workload, *, sure_of: int | None = None) 
         with torch.no_grad():
             model.get_parameter("head.bias").copy_(torch.eye(3)[sure_of] * 50)
     sample = workload.splits()["validation"]
-    return save(store, model, workload=workload, role="teacher", scale={}, sample=sample, name="teacher", stage="train")
+    structure = ModelStructure(role="teacher")
+    return save(store, model, workload=workload, structure=structure, sample=sample, name="teacher", stage="train")
 
 
 def distilled(

@@ -19,6 +19,7 @@ from tasks.running.stage_plan import Plan, planning
 from tasks.torch_models.channel_pruner import ChannelPruner
 from tasks.torch_models.fit import Fitted
 from tasks.torch_models.fit_rows import evaluate, predict
+from tasks.torch_models.model_structure import ModelStructure
 from tasks.torch_models.torch_variant import build, load, parameter_count, read_architecture, save
 
 if TYPE_CHECKING:
@@ -80,12 +81,10 @@ def pruned_teacher(store: Store) -> Variant:
         store,
         model,
         workload=workload,
-        role="teacher",
-        scale={"width": 0.5},
+        structure=ModelStructure(role="teacher", scale={"width": 0.5}, pruning=pruner.plan),
         sample=sample,
         name="pruned",
         stage="prune",
-        pruning=pruner.plan,
     )
 
 
@@ -129,7 +128,8 @@ def teacher_of_squares(store: Store) -> Variant:
     workload = taught("Squares")
     sample = workload.splits()["validation"]
     model = build(workload, "teacher", {}, seed=9)
-    return save(store, model, workload=workload, role="teacher", scale={}, sample=sample, name="teacher", stage="train")
+    structure = ModelStructure(role="teacher")
+    return save(store, model, workload=workload, structure=structure, sample=sample, name="teacher", stage="train")
 
 
 def test_several_teachers_teach_the_mean_of_their_logits(store: Store) -> None:

@@ -9,11 +9,11 @@ import torch
 from narrow_nets import FAMILIES, net
 from torch import Tensor, nn
 
-from tasks.prune.batchnorm import reestimate_batchnorm
-from tasks.prune.torch_cost import TorchCost, torch_cost
 from tasks.running.errors import PruningRefused
+from tasks.torch_models.batchnorm import reestimate_batchnorm
 from tasks.torch_models.channel_pruner import ChannelPruner, Importance, Scope
 from tasks.torch_models.pruning_plan import apply_plan
+from tasks.torch_models.torch_cost import TorchCost, torch_cost
 
 pytestmark = pytest.mark.slow  # trains or exports real networks
 

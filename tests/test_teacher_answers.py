@@ -13,6 +13,7 @@ from model_registry.variant import Variant
 from tasks.running.splits import DataRef
 from tasks.torch_models import teacher_answers
 from tasks.torch_models.fit_rows import Outputs, Rows, answers, predict
+from tasks.torch_models.model_structure import ModelStructure
 from tasks.torch_models.objective import LiveAnswers, StoredAnswers, StoredViews, TrainingBatch
 from tasks.torch_models.teacher_answers import AnswersRecord, teacher_outputs, teacher_says
 from tasks.torch_models.torch_variant import build, save
@@ -46,8 +47,7 @@ class World:
             self.store,
             build(self.workload, "teacher", {}, seed=seed),
             workload=self.workload,
-            role="teacher",
-            scale={},
+            structure=ModelStructure(role="teacher"),
             sample=self.splits["validation"],
             name="teacher",
             stage="train",

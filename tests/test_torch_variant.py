@@ -20,6 +20,7 @@ from model_registry.variant import Variant
 from tasks.running.errors import SpecError, WeightsMismatch, WorkloadChanged, WorkloadError
 from tasks.running.stage import WorkloadRef
 from tasks.torch_models.fit_rows import predict
+from tasks.torch_models.model_structure import ModelStructure
 from tasks.torch_models.pruning_plan import dependency_graph
 from tasks.torch_models.torch_variant import (
     build,
@@ -39,9 +40,16 @@ else:  # tests/ is no package at run time
     from taught_workloads import taught
 
 
-def saved(store: Store, model: nn.Module, workload: Workload, **changes: Any) -> Variant:
-    arguments = {"role": "teacher", "scale": {}, "name": "teacher", "stage": "train", **changes}
-    return save(store, model, workload=workload, sample=workload.splits()["validation"], **arguments)
+def saved(store: Store, model: nn.Module, workload: Workload, **structure: Any) -> Variant:
+    return save(
+        store,
+        model,
+        workload=workload,
+        structure=ModelStructure(**{"role": "teacher", **structure}),
+        sample=workload.splits()["validation"],
+        name="teacher",
+        stage="train",
+    )
 
 
 def saved_source(store: Store, workload: Workload) -> str:

@@ -138,8 +138,8 @@ def distill(
     has ``parameters``, ``inherited`` and ``row_seconds``, which a row of a training step would take.
 
     Args:
-        parent: a torch variant that is trained further instead of a fresh student; it keeps its role, scale and
-            pruning, and the spec's ``scale`` goes unused.
+        parent: a torch variant that is trained further instead of a fresh student; it keeps its structure (role,
+            scale, cuts and pruning), and the spec's ``scale`` goes unused.
         others: more teachers, the mean of whose logits with the first's is learned; hints come from the first.
         label: names stage and variant where students are several; the control is then ``control-<label>``.
 

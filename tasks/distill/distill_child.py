@@ -22,6 +22,7 @@ from tasks.torch_models.fit import Fitted
 from tasks.torch_models.fit_checkpoint import StoreCheckpoints
 from tasks.torch_models.fit_rows import Outputs, Rows, answers, predict, torch_device
 from tasks.torch_models.fit_state import history_jsonl
+from tasks.torch_models.model_structure import ModelStructure
 from tasks.torch_models.objective import LiveAnswers, TeacherAnswers, mean_answers
 from tasks.torch_models.pace import row_seconds
 from tasks.torch_models.teacher_answers import teacher_outputs, teacher_says
@@ -167,20 +168,17 @@ def _publish(child: Child, data: TrainingData, model: nn.Module, fitted: Fitted,
 
 
 def _save(child: Child, data: TrainingData, model: nn.Module, name: str) -> Variant:
-    role, scale, pruning = "student", child.spec["scale"], None
+    structure = ModelStructure(role="student", scale=child.spec["scale"])
     if "parent" in child.inputs:
-        architecture = read_architecture(child.store, child.inputs["parent"])
-        role, scale, pruning = architecture.role, architecture.scale, architecture.pruning
+        structure = read_architecture(child.store, child.inputs["parent"])
     return save(
         child.store,
         model,
         workload=data.workload,
-        role=role,
-        scale=scale,
+        structure=structure,
         sample=data.validation,
         name=name,
         stage="distill",
-        pruning=pruning,
     )
 
 

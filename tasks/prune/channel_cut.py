@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from tasks.prune.batchnorm import reestimate_batchnorm
 from tasks.prune.loss_gradients import add_gradients, mean_squared_gradients
+from tasks.torch_models.batchnorm import reestimate_batchnorm
 from tasks.torch_models.channel_pruner import ChannelPruner, Importance, Scope
 from tasks.torch_models.fit_rows import Rows
 from tasks.torch_models.fit_seeding import derive, reproducible
@@ -91,7 +90,4 @@ class ChannelCutter:
             self.batchnorm_layers = reestimate_batchnorm(self.model, (batch.inputs for batch in batches))
 
     def _batches(self, count: int, number: int) -> Iterator[TrainingBatch]:
-        """At most ``count`` batches of random training rows, no row twice."""
-        order = torch.randperm(self.rows.count, generator=torch.Generator().manual_seed(derive(self.seed, number)))
-        parts: tuple[Tensor, ...] = torch.split(order, self.batch_size)
-        return (self.rows(part, None) for part in parts[:count] if len(part) > 1)
+        return self.rows.random_batches(count, batch_size=self.batch_size, seed=derive(self.seed, number))

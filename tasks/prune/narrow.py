@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from tasks.prune.channel_cut import ChannelCutter, Cut
-from tasks.prune.torch_cost import TorchCost, torch_cost
 from tasks.torch_models.fit import fit
 from tasks.torch_models.fit_checkpoint import Checkpoints
 from tasks.torch_models.fit_rows import Rows, evaluate, torch_device
 from tasks.torch_models.fit_state import History
 from tasks.torch_models.objective import Objective
 from tasks.torch_models.pruning_plan import Plan
+from tasks.torch_models.torch_cost import TorchCost, torch_cost
 from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData
 

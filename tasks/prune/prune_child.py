@@ -40,17 +40,14 @@ def main(child: Child) -> Result:
         progress=child.progress,
     )
 
-    architecture = read_architecture(child.store, parent)
     variant = save(
         child.store,
         model,
         workload=workload,
-        role=architecture.role,
-        scale=architecture.scale,
+        structure=read_architecture(child.store, parent).narrowed(narrowed.plan),
         sample=data.validation,
         name=name,
         stage="prune",
-        pruning=[*(architecture.pruning or []), *narrowed.plan] or None,
     )
     values = {
         "variants": {variant.digest: {"name": variant.name, **narrowed.after.as_json()}},

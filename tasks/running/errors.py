@@ -65,6 +65,10 @@ class PruningRefused(WinnowError):
     """The model cannot be pruned as asked."""
 
 
+class CutRefused(WinnowError):
+    """The model cannot be cut as asked: no layer may step further, or there is no block to leave out."""
+
+
 class ExportRefused(WinnowError):
     """torch.export cannot trace the model; names the module and line, and what to change."""
 
@@ -112,6 +116,7 @@ class Interrupted(WinnowError):
 CANDIDATE_FAILURES = (
     CalibrationError,
     ChildFailed,
+    CutRefused,
     ExportRefused,
     ParityFailed,
     PruningRefused,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -112,6 +113,12 @@ class Rows:
             inputs = self.workload.augment(inputs, augment)
         inputs = {name: value.to(self.where) for name, value in inputs.items()}
         return TrainingBatch(self.workload.preprocess(inputs), targets.to(self.where), index, self._view)
+
+    def random_batches(self, count: int, *, batch_size: int, seed: int) -> Iterator[TrainingBatch]:
+        """At most ``count`` batches of random rows as they are, no row twice; a batch of one row is left out."""
+        order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
+        parts: tuple[Tensor, ...] = torch.split(order, batch_size)
+        return (self(part, None) for part in parts[:count] if len(part) > 1)
 
 
 def call_model(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
 """A torch model as a variant and back: ``model.safetensors`` and ``architecture.json``, never pickle.
 
-The second file says how to rebuild the module that the tensors fit: workload, role and scale, then the pruning plan.
+The second file says how to rebuild the module that the tensors fit: the workload, and the structure made of it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from tasks.running.errors import SpecError, WeightsMismatch, WorkloadChanged, Wo
 from tasks.running.source_hash import closure_hash
 from tasks.running.splits import Columns
 from tasks.torch_models.fit_rows import call_model
-from tasks.torch_models.pruning_plan import Plan, apply_plan
+from tasks.torch_models.model_structure import ModelStructure, apply_cuts
+from tasks.torch_models.pruning_plan import apply_plan
 from tasks.workloads.workload import Inputs, Workload
 
 WEIGHTS = "model.safetensors"
@@ -38,18 +39,14 @@ _PROBE_SCALES = (1.0, 16.0, 255.0)
 """One probe row of values up to each: whatever range the inputs have, a row is in it or beyond it."""
 
 
-class Architecture(Record):
-    """``architecture.json``: what to rebuild before the tensors are loaded."""
+class Architecture(ModelStructure, Record):
+    """``architecture.json``: what to rebuild before the tensors are loaded, and of which workload."""
 
     workload: str
     """``module:Class``."""
     arguments: dict[str, Any]
     source: str
     """Hash of the workload's source (see tasks/running/source_hash.py) when the variant was saved."""
-    role: str
-    scale: dict[str, Any] = Field(default_factory=dict)
-    pruning: Plan | None = None
-    """Channels removed from the fresh model, see tasks/torch_models/pruning_plan.py."""
     tied: dict[str, str] = Field(default_factory=dict)
     """Tensors that are another one under a second name: that name. Stored once."""
     probe: tuple[tuple[float, ...], ...] | None = None
@@ -80,20 +77,19 @@ def save(
     model: nn.Module,
     *,
     workload: Workload,
-    role: str,
-    scale: dict[str, Any],
+    structure: ModelStructure,
     sample: Columns,
     name: str,
     stage: str,
-    pruning: Plan | None = None,
 ) -> Variant:
     """Publish the model's files and describe them. Equal weights of equal code give an equal digest.
 
     Args:
-        model: what ``build(workload, role, scale)`` made and ``pruning`` narrowed; it ends on the CPU, in eval mode.
+        model: what the workload built and was made of it since; it ends on the CPU, in eval mode.
+        structure: how the module is made again; that of its parent (see :func:`read_architecture`), with what this
+            stage took away.
         sample: columns of at least two rows; only shapes and types of inputs and answers are taken from it.
         name, stage: labels of the variant.
-        pruning: the whole plan, from the fresh model to this one; None = not pruned.
     """
     model.cpu().eval()
     inputs, outputs = tensor_specs(model, workload=workload, sample=sample)
@@ -102,11 +98,9 @@ def save(
         workload=workload.ref.path,
         arguments=workload.ref.arguments,
         source=_source(workload),
-        role=role,
-        scale=scale,
-        pruning=pruning,
         tied=tied,
         probe=_probe(model, workload, inputs),
+        **{part: getattr(structure, part) for part in ModelStructure.model_fields},
     )
     with tempfile.TemporaryDirectory() as folder:
         safetensors.torch.save_file(tensors, Path(folder) / WEIGHTS)
@@ -134,6 +128,7 @@ def load(store: Store, variant: Variant, *, workload: Workload) -> nn.Module:
         tensors = safetensors.torch.load_file(store.fetch(variant.file(WEIGHTS), Path(folder) / WEIGHTS))
         tensors |= {alias: tensors[name] for alias, name in architecture.tied.items()}
         model = build(workload, architecture.role, architecture.scale)
+        apply_cuts(model, architecture.cuts)
         if architecture.pruning is not None:
             apply_plan(model, workload.preprocess(made_up_inputs(variant.inputs)), architecture.pruning)
         try:

@@ -10,6 +10,7 @@ from tasks.running.child import Child, Result
 from tasks.running.errors import WeightsMismatch
 from tasks.running.splits import Columns, read_split
 from tasks.torch_models.fit_rows import evaluate
+from tasks.torch_models.model_structure import ModelStructure
 from tasks.torch_models.torch_variant import build, input_specs, load_tensors, parameter_count, save, untied
 from tasks.train.weights_file import kind_of, read_weights
 from tasks.workloads.workload import Workload, load_workload
@@ -46,8 +47,7 @@ def _bring_weights(child: Child, path: Path, workload: Workload, validation: Col
         child.store,
         model,
         workload=workload,
-        role="teacher",
-        scale=scale,
+        structure=ModelStructure(role="teacher", scale=scale),
         sample=validation,
         name="teacher",
         stage="bring",

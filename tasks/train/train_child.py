@@ -6,6 +6,7 @@ from tasks.running.child import Child, Result
 from tasks.torch_models.fit import fit
 from tasks.torch_models.fit_checkpoint import StoreCheckpoints
 from tasks.torch_models.fit_state import history_jsonl
+from tasks.torch_models.model_structure import ModelStructure
 from tasks.torch_models.torch_variant import build, parameter_count, save
 from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData
@@ -33,8 +34,7 @@ def main(child: Child) -> Result:
         child.store,
         model,
         workload=workload,
-        role="teacher",
-        scale=scale,
+        structure=ModelStructure(role="teacher", scale=scale),
         sample=data.validation,
         name="teacher",
         stage="train",

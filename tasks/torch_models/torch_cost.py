@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.backends import mha
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -25,10 +26,14 @@ class TorchCost:
 
 def torch_cost(model: nn.Module, inputs: dict[str, Tensor]) -> TorchCost:
     """Count the model for the first row of these preprocessed inputs."""
-    training = model.training
+    training, fused = model.training, mha.get_fastpath_enabled()
     model.eval()
-    # The CPU's fused attention is not in the counter's list; spelled out it is matrix products.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(**{name: value[:1] for name, value in inputs.items()})
+    # Fused attention and fused encoder layers are not in the counter's list; spelled out they are matrix products.
+    mha.set_fastpath_enabled(False)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(**{name: value[:1] for name, value in inputs.items()})
+    finally:
+        mha.set_fastpath_enabled(fused)
     model.train(training)
     return TorchCost(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)

@@ -1,4 +1,4 @@
-"""BatchNorm after pruning: its statistics belong to the wide network, so they are measured again."""
+"""BatchNorm after layers went: its statistics belong to the whole network, so they are measured again."""
 
 from __future__ import annotations
 

@@ -1,0 +1,62 @@
+"""The layer that decides how many pixels all others see: the first convolution over space."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tasks.running.errors import CutRefused
+from tasks.torch_models.model_structure import ModelCuts
+
+_SPATIAL = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def coarser(model: nn.Module, inputs: dict[str, Tensor], factor: int) -> ModelCuts:
+    """The cut after which the first convolution with a kernel above 1 answers ``factor`` times fewer pixels per axis.
+
+    It steps further, as long as its kernel still reads every pixel. Where it would skip some (3x3 stems that step by
+    2 already, stems that cut the image into patches), the mean of each ``factor`` pixels per axis is what it sees; so
+    too where its padding is ``same`` and wider on one side, which torch has for steps of 1 only. Convolutions of 1x1
+    are passed over, and so are axes along which the kernel is 1 wide.
+
+    Args:
+        model: in eval mode; left as it is.
+        inputs: preprocessed inputs by name.
+
+    Raises:
+        CutRefused: the model runs no such convolution.
+    """
+    name, layer = _first(model, inputs)
+    factors = tuple(factor if size > 1 else 1 for size in layer.kernel_size)
+    stride = tuple(step * times for step, times in zip(layer.stride, factors, strict=True))
+    skips = any(step > size for step, size in zip(stride, layer.kernel_size, strict=True))
+    if skips or (layer.padding == "same" and _is_uneven(layer)):
+        return ModelCuts(averaged=((name, factors),))
+    return ModelCuts(strides={name: stride})
+
+
+def _is_uneven(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
+    return any((size - 1) * gap % 2 for size, gap in zip(layer.kernel_size, layer.dilation, strict=True))
+
+
+def _first(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[str, nn.Conv1d | nn.Conv2d | nn.Conv3d]:
+    found: list[tuple[str, nn.Conv1d | nn.Conv2d | nn.Conv3d]] = []
+    names = {module: name for name, module in model.named_modules()}
+
+    def look(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if isinstance(module, _SPATIAL) and max(module.kernel_size) > 1:
+            found.append((names[module], module))
+
+    hooks = [m.register_forward_pre_hook(look) for m in names if isinstance(m, _SPATIAL)]
+    try:
+        with torch.no_grad():
+            model(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not found:
+        raise CutRefused(
+            f"{type(model).__name__} runs no convolution with a kernel above 1, so there is no resolution to lower; "
+            "leave the stride at 1"
+        )
+    return found[0]

@@ -1,0 +1,74 @@
+"""A model cut down as a whole: it sees fewer pixels, has fewer blocks, and answers as before in shape.
+
+Resolution and depth are two of the three ways to scale a network (Tan and Le 2019, "EfficientNet", arXiv:1905.11946);
+the third, width, is pruning's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tasks.cut.coarse_layer import coarser
+from tasks.cut.residual_blocks import left_out, removable_blocks
+from tasks.running.errors import CutRefused
+from tasks.torch_models.model_blame import blame
+from tasks.torch_models.model_structure import ModelCuts, apply_cuts
+
+
+def cut_model(model: nn.Module, inputs: dict[str, Tensor], *, stride: int, depth: float) -> ModelCuts:
+    """Cut the model in place; what stays keeps its weights, and BatchNorm the statistics of the whole model.
+
+    Args:
+        model: in eval mode; of no use any more if this raises.
+        inputs: preprocessed inputs by name, at least two rows.
+        stride: by how much coarser all layers but the first convolution see; 1: as they do.
+        depth: share of the removable blocks that stay, 0 to 1; 1: all.
+
+    Raises:
+        CutRefused: no convolution can step further, no block can be left out, or the model that is left does not run
+            or answers another shape.
+    """
+    shape = _answer(model, inputs).shape
+    cuts = ModelCuts()
+    if stride > 1:
+        coarse = coarser(model, inputs, stride)
+        apply_cuts(model, coarse)
+        _check(
+            model,
+            inputs,
+            shape,
+            cut=f"stride {stride} in layer {coarse.layers[0]!r}",
+            remedy="Leave the stride at 1, or average over what is left of the space before the dense layers and bring "
+            "answers for each pixel back to the size of the input",
+        )
+        cuts = cuts.further(coarse)
+    if depth < 1:
+        gone = left_out(removable_blocks(model, inputs), depth, model=type(model).__name__)
+        shallow = ModelCuts(removed=gone)
+        apply_cuts(model, shallow)
+        _check(model, inputs, shape, cut=f"the model without blocks {list(gone)}", remedy="Leave the depth at 1")
+        cuts = cuts.further(shallow)
+    return cuts
+
+
+def _check(model: nn.Module, inputs: dict[str, Tensor], shape: torch.Size, *, cut: str, remedy: str) -> None:
+    """The cut model runs, and answers the same shape."""
+    try:
+        found = _answer(model, inputs).shape
+    except Exception as error:  # whatever the user's forward() raises
+        raise CutRefused(
+            f"{cut}: {type(model).__name__} does not run any more: {blame(error, model)}{type(error).__name__}: "
+            f"{error}. {remedy}"
+        ) from error
+    if found != shape:
+        raise CutRefused(
+            f"{cut}: {type(model).__name__} would answer shape {list(found)} instead of {list(shape)}, and the shape "
+            f"of the answer must stay. {remedy}"
+        )
+
+
+def _answer(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    with torch.no_grad():
+        answer: Tensor = model(**inputs)
+    return answer
