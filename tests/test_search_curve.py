@@ -52,7 +52,7 @@ def test_without_anything_proven_there_is_no_curve() -> None:
 def test_the_page_shows_curve_and_mix() -> None:
     page = render_html(report())
     assert "The best so far" in page and "holds its pupils back" in page
-    assert mix_sentence(report(chosen=0.5)).endswith("all others learned from the teacher's answers with a share of 50%.")
+    assert mix_sentence(report(chosen=0.5)).endswith("learned from the teacher's answers with a share of 50%.")
     made = report()
     assert made.search is not None
     assert "(1 min 20 s before the first training)" in ending(made.search)

@@ -27,23 +27,23 @@ _DRAWN = 64
 _CHUNK = 4096
 
 
-def glyph_images(rows: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """``rows`` images, uint8 [rows, 3, 32, 32], and their classes, int64 [rows], in random order."""
-    masks = _masks()
+def glyph_images(rows: int, seed: int, faces: tuple[str, ...] = FACES) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """``rows`` images, uint8 [rows, 3, 32, 32], and their classes, int64 [rows], in random order, in these faces."""
+    masks = _masks(faces)
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(len(CLASSES), (rows,), generator=generator)
     images = [_scene(masks, part, generator) for part in torch.split(labels, _CHUNK)]
     return torch.cat(images).numpy(), labels.numpy()
 
 
-def _masks() -> Tensor:
+def _masks(faces: tuple[str, ...]) -> Tensor:
     """Each character in each face, float [faces, classes, 64, 64], ink 1 on ground 0."""
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    drawn = np.zeros((len(FACES), len(CLASSES), _DRAWN, _DRAWN), dtype=np.float32)
-    for f, face in enumerate(FACES):
+    drawn = np.zeros((len(faces), len(CLASSES), _DRAWN, _DRAWN), dtype=np.float32)
+    for f, face in enumerate(faces):
         font = ImageFont.truetype(str(folder / f"{face}.ttf"), 46)
         for c, character in enumerate(CLASSES):
             image = Image.new("L", (_DRAWN, _DRAWN))
@@ -59,7 +59,7 @@ def _scene(masks: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand((n, *shape), generator=generator)
 
-    faces = torch.randint(len(FACES), (n,), generator=generator)
+    faces = torch.randint(len(masks), (n,), generator=generator)
     scale, shift = uniform(1.1, 1.6), uniform(-0.12, 0.12, 2)
     ink = _placed(masks[faces, labels], uniform(-0.3, 0.3), uniform(-0.25, 0.25), scale, shift)
     # Parts of the neighbours in the same face, as in house numbers and plates.

@@ -57,11 +57,12 @@ class SearchSpec(Frozen):
         "bytes, in int8 and in fp32; bytes alone with objective size); []: none; absent: twelve from 0.7 down to "
         "0.02, as far as layers can be narrowed",
     )
-    students: tuple[dict[str, Any], ...] = Field(
-        default=(),
+    students: tuple[dict[str, Any], ...] | None = Field(
+        default=None,
         description="students to try besides the pruned teacher, each given by arguments of the workload's model(), "
         "such as [{width: 0.5}]; one with most of the teacher's layers, such as {depth: 0.34}, begins with their "
-        "weights and is narrowed to the shares in shrink",
+        "weights and is narrowed to the shares in shrink; absent: the teacher at half its resolution, with a third of "
+        "its blocks, and both, where its layers allow that",
     )
     rungs: int = Field(
         default=3,

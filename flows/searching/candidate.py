@@ -14,7 +14,7 @@ class Candidate:
     """One structure on its way. ``forms``: its files as measured after its latest training, the fp32 one first."""
 
     name: str
-    kind: Literal["teacher", "pruned", "student"]
+    kind: Literal["teacher", "pruned", "student", "cut"]
     what: str
     settings: dict[str, Any]
     last: int
@@ -59,8 +59,10 @@ class Candidate:
         """Candidates of which the cheaper one is taken to lose more: made the same way of the same network.
 
         Students that are scaled by other arguments are no family: of two as cheap the shallow one may lose half of what
-        the narrow one does.
+        the narrow one does. What is cut is the widest of those that are narrowed in its place.
         """
+        if self.kind == "cut":
+            return f"pruned {self.name} []"
         scaled_by = {
             key: value if isinstance(value, str) else "" for key, value in self.settings.get("scale", {}).items()
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flows.searching.appraisal import Appraisal
@@ -11,11 +11,20 @@ from flows.searching.form_maker import FormMaker
 from flows.searching.ladder_planner import LadderPlanner
 from flows.searching.search_setup import SearchSetup
 from flows.searching.tally import Tally
+from tasks.cut import CutSpec, cut
 from tasks.distill import distill
 from tasks.prune import prune
 
 _MOST = 0.5
 """Share of inherited weights from which importance and damage mean something before any training."""
+_ALL_CUT = "half-third"
+_CUTS: tuple[tuple[str, str, Mapping[str, Any]], ...] = (
+    ("half", "at half its resolution", {"stride": 2}),
+    ("third", "with a third of its blocks", {"depth": 0.34}),
+    (_ALL_CUT, "at half its resolution with a third of its blocks", {"stride": 2, "depth": 0.34}),
+)
+_WORTH_CUTTING = 0.9
+"""Of the teacher's cost: what is cut and costs more is left alone."""
 _BATCHNORM_BATCHES = 10
 """Training moves BatchNorm's statistics within a few dozen batches: they need not be measured well before it."""
 _TOLERABLE = 1.0
@@ -35,19 +44,15 @@ class CandidateMaker:
         report()
         if self.setup.teacher.format != "torch":
             return
-        teacher = self._unless_refused("pruned", self.ladders.examine)
-        students = [
-            self.add_student(f"student{number}", dict(scale))
-            for number, scale in enumerate(self.setup.settings.students, 1)
-        ]
-        self._clock(students)
-        for base in (None, *students):
-            if base is not None:
-                self.tally.latest = base
-                report()
-            # Students that began with the teacher's layers may be narrowed like it.
-            if teacher if base is None else base.inherited > _MOST and not base.failure:
-                self._unless_refused(f"{base.name}-pruned" if base else "pruned", lambda b=base: self.ladders.plan(b))  # type: ignore[misc]
+        if self._unless_refused("narrower ones of the teacher", self.ladders.examine):
+            self._unless_refused("narrower ones of the teacher", lambda: self.ladders.plan(None))
+        bases = self._cuts() if self.setup.settings.students is None else self._students()
+        for base in bases:
+            self.tally.latest = base
+            report()
+            # What began with the teacher's layers may be narrowed like it.
+            if base.inherited > _MOST and not base.failure:
+                self._unless_refused(f"narrower ones of {base.name}", lambda b=base: self.ladders.plan(b))  # type: ignore[misc]
         self.set_aside()
 
     def start(self) -> float:
@@ -80,24 +85,6 @@ class CandidateMaker:
         )
         self.tally.candidates.append(candidate)
         self.tally.attempt(candidate, lambda: self.forms.of_teacher(candidate))
-
-    def add_student(self, name: str, scale: dict[str, Any]) -> Candidate:
-        """A fresh narrower or shallower network, beginning with those of the teacher's weights that fit it."""
-        what = "student " + ", ".join(f"{k} {v}" for k, v in scale.items())
-        candidate = Candidate(name, "student", what, {"scale": scale}, self.setup.trainings)
-
-        def make() -> None:
-            changes = {"scale": scale, "epochs": 0, "control": False, "inherit": True}
-            spec, teacher = self.setup.distilling.model_copy(update=changes), self.setup.teacher
-            outcome = distill(self.setup.job, spec, data=self.setup.data, teacher=teacher, label=name)
-            candidate.model = self.tally.add_step(outcome, (teacher,), candidate).variants[0]
-            candidate.inherited = float(outcome.values.get("inherited") or 0.0)
-            candidate.row_seconds = float(outcome.values.get("row_seconds") or 0.0)
-            self.forms.sketch(candidate)
-
-        self.tally.candidates.append(candidate)
-        self.tally.attempt(candidate, make)
-        return candidate
 
     def set_aside(self) -> None:
         """Do without the pruned candidates that another one beats at both cost and planned damage."""
@@ -146,10 +133,55 @@ class CandidateMaker:
             if (other.base, other.form) == (candidate.base, candidate.form) and not other.made:
                 other.planned *= factor
 
-    def _unless_refused(self, name: str, work: Callable[[], None]) -> bool:
-        """Whether narrower ones can be planned; where they cannot, a candidate of this name says why."""
-        refused = Candidate(name, "pruned", "narrower ones", {}, 0)
+    def _students(self) -> list[Candidate]:
+        """Networks of the spec's scales, beginning with those of the teacher's weights that fit them."""
+        students = []
+        for number, scale in enumerate(self.setup.settings.students or (), 1):
+            what = "student " + ", ".join(f"{k} {v}" for k, v in scale.items())
+            candidate = Candidate(f"student{number}", "student", what, {"scale": dict(scale)}, self.setup.trainings)
+            self.tally.candidates.append(candidate)
+            self.tally.attempt(candidate, lambda c=candidate: self._begin_student(c))  # type: ignore[misc]
+            students.append(candidate)
+        self._clock(students)
+        return students
+
+    def _begin_student(self, candidate: Candidate) -> None:
+        changes = {"scale": candidate.settings["scale"], "epochs": 0, "control": False, "inherit": True}
+        spec, teacher = self.setup.distilling.model_copy(update=changes), self.setup.teacher
+        outcome = distill(self.setup.job, spec, data=self.setup.data, teacher=teacher, label=candidate.name)
+        candidate.model = self.tally.add_step(outcome, (teacher,), candidate).variants[0]
+        candidate.inherited = float(outcome.values.get("inherited") or 0.0)
+        candidate.row_seconds = float(outcome.values.get("row_seconds") or 0.0)
+        self.forms.sketch(candidate)
+
+    def _cuts(self) -> list[Candidate]:
+        """The teacher at a lower resolution and with fewer blocks, as far as it can be had; all weights are its own."""
+        made: list[Candidate] = []
+        for name, what, changes in _CUTS:
+            if name == _ALL_CUT and len(made) < len(_CUTS) - 1:
+                continue
+            candidate = Candidate(name, "cut", f"teacher {what}", {"cut": dict(changes)}, self.setup.trainings)
+            candidate.inherited = 1.0
+            if self._unless_refused(f"the teacher {what}", lambda c=candidate: self._begin_cut(c)):  # type: ignore[misc]
+                made.append(candidate)
+        self._clock(made)
+        cheaper = [c for c in made if c.failure or self.appraisal.share_of_teacher(c) < _WORTH_CUTTING]
+        self.tally.candidates += cheaper
+        return cheaper
+
+    def _begin_cut(self, candidate: Candidate) -> None:
+        spec, teacher = CutSpec(**candidate.settings["cut"], batchnorm_batches=_BATCHNORM_BATCHES), self.setup.teacher
+        outcome = cut(self.setup.job, spec, data=self.setup.data, parent=teacher, label=candidate.name)
+        candidate.model = self.tally.add_step(outcome, (teacher,), candidate).variant
+        candidate.row_seconds = float(outcome.values.get("row_seconds") or 0.0)
+        self.forms.sketch(candidate)
+
+    def _unless_refused(self, what: str, work: Callable[[], None]) -> bool:
+        """Whether the work could be done; where it could not, the tally notes what is not tried, and why."""
+        refused = Candidate(what, "pruned", what, {}, 0)
+        latest = self.tally.latest
         self.tally.attempt(refused, work)
+        self.tally.latest = latest
         if refused.failure:
-            self.tally.candidates.append(refused)
+            self.tally.untried.append(f"{what}: {refused.failure}")
         return not refused.failure

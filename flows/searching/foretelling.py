@@ -23,6 +23,8 @@ def foretell(setup: SearchSetup) -> list[PlanLine]:
             else f"narrower ones at {', '.join(f'{share:.0%}' for share in shares) or 'no'} of the cost"
         )
         students = f", {len(settings.students)} students" if settings.students else ""
+        if settings.students is None:
+            students = ", also at half the resolution and with a third of the blocks"
         time = seconds_text(planning_seconds(setup))
         lines.append(("search:planning", f"{ladder}{students}, from damage and layer times; about {time}"))
         epochs = (

@@ -17,6 +17,8 @@ _SHARES = (0.7, 0.5, 0.36, 0.26, 0.19, 0.14, 0.1, 0.07, 0.05, 0.04, 0.03, 0.02)
 _TIMING = 0.04
 """Of the minutes, for timing layers; at least the seconds that a coarse table takes, at most those of a fine one."""
 _TABLE_SECONDS = (4.0, 40.0)
+_MOST_CUTS = 3
+"""Ways of cutting the teacher, each of which has a ladder of its own."""
 _ROWS_A_MINUTE, _FEWEST_ROWS, _MOST_ROWS = 10, 64, 256
 """Rows on which damage is measured."""
 
@@ -68,7 +70,7 @@ class LadderPlanner:
             base: a shallower student that is narrowed to the same shares of the teacher's cost.
         """
         rungs: dict[str, Mapping[str, Any]] = {}
-        for form in ("int8",) if self.setup.by_size else ("int8", "fp32"):
+        for form in self._forms(base):
             whole, teachers = self._whole_cost(base, form), self._whole_cost(None, form)
             if whole is None or teachers is None:
                 continue
@@ -89,6 +91,17 @@ class LadderPlanner:
                     str(rung["ratios"]), {**rung, "form": form, "share": targets[rung["target"]], "cost": cost}
                 )
         return rungs.values()
+
+    def _forms(self, base: Candidate | None) -> tuple[str, ...]:
+        """In which the latencies are taken: int8 where it pays at all, fp32, or for a base the better of the two."""
+        if self.setup.by_size:
+            return ("int8",)
+        int8, fp32 = self._whole_cost(base, "int8"), self._whole_cost(base, "fp32")
+        if int8 is None or fp32 is None:
+            return ("fp32",) if int8 is None else ("int8",)
+        if base is not None:
+            return ("int8",) if int8 < fp32 else ("fp32",)
+        return ("int8", "fp32") if int8 < fp32 else ("fp32",)
 
     def _allocate(self, base: Candidate | None, form: str, targets: tuple[float, ...]) -> Outcome:
         setup = self.setup
@@ -126,7 +139,8 @@ def planning_seconds(setup: SearchSetup) -> float:
 
 
 def _tables(setup: SearchSetup) -> int:
-    return (1 if setup.by_size else 2) * (1 + len(setup.settings.students))
+    bases = _MOST_CUTS if setup.settings.students is None else len(setup.settings.students)
+    return (1 if setup.by_size else 2) + bases
 
 
 def _table_seconds(setup: SearchSetup) -> float:

@@ -88,6 +88,7 @@ def search(
         planning_seconds=tally.planning_seconds,
         epochs=shop.plan.epochs,
         mixes=tally.mixes,
+        untried=tuple(tally.untried),
         curve=tuple(tally.curve),
     )
     made = made.with_search(summary)

@@ -35,6 +35,8 @@ class Tally:
         self.measured: dict[str, Outcome] = {}
         self.mixes: tuple[MixTried, ...] = ()
         """What the first training tried of labels and the teacher's answers."""
+        self.untried: list[str] = []
+        """What the teacher does not allow to be tried, and why."""
         self.planning_seconds = 0.0
         """Until the first training: examining the teacher, timing layers and structures."""
         self.carried: tuple[Measurement, ...] = ()

@@ -45,8 +45,10 @@ class TrainingPlan:
         if self.epochs:
             return
         settings = self.setup.settings
-        epoch = self._rows * max(first.row_seconds, 1e-9)
-        whole = int(min(MOST_EPOCHS, max(settings.rungs, SHARE * seconds / epoch)))
+        whole = self.distilling.epochs
+        if first.row_seconds:
+            affordable = SHARE * seconds / (self._rows * first.row_seconds)
+            whole = int(min(MOST_EPOCHS, max(settings.rungs, affordable)))
         self.epochs = rung_epochs(whole, settings.rungs, settings.eta)
 
     def mixes(self, answer_seconds: float, augments: bool) -> tuple[Mapping[str, Any], ...]:

@@ -36,7 +36,7 @@ class CandidateRow(Frozen):
     """One structure that the search considered. Its numbers are those of its latest training."""
 
     name: str
-    kind: Literal["teacher", "pruned", "student"]
+    kind: Literal["teacher", "pruned", "student", "cut"]
     what: str
     """How it is made, in words."""
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -112,4 +112,6 @@ class SearchSummary(Frozen):
     epochs: tuple[int, ...] = ()
     """Of each rung's training."""
     mixes: tuple[MixTried, ...] = ()
+    untried: tuple[str, ...] = ()
+    """What the teacher does not allow to be tried, and why."""
     curve: tuple[BestSoFar, ...] = ()

@@ -13,7 +13,7 @@ from tasks.report.run_report import RunReport, VariantRow
 
 FORMS = ("circle", "diamond", "triangle", "cross")
 """Marks, by form: float first, then the others in the order of the table."""
-KINDS = ("teacher", "student", "control", "pruned")
+KINDS = ("teacher", "student", "control", "pruned", "cut")
 """Families of a search, whose candidates are too many for a colour each."""
 Axis = Literal["latency", "size"]
 """What lies across: median latency in ms, or file size in bytes."""
