@@ -1,7 +1,11 @@
 """Makes a row of the compression proof again: how small, how fast, how good, and what the search for it cost.
 
     python benchmarks/proof.py vgg --output proof-vgg.json
+    python benchmarks/proof.py all --zero-knob
     python benchmarks/proof.py --spec my/budget.yaml
+
+``--zero-knob`` takes the row's spec that says nothing but a budget and the minutes; ``all`` makes one row after the
+other and ends with a table of them.
 
 Trains the row's teacher where it is missing, starts a stack of its own (in ``benchmarks/.winnow/proof`` on free
 ports, ended when the proof ends), runs the row's search, then the same again unchanged and with another budget, which
@@ -32,7 +36,8 @@ from benchmarks.machine_facts import circumstances  # noqa: E402
 from benchmarks.own_stack import FolderTaken, OwnStack, own_stack, unwind_on_signals  # noqa: E402
 from benchmarks.proof_cost import Run, cost_of, cost_table, run_of, runs_table  # noqa: E402
 from benchmarks.proof_goals import ROWS, Goal, Row, count_text, goals_table, judge  # noqa: E402
-from benchmarks.proof_result import NothingMeasured, Result, result_of, result_table  # noqa: E402
+from benchmarks.proof_result import NothingMeasured, Result, result_of, result_table, speedup_text  # noqa: E402
+from tasks.evidence.number_text import points, seconds_text  # noqa: E402
 from tasks.report.run_report import RunReport  # noqa: E402
 from tasks.report.search_view import control_sentence, search_verdict  # noqa: E402
 
@@ -51,25 +56,59 @@ class NoProof(RuntimeError):
 def main() -> int:
     """Make the row, print its tables, write the JSON."""
     arguments = parse()
-    row = ROWS[arguments.row] if arguments.row else own_row(arguments.spec)
-    output = arguments.output or Path(f"proof-{row.name}.json")
+    rows = wanted_rows(arguments)
     unwind_on_signals()
+    codes = []
     try:
-        return prove(row, arguments.home, output, keep=arguments.keep)
-    except (FolderTaken, NoProof, NothingMeasured, subprocess.CalledProcessError) as error:
-        print(f"no proof of {row.name}: {error}", file=sys.stderr)
-        return 2
+        for row in rows:
+            output = arguments.output or Path(f"proof-{row.name}.json")
+            try:
+                codes.append(prove(row, arguments.home, output, keep=arguments.keep))
+            except (FolderTaken, NoProof, NothingMeasured, subprocess.CalledProcessError) as error:
+                print(f"no proof of {row.name}: {error}", file=sys.stderr)
+                codes.append(2)
     except KeyboardInterrupt:
         print("interrupted; finished stages are kept, and the same command goes on from them", file=sys.stderr)
         return 130
+    if len(rows) > 1:
+        files = [Path(f"proof-{row.name}.json") for row in rows]
+        print(f"\n{summary_table([json.loads(f.read_text()) for f in files if f.exists()])}")
+    return max(codes)
+
+
+def wanted_rows(arguments: argparse.Namespace) -> list[Row]:
+    """The rows that the command line names."""
+    if arguments.spec:
+        return [own_row(arguments.spec)]
+    rows = list(ROWS.values()) if arguments.row == "all" else [ROWS[arguments.row]]
+    return [row.budget_only or row for row in rows] if arguments.zero_knob else rows
+
+
+def summary_table(proofs: list[dict[str, Any]]) -> str:
+    """A line per row that was made, in Markdown."""
+    lines = [
+        "| row | smaller | faster (95 %) | loss on the test split (bound) | goals | computing |",
+        "|---|---|---|---|---|---|",
+    ]
+    for proof in proofs:
+        result, goals = Result.model_validate(proof["result"]), proof["goals"]
+        reached = f"{sum(goal['reached'] for goal in goals)} of {len(goals)}"
+        smaller = f"{result.smaller:.1f}×" if result.smaller else "–"
+        faster = speedup_text(result.speedup) if result.speedup else "–"
+        loss = result.loss
+        lost = f"{points(loss.value, result.metric)} ({points(loss.bound, result.metric)})" if loss else "–"
+        computing = seconds_text(proof["cost"]["seconds"]) if proof["cost"] else "–"
+        lines.append(f"| {proof['row']} | {smaller} | {faster} | {lost} | {reached} | {computing} |")
+    return "\n".join(lines)
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("row", nargs="?", choices=tuple(ROWS))
+    what.add_argument("row", nargs="?", choices=(*ROWS, "all"))
     what.add_argument("--spec", help="a spec of your own instead: the same tables, without goals")
+    parser.add_argument("--zero-knob", action="store_true", help="a budget and nothing else")
     parser.add_argument("--output", type=Path, help="where the JSON goes; the default is proof-ROW.json")
     parser.add_argument("--home", type=Path, default=HOME, help="folder of the stack and of all that was computed")
     parser.add_argument("--keep", action="store_true", help="leave the stack up at the end, to look at its pages")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,18 +31,38 @@ class Row:
     faster: float | None = None
     drop: float | None = None
     margin: float | None = None
+    budget_only: Row | None = None
+    """The same question with nothing in its spec but a budget and the minutes: ``--zero-knob``."""
 
 
-def _glyphs(network: str, *, smaller: float, faster: float) -> Row:
+def _glyphs(network: str, *, smaller: float, faster: float, budget_only: tuple[float, float]) -> Row:
     spec = str(HERE / "glyphs" / f"{network}.yaml")
-    return Row(network, spec, teacher=network, batch=1, smaller=smaller, faster=faster, drop=0.005)
+    row = Row(network, spec, teacher=network, batch=1, smaller=smaller, faster=faster, drop=0.005)
+    spec = str(HERE / "glyphs" / f"{network}_budget.yaml")
+    return replace(row, budget_only=replace(row, spec=spec, smaller=budget_only[0], faster=budget_only[1]))
 
 
 ROWS = {
-    "digits": Row("digits", "digits_budget", batch=16, smaller=25.0, faster=6.0, margin=0.02),
-    "vgg": _glyphs("vgg", smaller=20.0, faster=12.0),
-    "resnet20": _glyphs("resnet20", smaller=12.0, faster=6.0),
-    "mobilenet": _glyphs("mobilenet", smaller=3.5, faster=1.5),
+    "digits": Row(
+        "digits",
+        "digits_budget",
+        batch=16,
+        smaller=25.0,
+        faster=6.0,
+        margin=0.02,
+        budget_only=Row(
+            "digits",
+            str(HERE / "glyphs" / "digits_budget_only.yaml"),
+            batch=16,
+            smaller=25.0,
+            faster=6.0,
+            margin=0.02,
+        ),
+    ),
+    "vgg": _glyphs("vgg", smaller=20.0, faster=12.0, budget_only=(20.0, 12.0)),
+    "resnet20": _glyphs("resnet20", smaller=12.0, faster=6.0, budget_only=(12.0, 6.0)),
+    "mobilenet": _glyphs("mobilenet", smaller=3.5, faster=1.5, budget_only=(6.0, 3.0)),
+    "grey": Row("grey", str(HERE / "glyphs" / "grey_budget.yaml"), batch=1, smaller=40.0, faster=13.0, drop=0.01),
 }
 
 

@@ -48,6 +48,7 @@ STAGES = Literal[
     "quantize",
     "qat",
     "allocate",
+    "clock",
     "measure",
     "validate",
 ]

@@ -151,7 +151,8 @@ def _train(shop: Workshop, moves: list[Candidate], seconds: float) -> None:
     maker, plan, trainer = shop.maker, shop.plan, shop.trainer
     plan.decide_epochs(moves[0], seconds)
     if shop.tally.trials == 0:
-        trainer.advance(moves[0], plan.mixes(maker.ladders.answer_seconds, maker.ladders.augments))
+        mixes = plan.mixes(maker.ladders.answer_seconds, maker.ladders.augments)
+        trainer.advance(moves[0], mixes if len(mixes) <= shop.setup.settings.trials else ({},))
         return
     _side_by_side([lambda c=c: trainer.advance(c) for c in moves])  # type: ignore[misc]
 

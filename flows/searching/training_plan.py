@@ -92,8 +92,8 @@ class TrainingPlan:
 
     def seconds(self, candidate: Candidate) -> float:
         """What its next training will take, about; by its latest one, where there is one."""
-        if not self.epochs:
-            return 0.0
+        if not self.epochs:  # at least one
+            return self._rows * candidate.row_seconds + _OVERHEAD if candidate.row_seconds else 0.0
         rungs = self.setup.settings.rungs
         epochs = self.epochs[candidate.rung] if candidate.rung < rungs else self.tuning.epochs
         if candidate.training_seconds and candidate.rung <= rungs:
