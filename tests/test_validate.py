@@ -6,73 +6,24 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from measured_models import blobs, linear, make_data, make_job, make_variant
+from gate_cases import BASE, ROWS, Case, blob_scores, loss, measure_quickly
+from measured_models import linear, make_data, make_variant
 from measurements import measured
 
 from model_registry.manifest import FileEntry
 from model_registry.measurement import (
     LatencyIntervals,
-    Measurement,
     MetricEstimate,
-    PairedComparison,
 )
 from model_registry.store import Store
-from model_registry.variant import Variant
-from tasks.evidence.arrays import publish_arrays
 from tasks.evidence.decision import GateRow
 from tasks.evidence.flipped import fetch_flips
-from tasks.evidence.paired import compare_paired, summarise_pairs
 from tasks.running.errors import GateFailed
 from tasks.running.splits import MetricRef
-from tasks.validate import GateSpec, decision_of, refuse_hopeless, validate
+from tasks.validate import GateSpec, decision_of, refuse_hopeless
 from tasks.validate.choice import choose, failing_gates
-from tasks.workloads.sample_scores import accuracy_scores
-
-VALIDATION_SEED, ROWS = 2, 300
-
-
-def measure_quickly(
-    store: Store, variant: Variant, weights: Any, reference: Measurement | None, **costs: Any
-) -> Measurement:
-    """A measurement with the scores that the weights really have, and latencies of our choice."""
-    columns = blobs(ROWS, VALIDATION_SEED)
-    scores = accuracy_scores(columns["features"] * 2 @ weights, columns["target"])
-    base = accuracy_scores(columns["features"] * 2 @ linear(), columns["target"])
-    return measured(
-        variant.name,
-        reference,
-        digest=variant.digest,
-        metric=summarise_pairs(scores, name="accuracy", better="higher"),
-        per_class={},
-        paired=compare_paired(scores, base, better="higher", reference=reference.digest) if reference else None,
-        scores=publish_arrays(store, "scores.npz", score=scores),
-        bytes=variant.size,
-        **costs,
-    )
-
-
-class Case:
-    """A baseline, a good and fast variant and a bad and faster one, all real ONNX files."""
-
-    def __init__(self, store: Store, folder: Path) -> None:
-        self.store, self.job, self.data = store, make_job(store, folder), make_data(store)
-        self.teacher = make_variant(store, "teacher", linear(), width=64)
-        self.good = make_variant(store, "good", linear())
-        self.bad_weights = linear(noise=1.6, seed=3)
-        self.bad = make_variant(store, "bad", self.bad_weights)
-        self.baseline = measure_quickly(store, self.teacher, linear(), None, p50=2.0)
-        self.candidates = [
-            measure_quickly(store, self.good, linear(), self.baseline, p50=1.0),
-            measure_quickly(store, self.bad, self.bad_weights, self.baseline, p50=0.5),
-        ]
-
-    def run(self, spec: GateSpec, **changes: Any) -> Any:
-        arguments: dict[str, Any] = {"data": self.data, "baseline": self.baseline, "candidates": self.candidates}
-        arguments |= changes
-        return validate.task.fn(self.job, spec, **arguments)
 
 
 @pytest.fixture
@@ -98,8 +49,7 @@ def test_the_good_variant_passes_once_and_is_reused(case: Case) -> None:
         "faster": True,
     }
     chosen = next(s for s in decision.scored if s.role == "chosen")
-    columns = blobs(300, 3)
-    right = accuracy_scores(columns["features"] * 2 @ linear(), columns["target"])
+    right = blob_scores(linear(), seed=3)
     assert chosen.metric.value == pytest.approx(right.mean())  # the test split's, not validation's
     assert chosen.to_baseline is not None and chosen.to_baseline.better == chosen.to_baseline.worse == 0
     assert chosen.to_baseline.bound == pytest.approx(1 - 0.05 ** (1 / 300))
@@ -188,14 +138,6 @@ def test_missing_numbers_never_pass() -> None:
 
 
 # -- the choice, on numbers alone --------------------------------------------------------------------------------
-BASE = measured("teacher", p50=4.0, bytes=1000)
-
-
-def loss(bound: float, reference: str = BASE.digest) -> PairedComparison:
-    return PairedComparison(
-        reference=reference, samples=500, better=1, worse=2, difference=-0.002, interval=(-0.01, 0.01),
-        bound=bound, p=0.5, test="mcnemar",
-    )  # fmt: skip
 
 
 def test_the_fastest_of_the_harmless_wins() -> None:
