@@ -34,7 +34,10 @@ def case(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
 
 @pytest.mark.timeout(120)
 def test_the_good_variant_passes_once_and_is_reused(case: Case) -> None:
-    spec = GateSpec(margin=0.02, floor=0.8, max_bytes=10_000, max_p95_ms=5.0)
+    ratio = case.teacher.size / case.good.size
+    spec = GateSpec(
+        margin=0.02, floor=0.8, max_bytes=10_000, max_p95_ms=5.0, min_speedup=1.5, min_shrink=0.5 + ratio / 2
+    )
     outcome = case.run(spec)
     decision = decision_of(outcome)
     assert decision.status == "passed" and decision.chosen == case.good.digest
@@ -46,8 +49,10 @@ def test_the_good_variant_passes_once_and_is_reused(case: Case) -> None:
         "per_class": True,
         "latency": True,
         "size": True,
-        "faster": True,
+        "speedup": True,
+        "shrink": True,
     }
+    assert {g.gate: g.value for g in decision.gates}["shrink"] == pytest.approx(ratio)
     chosen = next(s for s in decision.scored if s.role == "chosen")
     right = blob_scores(linear(), seed=3)
     assert chosen.metric.value == pytest.approx(right.mean())  # the test split's, not validation's
@@ -156,6 +161,21 @@ def test_one_that_is_slower_than_the_baseline_is_only_warned_of() -> None:
     assert failing_gates(GateSpec(), slower, BASE) == ()
     (gate,) = failing_gates(GateSpec(max_bytes=99), slower, BASE)
     assert gate.gate == "size"
+
+
+def test_ratios_to_the_baseline_are_gates_and_the_sure_part_of_the_speed_up_counts() -> None:
+    small, fast = measured("small", BASE, p50=2.0, bytes=200), measured("fast", BASE, p50=1.0, bytes=600)
+    assert fast.speedup is not None and fast.speedup.value == 4.0 and fast.speedup.interval[0] == pytest.approx(3.76)
+    assert choose(GateSpec(min_shrink=5.0), [small, fast], BASE, {}).chosen.name == "small"  # 1000 over 200 bytes
+    choice = choose(GateSpec(min_speedup=3.7, objective="size"), [small, fast], BASE, {})
+    assert choice.chosen.name == "fast" and choice.failing[small.digest] == ("speedup",)
+    (gate,) = failing_gates(GateSpec(min_speedup=3.9), fast, BASE)
+    assert (gate.gate, gate.limit, gate.at_most) == ("speedup", 3.9, False) and gate.value == pytest.approx(3.76)
+    (gate,) = failing_gates(GateSpec(min_shrink=1.7), fast, BASE)
+    assert (gate.gate, gate.unit) == ("shrink", "ratio") and gate.value == pytest.approx(1000 / 600)
+    # What is asked anyway is not warned of as well; the baseline itself is as fast and as large as itself.
+    names = {r.gate for r in failing_gates(GateSpec(min_speedup=2.0, min_shrink=2.0), BASE, BASE)}
+    assert names == {"speedup", "shrink"}
 
 
 def test_variants_equally_fast_within_noise_are_told_apart_by_size() -> None:

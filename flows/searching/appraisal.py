@@ -38,7 +38,11 @@ class Appraisal:
     def over_budget(self, form: Measurement) -> list[str]:
         """What of the budget the form exceeds by its structure, whatever training does."""
         gates = failing_gates(self.setup.spec.gates, form, self.baseline)
-        return [f"{g.meaning} {g.value:.4g} > {g.limit:g} {g.unit}" for g in gates if g.gate in STRUCTURAL]
+        return [
+            f"{g.meaning} {g.value:.4g} {'>' if g.at_most else '<'} {g.limit:g} {g.unit}"
+            for g in gates
+            if g.gate in STRUCTURAL
+        ]
 
     def cheapest(self, forms: Iterable[Measurement]) -> Measurement | None:
         """The best form of those that keep the whole budget, as the release chooses it."""

@@ -51,7 +51,13 @@ def choose(
     """
     reference = scored(baseline, role="baseline")
     rows = {
-        m.digest: gate_rows(spec, scored(m, role="chosen", to_champion=to_champion.get(m.digest)), reference, m)
+        m.digest: gate_rows(
+            spec,
+            scored(m, role="chosen", to_champion=to_champion.get(m.digest)),
+            reference,
+            m,
+            baseline_bytes=baseline.bytes,
+        )
         for m in candidates
     }
     failing = {digest: _failed(gates) for digest, gates in rows.items()}
@@ -100,7 +106,8 @@ def best_of(objective: Objective, passing: Sequence[Measurement]) -> tuple[Measu
 
 def failing_gates(spec: GateSpec, candidate: Measurement, baseline: Measurement) -> tuple[GateRow, ...]:
     """The critical gates that a candidate fails on validation, the comparison with a champion left out."""
-    rows = gate_rows(spec, scored(candidate, role="chosen"), scored(baseline, role="baseline"), candidate)
+    variant, reference = scored(candidate, role="chosen"), scored(baseline, role="baseline")
+    rows = gate_rows(spec, variant, reference, candidate, baseline_bytes=baseline.bytes)
     return tuple(row for row in rows if row.severity == "critical" and not row.within)
 
 

@@ -50,7 +50,8 @@ def main(child: Child) -> Result:
         split.ask(variant, "the candidate")
         importing.join()
         scored = scored_roles({"chosen": variant, **others}, split.scores, split.targets, child.data)
-        gates = _run_gates(member.name, gate_rows(spec, scored["chosen"], scored["baseline"], member))
+        rows = gate_rows(spec, scored["chosen"], scored["baseline"], member, baseline_bytes=costs.bytes)
+        gates = _run_gates(member.name, rows)
         gap = _gap(child, split, member, costs)
         trials.append(_Trial(variant, scored, gates, gap))
         return not trials[-1].failed
