@@ -71,10 +71,11 @@ def test_a_search_ends_with_the_smallest_variant_inside_the_budget(winnow: Winno
 
     # Another budget is a question to the same measurements.
     limit = variants[first["chosen"]]["bytes"] + 1
-    again = winnow.report(path, "--set", f"budget.max_bytes={limit}")
+    again = winnow.report(path, "--set", f"budget.max_bytes={limit}", "--set", "budget.min_shrink=10")
     assert (again["status"], again["chosen"]) == ("released", first["chosen"])
     assert again["search"]["resolved_from"] == first["run_id"]
     assert computed(again, *TRAINED) == []
+    assert next(g for g in again["decision"]["gates"] if g["gate"] == "shrink")["value"] > 10
 
     # One that nothing can keep is refused with a reason for everybody, and nobody is trained for it.
     refused = winnow.report(path, "--set", "budget.max_bytes=100", code=1)
