@@ -27,6 +27,7 @@ from tasks.report.chosen_layers import chosen_layers
 from tasks.report.flip_pictures import flips_of
 from tasks.report.pages import write_report
 from tasks.report.run_report import RunReport
+from tasks.report.sequence_view import gap_sentence, sequence_sentence
 from tasks.track import conclude
 
 DATA_DOCS = "data_docs.html"
@@ -64,7 +65,12 @@ def _conclude(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: 
     docs = made.data.file(DATA_DOCS)
     if docs is not None:
         written[DATA_DOCS] = patiently(lambda: run.store.fetch(docs, run.pages / DATA_DOCS))
-    tags = {"winnow.version": str(report.version or ""), "winnow.endpoint": report.endpoint or ""}
+    tags = {
+        "winnow.version": str(report.version or ""),
+        "winnow.endpoint": report.endpoint or "",
+        "winnow.sequence": sequence_sentence(report),
+        "winnow.splits_differ": gap_sentence(report),
+    }
     conclude(
         tracked,
         status=report.status,

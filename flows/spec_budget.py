@@ -10,6 +10,8 @@ SAME = {
     "budget.max_accuracy_drop": "gates.margin",
     "budget.p95_ms": "gates.max_p95_ms",
     "budget.max_bytes": "gates.max_bytes",
+    "budget.min_speedup": "gates.min_speedup",
+    "budget.min_shrink": "gates.min_shrink",
     "budget.batch": "measure.batch",
     "budget.threads": "export.threads",
     "objective": "gates.objective",

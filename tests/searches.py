@@ -12,6 +12,7 @@ from tasks.report.chosen_layers import ChosenLayers, Precision
 from tasks.report.run_report import RunReport, Status, describe_variants
 
 MARGIN = 0.025
+BASELINE_BYTES = 4_021_000
 LAYERS = ("stem", "block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2", "block3.conv1", "head.0")
 # name, kind, trainings of four, median ms of fp32, bytes of fp32, (better, worse) against the baseline after each
 TRIED: tuple[tuple[str, str, int, float, int, tuple[tuple[int, int], ...]], ...] = (
@@ -65,6 +66,7 @@ def candidate_form(m: Measurement, p95_ms: float, max_bytes: int, *, trained: bo
         name=m.name, digest=m.digest, bytes=m.bytes, p50_ms=m.p50_ms, p95_ms=m.p95_ms, throughput=m.throughput.value,
         metric=m.metric.value, loss=-m.paired.difference, bound=m.paired.bound, cpu_seconds=m.cpu_seconds,
         speedup=m.speedup.value if m.speedup else None, fails=tuple(fails),
+        speedup_low=m.speedup.interval[0] if m.speedup else None, shrink=BASELINE_BYTES / m.bytes,
     )  # fmt: skip
 
 
@@ -76,8 +78,8 @@ def search_report(
     Args:
         repeat: make this number of times more candidates.
     """
-    baseline = measured("teacher.fp32", p50=0.46, right=354, bytes=4_021_000, parameters=1_005_000, macs=12_300_000,
-                        peak_rss_bytes=67 << 20)  # fmt: skip
+    baseline = measured("teacher.fp32", p50=0.46, right=354, bytes=BASELINE_BYTES, parameters=1_005_000,
+                        macs=12_300_000, peak_rss_bytes=67 << 20)  # fmt: skip
     measurements, rows = [baseline], []
     for copy in range(repeat):
         for name, kind, rung, p50, size, flips in TRIED:

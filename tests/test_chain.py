@@ -129,6 +129,8 @@ def test_the_report_says_what_happened(released: Released) -> None:
     digests = {row["digest"] for row in report["variants"]}
     assert {report["baseline"], report["chosen"]} <= digests
     assert report["baseline"] != report["chosen"]
+    sequence = report["decision"]["sequence"]
+    assert [m["digest"] for m in sequence if m["verdict"] == "passed"][-1] == report["chosen"]
     assert report["metric"] == {"name": "accuracy", "better": "higher"}
     assert report["hardware"]["cores"] >= 1
 
@@ -166,6 +168,8 @@ def test_every_variant_is_comparable_in_mlflow(released: Released) -> None:
     (parent,) = released.mlflow_runs(winnow__run_id=released.report["run_id"], winnow__kind="run")
     assert parent["status"] == "FINISHED"
     assert parent["tags"]["winnow.status"] == "released"
+    in_turn = len(released.report["decision"]["sequence"]) > 1
+    assert in_turn == parent["tags"].get("winnow.sequence", "").startswith("On the test split, from the safest")
     assert parent["tags"]["prefect.flow_run_id"] == released.report["prefect_run"]
     children = released.mlflow_runs(mlflow__parentRunId=parent["id"])
     assert {c["tags"]["winnow.digest"] for c in children} == {v["digest"] for v in released.report["variants"]}

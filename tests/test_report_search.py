@@ -146,6 +146,17 @@ def test_the_nearest_is_named_by_what_it_loses_where_only_that_is_too_much() -> 
         f"its file has {form.bytes / 1000:.0f} kB where 50.0 kB are allowed"
     ]
     assert BudgetLimits(0.001, None, None).exceeded(form, "accuracy")[0].startswith("it may lose ")
+    assert form.speedup_low is not None and form.shrink is not None
+    ratios = BudgetLimits(None, None, None, speedup=20.0, shrink=50.0)
+    assert ratios.exceeded(form, "accuracy") == [
+        f"it is {form.speedup_low:.2f}× as fast as the baseline (95 % bound) where 20× are asked",
+        f"its file is {form.shrink:.2f}× smaller than the baseline's where 50× are asked",
+    ]
+    assert ratios.excess(form) == pytest.approx(max(20 / form.speedup_low, 50 / form.shrink) - 1)
+    assert BudgetLimits(None, None, None, speedup=form.speedup_low, shrink=form.shrink).exceeded(form, "a") == []
+    assert ratios.text("accuracy") == "at least 20× as fast, file at least 50× smaller"
+    asked = search_report().model_copy(update={"search": None, "spec": {"gates": {"min_speedup": 2.0}}})
+    assert limits_of(asked) == BudgetLimits(None, None, None, speedup=2.0)
 
 
 def test_a_search_answered_from_the_store_says_so() -> None:

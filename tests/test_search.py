@@ -72,10 +72,11 @@ def test_a_search_ends_with_the_smallest_variant_inside_the_budget(winnow: Winno
 
     # Another budget is a question to the same measurements.
     limit = variants[first["chosen"]]["bytes"] + 1
-    again = winnow.report(path, "--set", f"budget.max_bytes={limit}")
+    again = winnow.report(path, "--set", f"budget.max_bytes={limit}", "--set", "budget.min_shrink=10")
     assert (again["status"], again["chosen"]) == ("released", first["chosen"])
     assert again["search"]["resolved_from"] == first["run_id"]
     assert computed(again, *TRAINED) == []
+    assert next(g for g in again["decision"]["gates"] if g["gate"] == "shrink")["value"] > 10
 
     # One that nothing can keep is refused with a reason for everybody, and nobody is trained for it.
     refused = winnow.report(path, "--set", "budget.max_bytes=100", code=1)
@@ -91,6 +92,7 @@ def test_a_killed_search_goes_on_where_it_was(winnow: Winnow) -> None:
     search = {**SPEC["search"], "students": [], "control": False, "parallel": 2}
     path = spec(winnow.folder, "stopped", seed=5, search=search)
     folders = winnow.home / "runs"
+    folders.mkdir(exist_ok=True)
     before = set(folders.iterdir())
     process = winnow.start_run(path)
 

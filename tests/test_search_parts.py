@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -101,6 +102,18 @@ def test_the_cheapest_form_is_one_that_keeps_the_whole_budget() -> None:
     assert appraisal.cheapest([large, fast, lossy]) == fast
     assert appraisal.cheapest([large, lossy]) is None
     assert appraisal.over_budget(lossy) == [] and "bytes" in appraisal.over_budget(large)[0]
+
+
+def test_a_ratio_that_is_not_reached_is_over_the_budget_before_any_training() -> None:
+    asked = setup()
+    ratios = {"min_speedup": 4.0, "min_shrink": 9.0}
+    gates = asked.spec.gates.model_copy(update=ratios)
+    asked = replace(asked, spec=asked.spec.model_copy(update={"gates": gates}))
+    appraisal = Appraisal(asked, BASELINE, TrainingPlan(asked))
+    slow, fast = file("a", 0.1, (0, 60)), file("b", 0.05, (0, 1), 40_000)
+    assert appraisal.over_budget(fast) == [] and appraisal.passes(fast)
+    speed, size = appraisal.over_budget(slow)  # 4 times as fast, perhaps only 3.76, and 8 times smaller
+    assert "speed-up over the baseline" in speed and "3.76 < 4 ratio" in speed and "8 < 9 ratio" in size
 
 
 def test_int8_is_refined_only_where_it_alone_loses_too_much() -> None:

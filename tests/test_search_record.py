@@ -56,21 +56,36 @@ def test_a_candidate_at_its_limit_is_within() -> None:
     assert summary is not None
     row = next(r for r in summary.candidates if r.losses and r.kind == "pruned")
     form = min(row.forms, key=lambda f: f.bytes)
-    at = GateSpec(margin=form.bound, max_bytes=form.bytes, max_p95_ms=form.p95_ms)
+    assert form.speedup_low and form.shrink
+    at = GateSpec(
+        margin=form.bound,
+        max_bytes=form.bytes,
+        max_p95_ms=form.p95_ms,
+        min_speedup=form.speedup_low,
+        min_shrink=form.shrink,
+    )
     (found,) = judged(row.model_copy(update={"forms": (form,)}), at).forms
     assert found.fails == ()
 
 
 @pytest.mark.parametrize(
     ("change", "gate"),
-    [({"margin": 0.9}, "non_inferior_to_baseline"), ({"max_bytes": 0.9}, "size"), ({"max_p95_ms": 0.9}, "latency")],
+    [
+        ({"margin": 0.9}, "non_inferior_to_baseline"),
+        ({"max_bytes": 0.9}, "size"),
+        ({"max_p95_ms": 0.9}, "latency"),
+        ({"min_speedup": 1.1}, "speedup"),
+        ({"min_shrink": 1.1}, "shrink"),
+    ],
 )
 def test_beyond_any_limit_it_fails_that_gate(change: dict[str, float], gate: str) -> None:
     summary = search_report().search
     assert summary is not None
     row = next(r for r in summary.candidates if r.losses and r.kind == "pruned")
     form = min(row.forms, key=lambda f: f.bytes)
-    limits = {"margin": form.bound or 0.0, "max_bytes": form.bytes, "max_p95_ms": form.p95_ms}
+    assert form.speedup_low and form.shrink and form.bound is not None
+    limits = {"margin": form.bound, "max_bytes": form.bytes, "max_p95_ms": form.p95_ms}
+    limits |= {"min_speedup": form.speedup_low, "min_shrink": form.shrink}
     lower = {name: int(limits[name] * by) if name == "max_bytes" else limits[name] * by for name, by in change.items()}
     (found,) = judged(row.model_copy(update={"forms": (form,)}), GateSpec.model_validate(limits | lower)).forms
     assert found.fails == (gate,)

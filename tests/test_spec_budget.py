@@ -28,6 +28,13 @@ def test_a_budget_is_gates_and_conditions_of_measuring() -> None:
     assert parse_spec(spec.model_dump(mode="json", by_alias=True), "again") == spec
 
 
+def test_ratios_to_the_baseline_are_gates() -> None:
+    spec = parsed(budget={"min_speedup": 2, "min_shrink": 4.5})
+    assert (spec.gates.min_speedup, spec.gates.min_shrink) == (2.0, 4.5)
+    assert parsed(budget={"p95_ms": 2.0}).gates.min_speedup is None
+    assert parse_spec(spec.model_dump(mode="json", by_alias=True), "again") == spec
+
+
 def test_a_part_that_is_not_said_leaves_the_gates_default() -> None:
     spec = parsed(budget={"p95_ms": 2.0}, gates={"margin": 0.01})
     assert (spec.gates.margin, spec.gates.max_bytes, spec.objective) == (0.01, None, "latency")
@@ -40,6 +47,20 @@ def test_a_part_that_is_not_said_leaves_the_gates_default() -> None:
         ({"budget": {"max_accuracy_drop": -0.01}}, "budget.max_accuracy_drop: -0.01 is refused"),
         ({"budget": {"p95_ms": 0}}, "budget.p95_ms: 0 is refused"),
         ({"budget": {"max_bytes": "many"}}, "budget.max_bytes: 'many' is refused"),
+        (
+            {"budget": {"min_speedup": 1}},
+            "budget.min_speedup: 1 is refused: the baseline already meets it; give a number above 1, such as 2, or",
+        ),
+        ({"budget": {"min_shrink": -3.0}}, "budget.min_shrink: -3.0 is refused: the baseline already meets it"),
+        (
+            {"budget": {"min_shrink": float("inf")}},
+            "budget.min_shrink: inf is refused: Input should be a finite number",
+        ),
+        ({"budget": {"min_speedup": "fast"}}, "budget.min_speedup: 'fast' is refused: Input should be a valid number"),
+        (
+            {"budget": {"min_shrink": 3.0}, "gates": {"min_shrink": 2.0}},
+            "budget.min_shrink 3.0 and gates.min_shrink 2.0 are the same limit and differ; remove one",
+        ),
         ({"budget": {"threads": 0}}, "budget.threads: 0 is refused"),
         ({"budget": {"latency": 3}}, "budget.latency: unknown key"),
         ({"objective": "cheap"}, "objective: 'cheap' is refused"),
@@ -77,6 +98,13 @@ def test_budgets_that_cannot_be_are_refused(sections: dict[str, Any], said: str)
     ("sections", "lines"),
     [
         ({"budget": {"p95_ms": 0}}, ["budget.p95_ms: 0 is refused: Input should be greater than 0"]),
+        (
+            {"budget": {"min_speedup": 0.5}},
+            [
+                "budget.min_speedup: 0.5 is refused: the baseline already meets it; give a number above 1, such "
+                "as 2, or remove the key"
+            ],
+        ),
         ({"gates": {"max_p95_ms": 0}}, ["gates.max_p95_ms: 0 is refused: Input should be greater than 0"]),
         ({"objective": "cheap"}, ["objective: 'cheap' is refused: Input should be 'latency', 'size' or 'throughput'"]),
     ],

@@ -6,73 +6,24 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from measured_models import blobs, linear, make_data, make_job, make_variant
+from gate_cases import BASE, ROWS, Case, blob_scores, loss, measure_quickly
+from measured_models import linear, make_data, make_variant
 from measurements import measured
 
 from model_registry.manifest import FileEntry
 from model_registry.measurement import (
     LatencyIntervals,
-    Measurement,
     MetricEstimate,
-    PairedComparison,
 )
 from model_registry.store import Store
-from model_registry.variant import Variant
-from tasks.evidence.arrays import publish_arrays
 from tasks.evidence.decision import GateRow
 from tasks.evidence.flipped import fetch_flips
-from tasks.evidence.paired import compare_paired, summarise_pairs
 from tasks.running.errors import GateFailed
 from tasks.running.splits import MetricRef
-from tasks.validate import GateSpec, decision_of, refuse_hopeless, validate
+from tasks.validate import GateSpec, decision_of, refuse_hopeless
 from tasks.validate.choice import choose, failing_gates
-from tasks.workloads.sample_scores import accuracy_scores
-
-VALIDATION_SEED, ROWS = 2, 300
-
-
-def measure_quickly(
-    store: Store, variant: Variant, weights: Any, reference: Measurement | None, **costs: Any
-) -> Measurement:
-    """A measurement with the scores that the weights really have, and latencies of our choice."""
-    columns = blobs(ROWS, VALIDATION_SEED)
-    scores = accuracy_scores(columns["features"] * 2 @ weights, columns["target"])
-    base = accuracy_scores(columns["features"] * 2 @ linear(), columns["target"])
-    return measured(
-        variant.name,
-        reference,
-        digest=variant.digest,
-        metric=summarise_pairs(scores, name="accuracy", better="higher"),
-        per_class={},
-        paired=compare_paired(scores, base, better="higher", reference=reference.digest) if reference else None,
-        scores=publish_arrays(store, "scores.npz", score=scores),
-        bytes=variant.size,
-        **costs,
-    )
-
-
-class Case:
-    """A baseline, a good and fast variant and a bad and faster one, all real ONNX files."""
-
-    def __init__(self, store: Store, folder: Path) -> None:
-        self.store, self.job, self.data = store, make_job(store, folder), make_data(store)
-        self.teacher = make_variant(store, "teacher", linear(), width=64)
-        self.good = make_variant(store, "good", linear())
-        self.bad_weights = linear(noise=1.6, seed=3)
-        self.bad = make_variant(store, "bad", self.bad_weights)
-        self.baseline = measure_quickly(store, self.teacher, linear(), None, p50=2.0)
-        self.candidates = [
-            measure_quickly(store, self.good, linear(), self.baseline, p50=1.0),
-            measure_quickly(store, self.bad, self.bad_weights, self.baseline, p50=0.5),
-        ]
-
-    def run(self, spec: GateSpec, **changes: Any) -> Any:
-        arguments: dict[str, Any] = {"data": self.data, "baseline": self.baseline, "candidates": self.candidates}
-        arguments |= changes
-        return validate.task.fn(self.job, spec, **arguments)
 
 
 @pytest.fixture
@@ -83,7 +34,10 @@ def case(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
 
 @pytest.mark.timeout(120)
 def test_the_good_variant_passes_once_and_is_reused(case: Case) -> None:
-    spec = GateSpec(margin=0.02, floor=0.8, max_bytes=10_000, max_p95_ms=5.0)
+    ratio = case.teacher.size / case.good.size
+    spec = GateSpec(
+        margin=0.02, floor=0.8, max_bytes=10_000, max_p95_ms=5.0, min_speedup=1.5, min_shrink=0.5 + ratio / 2
+    )
     outcome = case.run(spec)
     decision = decision_of(outcome)
     assert decision.status == "passed" and decision.chosen == case.good.digest
@@ -95,11 +49,12 @@ def test_the_good_variant_passes_once_and_is_reused(case: Case) -> None:
         "per_class": True,
         "latency": True,
         "size": True,
-        "faster": True,
+        "speedup": True,
+        "shrink": True,
     }
+    assert {g.gate: g.value for g in decision.gates}["shrink"] == pytest.approx(ratio)
     chosen = next(s for s in decision.scored if s.role == "chosen")
-    columns = blobs(300, 3)
-    right = accuracy_scores(columns["features"] * 2 @ linear(), columns["target"])
+    right = blob_scores(linear(), seed=3)
     assert chosen.metric.value == pytest.approx(right.mean())  # the test split's, not validation's
     assert chosen.to_baseline is not None and chosen.to_baseline.better == chosen.to_baseline.worse == 0
     assert chosen.to_baseline.bound == pytest.approx(1 - 0.05 ** (1 / 300))
@@ -188,14 +143,6 @@ def test_missing_numbers_never_pass() -> None:
 
 
 # -- the choice, on numbers alone --------------------------------------------------------------------------------
-BASE = measured("teacher", p50=4.0, bytes=1000)
-
-
-def loss(bound: float, reference: str = BASE.digest) -> PairedComparison:
-    return PairedComparison(
-        reference=reference, samples=500, better=1, worse=2, difference=-0.002, interval=(-0.01, 0.01),
-        bound=bound, p=0.5, test="mcnemar",
-    )  # fmt: skip
 
 
 def test_the_fastest_of_the_harmless_wins() -> None:
@@ -214,6 +161,21 @@ def test_one_that_is_slower_than_the_baseline_is_only_warned_of() -> None:
     assert failing_gates(GateSpec(), slower, BASE) == ()
     (gate,) = failing_gates(GateSpec(max_bytes=99), slower, BASE)
     assert gate.gate == "size"
+
+
+def test_ratios_to_the_baseline_are_gates_and_the_sure_part_of_the_speed_up_counts() -> None:
+    small, fast = measured("small", BASE, p50=2.0, bytes=200), measured("fast", BASE, p50=1.0, bytes=600)
+    assert fast.speedup is not None and fast.speedup.value == 4.0 and fast.speedup.interval[0] == pytest.approx(3.76)
+    assert choose(GateSpec(min_shrink=5.0), [small, fast], BASE, {}).chosen.name == "small"  # 1000 over 200 bytes
+    choice = choose(GateSpec(min_speedup=3.7, objective="size"), [small, fast], BASE, {})
+    assert choice.chosen.name == "fast" and choice.failing[small.digest] == ("speedup",)
+    (gate,) = failing_gates(GateSpec(min_speedup=3.9), fast, BASE)
+    assert (gate.gate, gate.limit, gate.at_most) == ("speedup", 3.9, False) and gate.value == pytest.approx(3.76)
+    (gate,) = failing_gates(GateSpec(min_shrink=1.7), fast, BASE)
+    assert (gate.gate, gate.unit) == ("shrink", "ratio") and gate.value == pytest.approx(1000 / 600)
+    # What is asked anyway is not warned of as well; the baseline itself is as fast and as large as itself.
+    names = {r.gate for r in failing_gates(GateSpec(min_speedup=2.0, min_shrink=2.0), BASE, BASE)}
+    assert names == {"speedup", "shrink"}
 
 
 def test_variants_equally_fast_within_noise_are_told_apart_by_size() -> None:

@@ -26,6 +26,7 @@ from tasks.report.headline import headline
 from tasks.report.ratio_text import faster_text, smaller_text
 from tasks.report.run_report import RunReport, VariantRow
 from tasks.report.search_view import control_sentence, ending, mix_sentence, nearest, search_verdict
+from tasks.report.sequence_view import gap_sentence, sequence_sentence
 from tasks.report.shortlist import shortlist
 
 _COLOURS = {"good": "green", "warn": "yellow", "bad": "red"}
@@ -52,6 +53,10 @@ def print_report(report: RunReport, *, folder: Path | None = None) -> None:
     decision, passed = report.decision, report.status in ("released", "registered")
     if decision and not passed:
         console.print(gates(report))
+    if told := sequence_sentence(report):
+        console.print(told, highlight=False, markup=False)
+    if gap := gap_sentence(report):
+        console.print(Text.assemble(("warning: ", "yellow"), gap))
     if report.error and not passed and report.status != "refused":
         console.print(f"\n[bold red]{report.error.type}[/] in stage [bold]{report.error.stage}[/]", highlight=False)
         console.print(report.error.message, highlight=False, markup=False)

@@ -43,8 +43,10 @@ class Appraisal:
 
     def over_budget(self, form: Measurement | Clocked) -> list[str]:
         """What of the budget the form exceeds by its structure, whatever training does."""
-        gates = structural_rows(self.setup.spec.gates, form)
-        return [f"{g.meaning} {g.value:.4g} > {g.limit:g} {g.unit}" for g in gates if not g.within]
+        gates = structural_rows(self.setup.spec.gates, form, baseline_bytes=self.baseline.bytes)
+        return [
+            f"{g.meaning} {g.value:.4g} {'>' if g.at_most else '<'} {g.limit:g} {g.unit}" for g in gates if not g.within
+        ]
 
     def cheapest(self, forms: Iterable[Measurement]) -> Measurement | None:
         """The best form of those that keep the whole budget, as the release chooses it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from model_registry.measurement import Objective as Objective
 from model_registry.variant import Frozen
@@ -23,6 +23,19 @@ class BudgetSpec(Frozen):
         default=None, gt=0, description="largest acceptable 95th percentile of the latency, in ms"
     )
     max_bytes: int | None = Field(default=None, gt=0, description="largest acceptable size of the model file, in bytes")
+    min_speedup: float | None = Field(
+        default=None,
+        gt=1,
+        allow_inf_nan=False,
+        description="how many times as fast as the baseline the variant must be at least; the lower end of the "
+        "speed-up's 95 % interval counts",
+    )
+    min_shrink: float | None = Field(
+        default=None,
+        gt=1,
+        allow_inf_nan=False,
+        description="how many times smaller than the baseline's file the variant's must be at least",
+    )
     threads: int | None = Field(
         default=None,
         ge=1,
@@ -33,6 +46,13 @@ class BudgetSpec(Frozen):
         ge=1,
         description="number of samples per request; latency and throughput are those of such requests; absent: 1",
     )
+
+    @field_validator("min_speedup", "min_shrink", mode="before")
+    @classmethod
+    def _asks_for_something(cls, ratio: Any) -> Any:
+        if isinstance(ratio, int | float) and ratio <= 1:
+            raise ValueError("the baseline already meets it; give a number above 1, such as 2, or remove the key")
+        return ratio
 
 
 class SearchSpec(Frozen):

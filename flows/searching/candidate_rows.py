@@ -15,7 +15,7 @@ _OF_FORMS = ("non_inferior_to_baseline", *STRUCTURAL)
 def row_of(candidate: Candidate, gates: GateSpec, baseline: Measurement) -> CandidateRow:
     """The candidate as the search left it."""
     timed = () if candidate.forms else candidate.clocked
-    forms = tuple(_timed(m) for m in timed) + tuple(
+    forms = tuple(_timed(m, baseline) for m in timed) + tuple(
         CandidateForm(
             name=m.name,
             digest=m.digest,
@@ -27,6 +27,8 @@ def row_of(candidate: Candidate, gates: GateSpec, baseline: Measurement) -> Cand
             loss=loss_of(m),
             bound=m.paired.bound if m.paired else 0.0,
             speedup=m.speedup.value if m.speedup else None,
+            speedup_low=m.speedup.interval[0] if m.speedup else None,
+            shrink=baseline.bytes / m.bytes,
             cpu_seconds=m.cpu_seconds,
             fails=tuple(g.gate for g in failing_gates(gates, m, baseline)),
         )
@@ -51,7 +53,7 @@ def row_of(candidate: Candidate, gates: GateSpec, baseline: Measurement) -> Cand
     return judged(row, gates)
 
 
-def _timed(found: Clocked) -> CandidateForm:
+def _timed(found: Clocked, baseline: Measurement) -> CandidateForm:
     return CandidateForm(
         name=found.name,
         digest=found.digest,
@@ -63,6 +65,8 @@ def _timed(found: Clocked) -> CandidateForm:
         loss=None,
         bound=None,
         speedup=found.speedup.value,
+        speedup_low=found.speedup.interval[0],
+        shrink=baseline.bytes / found.bytes,
         cpu_seconds=None,
     )
 
@@ -89,6 +93,10 @@ def _over(form: CandidateForm, gates: GateSpec) -> dict[str, str]:
         found["latency"] = f"p95 {form.p95_ms:.3g} ms > {gates.max_p95_ms:g} ms"
     if gates.max_bytes is not None and form.bytes > gates.max_bytes:
         found["size"] = f"{form.bytes} bytes > {gates.max_bytes} bytes"
+    if gates.min_speedup is not None and form.speedup_low is not None and form.speedup_low < gates.min_speedup:
+        found["speedup"] = f"{form.speedup_low:.3g}x as fast (lower end) < {gates.min_speedup:g}x"
+    if gates.min_shrink is not None and form.shrink is not None and form.shrink < gates.min_shrink:
+        found["shrink"] = f"{form.shrink:.3g}x smaller < {gates.min_shrink:g}x"
     return found
 
 

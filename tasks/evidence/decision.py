@@ -10,6 +10,7 @@ from model_registry.manifest import FileEntry
 from model_registry.measurement import MetricEstimate, PairedComparison
 from model_registry.variant import Frozen, Record
 from tasks.evidence.number_text import gate_number
+from tasks.evidence.split_gap import SplitGap
 
 Severity = Literal["critical", "warning"]
 Unit = Literal["loss", "metric", "ms", "bytes", "ratio"]
@@ -50,24 +51,52 @@ class Scored(Frozen):
     to_champion: PairedComparison | None = None
 
 
+class SequenceMember(Frozen):
+    """A variant in the fixed sequence that met the test split, in its place."""
+
+    name: str
+    digest: str
+    bytes: int
+    speedup: float | None = None
+    """Against the baseline; None for the baseline itself, as are the comparisons."""
+    validation: PairedComparison | None = None
+    test: PairedComparison | None = None
+    """Against the baseline; None also where it was not asked."""
+    verdict: Literal["passed", "failed", "not asked"]
+    failed: tuple[str, ...] = ()
+    """Critical gates that refused it."""
+    gap: SplitGap | None = None
+    """Between the losses on the two splits; None where it was not asked."""
+
+
 class Decision(Record):
-    """What the gates said about the chosen variant, on the test split."""
+    """What the gates said on the test split about the chosen variant: the last in the sequence that passed, or the
+    first where none did."""
 
     status: Literal["passed", "refused"]
     chosen: str
     baseline: str
     champion: str | None
     reason: str
-    """Why this variant was chosen on validation."""
+    """Why the sequence ends with this variant, by validation, and what the test split changed about it."""
     samples: int
     scored: tuple[Scored, ...]
     gates: tuple[GateResult, ...]
     flips: FileEntry | None = None
     """Samples of the split on which the chosen variant and the baseline differ; None where they are the same one."""
+    sequence: tuple[SequenceMember, ...] = ()
+    """Who was to meet the test split, from the safest to the cheapest, as fixed on validation; the first that failed
+    ended it. Empty in records of before."""
 
     @property
     def warnings(self) -> tuple[GateResult, ...]:
         return tuple(g for g in self.gates if not g.passed and g.severity == "warning")
+
+    @property
+    def gap(self) -> SequenceMember | None:
+        """The member whose losses on the two splits differ most surely, by more than chance; None without one."""
+        found = [m for m in self.sequence if m.gap is not None and m.gap.real]
+        return min(found, key=lambda m: m.gap.p if m.gap else 1.0, default=None)
 
     def gate_table(self) -> str:
         """The gates as aligned text, a line each."""

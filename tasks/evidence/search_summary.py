@@ -27,6 +27,10 @@ class CandidateForm(Frozen):
     bound: float | None
     """One-sided 95 % bound of the loss."""
     speedup: float | None
+    speedup_low: float | None = None
+    """Lower end of its 95 % interval; None in records of before, as is ``shrink``: they are not judged by it."""
+    shrink: float | None = None
+    """Bytes of the baseline's file over this one's."""
     cpu_seconds: float | None
     fails: tuple[str, ...] = ()
     """Gates that it would fail."""

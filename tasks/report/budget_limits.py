@@ -13,11 +13,13 @@ from tasks.report.run_report import RunReport
 
 @dataclass(frozen=True)
 class BudgetLimits:
-    """None: not limited. ``margin`` is a loss of the metric, in its own unit."""
+    """None: not limited. ``margin`` is a loss of the metric, in its own unit; ``speedup`` and ``shrink`` are minima."""
 
     margin: float | None
     p95_ms: float | None
     bytes: float | None
+    speedup: float | None = None
+    shrink: float | None = None
 
     def text(self, metric: str) -> str:
         """All of them in words; '' without any."""
@@ -25,6 +27,8 @@ class BudgetLimits:
             f"at most {points(self.margin, metric)} of {metric} lost" if self.margin is not None else "",
             f"p95 at most {ms_text(self.p95_ms)} ms" if self.p95_ms is not None else "",
             f"file at most {size_text(self.bytes)}" if self.bytes is not None else "",
+            f"at least {self.speedup:g}× as fast" if self.speedup is not None else "",
+            f"file at least {self.shrink:g}× smaller" if self.shrink is not None else "",
         ]
         return ", ".join(part for part in parts if part)
 
@@ -38,6 +42,8 @@ class BudgetLimits:
             form.bound / self.margin - 1 if self.margin and trained and form.bound is not None else None,
             form.p95_ms / self.p95_ms - 1 if self.p95_ms else None,
             form.bytes / self.bytes - 1 if self.bytes else None,
+            self.speedup / form.speedup_low - 1 if self.speedup and form.speedup_low else None,
+            self.shrink / form.shrink - 1 if self.shrink and form.shrink else None,
         ]
         return max((s for s in shares if s is not None), default=0.0)
 
@@ -53,6 +59,11 @@ class BudgetLimits:
             parts.append(f"its p95 is {ms_text(form.p95_ms)} ms where {ms_text(self.p95_ms)} ms are allowed")
         if self.bytes is not None and form.bytes > self.bytes:
             parts.append(f"its file has {size_text(form.bytes)} where {size_text(self.bytes)} are allowed")
+        if self.speedup is not None and form.speedup_low is not None and form.speedup_low < self.speedup:
+            sure = f"{form.speedup_low:.2f}× as fast as the baseline (95 % bound)"
+            parts.append(f"it is {sure} where {self.speedup:g}× are asked")
+        if self.shrink is not None and form.shrink is not None and form.shrink < self.shrink:
+            parts.append(f"its file is {form.shrink:.2f}× smaller than the baseline's where {self.shrink:g}× are asked")
         return parts
 
 
@@ -65,6 +76,8 @@ def limits_of(report: RunReport) -> BudgetLimits:
         margin=_number(budget.get("max_accuracy_drop"), gates.get("margin")),
         p95_ms=_number(budget.get("p95_ms"), gates.get("max_p95_ms")),
         bytes=_number(budget.get("max_bytes"), gates.get("max_bytes")),
+        speedup=_number(budget.get("min_speedup"), gates.get("min_speedup")),
+        shrink=_number(budget.get("min_shrink"), gates.get("min_shrink")),
     )
 
 

@@ -1,6 +1,7 @@
-"""validate: choose a variant on validation, then let the gates look at it on the test split, once.
+"""validate: fix on validation who meets the test split, from the safest to the cheapest, then let the gates look, once.
 
-The test split is seen by the chosen variant, the baseline and the champion in service, and by nothing else.
+The test split is seen by these few in turn until the first that fails, by the baseline and by the champion in service,
+and by nothing else. The last that passed is released.
 """
 
 from __future__ import annotations
@@ -57,32 +58,38 @@ def validate(
         predict_batch: as in MeasureSpec.
 
     Returns:
-        The outcome of a variant that passed; :func:`decision_of` reads it.
+        The outcome of the cheapest variant that passed; :func:`decision_of` reads it.
 
     Raises:
-        GateFailed: a critical gate refused; the text holds the gates and all variants, ``details['decision']`` the
-            decision as JSON (absent where there was no candidate at all).
+        GateFailed: a critical gate refused the first one, so that nothing is proven; the text holds the gates and all
+            variants, ``details['decision']`` the decision as JSON (absent where there was no candidate at all).
     """
     store = Store(job.store)
     others = [m for m in candidates if m.digest != baseline.digest]
     choice = choose(spec, others, baseline, _to_champion(store, others, champion))
-    inputs = {"chosen": store.load_variant(choice.chosen.digest), "baseline": store.load_variant(baseline.digest)}
-    if champion is not None and champion.digest != choice.chosen.digest:
-        inputs["champion"] = store.load_variant(champion.digest)
+    inputs = {f"candidate-{n}": store.load_variant(m.digest) for n, m in enumerate(choice.sequence, 1)}
+    inputs["baseline"] = store.load_variant(baseline.digest)
+    opponent = {"champion": store.load_variant(champion.digest)} if champion else {}
+    among = champion is not None and champion.digest in {m.digest for m in choice.sequence}
     extra = {
         "inputs": split_inputs(job, data)["test"].model_dump(mode="json"),
-        "measurement": choice.chosen.model_dump(mode="json", by_alias=True),
-        # A champion chosen again has nobody to be compared with, and the answer of its own release is reused.
-        "champion": inputs["champion"].digest if "champion" in inputs else None,
+        "sequence": [m.model_dump(mode="json", by_alias=True) for m in choice.sequence],
+        "baseline": baseline.model_dump(mode="json", by_alias=True),
         "reason": choice.reason,
         "predict_batch": predict_batch,
     }
     try:
-        return run_stage(STAGE, job, spec, data=data, inputs=inputs, extra=extra)
+        # A champion chosen again has nobody to be compared with, and the answer of its own release is reused.
+        first = inputs if among else inputs | opponent
+        outcome = run_stage(STAGE, job, spec, data=data, inputs=first, extra=extra)
+        if among and champion and decision_of(outcome).chosen != champion.digest:  # another one would replace it
+            outcome = run_stage(STAGE, job, spec, data=data, inputs=inputs | opponent, extra=extra)
+        return outcome
     except GateFailed as refusal:
         table = variant_table((baseline, *others), failing=choice.failing)
+        reason = refusal.details["decision"]["reason"]
         raise GateFailed(
-            f"{refusal.message}\n{choice.reason}.\nAll variants, on validation:\n{table}", **refusal.details
+            f"{refusal.message}\n{reason}.\nAll variants, on validation:\n{table}", **refusal.details
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Which variant goes to the gates: chosen on validation, never on the test split."""
+"""Which variants go to the gates, in which order: chosen on validation, never on the test split."""
 
 from __future__ import annotations
 
@@ -10,15 +10,22 @@ from tasks.evidence.decision import GateRow, Scored
 from tasks.running.errors import GateFailed
 from tasks.validate.gate_rows import gate_rows
 from tasks.validate.gate_spec import GateSpec
+from tasks.validate.sequence import fixed_sequence
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The variant chosen, why, and the gates that each candidate would fail on validation, by digest."""
+    """Who meets the test split, from the safest to the cheapest; why the last one is the last; and the gates that each
+    candidate would fail on validation, by digest."""
 
-    chosen: Measurement
+    sequence: tuple[Measurement, ...]
     reason: str
     failing: dict[str, tuple[str, ...]]
+
+    @property
+    def chosen(self) -> Measurement:
+        """The one that is wanted most."""
+        return self.sequence[-1]
 
 
 def choose(
@@ -30,9 +37,10 @@ def choose(
     """Choose among measurements on validation.
 
     1. A candidate is in the race if every critical gate that the test split will apply holds on validation.
-    2. The best of these by :func:`best_of`.
+    2. The best of these by :func:`best_of` meets the test split last, safer ones before it
+       (:func:`tasks.validate.sequence.fixed_sequence`).
     3. Nobody in the race: the baseline where ``allow_baseline`` says so; else the candidate that exceeds its margin
-       least goes to the gates, which will most likely refuse it and say why.
+       least goes to the gates, which will most likely refuse it and say why. Each goes alone.
 
     Args:
         candidates: compressed variants; the baseline is not one of them.
@@ -43,24 +51,32 @@ def choose(
     """
     reference = scored(baseline, role="baseline")
     rows = {
-        m.digest: gate_rows(spec, scored(m, role="chosen", to_champion=to_champion.get(m.digest)), reference, m)
+        m.digest: gate_rows(
+            spec,
+            scored(m, role="chosen", to_champion=to_champion.get(m.digest)),
+            reference,
+            m,
+            baseline_bytes=baseline.bytes,
+        )
         for m in candidates
     }
     failing = {digest: _failed(gates) for digest, gates in rows.items()}
     passing = [m for m in candidates if not failing[m.digest]]
     if passing:
         best, why = best_of(spec.objective, passing)
-        return Choice(best, f"{len(passing)} of {len(candidates)} variants pass on validation; {why}", failing)
+        sequence = fixed_sequence(spec.objective, passing, best)
+        return Choice(sequence, f"{len(passing)} of {len(candidates)} variants pass on validation; {why}", failing)
     if not candidates and not spec.allow_baseline:
         raise GateFailed(
             "there is no compressed variant to choose from: add distill, prune or quantize to the spec, "
             "or set gates.allow_baseline to release the baseline itself"
         )
     if spec.allow_baseline:
-        return Choice(baseline, "no compressed variant passes on validation, and gates.allow_baseline is set", failing)
+        kept = "no compressed variant passes on validation, and gates.allow_baseline is set"
+        return Choice((baseline,), kept, failing)
     best = min(candidates, key=lambda m: (_excess(rows[m.digest]), m.latency_share, m.digest))
     return Choice(
-        best,
+        (best,),
         f"no variant passes on validation; {best.name} comes nearest (fails {', '.join(failing[best.digest])})",
         failing,
     )
@@ -90,7 +106,8 @@ def best_of(objective: Objective, passing: Sequence[Measurement]) -> tuple[Measu
 
 def failing_gates(spec: GateSpec, candidate: Measurement, baseline: Measurement) -> tuple[GateRow, ...]:
     """The critical gates that a candidate fails on validation, the comparison with a champion left out."""
-    rows = gate_rows(spec, scored(candidate, role="chosen"), scored(baseline, role="baseline"), candidate)
+    variant, reference = scored(candidate, role="chosen"), scored(baseline, role="baseline")
+    rows = gate_rows(spec, variant, reference, candidate, baseline_bytes=baseline.bytes)
     return tuple(row for row in rows if row.severity == "critical" and not row.within)
 
 

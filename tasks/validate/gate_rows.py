@@ -6,9 +6,18 @@ from model_registry.measurement import Clocked, Measurement
 from tasks.evidence.decision import GateRow, Scored
 from tasks.validate.gate_spec import GateSpec
 
+_SPEEDUP = "speed-up over the baseline, lower end of the 95 % interval"
 
-def gate_rows(spec: GateSpec, variant: Scored, baseline: Scored, costs: Measurement) -> tuple[GateRow, ...]:
-    """Every gate that applies to the variant; ``costs`` is its measurement (latency and size on this machine)."""
+
+def gate_rows(
+    spec: GateSpec, variant: Scored, baseline: Scored, costs: Measurement, *, baseline_bytes: int
+) -> tuple[GateRow, ...]:
+    """Every gate that applies to the variant.
+
+    Args:
+        costs: the variant's measurement (latency and size on this machine).
+        baseline_bytes: size of the baseline's file.
+    """
     name, higher = variant.metric.name, variant.metric.better == "higher"
     rows: list[GateRow] = []
     for gate, paired, margin in (
@@ -29,27 +38,34 @@ def gate_rows(spec: GateSpec, variant: Scored, baseline: Scored, costs: Measurem
         label, value = loss
         meaning = f"largest loss of {name} within one class ({label})"
         rows.append(GateRow(gate="per_class", meaning=meaning, value=value, limit=spec.per_class_margin, unit="loss"))
-    rows += structural_rows(spec, costs)
-    if costs.speedup is not None:
+    rows += structural_rows(spec, costs, baseline_bytes=baseline_bytes)
+    if costs.speedup is not None and spec.min_speedup is None:
         # Not everybody compresses for speed, so this one only warns.
-        meaning = "speed-up over the baseline, lower end of the 95 % interval"
         low = costs.speedup.interval[0]
         rows.append(
             GateRow(
-                gate="faster", meaning=meaning, value=low, limit=1.0, unit="ratio", at_most=False, severity="warning"
+                gate="faster", meaning=_SPEEDUP, value=low, limit=1.0, unit="ratio", at_most=False, severity="warning"
             )
         )
     return tuple(rows)
 
 
-def structural_rows(spec: GateSpec, costs: Measurement | Clocked) -> tuple[GateRow, ...]:
-    """The gates that a file's structure alone decides, trained or not."""
+def structural_rows(spec: GateSpec, costs: Measurement | Clocked, *, baseline_bytes: int) -> tuple[GateRow, ...]:
+    """The gates that a file's structure alone decides, trained or not: those of STRUCTURAL."""
     rows: list[GateRow] = []
     if spec.max_p95_ms is not None:
         meaning = f"95th percentile latency, batch {costs.batch}"
         rows.append(GateRow(gate="latency", meaning=meaning, value=costs.p95_ms, limit=spec.max_p95_ms, unit="ms"))
     if spec.max_bytes is not None:
         rows.append(GateRow(gate="size", meaning="model file", value=costs.bytes, limit=spec.max_bytes, unit="bytes"))
+    if spec.min_speedup is not None:
+        low = costs.speedup.interval[0] if costs.speedup else 1.0  # the baseline is as fast as itself
+        limit = spec.min_speedup
+        rows.append(GateRow(gate="speedup", meaning=_SPEEDUP, value=low, limit=limit, unit="ratio", at_most=False))
+    if spec.min_shrink is not None:
+        meaning, ratio = "size of the baseline's file over this one's", baseline_bytes / costs.bytes
+        limit = spec.min_shrink
+        rows.append(GateRow(gate="shrink", meaning=meaning, value=ratio, limit=limit, unit="ratio", at_most=False))
     return tuple(rows)
 
 

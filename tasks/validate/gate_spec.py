@@ -7,7 +7,7 @@ from pydantic import Field
 from model_registry.measurement import Objective
 from model_registry.variant import Frozen
 
-STRUCTURAL = ("latency", "size")
+STRUCTURAL = ("latency", "size", "speedup", "shrink")
 """Gates that depend on a model's structure alone: training changes nothing about them."""
 
 
@@ -41,6 +41,20 @@ class GateSpec(Frozen):
     )
     max_bytes: int | None = Field(
         default=None, gt=0, description="older name of budget.max_bytes", json_schema_extra={"deprecated": True}
+    )
+    min_speedup: float | None = Field(
+        default=None,
+        gt=1,
+        allow_inf_nan=False,
+        description="what budget.min_speedup says",
+        json_schema_extra={"deprecated": True},
+    )
+    min_shrink: float | None = Field(
+        default=None,
+        gt=1,
+        allow_inf_nan=False,
+        description="what budget.min_shrink says",
+        json_schema_extra={"deprecated": True},
     )
     objective: Objective = Field(
         default="latency", description="older name of objective", json_schema_extra={"deprecated": True}

@@ -1,103 +1,189 @@
-"""The one use of the test split: chosen, baseline and champion predict it, and the gates look at the result."""
+"""The one use of the test split: a fixed sequence of variants meets the gates, in turn, until the first that fails."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from model_registry.manifest import FileEntry
 from model_registry.measurement import Measurement
+from model_registry.store import Store
+from model_registry.variant import Variant
 from tasks.evidence.arrays import Array, fetch_arrays
-from tasks.evidence.decision import Decision
+from tasks.evidence.decision import Decision, GateResult, GateRow, Scored, SequenceMember
 from tasks.evidence.flipped import publish_flips
 from tasks.evidence.paired import Scores
 from tasks.evidence.predicting import predict_file
 from tasks.evidence.scoring import score
+from tasks.evidence.split_gap import SplitGap, split_gap
 from tasks.running.child import Child, Result
 from tasks.running.errors import GateFailed
 from tasks.running.splits import TARGET
 from tasks.validate.gate_rows import gate_rows
 from tasks.validate.gate_spec import GateSpec
 from tasks.validate.scored_roles import scored_roles
+from tasks.validate.sequence import passed_in_order
 
 
 def main(child: Child) -> Result:
-    """Return the decision, or raise it.
+    """Return the decision about the last variant that passed, or raise the one about the first.
 
     Raises:
-        GateFailed: a critical gate refused; the text holds the gates, ``details['decision']`` everything.
+        GateFailed: a critical gate refused the first variant; the text holds the gates, ``details['decision']``
+            everything.
     """
     # Great Expectations takes three seconds to import; the predictions run in processes of their own meanwhile.
     importing = threading.Thread(target=_import_expectations, daemon=True)
     importing.start()
-    spec, costs = GateSpec.model_validate(child.spec), Measurement.model_validate(child.extra["measurement"])
-    arrays = fetch_arrays(child.store, FileEntry.model_validate(child.extra["inputs"]))
-    outputs = _predict(child, arrays)
-    scores = _score(child, outputs, arrays[TARGET])
-    importing.join()
+    spec, costs = GateSpec.model_validate(child.spec), Measurement.model_validate(child.extra["baseline"])
+    members = [Measurement.model_validate(m) for m in child.extra["sequence"]]
+    split = _TestSplit(child, fetch_arrays(child.store, FileEntry.model_validate(child.extra["inputs"])))
+    others = {role: variant for role, variant in child.inputs.items() if role in ("baseline", "champion")}
+    for role, variant in others.items():
+        split.ask(variant, role)
 
-    from tasks.validate.expectations_of_gates import run_gates
+    trials: list[_Trial] = []
 
-    scored = scored_roles(child.inputs, scores, arrays[TARGET], child.data)
-    child.progress(0.8, "checking the gates")
-    gates = run_gates(costs.name, gate_rows(spec, scored["chosen"], scored["baseline"], costs))
-    refused = any(not gate.passed and gate.severity == "critical" for gate in gates)
+    def passes(member: Measurement) -> bool:
+        variant = child.inputs[f"candidate-{len(trials) + 1}"]
+        split.ask(variant, "the candidate")
+        importing.join()
+        scored = scored_roles({"chosen": variant, **others}, split.scores, split.targets, child.data)
+        rows = gate_rows(spec, scored["chosen"], scored["baseline"], member, baseline_bytes=costs.bytes)
+        gates = _run_gates(member.name, rows)
+        gap = _gap(child, split, member, costs)
+        trials.append(_Trial(variant, scored, gates, gap))
+        return not trials[-1].failed
 
-    flips = _publish_flips(child, scores, outputs, arrays)
+    passed = passed_in_order(members, passes)
+    final = trials[max(0, passed - 1)]
+    flips = _publish_flips(child, split, final.variant)
     decision = Decision(
-        status="refused" if refused else "passed",
-        chosen=scored["chosen"].digest,
-        baseline=scored["baseline"].digest,
-        champion=child.extra["champion"],
-        reason=child.extra["reason"],
-        samples=len(arrays[TARGET]),
-        scored=tuple(scored.values()),
-        gates=gates,
+        status="passed" if passed else "refused",
+        chosen=final.variant.digest,
+        baseline=costs.digest,
+        champion=_opponent(others, final.variant),
+        reason=_reason(child.extra["reason"], members, passed),
+        samples=len(split.targets),
+        scored=tuple(final.scored.values()),
+        gates=final.gates,
         flips=flips,
+        sequence=tuple(_member(m, trials[n] if n < len(trials) else None) for n, m in enumerate(members)),
     )
     document = decision.model_dump(mode="json", by_alias=True)
-    if refused:
+    if not passed:
         raise GateFailed(
-            f"{costs.name} is refused on the test split ({decision.samples} samples):\n{decision.gate_table()}",
+            f"{members[0].name} is refused on the test split ({decision.samples} samples):\n{decision.gate_table()}",
             decision=document,
         )
     return Result(values={"decision": document}, files=(flips,) if flips else ())
 
 
-def _predict(child: Child, arrays: dict[str, Array]) -> dict[str, Array]:
-    """What each variant answers to the test split, by digest: two roles may have the same one."""
-    outputs: dict[str, Array] = {}
-    for step, (role, variant) in enumerate(child.inputs.items()):
-        if variant.digest not in outputs:
-            child.progress(0.1 + 0.2 * step, f"{role} {variant.name} predicts the test split")
-            batch = child.extra["predict_batch"]
-            outputs[variant.digest] = predict_file(child.store, variant, arrays, child.workdir, batch=batch)
-    return outputs
+@dataclass
+class _TestSplit:
+    """The split, and what was answered to it so far, by digest: two roles may have the same variant."""
+
+    child: Child
+    arrays: dict[str, Array]
+    outputs: dict[str, Array] = field(default_factory=dict)
+    scores: dict[str, Scores] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> Array:
+        return self.arrays[TARGET]
+
+    def ask(self, variant: Variant, role: str) -> None:
+        """Let the variant predict the split, unless it has."""
+        if variant.digest in self.outputs:
+            return
+        child, done = self.child, len(self.outputs)
+        child.progress(0.1 + 0.8 * done / (len(child.inputs) + 1), f"{role} {variant.name} predicts the test split")
+        batch = child.extra["predict_batch"]
+        outputs = predict_file(child.store, variant, self.arrays, child.workdir, batch=batch)
+        self.scores[variant.digest] = score(child.data, child.job.workload, outputs, self.targets, name=variant.name)
+        self.outputs[variant.digest] = outputs
 
 
-def _score(child: Child, outputs: dict[str, Array], targets: Array) -> dict[str, Scores]:
-    names = {variant.digest: variant.name for variant in reversed(child.inputs.values())}
-    return {
-        digest: score(child.data, child.job.workload, answers, targets, name=names[digest])
-        for digest, answers in outputs.items()
-    }
+@dataclass(frozen=True)
+class _Trial:
+    """A member that was asked, and what the gates said."""
+
+    variant: Variant
+    scored: dict[str, Scored]
+    gates: tuple[GateResult, ...]
+    gap: SplitGap | None
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        return tuple(gate.gate for gate in self.gates if not gate.passed and gate.severity == "critical")
 
 
-def _publish_flips(
-    child: Child, scores: dict[str, Scores], outputs: dict[str, Array], arrays: dict[str, Array]
-) -> FileEntry | None:
+def _member(costs: Measurement, trial: _Trial | None) -> SequenceMember:
+    return SequenceMember(
+        name=costs.name,
+        digest=costs.digest,
+        bytes=costs.bytes,
+        speedup=costs.speedup.value if costs.speedup else None,
+        validation=costs.paired,
+        test=trial.scored["chosen"].to_baseline if trial else None,
+        verdict="not asked" if trial is None else "failed" if trial.failed else "passed",
+        failed=trial.failed if trial else (),
+        gap=trial.gap if trial else None,
+    )
+
+
+def _gap(child: Child, split: _TestSplit, member: Measurement, baseline: Measurement) -> SplitGap | None:
+    """Between the member's losses on validation and on the test split; None for the baseline itself."""
+    if member.digest == baseline.digest:
+        return None
+    worse = -1.0 if child.data.metric.better == "higher" else 1.0
+    before = _stored(child.store, member) - _stored(child.store, baseline)
+    return split_gap(worse * before, worse * (split.scores[member.digest] - split.scores[baseline.digest]))
+
+
+def _stored(store: Store, measurement: Measurement) -> Scores:
+    return fetch_arrays(store, measurement.scores)["score"]
+
+
+def _opponent(others: Mapping[str, Variant], final: Variant) -> str | None:
+    champion = others.get("champion")
+    return None if champion is None or champion.digest == final.digest else champion.digest
+
+
+def _reason(reason: str, members: Sequence[Measurement], passed: int) -> str:
+    """Why it is this one, the test split's answer included."""
+    if passed == len(members) or len(members) == 1:
+        return reason
+    if passed == 0:
+        return (
+            f"{reason}; {members[0].name}, the safest of the {len(members)} that were to meet the test split in turn, "
+            "did not pass, so the others were not asked"
+        )
+    released = members[passed - 1].name
+    return f"{reason}; on the test split {members[passed].name} did not pass, and {released} is the cheapest that did"
+
+
+def _publish_flips(child: Child, split: _TestSplit, chosen: Variant) -> FileEntry | None:
     """What the chosen one and the baseline answer differently; None where they are the same one."""
-    chosen, baseline = child.inputs["chosen"], child.inputs["baseline"]
+    baseline = child.inputs["baseline"]
     if chosen.digest == baseline.digest:
         return None
     return publish_flips(
         child.store,
-        scores=(scores[chosen.digest], scores[baseline.digest]),
-        outputs=(outputs[chosen.digest], outputs[baseline.digest]),
-        targets=arrays[TARGET],
-        inputs={spec.name: arrays[spec.name] for spec in baseline.inputs},
+        scores=(split.scores[chosen.digest], split.scores[baseline.digest]),
+        outputs=(split.outputs[chosen.digest], split.outputs[baseline.digest]),
+        targets=split.targets,
+        inputs={spec.name: split.arrays[spec.name] for spec in baseline.inputs},
         better=child.data.metric.better,
     )
 
 
 def _import_expectations() -> None:
     import tasks.validate.expectations_of_gates  # noqa: F401
+
+
+def _run_gates(name: str, rows: Sequence[GateRow]) -> tuple[GateResult, ...]:
+    from tasks.validate.expectations_of_gates import run_gates
+
+    return run_gates(name, rows)
