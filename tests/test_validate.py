@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import pytest
 from gate_cases import BASE, ROWS, Case, blob_scores, loss, measure_quickly
 from measured_models import linear, make_data, make_variant
@@ -15,14 +17,17 @@ from measurements import measured
 from model_registry.manifest import FileEntry
 from model_registry.measurement import (
     LatencyIntervals,
+    Measurement,
     MetricEstimate,
 )
 from model_registry.store import Store
+from tasks.evidence.arrays import publish_arrays
 from tasks.evidence.decision import GateRow
 from tasks.evidence.flipped import fetch_flips
 from tasks.running.errors import GateFailed
 from tasks.running.splits import MetricRef
-from tasks.validate import GateSpec, decision_of, refuse_hopeless
+from tasks.running.stage import Job, WorkloadRef
+from tasks.validate import GateSpec, decision_of, refuse_chance, refuse_hopeless
 from tasks.validate.choice import choose, failing_gates
 
 
@@ -116,6 +121,27 @@ def test_a_margin_that_can_never_be_proven_is_refused_before_training(case: Case
         refuse_hopeless(GateSpec(margin=0.02), make_data(case.store, rows=100))
     regression = make_data(case.store, test_rows=5, metric=MetricRef(name="mse", better="lower", builtin=True))
     refuse_hopeless(GateSpec(margin=0.0001), regression)  # no smallest margin is known for such scores
+
+
+@pytest.mark.parametrize(("name", "better"), [("accuracy", "higher"), ("mse", "lower")])
+def test_a_teacher_that_knows_nothing_is_refused(
+    store: Store, monkeypatch: pytest.MonkeyPatch, name: str, better: Literal["higher", "lower"]
+) -> None:
+    targets = np.repeat([0, 0, 1, 2], 75)  # half of them are of one class; their variance is 0.6875
+    file = publish_arrays(store, "validation.npz", target=targets)
+    monkeypatch.setattr("tasks.validate.split_inputs", lambda job, data: {"validation": file})
+    data = make_data(store, metric=MetricRef(name=name, better=better, builtin=True))
+    job = Job(run_id="r", model="m", store=store.uri, workload=WorkloadRef(path="a:B"))
+
+    def teacher(low: float, high: float) -> Measurement:
+        metric = MetricEstimate(name=name, better=better, value=(low + high) / 2, interval=(low, high))
+        return measured("teacher.fp32").model_copy(update={"metric": metric})
+
+    refuse_chance(job, data, teacher(0.51, 0.6))
+    with pytest.raises(GateFailed, match=r"the teacher knows nothing yet: its .* Train the teacher longer"):
+        refuse_chance(job, data, teacher(0.45, 0.7))
+    unknown = data.model_copy(update={"metric": MetricRef(name="f1", better="higher", builtin=False)})
+    refuse_chance(job, unknown, teacher(0.45, 0.7))  # nobody knows what a constant answer is worth
 
 
 @pytest.mark.slow

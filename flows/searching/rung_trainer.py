@@ -38,13 +38,15 @@ class RungTrainer:
         """Train it one rung further and measure what came of it.
 
         Args:
-            mixes: where there are several, the training is made with each, and all later ones with the best of them.
+            mixes: where there are several, the training is made with each, and this and all later ones with the best.
         """
         self.tally.count_training()
         if candidate.rung >= self.setup.settings.rungs:
             self.tally.attempt(candidate, lambda: self._tune(candidate))
             return
-        if len(mixes) > 1:
+        if len(mixes) == 1:
+            self.plan.decide_mix(mixes[0])
+        else:
             self.tally.attempt(candidate, lambda: self._choose_mix(candidate, mixes))
         if not candidate.failure:
             self.tally.attempt(candidate, lambda: self._train(candidate))

@@ -26,6 +26,7 @@ from tasks.release.ledger_protocol import patiently
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome
 from tasks.running.stage_plan import planning
+from tasks.validate import refuse_chance
 
 
 def search(
@@ -47,6 +48,7 @@ def search(
         others: more teachers, whose answers are learned with its own.
 
     Raises:
+        GateFailed: the teacher knows nothing.
         StoreUnavailable, Interrupted: as any stage. A candidate that fails ends alone.
     """
     assert spec.search is not None
@@ -57,6 +59,7 @@ def search(
         plan.lines += foretell(setup)
         return tally.made(data, checked)
     shop = Workshop(setup, tally)
+    refuse_chance(job, checked, shop.appraisal.baseline)
     key = search_key(job, spec, checked, trained.variant)
     store = Store(job.store)
     stored = None if spec.search.fresh else patiently(lambda: recall(store, key))

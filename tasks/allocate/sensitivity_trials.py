@@ -14,6 +14,7 @@ from tasks.allocate.sensitivity import Damages, measure_damage
 from tasks.allocate.structure import Structure
 from tasks.running.splits import Columns
 from tasks.torch_models.channel_pruner import ChannelPruner
+from tasks.torch_models.fit_layout import channels_last
 from tasks.torch_models.fit_rows import Rows, torch_device
 from tasks.torch_models.fit_seeding import reproducible
 from tasks.torch_models.fit_threads import row_macs, worthwhile_threads
@@ -94,6 +95,6 @@ def find_sensitivity(
     count = min(rows.count, trials.rows, affordable)
     order = torch.randperm(rows.count, generator=torch.Generator().manual_seed(seed))[:count]
     chosen = Rows(workload, {name: values[order.numpy()] for name, values in columns.items()}, where)
-    with reproducible(where, True), worthwhile_threads(model, sample, count):
+    with reproducible(where, True), worthwhile_threads(model, sample, count), channels_last(model, sample):
         damages = measure_damage(model, chosen, groups, keeps, classification=classification, progress=progress)
     return Sensitivity(structure, damages, count, answer_seconds(model, chosen))

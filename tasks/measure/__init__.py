@@ -90,8 +90,8 @@ def measure(
     extra = {
         "split": "validation",
         "inputs": split.model_dump(mode="json") if split else None,
-        # The probe belongs to serving, which no task imports: its source enters the key here.
-        "probe": closure_hash("serving.probe"),
+        # The probe belongs to serving, which no task imports: its source enters the key here, both its processes'.
+        "probe": closure_hash("serving.probe") + closure_hash("serving.probe_resources"),
         "baseline_scores": scores.model_dump(mode="json") if scores else None,
     }
     return run_stage(STAGE, job, spec, data=data, inputs=inputs, extra=extra, label=label or variant.name)

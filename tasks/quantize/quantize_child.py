@@ -21,6 +21,8 @@ from tasks.running.splits import TARGET, read_split
 
 _COMPARED_BYTES = 256 << 20
 """Training data larger than this are not fetched just to be compared with the calibration rows."""
+_compared: dict[str, list[str]] = {}
+"""Of the data that was looked at last, by fingerprint."""
 
 
 def main(child: Child) -> Result:
@@ -89,6 +91,14 @@ def _read(child: Child, split: str) -> tuple[Feeds, np.ndarray]:
 
 
 def _compare_with_training(child: Child) -> list[str]:
+    """Warnings about the calibration split: they depend on the data alone, so a process looks once."""
+    if child.data.fingerprint not in _compared:
+        _compared.clear()
+        _compared[child.data.fingerprint] = _compare(child)
+    return _compared[child.data.fingerprint]
+
+
+def _compare(child: Child) -> list[str]:
     sizes = {split.name: split.file.size for split in child.data.splits}
     if sizes.get("train", _COMPARED_BYTES + 1) > _COMPARED_BYTES:
         return []

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from model_registry.measurement import Measurement, PairedComparison
 from model_registry.store import Store
 from tasks.evidence.arrays import fetch_arrays
@@ -18,13 +20,13 @@ from tasks.evidence.split_inputs import split_inputs
 from tasks.evidence.variant_table import variant_table
 from tasks.running.errors import GateFailed
 from tasks.running.policy import step
-from tasks.running.splits import DataRef
+from tasks.running.splits import TARGET, DataRef
 from tasks.running.stage import Job, Outcome, Stage
 from tasks.running.stage_cache import run_stage
 from tasks.validate.choice import choose
 from tasks.validate.gate_spec import GateSpec
 
-__all__ = ["STAGE", "GateSpec", "decision_of", "refuse_hopeless", "validate"]
+__all__ = ["STAGE", "GateSpec", "decision_of", "refuse_chance", "refuse_hopeless", "validate"]
 
 STAGE = Stage(
     name="validate",
@@ -120,6 +122,37 @@ def refuse_hopeless(spec: GateSpec, data: DataRef) -> None:
                     needed=samples_needed(margin),
                     samples=rows,
                 )
+
+
+def refuse_chance(job: Job, data: DataRef, baseline: Measurement) -> None:
+    """Refuse a baseline that knows nothing: whatever is as good as it would be found at once, and be worth as little.
+
+    Only for the built-in metrics, whose value for the best constant answer is known.
+
+    Args:
+        baseline: measured on validation.
+
+    Raises:
+        GateFailed: the baseline's 95 % interval reaches that of the same answer to every sample.
+    """
+    if not data.metric.builtin:
+        return
+    targets = fetch_arrays(Store(job.store), split_inputs(job, data)["validation"])[TARGET]
+    low, high = baseline.metric.interval
+    if data.metric.name == "accuracy":
+        constant = float(np.unique(targets, return_counts=True)[1].max() / targets.size)
+        chance = low <= constant
+    else:
+        constant = float(np.var(targets.astype(np.float64), axis=0).mean())
+        chance = high >= constant
+    if chance:
+        raise GateFailed(
+            f"the teacher knows nothing yet: its {data.metric.name} on {baseline.samples} validation samples is "
+            f"{baseline.metric.value:.4g} (95 % interval {low:.4g} to {high:.4g}); the same answer to all of them "
+            f"has {constant:.4g}. Anything small would be as good. Train the teacher longer, or look at its labels, "
+            "learning rate and preprocessing",
+            constant=constant,
+        )
 
 
 def _to_champion(
