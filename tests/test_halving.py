@@ -12,15 +12,17 @@ from flows.searching.candidate import Candidate
 from flows.searching.halving import Rules, Standing, expected, next_move, rung_epochs
 
 MARGIN = 0.005
-RULES = Rules(margin=MARGIN, rungs=3, decay=3.0, start=2.0)
+RULES = Rules(margin=MARGIN, rungs=3, power=1.0, start=2.0)
 
 
 def move(*standings: Standing, incumbent: float | None = None, seconds_left: float = 1e9) -> str | None:
     return next_move(standings, RULES, incumbent=incumbent, seconds_left=seconds_left)
 
 
-def made(name: str, cost: float, **known: float | bool) -> Standing:
-    return Standing(name=name, cost=cost, last=4, **known)  # type: ignore[arg-type]
+def made(name: str, cost: float, *, rung: int = 0, **known: float | bool) -> Standing:
+    """After so many rungs of three, each of which has three times as many epochs in all as the one before."""
+    ahead = 3.0 ** max(0, 3 - rung)
+    return Standing(name=name, cost=cost, last=4, rung=rung, ahead=ahead, **known)  # type: ignore[arg-type]
 
 
 def test_the_first_training_is_where_the_answer_is_expected() -> None:
@@ -46,7 +48,7 @@ def test_short_trainings_halve_what_lies_between_too_much_and_enough() -> None:
 def test_the_family_that_promises_most_goes_first() -> None:
     ours = [made("c2", 2.0, rung=1, loss=0.09), made("c1", 1.0)]
     theirs = [
-        Standing(name="s2", cost=2.0, last=4, rung=1, loss=0.03, kind="student"),
+        Standing(name="s2", cost=2.0, last=4, rung=1, loss=0.03, ahead=9, kind="student"),
         Standing(name="s1", cost=1.0, last=4, kind="student"),
     ]
     assert move(*ours, *theirs) == "s1"
@@ -92,7 +94,7 @@ def test_one_that_disappoints_gives_way_to_the_next_larger() -> None:
 def test_trainings_that_gain_less_than_hoped_for_raise_what_is_expected() -> None:
     known = made("small", 1.0, rung=1, loss=0.03)
     assert expected(known, RULES) == pytest.approx(0.03 / 9)
-    assert expected(known, replace(RULES, decay=1.5)) == pytest.approx(0.03 / 2.25)
+    assert expected(known, replace(RULES, power=0.5)) == pytest.approx(0.03 / 3)
 
 
 def test_what_is_left_of_the_time_goes_to_what_is_not_hopeless() -> None:

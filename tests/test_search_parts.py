@@ -192,17 +192,56 @@ def test_epochs_are_what_the_minutes_allow_unless_the_spec_says_them() -> None:
     first.row_seconds = 0.001  # an epoch of 1000 rows and a look at 300 others takes 1.1 s
     plan = TrainingPlan(setup(minutes=10))
     assert plan.seconds(first) == pytest.approx(1.1 + 15), "at least one epoch"
-    plan.decide_epochs(first, 600)
-    assert sum(plan.epochs) == 190 and len(plan.epochs) == 3
-    assert plan.seconds(first) == pytest.approx(1.1 * plan.epochs[0] + 15)
-    plan.decide_epochs(first, 60)
-    assert sum(plan.epochs) == 190, "once"
-    said = TrainingPlan(setup(distill={"epochs": 13}))
-    said.decide_epochs(first, 600)
-    assert said.epochs == (1, 3, 9)
+    plan.decide_epochs(first)
+    assert plan.epochs == (16, 48, 144), "the first takes 3 % of the minutes"
+    assert plan.seconds(first) == pytest.approx(1.1 * 16 + 15)
+    slow = candidate(trained=False)
+    slow.row_seconds = 1.0
+    plan.decide_epochs(slow)
+    assert plan.epochs == (16, 48, 144), "once"
     hurried = TrainingPlan(setup(minutes=1))
-    hurried.decide_epochs(first, 1)
-    assert hurried.epochs == (1, 1, 1)
+    hurried.decide_epochs(slow)
+    assert hurried.epochs == (1, 3, 9)
+
+
+def test_the_last_rung_has_most_of_what_is_left() -> None:
+    plan = TrainingPlan(setup(minutes=10))
+    trained = candidate()
+    trained.row_seconds = 0.01
+    plan.decide_epochs(trained)
+    assert plan.epochs == (1, 3, 9)
+    trained.rung, trained.epochs, trained.training_seconds = 2, [1, 4], 24.0  # 8 s each
+    plan.left = 425.0
+    assert plan.next_epochs(trained) == 30  # 60 % of it, less what measuring takes
+    assert plan.seconds(trained) == pytest.approx(8 * 30 + 15)
+    assert plan.ahead(trained) == pytest.approx(34 / 4)
+    trained.rung, trained.epochs = 1, [3]
+    assert plan.ahead(trained) == pytest.approx((3 + 3 + int((0.6 * (425 - 24) - 15) / 8)) / 3)
+    plan.left = 10.0
+    trained.rung = 2
+    assert plan.next_epochs(trained) == 1
+    trained.rung = 3
+    assert plan.ahead(trained) == 1.0
+
+
+def test_epochs_of_the_spec_stay_as_they_are() -> None:
+    said = TrainingPlan(setup(distill={"epochs": 13}))
+    trained = candidate()
+    said.decide_epochs(trained)
+    assert said.epochs == (1, 3, 9)
+    trained.rung, trained.epochs, trained.training_seconds = 2, [1, 4], 24.0
+    assert said.next_epochs(trained) == 9
+    assert said.ahead(trained) == pytest.approx(13 / 4)
+
+
+def test_what_more_epochs_gained_is_learned_from() -> None:
+    appraisal = appraise()
+    assert appraisal.rules([], 0.1).power == 1.0
+    trained = candidate()
+    trained.losses, trained.epochs = [0.08, 0.04, 0.05], [1, 4, 13]
+    assert appraisal.rules([trained], 0.1).power == pytest.approx(0.5)
+    trained.losses = [0.08, 0.079]
+    assert appraisal.rules([trained], 0.1).power == pytest.approx(0.3), "never hopeless"
 
 
 def test_labels_alone_and_two_shares_of_the_teacher_are_tried_where_the_spec_says_nothing() -> None:

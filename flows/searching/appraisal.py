@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,8 +16,8 @@ from model_registry.sizes import size_text
 from tasks.validate.choice import best_of, failing_gates
 from tasks.validate.gate_rows import structural_rows
 
-_SLOWEST = 1.3
-"""A rung divides the loss at least by this, as far as the guess goes."""
+_SLOWEST = 0.3
+"""Losses fall at least with this power of the epochs, as far as the guess goes."""
 
 
 @dataclass(frozen=True)
@@ -55,35 +56,35 @@ class Appraisal:
 
     def only_int8_fails(self, candidate: Candidate) -> bool:
         """Whether the static int8 file loses too much and would otherwise be the best, and fp32 loses little."""
-        form = next((m for m in candidate.forms if candidate.int8 and m.digest == candidate.int8.digest), None)
+        int8 = candidate.int8.digest if candidate.int8 else ""
+        form = next((m for m in candidate.forms if m.digest == int8), None)
         if form is None or self.over_budget(form):
             return False
         proven = [self.cost(m) for m in candidate.forms if released(m) and self.passes(m)]
         if proven and min(proven) <= self.cost(form):
             return False
-        reference = candidate.forms[0].paired
+        reference = next((m.paired for m in candidate.forms if m.digest != int8 and m.paired), None)
         return not self.passes(form) and (reference is None or reference.bound <= self.setup.spec.gates.margin)
 
     def rules(self, candidates: Sequence[Candidate], start: float) -> Rules:
-        """What the halving goes by; trainings that were made tell how much a rung gains.
+        """What the halving goes by; trainings that were made tell how much more epochs gain.
 
         Args:
             start: cost where each family's first training is looked for.
         """
-        settings = self.setup.settings
-        gained = [
-            before / after
-            for candidate in candidates
-            for before, after in zip(candidate.losses, candidate.losses[1 : settings.rungs], strict=False)
-            if before > after > 0
-        ]
-        decay = math.exp(sum(map(math.log, gained)) / len(gained)) if gained else settings.eta
+        powers = [power for candidate in candidates for power in self._powers(candidate)]
         return Rules(
             margin=self.setup.spec.gates.margin,
-            rungs=settings.rungs,
-            decay=min(max(decay, _SLOWEST), settings.eta),
+            rungs=self.setup.settings.rungs,
+            power=min(1.0, max(_SLOWEST, sum(powers) / len(powers))) if powers else 1.0,
             start=start,
         )
+
+    def _powers(self, candidate: Candidate) -> list[float]:
+        """With which power of the epochs its loss fell from one rung to the next."""
+        curve = list(zip(candidate.losses, candidate.epochs, strict=False))
+        pairs = itertools.pairwise(curve)
+        return [math.log(a / b) / math.log(more / few) for (a, few), (b, more) in pairs if a > b > 0 and more > few]
 
     def standing(self, candidate: Candidate) -> Standing:
         """The candidate as the halving sees it."""
@@ -101,6 +102,7 @@ class Appraisal:
             spread=best.paired.bound + best.paired.difference if known and best and best.paired else 0.0,
             possible=bool(fits or not candidate.made) and not candidate.failure and not candidate.behind,
             seconds=self.plan.seconds(candidate),
+            ahead=self.plan.ahead(candidate),
             kind=candidate.family,
         )
 

@@ -45,6 +45,7 @@ def row_of(candidate: Candidate, gates: GateSpec, baseline: Measurement) -> Cand
         rung=candidate.rung,
         rungs=candidate.last,
         losses=tuple(candidate.losses),
+        epochs=tuple(candidate.epochs),
         cost=0.0,
         seconds=candidate.seconds,
         forms=forms,

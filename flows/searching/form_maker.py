@@ -19,6 +19,8 @@ from tasks.running.stage import Outcome
 _REFINED = "refined"
 _SKETCHED = "sketched"
 _SIMPLE = (".int8-static", ".weights8")
+"""Of the teacher both are always measured: where one loses too much, the other is the way out."""
+_SUFFIX = {"static": "int8-static", "dynamic": "int8-dynamic"}
 _ALIKE = 1.03
 """Costs that differ less are the same within the noise of a short timing."""
 _FEWEST_ROWS = 16
@@ -81,10 +83,19 @@ class FormMaker:
         for candidate in candidates:
             candidate.clocked = tuple(found[variant.digest] for variant in candidate.sketches)
 
-    def of_model(self, candidate: Candidate) -> None:
-        """The files of the candidate's trained model, measured; those of its model before are given up."""
+    def of_model(self, candidate: Candidate, *, last: bool = False) -> None:
+        """The files of the candidate's trained model, measured; those of its model before are given up.
+
+        Args:
+            last: this was its last training: fp32 is measured too, though int8 weights answer all but the same.
+        """
         candidate.float32 = self._export(candidate)
-        self._quantize(candidate, [self.measure(candidate.float32)], self._methods_that_may_pay())
+        spec = self._methods_that_may_pay()
+        kept = {c.name.rpartition(".")[2] for c in self._undominated(candidate.clocked, always=(".weights8",))}
+        paying = tuple(m for m in spec.methods if not kept or _SUFFIX.get(m, m) in kept)
+        spec = spec.model_copy(update={"methods": paying or spec.methods})
+        whole = last or "weights8" not in spec.methods
+        self._quantize(candidate, [self.measure(candidate.float32)] if whole else [], spec)
 
     def refine(self, candidate: Candidate, label: str) -> None:
         """Where int8 alone loses too much: one more file, by everything that quantization can do without training."""
@@ -127,12 +138,13 @@ class FormMaker:
         candidate.int8 = next((v for v in variants if v.name.endswith(".int8-static")), None)
         candidate.forms = tuple(map(measurement_of, [*first, *(self.measure(v) for v in variants)]))
 
-    def _undominated(self, clocked: Sequence[Clocked]) -> tuple[Clocked, ...]:
+    def _undominated(self, clocked: Sequence[Clocked], always: tuple[str, ...] = _SIMPLE) -> tuple[Clocked, ...]:
         """Without those that another file beats, or equals within the noise, in cost and bytes: nobody need ask them.
 
-        Static and weight-only files always stay: where one loses too much, the other is the way out.
+        Args:
+            always: ends of the names of those that stay all the same.
         """
-        kept = [c for c in clocked if c.name.endswith(_SIMPLE)]
+        kept = [c for c in clocked if c.name.endswith(always)]
         for form in sorted(clocked, key=lambda c: (c.bytes, self.appraisal.cost(c), c.digest)):
             cost = _ALIKE * self.appraisal.cost(form)
             if form not in kept and not any(k.bytes <= form.bytes and self.appraisal.cost(k) <= cost for k in kept):

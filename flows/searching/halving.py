@@ -26,9 +26,10 @@ class Standing:
     trainings done. ``loss``: mean loss of the metric against the baseline, of its best form (fp32, if that loses least:
     what quantization costs on top is the last rung's matter); None while untrained. ``spread``: half-width of its
     one-sided 95 % bound. ``last``: trainings it may have. ``possible``: false for one that exceeds the budget by its
-    structure, or failed. ``seconds``: what its next rung will take, about. ``kind``: losses are compared within one
-    kind only, for what starts from the teacher's weights is far ahead after a short training, and what is shallower may
-    lose less than what is narrower and as cheap.
+    structure, or failed. ``seconds``: what its next rung will take, about. ``ahead``: epochs it will have had after its
+    last rung, as a multiple of those that it had. ``kind``: losses are compared within one kind only, for what starts
+    from the teacher's weights is far ahead after a short training, and what is shallower may lose less than what is
+    narrower and as cheap.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Standing:
     spread: float = 0.0
     possible: bool = True
     seconds: float = 0.0
+    ahead: float = 1.0
     kind: str = ""
 
 
@@ -47,13 +49,14 @@ class Rules:
     """What the search aims at and how it trains.
 
     ``margin``: largest bound of the loss that is tolerable. ``rungs``: trainings of the whole model,
-    quantization-aware training not among them. ``decay``: by how much a rung divides what is lost; ``eta`` until
-    trainings have shown better. ``start``: cost where each family's first training is looked for.
+    quantization-aware training not among them. ``power``: what is lost falls with this power of the epochs; 1 until
+    trainings have shown better (learning curves are close to power laws: Hestness et al. 2017, arXiv:1712.00409).
+    ``start``: cost where each family's first training is looked for.
     """
 
     margin: float
     rungs: int
-    decay: float
+    power: float
     start: float
 
 
@@ -68,13 +71,13 @@ def rung_epochs(epochs: int, rungs: int, eta: float) -> tuple[int, ...]:
 def expected(standing: Standing, rules: Rules) -> float:
     """The 95 % bound of the loss that is to be expected after the last rung; infinite while nothing is known.
 
-    The guess: each further rung divides what is lost by ``decay``, and with it the number of answers that differ, with
-    whose root the bound's half-width shrinks. It is a hopeful one, and is meant to be: a candidate wrongly given up is
-    lost, one wrongly trained costs a rung.
+    The guess: further epochs divide what is lost, and with it the number of answers that differ, with whose root the
+    bound's half-width shrinks. It is a hopeful one, and is meant to be: a candidate wrongly given up is lost, one
+    wrongly trained costs a rung.
     """
     if standing.loss is None:
         return float("inf")
-    left = rules.decay ** max(0, rules.rungs - standing.rung)
+    left: float = standing.ahead**rules.power
     return max(standing.loss, 0.0) / left + min(standing.loss, 0.0) + standing.spread / math.sqrt(left)
 
 

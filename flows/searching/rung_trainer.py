@@ -73,7 +73,7 @@ class RungTrainer:
             model = outcome.variants[0]
         exported = tally.add_step(export(setup.job, setup.spec.export, data=setup.data, parent=model), (model,))
         tally.control = control = self.forms.measure(exported.variant)
-        ours, theirs = measurement_of(tally.measured.get(taught.digest, control)), measurement_of(control)
+        ours, theirs = measurement_of(self.forms.measure(taught)), measurement_of(control)
         store = Store(setup.job.store)
         scores = [fetch_arrays(store, m.scores)["score"] for m in (ours, theirs)]
         paired = compare_paired(scores[0], scores[1], better=ours.metric.better, reference=theirs.digest)
@@ -137,13 +137,15 @@ class RungTrainer:
         setup, parent = self.setup, candidate.model
         assert parent is not None
         label = f"{candidate.name}-r{candidate.rung + 1}"
+        epochs = self.plan.next_epochs(candidate)
         outcome = self._distill(candidate)
         candidate.training_seconds = outcome.cost_seconds
+        candidate.epochs.append(epochs + (candidate.epochs[-1] if candidate.epochs else 0))
         candidate.model = self.tally.keep_step(outcome, (parent, setup.teacher)).variants[0]
         if candidate.rung:
             candidate.earlier += tuple(m for m in candidate.forms if released(m) and self.appraisal.passes(m))
         candidate.rung += 1
-        self.forms.of_model(candidate)
+        self.forms.of_model(candidate, last=candidate.rung == setup.settings.rungs)
         if candidate.rung == setup.settings.rungs:
             self.forms.refine(candidate, label)
         candidate.losses.append(min(loss_of(m) for m in candidate.forms))

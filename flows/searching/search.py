@@ -89,7 +89,6 @@ def search(
         sensitivity=shop.maker.ladders.sensitivity,
         control=control,
         planning_seconds=tally.planning_seconds,
-        epochs=shop.plan.epochs,
         mixes=tally.mixes,
         untried=tuple(tally.untried),
         curve=tuple(tally.curve),
@@ -132,6 +131,7 @@ def _explore(shop: Workshop, settings: SearchSpec) -> tuple[str, bool]:
     tally.planning_seconds = tally.seconds
     start = shop.maker.start()
     while True:
+        shop.plan.left = limit - tally.seconds
         best = shop.appraisal.cheapest(tally.forms())
         if tally.trials >= settings.trials:
             return f"all {settings.trials} trainings that search.trials allows were made", True
@@ -145,14 +145,14 @@ def _explore(shop: Workshop, settings: SearchSpec) -> tuple[str, bool]:
         if not all(c.made for c in moves):  # only now is known what they cost, and so whether they are worth it
             shop.maker.make(moves)
             continue
-        _train(shop, moves, limit - tally.seconds)
+        _train(shop, moves)
         _report(shop)
 
 
-def _train(shop: Workshop, moves: list[Candidate], seconds: float) -> None:
+def _train(shop: Workshop, moves: list[Candidate]) -> None:
     """Train the candidates a rung further; the first training of all decides how the others are made."""
     maker, plan, trainer = shop.maker, shop.plan, shop.trainer
-    plan.decide_epochs(moves[0], seconds)
+    plan.decide_epochs(moves[0])
     if shop.tally.trials == 0:
         mixes = plan.mixes(maker.ladders.answer_seconds, maker.ladders.augments)
         trainer.advance(moves[0], mixes if len(mixes) <= shop.setup.settings.trials else ({},))

@@ -12,8 +12,10 @@ from tasks.ask import AskSpec
 from tasks.distill import DistillSpec
 from tasks.qat import QatSpec
 
-SHARE = 0.35
-"""Of the minutes, for all rungs of the candidate where the search begins; smaller ones train faster."""
+SHARE = 0.6
+"""Of the seconds that are left, for a candidate's last rung: if it fails, another one can be tried."""
+_SCOUTING = 0.03
+"""Of the minutes, for the first training of all; all first rungs have as many epochs."""
 MOST_EPOCHS = 300
 _ASKING = 0.08
 """Of the minutes, at most, for the teacher's answers."""
@@ -30,26 +32,51 @@ _MATCHED = ({"alpha": 0.5},)
 
 
 class TrainingPlan:
-    """What the spec says about training candidates, and what the search decides in its place."""
+    """What the spec says about training candidates, and what the search decides in its place.
+
+    Where the spec does not say the epochs, the first rung of all is sized by the minutes, and a candidate's last one by
+    what is left of them when it begins: short trainings say where to look, and most of the time goes to one answer.
+    """
 
     def __init__(self, setup: SearchSetup) -> None:
         self.setup = setup
         self.distilling: DistillSpec = setup.distilling.model_copy(update={"control": False})
+        self.left = 60 * setup.settings.minutes
+        """Seconds that are left; kept up to date by the search."""
         self.epochs: tuple[int, ...] = ()
-        """Of each rung; empty until they are decided."""
+        """Of each rung, if nothing is lengthened; empty until they are decided."""
         if setup.says("epochs"):
             self.epochs = rung_epochs(self.distilling.epochs, setup.settings.rungs, setup.settings.eta)
 
-    def decide_epochs(self, first: Candidate, seconds: float) -> None:
-        """As many epochs as a share of these seconds allows the candidate, which is the first to be trained."""
+    def decide_epochs(self, first: Candidate) -> None:
+        """As many epochs for the first rung as a share of the minutes allows the candidate, which is the first."""
         if self.epochs:
             return
-        settings = self.setup.settings
-        whole = self.distilling.epochs
+        settings, begin = self.setup.settings, 1
+        weights = [settings.eta**rung for rung in range(settings.rungs)]
         if first.row_seconds:
-            affordable = SHARE * seconds / (self._rows * first.row_seconds)
-            whole = int(min(MOST_EPOCHS, max(settings.rungs, affordable)))
-        self.epochs = rung_epochs(whole, settings.rungs, settings.eta)
+            affordable = _SCOUTING * 60 * settings.minutes / (self._rows * first.row_seconds)
+            begin = int(min(MOST_EPOCHS / sum(weights), max(1.0, affordable)))
+        self.epochs = tuple(max(1, round(begin * weight)) for weight in weights)
+
+    def next_epochs(self, candidate: Candidate) -> int:
+        """Of the candidate's next training of the whole model."""
+        planned = self.epochs[candidate.rung]
+        if self.setup.says("epochs") or candidate.rung < self.setup.settings.rungs - 1:
+            return planned
+        before, epoch = candidate.epochs[-1] if candidate.epochs else 0, self._epoch_seconds(candidate)
+        if not epoch:
+            return planned
+        return max(1, min(MOST_EPOCHS - before, int((SHARE * self.left - _OVERHEAD) / epoch)))
+
+    def ahead(self, candidate: Candidate) -> float:
+        """Epochs that it will have had after its last rung, as a multiple of those that it had."""
+        had, rungs = candidate.epochs[-1] if candidate.epochs else 0, self.setup.settings.rungs
+        if not self.epochs or not had or candidate.rung >= rungs:
+            return 1.0
+        between = sum(self.epochs[candidate.rung : rungs - 1])
+        last = self.next_epochs(candidate) if candidate.rung == rungs - 1 else self._last_epochs(candidate)
+        return (had + between + last) / had
 
     def mixes(self, answer_seconds: float, augments: bool) -> tuple[Mapping[str, Any], ...]:
         """What the first training tries of labels and the teacher's answers; a single one where the spec says it.
@@ -58,7 +85,8 @@ class TrainingPlan:
             answer_seconds: what the teacher takes for a row.
             augments: whether training rows change from epoch to epoch; the teacher is then asked about fixed views.
         """
-        if self.setup.says("alpha") or self.setup.says("temperature") or self.setup.says("hints"):
+        said = any(map(self.setup.says, ("alpha", "temperature", "hints")))
+        if said or self.setup.settings.rungs == 1:  # there is no short training to tell
             return ({},)
         affordable = int(_ASKING * 60 * self.setup.settings.minutes / max(1e-9, self._train * answer_seconds))
         if affordable < 1:
@@ -78,7 +106,7 @@ class TrainingPlan:
 
     def rung(self, candidate: Candidate, mix: Mapping[str, Any] | None = None) -> DistillSpec:
         """The candidate's next training."""
-        update: dict[str, Any] = {"epochs": self.epochs[candidate.rung], **(mix or {})}
+        update: dict[str, Any] = {"epochs": self.next_epochs(candidate), **(mix or {})}
         if candidate.kind == "student":
             update["scale"] = candidate.settings["scale"]
         return self.distilling.model_copy(update=update)
@@ -92,15 +120,28 @@ class TrainingPlan:
 
     def seconds(self, candidate: Candidate) -> float:
         """What its next training will take, about; by its latest one, where there is one."""
-        if not self.epochs:  # at least one
-            return self._rows * candidate.row_seconds + _OVERHEAD if candidate.row_seconds else 0.0
-        rungs = self.setup.settings.rungs
-        epochs = self.epochs[candidate.rung] if candidate.rung < rungs else self.tuning.epochs
-        if candidate.training_seconds and candidate.rung <= rungs:
-            return candidate.training_seconds * epochs / self.epochs[candidate.rung - 1] + _OVERHEAD
-        if candidate.row_seconds:
-            return self._rows * candidate.row_seconds * epochs + _OVERHEAD
-        return 0.0
+        epoch = self._epoch_seconds(candidate)
+        if not epoch:
+            return 0.0
+        if not self.epochs:
+            return epoch + _OVERHEAD  # at least one
+        last = candidate.rung >= self.setup.settings.rungs
+        return epoch * (self.tuning.epochs if last else self.next_epochs(candidate)) + _OVERHEAD
+
+    def _epoch_seconds(self, candidate: Candidate) -> float:
+        """By its latest training, else by its trial steps; 0 where nothing is known."""
+        if candidate.training_seconds and candidate.epochs:
+            had = candidate.epochs[-1] - (candidate.epochs[-2] if len(candidate.epochs) > 1 else 0)
+            return candidate.training_seconds / max(1, had)
+        return self._rows * candidate.row_seconds
+
+    def _last_epochs(self, candidate: Candidate) -> int:
+        """Of its last rung, if those between are made first."""
+        rungs, epoch = self.setup.settings.rungs, self._epoch_seconds(candidate)
+        if self.setup.says("epochs") or not epoch:
+            return self.epochs[rungs - 1]
+        between = sum(self.epochs[candidate.rung : rungs - 1])
+        return max(1, min(MOST_EPOCHS, int((SHARE * (self.left - between * epoch) - _OVERHEAD) / epoch)))
 
     @property
     def _train(self) -> int:

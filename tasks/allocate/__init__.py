@@ -29,7 +29,10 @@ class SensitivitySpec(Frozen):
     )
     min_keep: float = Field(default=0.1, gt=0, lt=1, description="share of a layer's channels that always stays")
     round_to: int | None = Field(
-        default=None, ge=1, description="channels kept are a multiple of this; null: as the workload hints, else 1"
+        default=None,
+        ge=1,
+        description="channels kept are a multiple of this; null: as the workload hints, else of a power of two near an "
+        "eighth of the layer's width, at most 16",
     )
     ignore: tuple[str, ...] = Field(
         default=(), description="names of modules that keep their width, besides those the workload hints at"

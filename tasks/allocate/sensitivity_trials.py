@@ -33,14 +33,14 @@ class Trials:
     rows: int
     removals: tuple[float, ...]
     min_keep: float
-    round_to: int
+    round_to: int | None
     ignore: tuple[str, ...]
 
     @classmethod
     def of(cls, spec: Mapping[str, Any], hints: Mapping[str, Any]) -> Trials:
         """What a stage's spec says, and the workload's hints where it says nothing."""
         said = {field.name: spec[field.name] for field in fields(cls)}
-        said["round_to"] = spec["round_to"] or hints.get("round_to", 1)
+        said["round_to"] = spec["round_to"] or hints.get("round_to")
         said["ignore"] = (*hints.get("ignore", ()), *spec["ignore"])
         return cls(**said)
 

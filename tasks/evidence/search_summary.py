@@ -53,6 +53,8 @@ class CandidateRow(Frozen):
     """Trainings it could have had."""
     losses: tuple[float, ...] = ()
     """The loss of its best form after each training."""
+    epochs: tuple[int, ...] = ()
+    """Epochs that it had in all, after each training of the whole model."""
     cost: float
     """What the objective counts: ms, bytes, or seconds per sample."""
     seconds: float
@@ -113,8 +115,6 @@ class SearchSummary(Frozen):
     """The winner's structure trained without the teacher: ``gain`` with ``low`` and ``high`` (95 %), ``p``."""
     planning_seconds: float = 0.0
     """Of all seconds, those before the first training."""
-    epochs: tuple[int, ...] = ()
-    """Of each rung's training."""
     mixes: tuple[MixTried, ...] = ()
     untried: tuple[str, ...] = ()
     """What the teacher does not allow to be tried, and why."""
