@@ -142,7 +142,7 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool, checked: Path) 
     from prefect.exceptions import TerminationSignal
     from rich.console import Console
 
-    from flows.carried_out import read_report, tell_prefect_cancelled
+    from flows.carried_out import read_report, settings_of_a_run, tell_prefect_cancelled
     from flows.compress import compress
     from flows.ongoing_run import new_run_id
     from flows.run_progress import progress_lines
@@ -153,7 +153,7 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool, checked: Path) 
     console = Console(stderr=True)
     stopping = _stop_on_signals(launch.end_all, lambda: _say(tell_prefect_cancelled(run_id)))
     lines = contextlib.nullcontext() if console.is_terminal else progress_lines()
-    with lines, _Progress(console, quiet=not console.is_terminal) as progress:
+    with lines, settings_of_a_run(), _Progress(console, quiet=not console.is_terminal) as progress:
         token = listener.set(progress.tell)
         state: State[Any] | None = None
         try:
