@@ -48,8 +48,8 @@ def settings_of_a_run() -> Iterator[None]:
     """Prefect's settings while a flow runs in this process."""
     # Prefect may have been imported before the stack was there.
     there = {PREFECT_API_URL: os.environ["PREFECT_API_URL"]}
-    # Unless somebody asks for heartbeats there are none: a run's end would wait up to a second for their thread, and who
-    # died is found by its owner.
+    # Unless somebody asks for heartbeats there are none: a run's end would wait up to a second for their thread, and
+    # who died is found by its owner.
     with temporary_settings(there, {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 

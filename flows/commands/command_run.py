@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.reaching import FOR_A_RUN, reach_stack
+from tasks.running.importing import importing
 from tasks.running.launch import prewarm
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def run_command(
     checked = _mark_of_checked(spec, overrides)
     if down is None and not plan and not checked.exists():
         prewarm("checks")  # the first stage's process imports its libraries while we import ours
-    with _importing():
+    with importing():
         from flows.spec import load_spec
 
         if down is None:
@@ -92,17 +92,6 @@ def _remember_checked(report: RunReport, mark: Path) -> None:
         mark.touch()
     else:
         mark.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _importing() -> Iterator[None]:
-    """Importing makes only what stays: looking for garbage in it would take a sixth of the time, now and later."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _reach_or_start(*, start: bool) -> Exception | None:
