@@ -76,7 +76,7 @@ def run_command(
 
 
 def _mark_of_checked(spec: str, overrides: tuple[str, ...]) -> Path:
-    """A file that is there where the last run of this very spec had its data checked, so that the next need not be.
+    """A file that is there where the last run of this very spec left the next one nothing to check.
 
     Only a guess, which decides no more than whether the checks' process is started ahead.
     """
@@ -87,7 +87,9 @@ def _mark_of_checked(spec: str, overrides: tuple[str, ...]) -> Path:
 
 def _remember_checked(report: RunReport, mark: Path) -> None:
     ended = {line.name: line.status for line in report.stages}
-    if ended.get("data") in {"computed", "reused"}:
+    # It took another champion's place: the gates will be asked again, about the same variant and no champion.
+    moved = report.status == "released" and report.champion is not None
+    if ended.get("data") in {"computed", "reused"} and not moved:
         mark.parent.mkdir(exist_ok=True)
         mark.touch()
     else:
