@@ -1,10 +1,12 @@
-"""What the end of a run needs, imported while its stages compute in processes of their own."""
+"""What the end of a run needs, prepared while its stages compute in processes of their own."""
 
 from __future__ import annotations
 
 import importlib
 import threading
 
+from tasks.report.kept_plot import kept_png, kept_svg
+from tasks.report.run_report import RunReport
 from tasks.running.machine_lock import machine_lock
 from tasks.running.stage import Outcome
 from tasks.running.stage_plan import planning
@@ -24,7 +26,18 @@ def import_ahead(*made: Outcome) -> None:
         threading.Thread(target=_import, name="import-ahead", daemon=True).start()
 
 
+def draw_ahead(report: RunReport) -> None:
+    """Draw the plots in the background while MLflow is told of the variants: nothing of them changes any more."""
+    threading.Thread(target=_draw, args=(report,), name="draw-ahead", daemon=True).start()
+
+
 def _import() -> None:
     with machine_lock(exclusive=False):
         for module in _MODULES:
             importlib.import_module(module)
+
+
+def _draw(report: RunReport) -> None:
+    with machine_lock(exclusive=False):
+        kept_svg(report)
+        kept_png(report)

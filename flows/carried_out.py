@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 
 from flows.compress import compress
 from flows.dead_runs import set_prefect_state
@@ -27,8 +29,7 @@ def carry_out(spec: PipelineSpec) -> tuple[RunReport, Path | None]:
     run_id = new_run_id(spec.model)
     # Libraries that could draw bars in a notebook say so, once, where its widgets are not installed.
     warnings.filterwarnings("ignore", message="IProgress not found")
-    # Prefect may have been imported before the stack was there.
-    with temporary_settings({PREFECT_API_URL: os.environ["PREFECT_API_URL"]}):
+    with settings_of_a_run():
         try:
             state = compress(spec, run_id=run_id, return_state=True)
         except STOPPED:
@@ -40,6 +41,17 @@ def carry_out(spec: PipelineSpec) -> tuple[RunReport, Path | None]:
     assert report is not None
     page = log_folder(run_id) / "report" / "report.html"
     return report, page if page.is_file() else None
+
+
+@contextmanager
+def settings_of_a_run() -> Iterator[None]:
+    """Prefect's settings while a flow runs in this process."""
+    # Prefect may have been imported before the stack was there.
+    there = {PREFECT_API_URL: os.environ["PREFECT_API_URL"]}
+    # Unless somebody asks for heartbeats there are none: a run's end would wait up to a second for their thread, and
+    # who died is found by its owner.
+    with temporary_settings(there, {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+        yield
 
 
 def read_report(run_id: str) -> RunReport | None:

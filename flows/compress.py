@@ -8,7 +8,7 @@ from prefect import State, flow
 from prefect.states import Failed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.ahead import import_ahead
+from flows.ahead import draw_ahead, import_ahead
 from flows.champion import refused_decision, standing_champion
 from flows.conclusion import concluding, curl_line
 from flows.lineage import CONTROL, Made, MadeStep
@@ -141,6 +141,7 @@ def release(run: OngoingRun, made: Made) -> RunReport:
     except GateFailed as error:
         refusal, decision = error, refused_decision(error)
     run.decide(decision)
+    draw_ahead(run.report)
     rows = made.rows(run.report.chosen)
     tracked = track(job, data=checked, rows=rows, origin=run.origin, links=run.report.links)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import ValidationError
 
@@ -20,12 +21,10 @@ def mark_dead_runs(store: Store, model: str | None = None) -> list[RunReport]:
     Only the newest runs are looked at: ids sort by time. Returns those that were marked.
     """
     marked = []
-    for key in store.list_records("runs/")[-_LOOK_BACK:]:
-        try:
-            report = load_run(store, key.removeprefix("runs/").removesuffix(".json"))
-        except ValidationError as error:
-            _log.warning("%s cannot be read and is passed over: %s", key, error)
-            continue
+    newest = store.list_records("runs/")[-_LOOK_BACK:]
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        reports = list(pool.map(lambda key: _load(store, key), newest))
+    for report in reports:
         if report is None or report.status != "running" or report.state != "crashed":
             continue
         if model is not None and report.model != model:
@@ -37,6 +36,14 @@ def mark_dead_runs(store: Store, model: str | None = None) -> list[RunReport]:
         save_run(store, dead)
         marked.append(dead)
     return marked
+
+
+def _load(store: Store, key: str) -> RunReport | None:
+    try:
+        return load_run(store, key.removeprefix("runs/").removesuffix(".json"))
+    except ValidationError as error:
+        _log.warning("%s cannot be read and is passed over: %s", key, error)
+        return None
 
 
 def set_prefect_state(flow_run_id: str, kind: str, message: str) -> None:

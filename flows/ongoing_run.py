@@ -95,6 +95,7 @@ class OngoingRun:
     def recover(self, text: str) -> None:
         """Go on after an error that was repaired; the text says what it was."""
         self.journal.failures.clear()
+        self.journal.found.clear()
         self.update(status="running", error=None)
         self.note(text)
 

@@ -10,7 +10,8 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +44,16 @@ class ModelVersion(Frozen):
     version: int
     digest: str
     run_id: str
+
+
+@dataclass(frozen=True)
+class AlreadyThere:
+    """What MLflow held of a run's variants before it was told of them, by digest."""
+
+    children: Mapping[str, Run]
+    """Child runs: of an earlier attempt at the same run."""
+    models: Mapping[str, str]
+    """Ids of models that are whole, of any run of the same experiment."""
 
 
 class Registry:
@@ -84,12 +95,29 @@ class Registry:
             started_ms=int(run["info"]["start_time"]),
         )
 
+    def already_there(self, run: TrackedRun, rows: Iterable[VariantRun]) -> AlreadyThere:
+        """What :meth:`log_variant` need not write again, for all the run's variants at once."""
+        children = self._runs(run.experiment, f"tags.`mlflow.parentRunId` = '{run.mlflow_id}'")
+        digests = ", ".join(f"'{row.variant.digest}'" for row in rows)
+        models = self._server.every(
+            "logged-models/search",
+            "models",
+            experiment_ids=[run.experiment],
+            filter=f"tags.`winnow.digest` IN ({digests})",
+        )
+        whole = [model["info"] for model in models if model["info"]["status"] == "LOGGED_MODEL_READY"]
+        return AlreadyThere(
+            children={_tags(child)["winnow.digest"]: child for child in children},
+            models={by_key(info["tags"])["winnow.digest"]: info["model_id"] for info in whole},
+        )
+
     def log_variant(
         self,
         run: TrackedRun,
         row: VariantRun,
         *,
         dataset: Dataset,
+        there: AlreadyThere,
         history: bytes = b"",
         onnx_file: Callable[[], Path] | None = None,
         example: Mapping[str, NDArray[Any]] | None = None,
@@ -99,13 +127,13 @@ class Registry:
         """Write one variant as a finished child run; returns its id.
 
         Args:
+            there: of :meth:`already_there`.
             onnx_file: gets the variant's file; where given, the run has its model: the one that an earlier run of the
                 same experiment logged, since a digest names the same bytes for ever, or a new one.
             position: its place in the chain: MLflow lists the newest run first, so that later ones start earlier.
         """
         digest = row.variant.digest
-        where = f"tags.`mlflow.parentRunId` = '{run.mlflow_id}' and tags.`winnow.digest` = '{digest}'"
-        child = self._find_run(run.experiment, where)
+        child = there.children.get(digest)
         if child is None:
             ours = run_page.tags(row, run.run_id) | {
                 "mlflow.parentRunId": run.mlflow_id,
@@ -118,15 +146,13 @@ class Registry:
         own = None  # its numbers belong to the page of the model that it logged, not to that of an earlier run's
         model_tag = {}
         if onnx_file is not None and "winnow.model_id" not in _tags(child):
-            model_id = self._find_model(run.experiment, digest)
+            model_id = there.models.get(digest)
             if model_id is None:
                 model_id = own = self._log_model(run.experiment, child_id, row, onnx_file(), example)
             self._server.post("runs/outputs", run_id=child_id, models=[{"model_id": model_id, "step": 0}])
             model_tag = {"winnow.model_id": model_id}
         self._log_inputs(child_id, dataset, row.measurement.split if row.measurement else "train")
-        self._log_numbers(child, run_page.params(row), row, history, dataset, own)
-        if model_tag:
-            self._tag(child_id, model_tag)
+        self._log_numbers(child, row, history, dataset, own, model_tag)
         self._end(child_id, "FINISHED")
         return child_id
 
@@ -139,11 +165,13 @@ class Registry:
     ) -> None:
         """Give the parent run its description and the numbers of the chosen variant, and the experiment a view that
         compares variants."""
+        tags = {**tags, "mlflow.note.content": note}
         chosen = next((row for row in rows if row.chosen), None)
         if chosen is not None:
             parent = {"info": {"run_id": run.mlflow_id, "start_time": run.started_ms}}
-            self._log_numbers(parent, run_page.params(chosen), chosen, b"", dataset, None)
-        self._tag(run.mlflow_id, {**tags, "mlflow.note.content": note})
+            self._log_numbers(parent, chosen, b"", dataset, None, tags)
+        else:
+            self._tag(run.mlflow_id, tags)
         measured = next((row.measurement for row in rows if row.measurement is not None), None)
         if measured is not None:
             saved = run_page.view(measured.metric.name, run.started_ms)
@@ -298,13 +326,6 @@ class Registry:
         found = self._server.get("model-versions/search", filter=where, max_results=_MOST_VERSIONS)
         return list(found.get("model_versions", []))
 
-    def _find_model(self, experiment: str, digest: str) -> str | None:
-        """The model of that digest whose files are there, or None."""
-        where = f"tags.`winnow.digest` = '{digest}'"
-        found = self._server.every("logged-models/search", "models", experiment_ids=[experiment], filter=where)
-        whole = (model["info"] for model in found if model["info"]["status"] == "LOGGED_MODEL_READY")
-        return next((info["model_id"] for info in whole), None)
-
     def _tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         self._server.post("runs/log-batch", run_id=run_id, tags=pairs(tags))
 
@@ -326,11 +347,11 @@ class Registry:
     def _log_numbers(
         self,
         run: Run,
-        params: Mapping[str, str],
         row: VariantRun,
         history: bytes,
         dataset: Dataset,
         model_id: str | None,
+        tags: Mapping[str, str],
     ) -> None:
         run_id, at = run["info"]["run_id"], run["info"]["start_time"]  # a fixed time: writing again changes nothing
         numbers = run_page.metrics(row.measurement) if row.measurement else {}
@@ -342,7 +363,8 @@ class Registry:
         metrics += [
             {"key": key, "value": value, "timestamp": at, "step": step} for key, step, value in run_page.curves(history)
         ]
-        self._server.post("runs/log-batch", run_id=run_id, metrics=metrics[:_BATCH], params=pairs(params))
+        about = {"params": pairs(run_page.params(row)), "tags": pairs(tags)}
+        self._server.post("runs/log-batch", run_id=run_id, metrics=metrics[:_BATCH], **about)
         for start in range(_BATCH, len(metrics), _BATCH):
             self._server.post("runs/log-batch", run_id=run_id, metrics=metrics[start : start + _BATCH])
 

@@ -53,6 +53,7 @@ def track(
     run = registry.open_run(job.model, job.run_id, origin)
     dataset = _dataset(store, job, data)
     registry.log_data(run, dataset)
+    there = registry.already_there(run, rows)
     arrays = fetch_arrays(store, split_inputs(job, data)["validation"])
     example = {name: values[:_EXAMPLE_ROWS] for name, values in arrays.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -68,6 +69,7 @@ def track(
                 run,
                 row,
                 dataset=dataset,
+                there=there,
                 history=store.fetch_bytes(row.history) if row.history else b"",
                 onnx_file=onnx_file if kept else None,
                 example={spec.name: example[spec.name] for spec in variant.inputs if spec.name in example},
@@ -75,7 +77,7 @@ def track(
                 position=position,
             )
 
-        # A variant takes some twenty requests one after the other, most of them spent waiting for MLflow.
+        # A new variant takes some fifteen requests one after the other, most of them spent waiting for MLflow.
         with ThreadPoolExecutor(max_workers=_AT_ONCE) as pool:
             logged = pool.map(log, range(len(rows)), rows)
             children = {row.variant.digest: child for row, child in zip(rows, logged, strict=True)}

@@ -79,11 +79,13 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[V
 
 def log(registry: Registry, model: str, rows: dict[str, tuple[VariantRun, Path]], run_id: str = "r1") -> Any:
     run = registry.open_run(model, run_id, {"prefect.flow_run_id": "abc"})
+    there = registry.already_there(run, [row for row, _ in rows.values()])
     children = {
         name: registry.log_variant(
             run,
             row,
             dataset=DATASET,
+            there=there,
             history=HISTORY,
             onnx_file=partial(Path, folder, "model.onnx"),
             example={"image": np.zeros((2, 1, 8, 8), np.float32)},
@@ -188,7 +190,7 @@ def test_a_variant_without_a_model_cannot_be_registered(
 ) -> None:
     run = registry.open_run(model, "r1")
     row, _ = rows["student"]
-    child = registry.log_variant(run, row, dataset=DATASET)
+    child = registry.log_variant(run, row, dataset=DATASET, there=registry.already_there(run, [row]))
     with pytest.raises(RegistryError, match="logged no model"):
         registry.create_version(run, child, row.variant.digest, description="", tags={})
 
@@ -219,7 +221,10 @@ def test_a_model_is_kept_once_however_many_runs_made_it(
     first, made = log(registry, model, rows)
     row, _ = rows["student"]
     second = registry.open_run(model, "r2")
-    child = registry.log_variant(second, row, dataset=DATASET, onnx_file=lambda: pytest.fail("it is there already"))
+    there = registry.already_there(second, [row])
+    child = registry.log_variant(
+        second, row, dataset=DATASET, there=there, onnx_file=lambda: pytest.fail("it is there already")
+    )
     models = client.search_logged_models([first.experiment])
     assert len(models) == len(rows)
     (own,) = [m for m in models if m.name == "student"]
@@ -288,7 +293,8 @@ def test_numbers_that_json_has_no_name_for(
 ) -> None:
     """A training that diverged has them in its curve."""
     run, (row, _) = registry.open_run(model, "r1"), rows["teacher"]
-    child = registry.log_variant(run, row, dataset=DATASET, history=b'{"epoch": 1, "loss": NaN}\n')
+    there = registry.already_there(run, [row])
+    child = registry.log_variant(run, row, dataset=DATASET, there=there, history=b'{"epoch": 1, "loss": NaN}\n')
     (point,) = client.get_metric_history(child, "curve/loss")
     assert point.value != point.value
 

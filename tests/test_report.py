@@ -21,7 +21,7 @@ from model_registry.store import Store
 from tasks.evidence import number_text
 from tasks.report import pareto_plot as drawing
 from tasks.report.headline import headline
-from tasks.report.kept_plot import kept_plot
+from tasks.report.kept_plot import kept_png, kept_svg
 from tasks.report.label_layout import Box, Spot, place_labels
 from tasks.report.pages import render_card, render_html, write_report
 from tasks.report.pareto_plot import pareto_png, pareto_svg
@@ -198,7 +198,7 @@ def test_an_unchanged_plot_is_not_drawn_again(tmp_path: Path, monkeypatch: pytes
     home.mkdir()
     monkeypatch.setenv("WINNOW_HOME", str(home))
     first = run_report()
-    assert kept_plot(first) == pareto_png(first)
+    assert kept_png(first) == pareto_png(first) and kept_svg(first) == pareto_svg(first)
     drawn: list[RunReport] = []
 
     def draw(report: RunReport) -> bytes:
@@ -206,18 +206,19 @@ def test_an_unchanged_plot_is_not_drawn_again(tmp_path: Path, monkeypatch: pytes
         return b"drawn"
 
     monkeypatch.setattr(drawing, "pareto_png", draw)
+    monkeypatch.setattr(drawing, "pareto_svg", lambda report: draw(report).decode())
     later = first.model_copy(update={"run_id": "another", "seconds": 1.5, "status": "registered"})
-    assert kept_plot(later) == pareto_png(first) and not drawn
+    assert kept_png(later) == pareto_png(first) and kept_svg(later) == pareto_svg(first) and not drawn
     rows = first.variants
     slower = first.model_copy(update={"variants": (rows[0].model_copy(update={"p50_ms": 9.0}), *rows[1:])})
     other = first.model_copy(update={"chosen": rows[0].digest})
     for changed in (slower, other):
-        assert kept_plot(changed) == b"drawn"
-    assert [report.variants for report in drawn] == [slower.variants, rows]
-    assert len(list((home / "cache").glob("pareto-*"))) == 1  # of each model the last one
+        assert kept_png(changed) == b"drawn" and kept_svg(changed) == "drawn"
+    assert [report.variants for report in drawn] == [slower.variants, slower.variants, rows, rows]
+    assert len(list((home / "cache").glob("pareto-*"))) == 2  # of each model the last one
 
 
 def test_no_folder_is_made_for_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "none"))
-    assert kept_plot(run_report()) == pareto_png(run_report())
+    assert kept_png(run_report()) == pareto_png(run_report())
     assert list(tmp_path.iterdir()) == []

@@ -17,6 +17,7 @@ from model_registry.owner import Owner
 from model_registry.store import Store, StoreDenied, StoreUnavailable
 from model_registry.variant import Variant
 from tasks.running.errors import ChildFailed
+from tasks.running.journal import Journal, journal
 from tasks.running.splits import DataRef, MetricRef
 from tasks.running.stage import Job, Limits, Outcome, Stage, WorkloadRef
 from tasks.running.stage_cache import run_stage
@@ -80,6 +81,24 @@ def test_the_second_call_reuses_and_says_from_where(store: Store, tmp_path: Path
     labelled = run_stage(STAGE, job(store), spec, label="again")
     assert (labelled.name, labelled.status, labelled.key) == ("echo:again", "reused", first.key)
     assert computed(tmp_path / "count") == 1
+
+
+def test_a_run_looks_a_stage_up_once(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, notes = EchoSpec(count=str(tmp_path / "count")), Journal()
+    token = journal.set(notes)
+    try:
+        first = run_stage(STAGE, job(store), spec)
+        with monkeypatch.context() as blind:
+            blind.setattr(Store, "read_record", lambda *_: pytest.fail("it was found before"))
+            again = run_stage(STAGE, job(store), spec, label="again")
+        assert (again.name, again.status, again.reason) == ("echo:again", "reused", "made by run run-1")
+        assert (again.key, again.files, again.values) == (first.key, first.files, first.values)
+        assert (again.compute_seconds, again.cost_seconds) == (0.0, first.cost_seconds)
+        notes.found.clear()  # as a run does that met a broken file
+        store.client.delete_object(Bucket=store.bucket, Key=store.blob_key(first.files[0].sha256))
+        assert run_stage(STAGE, job(store), spec).status == "computed"
+    finally:
+        journal.reset(token)
 
 
 def test_each_ingredient_alone_changes_the_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import hashlib
 import json
 import os
@@ -13,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flows.reaching import FOR_A_RUN, reach_stack
+from tasks.running.importing import importing
 from tasks.running.launch import prewarm
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def run_command(
     checked = _mark_of_checked(spec, overrides)
     if down is None and not plan and not checked.exists():
         prewarm("checks")  # the first stage's process imports its libraries while we import ours
-    with _importing():
+    with importing():
         from flows.spec import load_spec
 
         if down is None:
@@ -76,7 +76,7 @@ def run_command(
 
 
 def _mark_of_checked(spec: str, overrides: tuple[str, ...]) -> Path:
-    """A file that is there where the last run of this very spec had its data checked, so that the next need not be.
+    """A file that is there where the last run of this very spec left the next one nothing to check.
 
     Only a guess, which decides no more than whether the checks' process is started ahead.
     """
@@ -87,22 +87,13 @@ def _mark_of_checked(spec: str, overrides: tuple[str, ...]) -> Path:
 
 def _remember_checked(report: RunReport, mark: Path) -> None:
     ended = {line.name: line.status for line in report.stages}
-    if ended.get("data") in {"computed", "reused"}:
+    # It took another champion's place: the gates will be asked again, about the same variant and no champion.
+    moved = report.status == "released" and report.champion is not None
+    if ended.get("data") in {"computed", "reused"} and not moved:
         mark.parent.mkdir(exist_ok=True)
         mark.touch()
     else:
         mark.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _importing() -> Iterator[None]:
-    """Importing makes only what stays: looking for garbage in it would take a sixth of the time, now and later."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _reach_or_start(*, start: bool) -> Exception | None:
@@ -142,7 +133,7 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool, checked: Path) 
     from prefect.exceptions import TerminationSignal
     from rich.console import Console
 
-    from flows.carried_out import read_report, tell_prefect_cancelled
+    from flows.carried_out import read_report, settings_of_a_run, tell_prefect_cancelled
     from flows.compress import compress
     from flows.ongoing_run import new_run_id
     from flows.run_progress import progress_lines
@@ -153,7 +144,7 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool, checked: Path) 
     console = Console(stderr=True)
     stopping = _stop_on_signals(launch.end_all, lambda: _say(tell_prefect_cancelled(run_id)))
     lines = contextlib.nullcontext() if console.is_terminal else progress_lines()
-    with lines, _Progress(console, quiet=not console.is_terminal) as progress:
+    with lines, settings_of_a_run(), _Progress(console, quiet=not console.is_terminal) as progress:
         token = listener.set(progress.tell)
         state: State[Any] | None = None
         try:

@@ -15,7 +15,7 @@ from torch.onnx._internal.exporter import _compat, _registration  # noqa: F401 -
 
 @functools.cache
 def share_operator_table() -> None:
-    """Have torch.onnx keep the list of operators; without effect where torch asks for it in another way."""
-    source = getattr(_registration, "onnxscript_apis", None)
-    if source is not None and hasattr(source, "get_torchlib_ops"):
-        source.get_torchlib_ops = functools.cache(source.get_torchlib_ops)
+    """Have torch.onnx keep its table of operators; without effect where torch makes it in another way."""
+    table = getattr(_registration, "ONNXRegistry", None)
+    if table is not None and hasattr(table, "from_torchlib"):
+        table.from_torchlib = staticmethod(functools.cache(table.from_torchlib))

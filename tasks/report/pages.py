@@ -11,9 +11,9 @@ from model_registry.sizes import KB, size_text
 from tasks.evidence import number_text
 from tasks.report.flip_pictures import Flips
 from tasks.report.headline import headline, tiles
-from tasks.report.kept_plot import kept_plot
+from tasks.report.kept_plot import kept_png, kept_svg
 from tasks.report.layer_table import chosen_candidate, layer_table
-from tasks.report.pareto_plot import outside, pareto_svg
+from tasks.report.pareto_plot import outside
 from tasks.report.plot_points import family_of, plot_families
 from tasks.report.run_report import RunReport
 from tasks.report.search_curve import curve_svg
@@ -56,7 +56,7 @@ def write_report(report: RunReport, folder: Path, flips: Flips | None = None) ->
         JSON: report.to_json() + b"\n",
         HTML: render_html(report, flips).encode(),
         CARD: render_card(report, flips).encode(),
-        PLOT: kept_plot(report),
+        PLOT: kept_png(report),
     }
     for name, content in contents.items():
         (folder / name).write_bytes(content)
@@ -67,7 +67,7 @@ def render_html(report: RunReport, flips: Flips | None = None) -> str:
     """The page: one file, light and dark, nothing loaded from elsewhere."""
     from markupsafe import Markup
 
-    plot, curve = Markup(pareto_svg(report)), Markup(curve_svg(report))  # built by us, with every text escaped
+    plot, curve = Markup(kept_svg(report)), Markup(curve_svg(report))  # built by us, with every text escaped
     template = _environment(report, escape=True).get_template(HTML)
     return str(template.render(_values(report, flips), plot=plot, curve=curve, outside=outside(report)))
 

@@ -26,6 +26,7 @@ from typing import Any
 from model_registry.manifest import FileEntry
 from model_registry.store import Store
 from model_registry.variant import Variant
+from tasks.running.importing import importing
 from tasks.running.machine_lock import machine_lock
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job
@@ -122,9 +123,8 @@ def _import_ahead(modules: list[str], requests: queue.SimpleQueue[bytes]) -> Non
 
     Not while anybody measures: importing takes a whole core.
     """
-    gc.disable()  # importing makes only what stays; looking for garbage in it takes a fifth of the time
     try:
-        with machine_lock(exclusive=False, on_wait=lambda: _give_up(requests)):
+        with importing(), machine_lock(exclusive=False, on_wait=lambda: _give_up(requests)):
             for module in modules:
                 if not requests.empty():
                     return
@@ -133,9 +133,6 @@ def _import_ahead(modules: list[str], requests: queue.SimpleQueue[bytes]) -> Non
                 Store.from_environment()
     except _Asked:
         return
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 class _Asked(Exception):
@@ -160,7 +157,9 @@ def _run(request: dict[str, Any], messages: int) -> Result:
     if folder and folder not in sys.path:
         sys.path.append(folder)  # last, so that nothing of the user's can shadow ours
     module, _, function = request["entry"].partition(":")
-    outcome = getattr(importlib.import_module(module), function)(Child(request, messages))
+    with importing():
+        entry = getattr(importlib.import_module(module), function)
+    outcome = entry(Child(request, messages))
     return outcome if isinstance(outcome, Result) else Result(values=outcome)
 
 

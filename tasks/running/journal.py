@@ -29,6 +29,8 @@ class Journal:
     lines: list[Line] = field(default_factory=list)
     failures: dict[str, BaseException] = field(default_factory=dict)
     """Why each step failed that has not gone well since, by its name."""
+    found: dict[str, Outcome] = field(default_factory=dict)
+    """What stages answered, by key: asked for once more in the same run it is not looked up again."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -54,6 +56,7 @@ class Journal:
 
     def add_outcome(self, outcome: Outcome) -> None:
         """Note a stage's result."""
+        self.found[outcome.key] = outcome
         self.add(Line(outcome.name, outcome.status, outcome.seconds, outcome.compute_seconds, outcome.reason))
 
     def fail(self, name: str, error: BaseException, seconds: float) -> None:

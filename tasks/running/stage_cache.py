@@ -75,7 +75,8 @@ def run_stage(
     started = time.monotonic()
     notes = journal.get()
     try:
-        outcome = _find_or_compute(call, started)
+        found = notes.found.get(call.key) if notes is not None else None
+        outcome = _again(call, found, started) if found is not None else _find_or_compute(call, started)
     except BaseException as error:
         if notes is not None:
             notes.fail(call.name, error, time.monotonic() - started)
@@ -83,6 +84,20 @@ def run_stage(
     if notes is not None:
         notes.add_outcome(outcome)
     return outcome
+
+
+def _again(call: StageCall, found: Outcome, started: float) -> Outcome:
+    """What this run has found or made before, as the call's answer: it may have been asked under another label."""
+    own = found.status == "computed"
+    return found.model_copy(
+        update={
+            "name": call.name,
+            "status": "reused",
+            "reason": f"made by run {call.job.run_id}" if own else found.reason,
+            "seconds": time.monotonic() - started,
+            "compute_seconds": 0.0,
+        }
+    )
 
 
 def _find_or_compute(call: StageCall, started: float) -> Outcome:
