@@ -122,7 +122,7 @@ def test_a_search_asks_torch_teachers_once_and_only_where_they_teach(
         trainer.advance(candidate)
         assert candidate.failure == "TrainingDiverged: the loss became nan"
     assert (tally.seconds, tally.trials) == (5 * times, 2)
-    assert said == [AskSpec(views=3)] * times
+    assert said == [AskSpec(views=3, validation=False)] * times
 
 
 def test_it_is_a_step_of_its_own_in_a_plan(store: Store) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.searching.candidate import Candidate
-from flows.searching.halving import Rules, Standing, expected, next_move, rung_epochs
+from flows.searching.halving import Rules, Standing, enough, expected, next_move, rung_epochs
 
 MARGIN = 0.005
 RULES = Rules(margin=MARGIN, rungs=3, power=1.0, start=2.0)
@@ -84,6 +84,15 @@ def test_what_counts_is_the_bound_and_not_the_mean() -> None:
     assert move(gaining, incumbent=2.0) == "small"
     once_more = made("small", 1.0, rung=2, loss=0.0, spread=0.01)  # a third of the flips, a root of three of the spread
     assert expected(once_more, RULES) == pytest.approx(0.01 / 3**0.5)
+
+
+def test_what_is_enough_lies_well_within_the_margin() -> None:
+    far = made("small", 1.0, rung=1, loss=0.02)
+    assert expected(replace(far, ahead=enough(far, RULES)), RULES) <= 0.4 * MARGIN
+    assert enough(far, RULES) == pytest.approx(10, rel=0.1)
+    assert enough(made("fine", 1.0, rung=1, loss=0.0), RULES) == 1.0
+    assert enough(made("new", 1.0), RULES) == float("inf")
+    assert enough(made("bad", 1.0, rung=1, loss=0.9), replace(RULES, power=0.3)) == float("inf")
 
 
 def test_one_that_disappoints_gives_way_to_the_next_larger() -> None:

@@ -224,6 +224,20 @@ def test_the_last_rung_has_most_of_what_is_left() -> None:
     assert plan.ahead(trained) == 1.0
 
 
+def test_the_last_rung_is_no_longer_than_it_takes() -> None:
+    plan = TrainingPlan(setup(minutes=10))
+    trained = candidate()
+    trained.row_seconds = 0.01
+    plan.decide_epochs(trained)
+    trained.rung, trained.epochs, trained.training_seconds, plan.left = 2, [1, 4], 24.0, 425.0
+    trained.enough = 3.0
+    assert plan.next_epochs(trained) == 8, "4 times 3"
+    trained.enough = 1.1
+    assert plan.next_epochs(trained) == 3, "as many as the rung before"
+    trained.enough = 100.0
+    assert plan.next_epochs(trained) == 30, "as there is time"
+
+
 def test_epochs_of_the_spec_stay_as_they_are() -> None:
     said = TrainingPlan(setup(distill={"epochs": 13}))
     trained = candidate()
@@ -252,5 +266,5 @@ def test_labels_alone_and_two_shares_of_the_teacher_are_tried_where_the_spec_say
     assert [mix["views"] for mix in plan.mixes(0.02, augments=True)] == [None, 2, 2]
     assert plan.mixes(1.0, augments=True) == (LABELS,), "asking would take longer than the search"
     assert plan.questions(LABELS) is None
-    assert plan.questions(mixes[1]) == AskSpec()
+    assert plan.questions(mixes[1]) == AskSpec(validation=False)
     assert TrainingPlan(setup(distill={"alpha": 0.3})).mixes(0.001, augments=False) == ({},)

@@ -74,7 +74,7 @@ class SearchSpec(Frozen):
     shrink: tuple[Annotated[float, Field(gt=0, lt=1)], ...] | None = Field(
         default=None,
         description="costs of the pruned candidates, as shares of the teacher's (two thirds latency and one third "
-        "bytes, in int8 and in fp32; bytes alone with objective size); []: none; absent: twelve from 0.7 down to "
+        "bytes, in int8 and in fp32; bytes alone with objective size); []: none; absent: 21 from 0.7 down to "
         "0.02, as far as layers can be narrowed",
     )
     students: tuple[dict[str, Any], ...] | None = Field(

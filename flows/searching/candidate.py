@@ -36,6 +36,8 @@ class Candidate:
     seconds: float = 0.0
     training_seconds: float = 0.0
     """Of its latest training alone."""
+    enough: float = float("inf")
+    """By how much its epochs must be multiplied for its loss to be well within the margin, as far as is known."""
     row_seconds: float = 0.0
     """What a row of a training step takes, by a few trial steps; 0 while unknown."""
     failure: str = ""

@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 HOPELESS = 3.0
 """Where a candidate's expected loss is this number of margins, it is not trained further while anything may be won."""
+
+WELL_WITHIN = 0.4
+"""Of the margin: what a training aims at, for it may turn out worse, and the test split is another one."""
+_ENDLESS = 1e4
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,18 @@ def expected(standing: Standing, rules: Rules) -> float:
         return float("inf")
     left: float = standing.ahead**rules.power
     return max(standing.loss, 0.0) / left + min(standing.loss, 0.0) + standing.spread / math.sqrt(left)
+
+
+def enough(standing: Standing, rules: Rules) -> float:
+    """By how much its epochs must be multiplied for what is expected to lie well within the margin; 1: it does."""
+    if standing.loss is None:
+        return float("inf")
+    factor = 1.0
+    while expected(replace(standing, ahead=factor), rules) > WELL_WITHIN * rules.margin:
+        factor *= 1.1
+        if factor > _ENDLESS:
+            return float("inf")
+    return factor
 
 
 def next_move(

@@ -12,7 +12,10 @@ from flows.searching.tally import Tally
 from tasks.allocate import AllocateSpec, allocate, find_damage
 from tasks.running.stage import Outcome
 
-_SHARES = (0.7, 0.5, 0.36, 0.26, 0.19, 0.14, 0.1, 0.07, 0.05, 0.04, 0.03, 0.02)
+_SHARES = (
+    *(0.7, 0.6, 0.5, 0.43, 0.36, 0.3, 0.26, 0.22, 0.19, 0.16, 0.14, 0.12),
+    *(0.1, 0.09, 0.08, 0.07, 0.06, 0.05, 0.04, 0.03, 0.02),
+)
 """Of the teacher's cost: as far down as layers can be narrowed, where the spec names no shares of its own."""
 _TIMING = 0.04
 """Of the minutes, for timing layers; at least the seconds that a coarse table takes, at most those of a fine one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -67,7 +68,7 @@ class TrainingPlan:
         before, epoch = candidate.epochs[-1] if candidate.epochs else 0, self._epoch_seconds(candidate)
         if not epoch:
             return planned
-        return max(1, min(MOST_EPOCHS - before, int((SHARE * self.left - _OVERHEAD) / epoch)))
+        return max(1, self._needed(candidate, min(MOST_EPOCHS - before, int((SHARE * self.left - _OVERHEAD) / epoch))))
 
     def ahead(self, candidate: Candidate) -> float:
         """Epochs that it will have had after its last rung, as a multiple of those that it had."""
@@ -102,7 +103,7 @@ class TrainingPlan:
     def questions(self, mix: Mapping[str, Any] | None = None) -> AskSpec | None:
         """What a teacher has to be asked for trainings with the mix; None where labels alone teach."""
         spec = self.distilling.model_copy(update=dict(mix or {}))
-        return AskSpec(views=spec.views) if spec.alpha != 0 or spec.hints is not None else None
+        return AskSpec(views=spec.views, validation=False) if spec.alpha != 0 or spec.hints is not None else None
 
     def rung(self, candidate: Candidate, mix: Mapping[str, Any] | None = None) -> DistillSpec:
         """The candidate's next training."""
@@ -127,6 +128,13 @@ class TrainingPlan:
             return epoch + _OVERHEAD  # at least one
         last = candidate.rung >= self.setup.settings.rungs
         return epoch * (self.tuning.epochs if last else self.next_epochs(candidate)) + _OVERHEAD
+
+    def _needed(self, candidate: Candidate, affordable: int) -> int:
+        """No more than what it probably takes, but as many as the rung before had."""
+        if not candidate.epochs or not math.isfinite(candidate.enough):
+            return affordable
+        more = math.ceil(candidate.epochs[-1] * (candidate.enough - 1))
+        return min(affordable, max(more, self.epochs[candidate.rung - 1]))
 
     def _epoch_seconds(self, candidate: Candidate) -> float:
         """By its latest training, else by its trial steps; 0 where nothing is known."""

@@ -17,6 +17,7 @@ class AskSpec(Frozen):
     views: int | None = Field(
         default=None, ge=1, description="augmented versions of the training split, besides the validation split"
     )
+    validation: bool = Field(default=True, description="also the validation split, by which a teacher is judged")
 
 
 STAGE = Stage(name="ask", pool="torch", entry="tasks.ask.ask_child:main", libraries=("torch",))

@@ -13,7 +13,7 @@ def main(child: Child) -> Result:
     """Ask each teacher about each split and view that a training will want."""
     workload = load_workload(child.job.workload)
     splits = {name: read_split(child.store, child.data, name) for name in ("validation", "train")}
-    questions: list[tuple[str, View | None]] = [("validation", None)]
+    questions: list[tuple[str, View | None]] = [("validation", None)] if child.spec["validation"] else []
     views = wanted_views(workload, child.spec["views"], child.job.seed)
     if views is not None:
         questions += [("train", view) for view in views.all()]

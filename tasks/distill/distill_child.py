@@ -122,7 +122,7 @@ def _lessons(child: Child, data: TrainingData) -> Lessons:
 
 
 def _metrics(child: Child, data: TrainingData, model: nn.Module) -> dict[str, Any]:
-    """On validation: the ``teacher`` (the mean of all), each of the ``teachers`` if several, and the ``parent``."""
+    """On validation: the ``parent``, or of a fresh student the ``teacher`` (the mean of all) and each if several."""
     workload, device = data.workload, child.job.device
     _, targets = workload.batch({name: torch.from_numpy(values) for name, values in data.validation.items()})
 
@@ -139,7 +139,7 @@ def _metrics(child: Child, data: TrainingData, model: nn.Module) -> dict[str, An
             columns=data.validation,
             device=device,
         )
-        for teacher in _asked(child)
+        for teacher in (() if "parent" in child.inputs else _asked(child))
     ]
     found: dict[str, Any] = {"teacher": metric(np.mean(said, axis=0))} if said else {}
     if len(said) > 1:
