@@ -46,7 +46,8 @@ class CandidateMaker:
             return
         if self._unless_refused("narrower ones of the teacher", self.ladders.examine):
             self._unless_refused("narrower ones of the teacher", lambda: self.ladders.plan(None))
-        bases = self._cuts() if self.setup.settings.students is None else self._students()
+        scales = self.setup.settings.students
+        bases = self._students(scales) if scales is not None else [*self._cuts(), *self._students(self.ladders.offers)]
         for base in bases:
             self.tally.latest = base
             report()
@@ -133,10 +134,10 @@ class CandidateMaker:
             if (other.base, other.form) == (candidate.base, candidate.form) and not other.made:
                 other.planned *= factor
 
-    def _students(self) -> list[Candidate]:
-        """Networks of the spec's scales, beginning with those of the teacher's weights that fit them."""
+    def _students(self, scales: Sequence[Mapping[str, Any]]) -> list[Candidate]:
+        """Networks of these scales, beginning with those of the teacher's weights that fit them."""
         students = []
-        for number, scale in enumerate(self.setup.settings.students or (), 1):
+        for number, scale in enumerate(scales, 1):
             what = "student " + ", ".join(f"{k} {v}" for k, v in scale.items())
             candidate = Candidate(f"student{number}", "student", what, {"scale": dict(scale)}, self.setup.trainings)
             self.tally.candidates.append(candidate)

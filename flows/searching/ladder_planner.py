@@ -33,6 +33,8 @@ class LadderPlanner:
         self.setup, self.tally, self.appraisal = setup, tally, appraisal
         self.sensitivity: dict[str, dict[str, float]] = {}
         """By group of the teacher's layers: the damage by the share that is removed."""
+        self.offers: tuple[dict[str, Any], ...] = ()
+        """Arguments of the workload's ``model()`` that make other networks."""
         self.augments = False
         """Whether training rows change from epoch to epoch."""
         self.answer_seconds = 0.0
@@ -48,6 +50,7 @@ class LadderPlanner:
         outcome = find_damage(setup.job, self._allocation((0.5,), "fp32"), data=setup.data, parent=setup.teacher)
         self.tally.count(outcome)
         self.augments = bool(outcome.values["augments"])
+        self.offers = tuple(outcome.values["offers"])
         self.answer_seconds = float(outcome.values["answer_seconds"])
 
     def plan(self, base: Candidate | None) -> None:

@@ -106,7 +106,8 @@ def find_damage(job: Job, spec: AllocateSpec, *, data: DataRef, parent: Variant,
     The first stage of :func:`allocate`, for whoever wants to know before: that one finds it stored.
 
     Values: ``structure`` (layers and groups), ``damages`` (by group: channels left and damage), ``rows`` that were
-    asked, ``answer_seconds`` (what a row takes), ``augments`` (whether the workload changes training rows).
+    asked, ``answer_seconds`` (what a row takes), ``augments`` (whether the workload changes training rows),
+    ``offers`` (arguments of its ``model()`` that make other networks).
 
     Raises:
         PruningRefused: the model cannot be traced, or there is nothing to prune.

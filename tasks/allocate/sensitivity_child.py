@@ -6,6 +6,7 @@ from tasks.allocate.sensitivity_trials import Trials, find_sensitivity
 from tasks.running.child import Child, Result
 from tasks.running.splits import read_split
 from tasks.torch_models.torch_variant import load
+from tasks.workloads.offered_scales import offered_scales
 from tasks.workloads.workload import load_workload
 
 
@@ -33,5 +34,6 @@ def main(child: Child) -> Result:
         "rows": found.rows,
         "answer_seconds": found.answer_seconds,
         "augments": workload.augments,
+        "offers": offered_scales(workload),
     }
     return Result(values=values)

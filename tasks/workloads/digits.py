@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -41,7 +41,13 @@ class Digits:
         target = digits.target.astype(np.int64)[: self.rows]
         return split_columns({"image": image, "target": target}, seed=self.seed, fractions=FRACTIONS)
 
-    def model(self, role: str, width: float = 1.0, network: str = "pooled", **scale: Any) -> nn.Module:
+    def model(
+        self,
+        role: str,
+        width: float = 1.0,
+        network: Literal["pooled", "strided", "shallow"] = "pooled",
+        **scale: Any,
+    ) -> nn.Module:
         """The ImageClassifier for teacher and student alike; ``width`` scales its channels.
 
         Args:
