@@ -24,7 +24,7 @@ class Named:
 
 
 class Hidden:
-    def model(self, role: str, kind: "Unknown" = None) -> nn.Module:  # type: ignore[name-defined]  # noqa: F821
+    def model(self, role: str, kind: Unknown = None) -> nn.Module:  # type: ignore[name-defined]  # noqa: F821
         return nn.Linear(2, 2)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,68 @@ def test_a_shallower_student_begins_with_the_teachers_layers_and_is_narrowed_too
     size = {name: min(form["bytes"] for form in row["forms"]) for name, row in rows.items()}
     assert size["student1-pruned15"] < size["student1"] < size["teacher"]
     assert not [row for row in rows.values() if row["state"] == "failed"]
+
+
+FLAT = '''
+import torch
+from torch import nn
+from tasks.workloads.digits import Digits
+
+
+class FlatDigits(Digits):
+    """Digits for a single layer: there is nothing to narrow or to leave out."""
+
+    def model(self, role):
+        return Flat()
+
+
+class Flat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+
+    def forward(self, image):
+        return self.layer(image.flatten(1))
+'''
+
+
+def test_what_cannot_be_narrowed_is_only_quantized(winnow: Winnow) -> None:
+    (winnow.folder / "flat_digits.py").write_text(FLAT)
+    workload = {"path": "flat_digits:FlatDigits", "arguments": {"rows": 900}}
+    report = winnow.report(spec(winnow.folder, "flat", workload=workload, search={"minutes": 1}), "--no-deploy")
+    assert report["status"] == "registered"
+    search = report["search"]
+    assert [row["name"] for row in search["candidates"]] == ["teacher"] and search["trials"] == 0
+    assert {text.partition(":")[0] for text in search["untried"]} == {
+        "narrower ones of the teacher",
+        "the teacher at half its resolution",
+        "the teacher with a third of its blocks",
+    }
+
+
+def test_trainings_that_diverge_leave_what_needs_none(winnow: Winnow) -> None:
+    search = {"minutes": 5, "shrink": [0.3], "students": []}
+    changes = {"search": search, "distill": {**SPEC["distill"], "learning_rate": 1e30}}
+    report = winnow.report(spec(winnow.folder, "diverging", **changes), "--no-deploy")
+    assert report["status"] == "registered"
+    rows = {row["name"]: row for row in report["search"]["candidates"]}
+    assert rows["pruned30"]["state"] == "failed" and "TrainingDiverged" in rows["pruned30"]["reason"]
+    assert report["search"]["trials"] == 3, "labels alone and two shares of the teacher"
+    assert report["chosen"] == report["search"]["best"]
+
+
+def test_a_teacher_at_chance_level_is_refused_before_anything_is_searched(winnow: Winnow) -> None:
+    path = spec(winnow.folder, "chance", train={"epochs": 1, "learning_rate": 1e-9}, search={"minutes": 5})
+    report = winnow.report(path, "--no-deploy", code=1)
+    assert report["status"] == "refused" and "the teacher knows nothing yet" in report["error"]["message"]
+    assert computed(report, "sensitivity", "quantize", "distill") == []
+
+
+def test_a_plan_says_what_a_search_will_try(winnow: Winnow) -> None:
+    search = {"minutes": 7, "trials": 11}
+    planned = winnow("run", spec(winnow.folder, "foretold", search=search, distill=None), "--plan", "--json")
+    lines = json.loads(planned.stdout)
+    told = {line["name"]: line["reason"] for line in lines if line["name"].startswith("search:")}
+    assert set(told) == {"search:teacher", "search:planning", "search:training", "search:choice"}
+    assert "at most 11 trainings in 7 min" in told["search:training"]
+    assert "half the resolution" in told["search:planning"]

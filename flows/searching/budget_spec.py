@@ -82,8 +82,8 @@ class SearchSpec(Frozen):
         description="students to try besides the pruned teacher, each given by arguments of the workload's model(), "
         "such as [{width: 0.5}]; one with most of the teacher's layers, such as {depth: 0.34}, begins with their "
         "weights and is narrowed to the shares in shrink; absent: the teacher at half its resolution, with a third of "
-        "its blocks, and both, where its layers allow that, and the networks that a parameter of model() annotated with "
-        "Literal names",
+        "its blocks, and both, where its layers allow that, and the networks named by a parameter of model() that is "
+        "annotated with Literal",
     )
     rungs: int = Field(
         default=3,

@@ -8,6 +8,8 @@ from flows.searching.training_plan import MOST_EPOCHS, SHARE
 from tasks.evidence.number_text import seconds_text
 from tasks.running.stage_plan import PlanLine
 
+_BEST = {"latency": "lowest latency", "size": "smallest file", "throughput": "highest throughput"}
+
 
 def foretell(setup: SearchSetup) -> list[PlanLine]:
     """Teacher's files, planning, trainings: what is tried, and how long it may take."""
@@ -30,10 +32,10 @@ def foretell(setup: SearchSetup) -> list[PlanLine]:
         epochs = (
             f"{setup.distilling.epochs} epochs"
             if setup.says("epochs")
-            else f"as many epochs (at most {MOST_EPOCHS}) as {SHARE:.0%} of the time allows the first one"
+            else f"the first one short, the last one at most {MOST_EPOCHS} epochs and {SHARE:.0%} of what is left"
         )
         mix = "" if setup.says("alpha") else "; the first one tells how much labels and teacher count"
         limits = f"at most {settings.trials} trainings in {settings.minutes:g} min"
         lines.append(("search:training", f"{limits}; {settings.rungs} for a candidate, {epochs}{mix}"))
-    lines.append(("search:choice", f"the lowest {spec.objective} that loses at most {spec.gates.margin:g}"))
+    lines.append(("search:choice", f"the {_BEST[spec.objective]} that loses at most {spec.gates.margin:g}"))
     return [PlanLine(name=name, action="computed", reason=reason) for name, reason in lines]
