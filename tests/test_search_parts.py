@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from measurements import measured
 
-from flows.lineage import MadeStep
+from flows.lineage import Made, MadeStep
 from flows.searching.appraisal import Appraisal
 from flows.searching.candidate import Candidate
 from flows.searching.search_setup import SearchSetup
@@ -268,3 +268,31 @@ def test_labels_alone_and_two_shares_of_the_teacher_are_tried_where_the_spec_say
     assert plan.questions(LABELS) is None
     assert plan.questions(mixes[1]) == AskSpec(validation=False)
     assert TrainingPlan(setup(distill={"alpha": 0.3})).mixes(0.001, augments=False) == ({},)
+
+
+def test_a_longer_search_keeps_what_a_shorter_one_proved() -> None:
+    proven, again = file("old", 0.1, (0, 1)), file("new", 0.05, (0, 1))
+    steps = [MadeStep(outcome("teacher")), MadeStep(outcome("teacher.fp32"))]
+    asked = setup()
+
+    def measured_outcome(form: Measurement) -> Outcome:
+        values = {"measurement": form.model_dump(mode="json", by_alias=True)}
+        return outcome(form.name).model_copy(update={"values": values})
+
+    earlier = Made(
+        outcome("data"),
+        asked.data,
+        (*steps, MadeStep(outcome("old"))),
+        tuple(map(measured_outcome, (BASELINE, proven))),
+    )
+    tally = Tally(steps, steps[1].outcome.variant, measured_outcome(BASELINE))
+    tally.carry(earlier)
+    made = candidate(again)
+    tally.candidates.append(made)
+    assert [form.name for form in tally.forms()] == ["new", "old"]
+    tally.measured[again.digest] = measured_outcome(again)
+    whole = tally.made(outcome("data"), asked.data)
+    assert {m.name for m in whole.candidates} == {"new", "old"}
+    assert [step.outcome.name for step in whole.steps] == ["teacher", "teacher.fp32", "old"]
+    made.forms = (proven,)
+    assert [form.name for form in tally.forms()] == ["old"], "once"

@@ -85,7 +85,7 @@ def search(
         trials=tally.trials,
         seconds=tally.seconds,
         ended=ended,
-        limited=limited,
+        limited=limited or (tally.trials > 0 and not setup.says("epochs")),
         sensitivity=shop.maker.ladders.sensitivity,
         control=control,
         planning_seconds=tally.planning_seconds,

@@ -106,7 +106,7 @@ class SearchSummary(Frozen):
     ended: str
     """Why the search ended, in words."""
     limited: bool = False
-    """It ended because the time or the trainings allowed were used up, not because nothing was left to try."""
+    """More time or trainings may find more: it ended at their limit, or trained as long as the time allowed."""
     resolved_from: str | None = None
     """The run whose stored measurements answered, without any training."""
     sensitivity: dict[str, dict[str, float]] = Field(default_factory=dict)
