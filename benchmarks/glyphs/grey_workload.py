@@ -22,7 +22,7 @@ _SIZE = 28
 
 
 class GreyGlyphs:
-    """One input ``image``, raw pixels [N, 1, 28, 28] (UINT8), for a VGG of 1.2 million weights.
+    """One input ``image``, raw pixels [N, 1, 28, 28] (UINT8), for a VGG of a million weights.
 
     Args:
         rows: rows by split, where fewer are wanted than the benchmark's.
@@ -41,7 +41,7 @@ class GreyGlyphs:
 
     def model(self, role: str) -> nn.Module:
         """The same network whatever the role: nothing can be scaled from outside."""
-        return VggClassifier(shape=(1, _SIZE, _SIZE), classes=len(CLASSES), width=1.2)
+        return VggClassifier(shape=(1, _SIZE, _SIZE), classes=len(CLASSES))
 
     def preprocess(self, inputs: Inputs) -> Inputs:
         return {"image": inputs["image"].float() / 64 - 2}
