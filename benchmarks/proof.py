@@ -61,7 +61,7 @@ def main() -> int:
     codes = []
     try:
         for row in rows:
-            output = arguments.output or Path(f"proof-{row.name}.json")
+            output = arguments.output or output_of(row, arguments)
             try:
                 codes.append(prove(row, arguments.home, output, keep=arguments.keep))
             except (FolderTaken, NoProof, NothingMeasured, subprocess.CalledProcessError) as error:
@@ -71,9 +71,14 @@ def main() -> int:
         print("interrupted; finished stages are kept, and the same command goes on from them", file=sys.stderr)
         return 130
     if len(rows) > 1:
-        files = [Path(f"proof-{row.name}.json") for row in rows]
-        print(f"\n{summary_table([json.loads(f.read_text()) for f in files if f.exists()])}")
+        made = [output_of(row, arguments) for row, code in zip(rows, codes, strict=True) if code < 2]
+        print(f"\n{summary_table([json.loads(file.read_text()) for file in made])}")
     return max(codes)
+
+
+def output_of(row: Row, arguments: argparse.Namespace) -> Path:
+    """Where the JSON of a row goes unless the command line says it."""
+    return Path(f"proof-{row.name}{'-zero-knob' if arguments.zero_knob else ''}.json")
 
 
 def wanted_rows(arguments: argparse.Namespace) -> list[Row]:
@@ -112,7 +117,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="where the JSON goes; the default is proof-ROW.json")
     parser.add_argument("--home", type=Path, default=HOME, help="folder of the stack and of all that was computed")
     parser.add_argument("--keep", action="store_true", help="leave the stack up at the end, to look at its pages")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.output and arguments.row == "all":
+        parser.error("--output is one file, and all makes one per row: leave it out, or name a row")
+    if arguments.zero_knob and arguments.spec:
+        parser.error("--zero-knob picks a row's spec, and --spec is one of your own: leave one of them out")
+    return arguments
 
 
 def own_row(spec: str) -> Row:

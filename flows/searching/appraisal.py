@@ -16,6 +16,8 @@ from model_registry.sizes import size_text
 from tasks.validate.choice import best_of, failing_gates
 from tasks.validate.gate_rows import structural_rows
 
+_TRUST = 1.2
+"""How many times cheaper than planned something may turn out."""
 _SLOWEST = 0.3
 """Losses fall at least with this power of the epochs, as far as the guess goes."""
 
@@ -100,11 +102,20 @@ class Appraisal:
             rung=candidate.rung,
             loss=loss,
             spread=best.paired.bound + best.paired.difference if known and best and best.paired else 0.0,
-            possible=bool(fits or not candidate.made) and not candidate.failure and not candidate.behind,
+            possible=self._possible(candidate, bool(fits)) and not candidate.failure and not candidate.behind,
             seconds=self.plan.seconds(candidate),
             ahead=self.plan.ahead(candidate),
             kind=candidate.family,
         )
+
+    def _possible(self, candidate: Candidate, fits: bool) -> bool:
+        """Whether a file keeps the limits of cost; of one that is only planned, whether it may."""
+        if candidate.made or not candidate.planned:
+            return fits or not candidate.made
+        gates, size = self.setup.spec.gates, candidate.planned_bytes / _TRUST
+        if self.setup.spec.objective == "latency" and candidate.planned / _TRUST > 1 / (gates.min_speedup or 1):
+            return False
+        return size <= min(gates.max_bytes or math.inf, self.baseline.bytes / (gates.min_shrink or 1))
 
     def line(self, candidate: Candidate) -> str:
         """The candidate in a few words."""

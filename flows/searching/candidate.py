@@ -43,6 +43,8 @@ class Candidate:
     failure: str = ""
     planned: float = 0.0
     """Expected cost, as the objective counts it, by the allocation that planned it; 0 where nothing was planned."""
+    planned_bytes: float = 0.0
+    """Of its smallest file, expected likewise."""
     form: str = ""
     """Of a pruned candidate: what its latencies were planned for, int8 or fp32."""
     damage: float | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -62,7 +63,8 @@ class CandidateMaker:
         Narrowing does some damage before training, of which training mends most: the cheapest of the teacher's narrower
         candidates up to a certain damage of all groups together.
         """
-        ladder = [c for c in self.tally.candidates if c.kind == "pruned" and not c.base and not c.behind]
+        narrower = [c for c in self.tally.candidates if c.kind == "pruned" and not c.base]
+        ladder = [c for c in narrower if self.appraisal.standing(c).possible]
         fair = [c.planned for c in ladder if c.damage is not None and c.damage <= _TOLERABLE]
         if fair:
             return min(fair)
@@ -74,8 +76,7 @@ class CandidateMaker:
         for candidate in new:
             self.tally.attempt(candidate, lambda c=candidate: self._prune(c))  # type: ignore[misc]
         self._clock(new)
-        for candidate in new:
-            self._correct(candidate)
+        self._correct(new)
         self.set_aside()
 
     def add_teacher(self) -> None:
@@ -124,15 +125,17 @@ class CandidateMaker:
         for other in made[1:]:
             other.failure = made[0].failure
 
-    def _correct(self, candidate: Candidate) -> None:
+    def _correct(self, made: Sequence[Candidate]) -> None:
         """What the allocation expected and a clock did not find is taken for the rest of its ladder too."""
-        found = self.appraisal.standing(candidate).cost
-        if candidate.failure or not candidate.clocked or not candidate.planned:
-            return
-        factor = found / candidate.planned
+        found: dict[tuple[str, str], list[float]] = {}
+        for candidate in made:
+            if candidate.clocked and candidate.planned and not candidate.failure:
+                ratio = self.appraisal.standing(candidate).cost / candidate.planned
+                found.setdefault((candidate.base, candidate.form), []).append(ratio)
         for other in self.tally.candidates:
-            if (other.base, other.form) == (candidate.base, candidate.form) and not other.made:
-                other.planned *= factor
+            ratios = found.get((other.base, other.form))
+            if ratios and not other.made:
+                other.planned *= statistics.geometric_mean(ratios)
 
     def _students(self, scales: Sequence[Mapping[str, Any]]) -> list[Candidate]:
         """Networks of these scales, beginning with those of the teacher's weights that fit them."""

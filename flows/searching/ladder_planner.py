@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from flows.searching.appraisal import Appraisal
 from flows.searching.candidate import Candidate
 from flows.searching.search_setup import SearchSetup
 from flows.searching.tally import Tally
+from model_registry.measurement import Clocked, Measurement
 from tasks.allocate import AllocateSpec, allocate, find_damage
+from tasks.running.errors import PruningRefused
 from tasks.running.stage import Outcome
 
 _SHARES = (
@@ -44,17 +46,20 @@ class LadderPlanner:
         """Learn what the search has to know of the teacher.
 
         Raises:
-            PruningRefused: it cannot be traced, or there is nothing to narrow.
+            PruningRefused: it cannot be traced, or there is nothing to narrow; the rest is known all the same.
         """
-        setup = self.setup
-        outcome = find_damage(setup.job, self._allocation((0.5,), "fp32"), data=setup.data, parent=setup.teacher)
-        self.tally.count(outcome)
+        outcome = self._find_damage(None)
+        self.tally.candidates[0].row_seconds = float(outcome.values["row_seconds"])
         self.augments = bool(outcome.values["augments"])
         self.offers = tuple(outcome.values["offers"])
         self.answer_seconds = float(outcome.values["answer_seconds"])
+        if "refused" in outcome.values:
+            raise PruningRefused(outcome.values["refused"])
 
     def plan(self, base: Candidate | None) -> None:
         """Narrower ones of the teacher, or of a student that is narrowed in its place, at each share of the cost."""
+        if base is not None:
+            self._find_damage(base)
         share_text = "size" if self.setup.by_size else "cost in "
         prefix, whole, its = (f"{base.name}-", base.what, "the teacher's") if base else ("", "teacher", "its")
         for rung in self._ladder(base):
@@ -65,6 +70,8 @@ class LadderPlanner:
             candidate = Candidate(name, "pruned", what, settings, self.setup.trainings, base=base.name if base else "")
             candidate.damage, candidate.planned = float(rung["predicted_damage"]), float(rung["cost"])
             candidate.form = form
+            # Planned for fp32 it may still be kept in int8 weights.
+            candidate.planned_bytes = float(rung["predicted_bytes"]) / (4 if form == "fp32" else 1)
             self.tally.candidates.append(candidate)
 
     def _ladder(self, base: Candidate | None) -> Iterable[Mapping[str, Any]]:
@@ -109,6 +116,12 @@ class LadderPlanner:
             return ("int8",) if int8 < fp32 else ("fp32",)
         return ("int8", "fp32") if int8 < fp32 else ("fp32",)
 
+    def _find_damage(self, base: Candidate | None) -> Outcome:
+        setup = self.setup
+        parent, label = (base.model, base.name) if base and base.model else (setup.teacher, "")
+        spec = self._allocation((0.5,), "fp32")
+        return self.tally.count(find_damage(setup.job, spec, data=setup.data, parent=parent, label=label))
+
     def _allocate(self, base: Candidate | None, form: str, targets: tuple[float, ...]) -> Outcome:
         setup = self.setup
         parent = base.model if base and base.model else setup.teacher
@@ -129,19 +142,28 @@ class LadderPlanner:
         )
 
     def _whole_cost(self, base: Candidate | None, form: str) -> float | None:
-        """What the network costs in this form before it is narrowed; None where it has no such file."""
+        """What the network costs in this form before it is narrowed; None where it has no such file.
+
+        With objective size any quantized file will do, else the whole one.
+        """
         if base is None:
-            files = [m for m in self.tally.candidates[0].forms if (m.digest == m.baseline) == (form == "fp32")]
-            names = [m for m in files if form == "fp32" or m.name.endswith(".int8-static")]
-            return self.appraisal.cost(names[0]) if names else None
-        clocked = {c.name: c for c in base.clocked}
-        wanted = [c for n, c in clocked.items() if n.endswith(".fp32" if form == "fp32" else ".int8-static")]
-        return self.appraisal.cost(wanted[0]) if wanted else None
+            files: Sequence[Measurement | Clocked] = self.tally.candidates[0].forms
+            whole = self.appraisal.baseline.digest
+        else:
+            files, whole = base.clocked, base.clocked[0].digest
+        if form == "fp32":
+            wanted = [f for f in files if f.digest == whole]
+        else:
+            quantized = [f for f in files if f.digest != whole]
+            wanted = [f for f in quantized if f.name.endswith(".int8-static")]
+            if self.setup.by_size:
+                wanted = wanted or quantized or list(files)
+        return min(map(self.appraisal.cost, wanted), default=None)
 
 
 def planning_seconds(setup: SearchSetup) -> float:
     """What timing layers takes, and as long again for everything else before the first training, about."""
-    return 2 * _tables(setup) * _table_seconds(setup)
+    return 2 * _tables(setup) * _table_seconds(setup) if setup.settings.shrink != () else 0.0
 
 
 def _tables(setup: SearchSetup) -> int:

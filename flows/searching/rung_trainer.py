@@ -11,7 +11,7 @@ from flows.searching.appraisal import Appraisal
 from flows.searching.candidate import Candidate, loss_of, released
 from flows.searching.form_maker import FormMaker
 from flows.searching.tally import Tally
-from flows.searching.training_plan import TrainingPlan
+from flows.searching.training_plan import LABELS, TrainingPlan
 from model_registry.store import Store
 from tasks.ask import AskSpec, ask
 from tasks.distill import distill
@@ -45,7 +45,8 @@ class RungTrainer:
             self.tally.attempt(candidate, lambda: self._tune(candidate))
             return
         if len(mixes) == 1:
-            self.plan.decide_mix(mixes[0])
+            if mixes[0]:
+                self.plan.decide_mix(mixes[0])
         else:
             self.tally.attempt(candidate, lambda: self._choose_mix(candidate, mixes))
         if not candidate.failure:
@@ -64,9 +65,9 @@ class RungTrainer:
         taught = tally.variant(f"{winner.name}-r{trained}.fp32")
         untrained = model = tally.variant(winner.name)
         for rung in range(trained):
-            spec = self.plan.distilling.model_copy(
-                update={"epochs": self.plan.epochs[rung], "alpha": 0.0, "hints": None}
-            )
+            epochs = winner.epochs[rung] - (winner.epochs[rung - 1] if rung else 0)
+            alone = {"epochs": epochs, "hints": None, **LABELS}
+            spec = self.plan.distilling.model_copy(update=alone)
             label = f"{CONTROL}-{winner.name}-r{rung + 1}"
             outcome = distill(setup.job, spec, data=setup.data, teacher=setup.teacher, parent=model, label=label)
             tally.add_step(outcome, (untrained,)) if rung == trained - 1 else tally.count(outcome)
@@ -146,6 +147,8 @@ class RungTrainer:
             candidate.earlier += tuple(m for m in candidate.forms if released(m) and self.appraisal.passes(m))
         candidate.rung += 1
         self.forms.of_model(candidate, last=candidate.rung == setup.settings.rungs)
+        if candidate.int8 is None:  # nothing for quantization-aware training to begin with
+            candidate.last = setup.settings.rungs
         if candidate.rung == setup.settings.rungs:
             self.forms.refine(candidate, label)
         candidate.losses.append(min(loss_of(m) for m in candidate.forms))
@@ -159,7 +162,7 @@ class RungTrainer:
             return
         outcome = qat(
             self.setup.job,
-            self.plan.tuning,
+            self.plan.tuning_of(candidate),
             data=self.setup.data,
             parent=candidate.int8,
             teacher=self.setup.teacher,

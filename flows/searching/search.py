@@ -105,8 +105,9 @@ def _rows(shop: Workshop, earlier: SearchRecord | None) -> tuple[CandidateRow, .
     rows = [row_of(c, gates, shop.appraisal.baseline) for c in shop.tally.candidates]
     known = {form.digest for row in rows for form in row.forms}
     for row in earlier.summary.candidates if earlier else ():
+        row = judged(row.model_copy(update={"name": f"earlier-{row.name.removeprefix('earlier-')}"}), gates)
         if row.losses and any(not f.fails and f.digest not in known for f in row.forms):
-            rows.append(judged(row.model_copy(update={"name": f"earlier-{row.name.removeprefix('earlier-')}"}), gates))
+            rows.append(row)
     return tuple(rows)
 
 
@@ -153,17 +154,21 @@ def _train(shop: Workshop, moves: list[Candidate]) -> None:
     """Train the candidates a rung further; the first training of all decides how the others are made."""
     maker, plan, trainer = shop.maker, shop.plan, shop.trainer
     plan.decide_epochs(moves[0])
-    if shop.tally.trials == 0:
+    first = next((c for c in moves if c.rung < shop.setup.settings.rungs), None)
+    if first is not None and not plan.mixed:
         mixes = plan.mixes(maker.ladders.answer_seconds, maker.ladders.augments)
-        trainer.advance(moves[0], mixes if len(mixes) <= shop.setup.settings.trials else ({},))
-        return
-    _side_by_side([lambda c=c: trainer.advance(c) for c in moves])  # type: ignore[misc]
+        left = shop.setup.settings.trials - shop.tally.trials
+        trainer.advance(first, mixes if len(mixes) <= left else ({},))
+        plan.mixed = not first.failure
+    else:
+        _side_by_side([lambda c=c: trainer.advance(c) for c in moves])  # type: ignore[misc]
+    maker.set_aside()
 
 
 def _moves(shop: Workshop, start: float, seconds_left: float) -> list[Candidate]:
     """The candidates to train next, as many as may train at a time."""
     settings, appraisal, chosen = shop.setup.settings, shop.appraisal, list[Candidate]()
-    best = appraisal.cheapest(shop.tally.forms())
+    proven = [appraisal.cost(form) for form in shop.tally.forms() if appraisal.passes(form)]
     rules = appraisal.rules(shop.tally.candidates, start)
     for candidate in shop.tally.candidates:
         candidate.enough = enough(appraisal.standing(candidate), rules)
@@ -171,7 +176,7 @@ def _moves(shop: Workshop, start: float, seconds_left: float) -> list[Candidate]
         name = next_move(
             [appraisal.standing(c) for c in shop.tally.candidates if c not in chosen],
             rules,
-            incumbent=appraisal.cost(best) if best else None,
+            incumbent=min(proven, default=None),
             seconds_left=seconds_left,
         )
         if name is None:

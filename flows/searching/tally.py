@@ -116,8 +116,8 @@ class Tally:
         return (*ours, *(m for m in self.carried if m.digest not in known))
 
     def variant(self, name: str) -> Variant:
-        """The variant of that name among everything made; StopIteration if there is none."""
-        return next(v for s in self.steps for v in s.variants if v.name == name)
+        """The latest variant of that name among everything made; StopIteration if there is none."""
+        return next(v for s in reversed(self.steps) for v in s.variants if v.name == name)
 
     def made(self, data: Outcome, checked: DataRef) -> Made:
         """Everything for MLflow, the report and the gates: the latest files of what was trained, and the control."""

@@ -44,6 +44,8 @@ class TrainingPlan:
         self.distilling: DistillSpec = setup.distilling.model_copy(update={"control": False})
         self.left = 60 * setup.settings.minutes
         """Seconds that are left; kept up to date by the search."""
+        self.mixed = False
+        """Whether a training has shown which mix of labels and teacher is best."""
         self.epochs: tuple[int, ...] = ()
         """Of each rung, if nothing is lengthened; empty until they are decided."""
         if setup.says("epochs"):
@@ -57,7 +59,8 @@ class TrainingPlan:
         weights = [settings.eta**rung for rung in range(settings.rungs)]
         if first.row_seconds:
             affordable = _SCOUTING * 60 * settings.minutes / (self._rows * first.row_seconds)
-            begin = int(min(MOST_EPOCHS / sum(weights), max(1.0, affordable)))
+            most = MOST_EPOCHS / (1 + sum(weights[1:-1]))  # the last rung takes what is left
+            begin = max(1, int(min(most, affordable)))
         self.epochs = tuple(max(1, round(begin * weight)) for weight in weights)
 
     def next_epochs(self, candidate: Candidate) -> int:
@@ -86,8 +89,7 @@ class TrainingPlan:
             answer_seconds: what the teacher takes for a row.
             augments: whether training rows change from epoch to epoch; the teacher is then asked about fixed views.
         """
-        said = any(map(self.setup.says, ("alpha", "temperature", "hints")))
-        if said or self.setup.settings.rungs == 1:  # there is no short training to tell
+        if not mix_is_tried(self.setup):
             return ({},)
         affordable = int(_ASKING * 60 * self.setup.settings.minutes / max(1e-9, self._train * answer_seconds))
         if affordable < 1:
@@ -112,12 +114,13 @@ class TrainingPlan:
             update["scale"] = candidate.settings["scale"]
         return self.distilling.model_copy(update=update)
 
-    @property
-    def tuning(self) -> QatSpec:
-        """Quantization-aware training: as long as the first rung, where the spec does not say."""
-        if self.setup.spec.qat is not None or not self.epochs:
-            return self.setup.tuning
-        return self.setup.tuning.model_copy(update={"epochs": self.epochs[0]})
+    def tuning_of(self, candidate: Candidate) -> QatSpec:
+        """Its quantization-aware training: where the spec does not say, no longer than what is left allows."""
+        spec, epoch = self.setup.tuning, self._epoch_seconds(candidate)
+        if self.setup.spec.qat is not None or not epoch:
+            return spec
+        affordable = int((SHARE * self.left - _OVERHEAD) / epoch)
+        return spec.model_copy(update={"epochs": max(1, min(spec.epochs, affordable))})
 
     def seconds(self, candidate: Candidate) -> float:
         """What its next training will take, about; by its latest one, where there is one."""
@@ -127,7 +130,7 @@ class TrainingPlan:
         if not self.epochs:
             return epoch + _OVERHEAD  # at least one
         last = candidate.rung >= self.setup.settings.rungs
-        return epoch * (self.tuning.epochs if last else self.next_epochs(candidate)) + _OVERHEAD
+        return epoch * (self.tuning_of(candidate).epochs if last else self.next_epochs(candidate)) + _OVERHEAD
 
     def _needed(self, candidate: Candidate, affordable: int) -> int:
         """No more than what it probably takes, but as many as the rung before had."""
@@ -158,3 +161,11 @@ class TrainingPlan:
     @property
     def _rows(self) -> float:
         return self._train + _JUDGING * self.setup.data.split("validation").rows
+
+
+def mix_is_tried(setup: SearchSetup) -> bool:
+    """Whether the first training tells how much labels and the teacher's answers count: if the spec does not say it.
+
+    With a single rung there is no short training that could tell.
+    """
+    return setup.settings.rungs > 1 and not any(map(setup.says, ("alpha", "temperature", "hints")))

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field
 
 from model_registry.variant import Frozen, Variant
+from tasks.running.errors import PruningRefused
 from tasks.running.policy import step
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome, Stage
@@ -105,12 +106,10 @@ def find_damage(job: Job, spec: AllocateSpec, *, data: DataRef, parent: Variant,
 
     The first stage of :func:`allocate`, for whoever wants to know before: that one finds it stored.
 
-    Values: ``structure`` (layers and groups), ``damages`` (by group: channels left and damage), ``rows`` that were
-    asked, ``answer_seconds`` (what a row takes), ``augments`` (whether the workload changes training rows),
-    ``offers`` (arguments of its ``model()`` that make other networks).
-
-    Raises:
-        PruningRefused: the model cannot be traced, or there is nothing to prune.
+    Values: ``answer_seconds`` and ``row_seconds`` (what a row takes to be answered, and in a training step),
+    ``augments`` (whether the workload changes training rows), ``offers`` (arguments of its ``model()`` that make other
+    networks); ``structure`` (layers and groups), ``damages`` (by group: channels left and damage), ``rows`` that were
+    asked; or ``refused``: why the model cannot be narrowed.
     """
     return _find_damage(job, spec, data, parent, label)
 
@@ -137,10 +136,13 @@ def allocate(job: Job, spec: AllocateSpec, *, data: DataRef, parent: Variant, la
         PruningRefused: the model cannot be traced, or there is nothing to prune.
     """
     sensitivity = _find_damage(job, spec, data, parent, label)
+    if "refused" in sensitivity.values:
+        raise PruningRefused(sensitivity.values["refused"])
     structure = sensitivity.values.get("structure")
     table = run_stage(LATENCY_TABLE, job, _part(spec, TableSpec), extra={"structure": structure}, label=label)
     found = {"structure": structure, "damages": sensitivity.values.get("damages"), "table": table.values.get("table")}
-    return run_stage(ALLOCATE, job, _part(spec, LadderSpec), extra=found, label=label)
+    chosen = run_stage(ALLOCATE, job, _part(spec, LadderSpec), extra=found, label=label)
+    return chosen.model_copy(update={"cost_seconds": chosen.cost_seconds + table.cost_seconds})
 
 
 def _find_damage(job: Job, spec: AllocateSpec, data: DataRef, parent: Variant, label: str) -> Outcome:

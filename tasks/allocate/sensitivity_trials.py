@@ -18,7 +18,6 @@ from tasks.torch_models.fit_layout import channels_last
 from tasks.torch_models.fit_rows import Rows, torch_device
 from tasks.torch_models.fit_seeding import reproducible
 from tasks.torch_models.fit_threads import row_macs, worthwhile_threads
-from tasks.torch_models.pace import answer_seconds
 from tasks.workloads.workload import Workload
 
 _MOST_MACS = 2e12
@@ -47,15 +46,11 @@ class Trials:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The model's layers, what narrowing each group of them does, and on how many rows that was measured.
-
-    ``answer_seconds``: what the model takes to answer a row.
-    """
+    """The model's layers, what narrowing each group of them does, and on how many rows that was measured."""
 
     structure: Structure
     damages: Damages
     rows: int
-    answer_seconds: float
 
 
 def find_sensitivity(
@@ -97,4 +92,4 @@ def find_sensitivity(
     chosen = Rows(workload, {name: values[order.numpy()] for name, values in columns.items()}, where)
     with reproducible(where, True), worthwhile_threads(model, sample, count), channels_last(model, sample):
         damages = measure_damage(model, chosen, groups, keeps, classification=classification, progress=progress)
-    return Sensitivity(structure, damages, count, answer_seconds(model, chosen))
+    return Sensitivity(structure, damages, count)
