@@ -84,7 +84,7 @@ def test_a_search_ends_with_the_smallest_variant_inside_the_budget(winnow: Winno
     assert refused["status"] == "refused"
     reasons = {c["name"]: (c["state"], c["reason"]) for c in refused["search"]["candidates"]}
     assert {state for state, _ in reasons.values()} == {"over the budget", "failed"}
-    assert "100 bytes" in reasons["pruned15"][1]
+    assert "> 100 bytes" in reasons["pruned15"][1]
     assert computed(refused, *TRAINED) == []
     assert (winnow.home / "runs" / refused["run_id"] / "report" / "report.html").exists()
 
@@ -237,7 +237,7 @@ def test_a_teacher_at_chance_level_is_refused_before_anything_is_searched(winnow
 def test_a_plan_says_what_a_search_will_try(winnow: Winnow) -> None:
     search = {"minutes": 7, "trials": 11}
     planned = winnow("run", spec(winnow.folder, "foretold", search=search, distill=None), "--plan", "--json")
-    lines = json.loads(planned.stdout)
+    lines = json.loads(planned.stdout)["stages"]
     told = {line["name"]: line["reason"] for line in lines if line["name"].startswith("search:")}
     assert set(told) == {"search:teacher", "search:planning", "search:training", "search:choice"}
     assert "at most 11 trainings in 7 min" in told["search:training"]

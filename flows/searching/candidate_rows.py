@@ -49,6 +49,7 @@ def row_of(candidate: Candidate, gates: GateSpec, baseline: Measurement) -> Cand
         cost=0.0,
         seconds=candidate.seconds,
         forms=forms,
+        planned_bytes=candidate.planned_bytes,
         behind=candidate.behind,
     )
     return judged(row, gates)
@@ -117,6 +118,8 @@ def _state(row: CandidateRow, gates: GateSpec) -> tuple[State, str]:
     over = [_over(form, gates) for form in row.forms]
     if over and all(over):
         return "over the budget", "; ".join(min(over, key=lambda texts: len(texts)).values())
+    if not row.forms and gates.max_bytes is not None and row.planned_bytes > gates.max_bytes:
+        return "over the budget", f"planned with {row.planned_bytes:.0f} bytes > {gates.max_bytes} bytes"
     if not trained and row.behind:
         return "not reached", f"{row.behind} costs no more and is planned to lose less"
     if not trained:

@@ -60,6 +60,8 @@ class CandidateRow(Frozen):
     seconds: float
     """Spent on it in its stages' processes, whether in this run or before."""
     forms: tuple[CandidateForm, ...] = ()
+    planned_bytes: float = 0.0
+    """Of its smallest file, as the allocation expects; 0 where nothing was planned."""
     behind: str = ""
     """Another candidate that costs no more and was planned to lose less."""
 
