@@ -45,9 +45,12 @@ def wait_until(true: Callable[[], Any], seconds: float = 60) -> Any:
 
 
 def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    status, answer = fetch(
-        url, method="POST", body=json.dumps(body).encode(), headers={"Content-Type": "application/json"}, timeout=20
-    )
+    headers = {"Content-Type": "application/json"}
+    for _ in range(20):
+        status, answer = fetch(url, method="POST", body=json.dumps(body).encode(), headers=headers, timeout=20)
+        if status != 503:  # on a busy machine its database may be locked: Prefect's own client asks again, too
+            break
+        time.sleep(0.5)
     assert status in {200, 201}, (status, answer)
     found: dict[str, Any] = json.loads(answer)
     return found
