@@ -117,6 +117,7 @@ def test_only_what_is_cheaper_than_the_best_proven_one_is_of_interest() -> None:
     ladder = (made("large", 3.0, rung=1, loss=0.0), made("small", 1.0, rung=1, loss=0.01))
     assert move(*ladder, incumbent=2.0) == "small"
     assert move(*ladder, incumbent=1.0) is None
+    assert move(*ladder, incumbent=1.02) is None, "not cheaper beyond the noise"
 
 
 def test_the_search_ends_when_nothing_cheaper_may_reach_the_margin() -> None:

@@ -19,6 +19,8 @@ HOPELESS = 3.0
 
 WELL_WITHIN = 0.4
 """Of the margin: what a training aims at, for it may turn out worse, and the test split is another one."""
+_CHEAPER = 0.97
+"""Of the best proven one's cost: what costs more than this is not cheaper beyond the noise of a timing."""
 _ENDLESS = 1e4
 
 
@@ -111,11 +113,8 @@ def next_move(
         incumbent: cost of the best variant that keeps the whole budget; None while there is none.
         seconds_left: moves that would take longer are not begun.
     """
-    open_ = [
-        s
-        for s in standings
-        if s.possible and s.rung < s.last and s.seconds <= seconds_left and (incumbent is None or s.cost < incumbent)
-    ]
+    worth = float("inf") if incumbent is None else _CHEAPER * incumbent
+    open_ = [s for s in standings if s.possible and s.rung < s.last and s.seconds <= seconds_left and s.cost < worth]
     families: dict[str, list[Standing]] = {}
     for standing in standings:
         families.setdefault(standing.kind, []).append(standing)
