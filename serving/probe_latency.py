@@ -172,7 +172,7 @@ def _in_turns(
     warm_up_seconds: float,
     rng: np.random.Generator,
 ) -> list[Floats]:
-    """Seconds of each request of each engine, [rounds, requests per block]; each round has a random order of its own."""
+    """Seconds of each request of each engine, [rounds, requests per block]; each round has its own random order."""
     slowest = max(_warm_up(engine, requests, warm_up_seconds) for engine in engines)
     count = max(MIN_REQUESTS, int(seconds / (rounds * len(engines)) / slowest))
     blocks = [np.empty((rounds, count)) for _ in engines]

@@ -60,8 +60,8 @@ class CandidateMaker:
     def start(self) -> float:
         """Cost where each family's first training is looked for: where the damage model expects the answer.
 
-        Narrowing does some damage before training, most of which training undoes: the cheapest of the teacher's narrower
-        candidates up to a certain damage of all groups together.
+        Narrowing does some damage before training, most of which training undoes: the cheapest of the teacher's
+        narrower candidates up to a certain damage of all groups together.
         """
         narrower = [c for c in self.tally.candidates if c.kind == "pruned" and not c.base]
         ladder = [c for c in narrower if self.appraisal.standing(c).possible]
