@@ -36,6 +36,15 @@ def test_each_family_has_one_short_training_first() -> None:
     assert move(made("small", 1.0), known, *students) == "s1.5"
 
 
+def test_the_fastest_to_train_is_first_and_a_fresh_network_last() -> None:
+    ours = made("narrow", 2.0, seconds=30.0)
+    shallow = Standing(name="shallow", cost=2.0, last=4, kind="cut", seconds=10.0)
+    fresh = Standing(name="fresh", cost=2.0, last=4, kind="student", seconds=1.0, fresh=True)
+    assert move(ours, fresh, shallow) == "shallow"
+    assert move(ours, fresh) == "narrow"
+    assert move(fresh) == "fresh"
+
+
 def test_short_trainings_halve_what_lies_between_too_much_and_enough() -> None:
     ladder = [made(f"c{cost}", cost) for cost in (1.0, 1.5, 3.0, 4.5, 6.0)]
     passing, failing = made("c2", 2.0, rung=1, loss=0.0), made("c2", 2.0, rung=1, loss=0.5)

@@ -106,6 +106,7 @@ class Appraisal:
             seconds=self.plan.seconds(candidate),
             ahead=self.plan.ahead(candidate),
             kind=candidate.family,
+            fresh=candidate.kind == "student",
         )
 
     def _possible(self, candidate: Candidate, fits: bool) -> bool:

@@ -35,7 +35,7 @@ class Standing:
     structure, or failed. ``seconds``: what its next rung will take, about. ``ahead``: epochs it will have had after its
     last rung, as a multiple of those that it had. ``kind``: losses are compared within one kind only, for what starts
     from the teacher's weights is far ahead after a short training, and what is shallower may lose less than what is
-    narrower and as cheap.
+    narrower and as cheap. ``fresh``: it starts from random weights.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Standing:
     seconds: float = 0.0
     ahead: float = 1.0
     kind: str = ""
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def next_move(
 ) -> str | None:
     """The candidate to train one rung further, or None if the search is over.
 
-    1. Each family (``kind``) has one short training, of its candidate nearest to ``start``.
+    1. Each family (``kind``) has one short training, of its candidate nearest to ``start``: the fastest one to train
+       first, since several trainings are made of it, and a fresh network last, since what suits it suits no other.
     2. In the family that promises most: bisection with short trainings, then the cheapest one that may pass goes on.
        The next family follows when nothing is left to do there.
     3. What is not hopeless is trained further, the most promising first.
@@ -118,11 +120,10 @@ def next_move(
     families: dict[str, list[Standing]] = {}
     for standing in standings:
         families.setdefault(standing.kind, []).append(standing)
-    for members in families.values():
-        if all(s.loss is None for s in members):
-            new = [s for s in members if s in open_]
-            if new:
-                return min(new, key=lambda s: (abs(_log(s.cost) - _log(rules.start)), s.cost, s.name)).name
+    new = [[s for s in members if s in open_] for members in families.values() if all(s.loss is None for s in members)]
+    nearest = [min(f, key=lambda s: (abs(_log(s.cost) - _log(rules.start)), s.cost, s.name)) for f in new if f]
+    if nearest:
+        return min(nearest, key=lambda s: (s.fresh, s.seconds)).name
     for members in sorted(families.values(), key=lambda f: min((_promise(s, rules) for s in f), default=(0.0, 0.0))):
         name = _within(members, [s for s in members if s in open_], rules)
         if name is not None:
