@@ -53,6 +53,8 @@ class Counts:
     alone_released: int = 0
     """Runs in which the cheapest alone would have been released."""
     alone_bad: int = 0
+    bad_on_front: int = 0
+    """Runs in which, with objective front, any of those proven loses the margin or more."""
     all_bad: int = 0
     """Runs in which a bad one would have been released had all been asked and the cheapest that passed been taken."""
     alarms: int = 0
@@ -135,6 +137,7 @@ def meet(counts: Counts, truths: Sequence[float], sequence: Sequence[Measurement
     held = [n for n, ok in enumerate(alone.values()) if ok]
     counts.released += passed > 0
     counts.bad += passed > 0 and bad[passed - 1]
+    counts.bad_on_front += any(bad[:passed])
     counts.alone_released += len(bad) - 1 in held
     counts.alone_bad += len(bad) - 1 in held and bad[-1]
     counts.all_bad += bool(held) and bad[held[-1]]

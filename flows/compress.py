@@ -142,15 +142,23 @@ def release(run: OngoingRun, made: Made) -> RunReport:
         refusal, decision = error, refused_decision(error)
     run.decide(decision)
     draw_ahead(run.report)
-    rows = made.rows(run.report.chosen)
+    rows = made.rows(run.report.chosen, decision.front if decision else ())
     tracked = track(job, data=checked, rows=rows, origin=run.origin, links=run.report.links)
 
     with concluding(run, made, rows, tracked):  # MLflow's run ends as ours does, whatever happens
         if refusal or decision is None:
             raise refusal or AssertionError("no decision and no refusal")
         chosen = made.of(decision.chosen)
-        version = register(job, data=checked, variant=chosen.variant, measurement=chosen.measurement, tracked=tracked)
-        run.update(status="registered", version=version)
+        versions = register(
+            job,
+            data=checked,
+            variant=chosen.variant,
+            measurement=chosen.measurement,
+            tracked=tracked,
+            others=tuple(row for row in rows if row.proven and not row.chosen),
+        )
+        version = versions[decision.chosen]
+        run.update(status="registered", version=version, front=versions if decision.front else {})
         if spec.deploy:
             deployed = deploy(
                 job.store,

@@ -68,6 +68,7 @@ def _conclude(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: 
     tags = {
         "winnow.version": str(report.version or ""),
         "winnow.endpoint": report.endpoint or "",
+        "winnow.front": ", ".join(map(str, sorted(report.front.values()))),
         "winnow.sequence": sequence_sentence(report),
         "winnow.splits_differ": gap_sentence(report),
     }

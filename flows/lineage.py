@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -93,8 +94,12 @@ class Made:
         """The variant of that digest with its measurement; KeyError if it was not measured."""
         return Measured(self.variants[digest], {m.digest: m for m in self.measurements}[digest])
 
-    def rows(self, chosen: str | None = None) -> tuple[VariantRun, ...]:
-        """One row per measured variant, the baseline first."""
+    def rows(self, chosen: str | None = None, proven: Collection[str] = ()) -> tuple[VariantRun, ...]:
+        """One row per measured variant, the baseline first.
+
+        Args:
+            proven: digests of what is registered besides the chosen one.
+        """
         front = pareto_digests(self.measurements)
         return tuple(
             VariantRun(
@@ -105,6 +110,7 @@ class Made:
                 history=self._history(m.digest),
                 pareto=m.digest in front,
                 chosen=m.digest == chosen,
+                proven=m.digest in proven,
             )
             for m in self.measurements
         )

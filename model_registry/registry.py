@@ -262,6 +262,11 @@ class Registry:
             for tags in [by_key(version.get("tags", []))]
         ]
 
+    def tag_version(self, model: str, version: int, tags: Mapping[str, str]) -> None:
+        """Set tags of a registered version."""
+        for key, value in tags.items():
+            self._server.post("model-versions/set-tag", name=model, version=str(version), key=key, value=value)
+
     # -- aliases ------------------------------------------------------------------------------------------------
     def alias(self, model: str, name: str) -> int | None:
         """The version that the alias points to; None for none."""

@@ -86,6 +86,8 @@ class VariantRun(Frozen):
     """``history.jsonl`` of its training: one JSON object an epoch."""
     pareto: bool = False
     chosen: bool = False
+    proven: bool = False
+    """Registered as one of a front, chosen or not."""
 
 
 class Dataset(Frozen):

@@ -17,7 +17,7 @@ from tasks.running.splits import DataRef
 from tasks.running.stage import Job
 
 MODEL_LIMIT_BYTES = 32 << 20
-"""ONNX variants up to this size are kept in MLflow too; of larger ones only the chosen one."""
+"""ONNX variants up to this size are kept in MLflow too; of larger ones only what is registered."""
 _EXAMPLE_ROWS = 2
 _AT_ONCE = 3
 
@@ -41,11 +41,12 @@ def track(
 
     Raises:
         RegistryUnavailable: MLflow does not answer; may pass, and trying again leaves no second run.
-        CorruptObject, ObjectMissing: a file of the chosen variant is not whole any more.
+        CorruptObject, ObjectMissing: a file of a variant to be registered is not whole any more.
     """
     store, registry = Store(job.store), Registry.from_environment()
     for row in rows:
-        if row.chosen:  # opened before anything is released: the run makes a broken file again, the endpoint cannot
+        # Opened before anything is released: the run makes a broken file again, the endpoint cannot.
+        if row.chosen or row.proven:
             for entry in row.variant.files:
                 store.fetch_bytes(entry)
     origin = origin or {}
@@ -64,7 +65,7 @@ def track(
             def onnx_file() -> Path:
                 return store.fetch(variant.file("model.onnx"), Path(folder) / f"{variant.digest}.onnx")
 
-            kept = variant.format == "onnx" and (row.chosen or variant.size <= MODEL_LIMIT_BYTES)
+            kept = variant.format == "onnx" and (row.chosen or row.proven or variant.size <= MODEL_LIMIT_BYTES)
             return registry.log_variant(
                 run,
                 row,

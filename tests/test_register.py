@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +68,8 @@ def test_a_run_is_tracked_registered_and_concluded(
 
     chosen = variants[1]
     assert chosen.measurement is not None
-    version = register.task.fn(job, data=data, variant=chosen.variant, measurement=chosen.measurement, tracked=tracked)
+    versions = register.task.fn(job, data=data, variant=chosen.variant, measurement=chosen.measurement, tracked=tracked)
+    version = versions[chosen.variant.digest]
     registry = Registry.from_environment()
     assert (version, registry.alias(job.model, "challenger"), registry.alias(job.model, "champion")) == (1, 1, None)
     assert registry.version(job.model, 1).digest == chosen.variant.digest
@@ -100,15 +102,14 @@ def test_the_same_digest_from_two_runs_at_once_is_one_version(
 
     def go(index: int) -> None:
         assert chosen.measurement is not None
-        versions.append(
-            register.task.fn(
-                jobs[index],
-                data=data,
-                variant=chosen.variant,
-                measurement=chosen.measurement,
-                tracked=tracked[index],
-            )
+        made = register.task.fn(
+            jobs[index],
+            data=data,
+            variant=chosen.variant,
+            measurement=chosen.measurement,
+            tracked=tracked[index],
         )
+        versions.append(made[chosen.variant.digest])
 
     threads = [threading.Thread(target=go, args=(index,)) for index in range(3)]
     for thread in threads:
@@ -117,6 +118,28 @@ def test_the_same_digest_from_two_runs_at_once_is_one_version(
         thread.join(120)
     assert versions == [1, 1, 1]
     assert len(Registry.from_environment().versions(job.model)) == 1
+
+
+def test_a_front_is_registered_as_one_set_and_the_alias_is_that_of_the_chosen_one(
+    store: Store, job: Job, rows: tuple[DataRef, tuple[VariantRun, ...]]
+) -> None:
+    data, (other, chosen) = rows
+    tracked = track.task.fn(job, data=data, rows=(other, chosen))
+    arguments: dict[str, Any] = {
+        "variant": chosen.variant,
+        "measurement": chosen.measurement,
+        "tracked": tracked,
+        "others": (other,),
+    }
+    versions = register.task.fn(job, data=data, **arguments)
+    assert versions == {other.variant.digest: 1, chosen.variant.digest: 2}
+    assert register.task.fn(job, data=data, **arguments) == versions  # tried again, nothing doubled
+    registry = Registry.from_environment()
+    assert registry.alias(job.model, "challenger") == 2
+    client = MlflowClient(registry.uri)
+    assert [client.get_model_version(job.model, str(v)).tags["winnow.front"] for v in (1, 2)] == ["1, 2", "1, 2"]
+    for row in (other, chosen):  # each can be put into service later
+        assert replay(store, row.variant.digest)[0].rows == 16
 
 
 def test_runs_that_were_killed_are_ended_by_the_next(job: Job, rows: tuple[DataRef, tuple[VariantRun, ...]]) -> None:

@@ -22,7 +22,7 @@ from tasks.evidence.split_gap import split_gap
 from tasks.running.errors import GateFailed
 from tasks.validate import GateSpec, decision_of
 from tasks.validate.choice import choose
-from tasks.validate.sequence import MOST_TESTED, fixed_sequence, passed_in_order
+from tasks.validate.sequence import MOST_ON_FRONT, MOST_TESTED, fixed_sequence, front_sequence, passed_in_order
 
 sys.path.append(str(Path(__file__).parent.parent))
 
@@ -75,6 +75,23 @@ def test_of_many_the_safest_the_cheapest_and_two_well_apart_are_tested(objective
         assert names(sequence) == ["v00", "v05", "v11", "v16"]
 
 
+def test_a_front_holds_what_nothing_safer_equals_at_latency_and_size() -> None:
+    safe, fast = variant("safe", 2.0, 0.002, bytes=400), variant("fast", 0.5, 0.010, bytes=500)
+    small, beaten = variant("small", 3.0, 0.012, bytes=100), variant("beaten", 2.1, 0.004, bytes=400)
+    same = variant("same", 0.49, 0.011, bytes=495)  # within the noise of a timing
+    choice = choose(GateSpec(objective="front"), [small, beaten, fast, same, safe], BASE, {})
+    assert names(choice.sequence) == ["safe", "fast", "small"]
+    assert choice.chosen is same  # the best at both, by a hair; of the sequence it is the best of those that passed
+    assert "5 of 5 variants pass on validation, 3 of them on the front" in choice.reason
+
+
+def test_of_a_long_front_the_ends_stay_and_the_crowd_is_thinned_out() -> None:
+    many = [variant(f"v{n:02}", 4.0 * 0.9**n, 0.001 + n * 0.0005, bytes=1000) for n in range(12)]
+    many.append(variant("smallest", 4.0, 0.018, bytes=10))
+    kept = names(front_sequence(many))
+    assert len(kept) == MOST_ON_FRONT and {"v00", "v11", "smallest"} <= set(kept)
+
+
 def test_nobody_is_asked_behind_the_first_that_fails() -> None:
     members, asked = (variant("a", 3.0, 0.01), variant("b", 2.0, 0.01), variant("c", 1.0, 0.01)), []
 
@@ -96,6 +113,7 @@ def test_at_most_one_run_in_twenty_releases_a_variant_that_breaks_its_margin(ali
     for parts in ((1.0, 1.0, 1.0, 1.0), (1.0, 1.2, 1.4, 1.6), (0.1, 1.0, 1.0, 1.0), (0.1, 0.2, 1.0, 1.2)):
         found = sequences(repeats, [part * MARGIN for part in parts], rows=500, alike=alike, seed=2)
         assert found.bad <= limit * repeats, parts
+        assert found.bad_on_front <= limit * repeats, parts
         if alike == 0.0 and parts[0] == parts[-1]:  # to ask all and take the cheapest that passes would not do
             assert found.all_bad > 1.5 * limit * repeats
 
@@ -167,6 +185,24 @@ def line(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Line:
 
 
 SPEC = GateSpec(margin=0.025, per_class_margin=None)
+
+
+@pytest.mark.timeout(120)
+def test_of_a_front_all_that_passed_are_proven_and_the_best_of_them_is_chosen(line: Line) -> None:
+    safe = line.candidates[0]
+    twin = make_variant(line.store, "twin", linear(), width=32)  # answers like the good one, larger and faster
+    fast = measure_quickly(line.store, twin, linear(), line.baseline, p50=0.01)
+    front = SPEC.model_copy(update={"objective": "front"})
+    decision = decision_of(line.run(front, candidates=[safe, fast, line.lucky]))
+    assert [(m.name, m.verdict) for m in decision.sequence] == [
+        ("twin", "passed"),
+        ("good", "passed"),
+        ("bad", "failed"),
+    ]
+    assert decision.front == (fast.digest, safe.digest) and decision.chosen == fast.digest
+    assert decision.reason.endswith("on the test split bad did not pass, and twin is the best that did")
+    assert decision.scored[0].digest == fast.digest
+    assert decision_of(line.run(SPEC)).front == ()
 
 
 @pytest.mark.timeout(120)

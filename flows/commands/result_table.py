@@ -26,7 +26,7 @@ from tasks.report.headline import headline
 from tasks.report.ratio_text import faster_text, smaller_text
 from tasks.report.run_report import RunReport, VariantRow
 from tasks.report.search_view import control_sentence, ending, mix_sentence, nearest, search_verdict
-from tasks.report.sequence_view import gap_sentence, sequence_sentence
+from tasks.report.sequence_view import front_sentence, gap_sentence, sequence_sentence
 from tasks.report.shortlist import shortlist
 
 _COLOURS = {"good": "green", "warn": "yellow", "bad": "red"}
@@ -55,6 +55,8 @@ def print_report(report: RunReport, *, folder: Path | None = None) -> None:
         console.print(gates(report))
     if told := sequence_sentence(report):
         console.print(told, highlight=False, markup=False)
+    if front := front_sentence(report):
+        console.print(front, highlight=False, markup=False)
     if gap := gap_sentence(report):
         console.print(Text.assemble(("warning: ", "yellow"), gap))
     if report.error and not passed and report.status != "refused":

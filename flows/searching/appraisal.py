@@ -15,6 +15,7 @@ from model_registry.measurement import Clocked, Measurement
 from model_registry.sizes import size_text
 from tasks.validate.choice import best_of, failing_gates
 from tasks.validate.gate_rows import structural_rows
+from tasks.validate.sequence import cost_of_objective
 
 _TRUST = 1.2
 """How many times cheaper than planned something may turn out."""
@@ -31,10 +32,8 @@ class Appraisal:
     plan: TrainingPlan
 
     def cost(self, form: Measurement | Clocked) -> float:
-        """What the objective counts, lower is better: share of the teacher's latency, bytes, or seconds per sample."""
-        if self.setup.by_size:
-            return float(form.bytes)
-        return form.latency_share[0] if self.setup.spec.objective == "latency" else 1.0 / form.throughput.value
+        """What the objective counts, lower is better; latency as a share of the teacher's."""
+        return cost_of_objective(self.setup.spec.objective, form)
 
     def share_of_teacher(self, candidate: Candidate) -> float:
         """What the candidate's fp32 file costs, as a share of the teacher's."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from flows.searching.candidate import Candidate, loss_of
-from model_registry.measurement import Clocked, Measurement
+from model_registry.measurement import Clocked, Measurement, Objective
+from tasks.evidence.objective_cost import objective_cost
 from tasks.evidence.search_summary import CandidateForm, CandidateRow, State
 from tasks.validate.choice import failing_gates
 from tasks.validate.gate_spec import STRUCTURAL, GateSpec
@@ -102,10 +103,8 @@ def _over(form: CandidateForm, gates: GateSpec) -> dict[str, str]:
     return found
 
 
-def _cost(form: CandidateForm, objective: str) -> float:
-    if objective == "size":
-        return float(form.bytes)
-    return form.p50_ms if objective == "latency" else 1.0 / form.throughput
+def _cost(form: CandidateForm, objective: Objective) -> float:
+    return objective_cost(objective, latency=form.p50_ms, size=float(form.bytes), throughput=form.throughput)
 
 
 def _state(row: CandidateRow, gates: GateSpec) -> tuple[State, str]:

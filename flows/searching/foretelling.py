@@ -9,6 +9,7 @@ from tasks.evidence.number_text import seconds_text
 from tasks.running.stage_plan import PlanLine
 
 _BEST = {"latency": "lowest latency", "size": "smallest file", "throughput": "highest throughput"}
+_FRONT = "every one that no other beats at accuracy, latency and size, and"
 
 
 def foretell(setup: SearchSetup) -> list[PlanLine]:
@@ -37,5 +38,6 @@ def foretell(setup: SearchSetup) -> list[PlanLine]:
         mix = "; the first one tells how much labels and teacher count" if mix_is_tried(setup) else ""
         limits = f"at most {settings.trials} trainings in {settings.minutes:g} min"
         lines.append(("search:training", f"{limits}; {settings.rungs} for a candidate, {epochs}{mix}"))
-    lines.append(("search:choice", f"the {_BEST[spec.objective]} that loses at most {spec.gates.margin:g}"))
+    wanted = _FRONT if spec.objective == "front" else f"the {_BEST[spec.objective]}"
+    lines.append(("search:choice", f"{wanted} that loses at most {spec.gates.margin:g}"))
     return [PlanLine(name=name, action="computed", reason=reason) for name, reason in lines]

@@ -11,6 +11,7 @@ from flows.searching.search_setup import SearchSetup
 from flows.searching.tally import Tally
 from model_registry.measurement import Clocked, Measurement
 from tasks.allocate import AllocateSpec, allocate, find_damage
+from tasks.evidence.objective_cost import objective_cost
 from tasks.running.errors import PruningRefused
 from tasks.running.stage import Outcome
 
@@ -95,15 +96,18 @@ class LadderPlanner:
             for group in outcome.values["groups"] if base is None else ():
                 width, damages = group["width"], group["damages"]
                 self.sensitivity[group["name"]] = {f"{1 - left / width:.3g}": damage for left, damage in damages}
-            predicted = "predicted_bytes" if self.setup.by_size else "predicted_ms"
-            whole_predicted = outcome.values["parent"]["bytes" if self.setup.by_size else "ms"]
             # Targets that cannot be reached all end at the same smallest structure.
             for rung in outcome.values["ladder"]:
-                cost = whole * rung[predicted] / whole_predicted
+                cost = whole * self._shrunk(rung, outcome.values["parent"])
                 rungs.setdefault(
                     str(rung["ratios"]), {**rung, "form": form, "share": targets[rung["target"]], "cost": cost}
                 )
         return rungs.values()
+
+    def _shrunk(self, rung: Mapping[str, Any], parent: Mapping[str, Any]) -> float:
+        """What is left of the cost, as the objective counts it, by the allocation."""
+        latency, size = rung["predicted_ms"] / parent["ms"], rung["predicted_bytes"] / parent["bytes"]
+        return objective_cost(self.setup.spec.objective, latency=latency, size=size, throughput=1 / latency)
 
     def _forms(self, base: Candidate | None) -> tuple[str, ...]:
         """In which the latencies are taken: int8 where it pays at all, fp32, or for a base the better of the two."""
@@ -144,7 +148,8 @@ class LadderPlanner:
     def _whole_cost(self, base: Candidate | None, form: str) -> float | None:
         """What the network costs in this form before it is narrowed; None where it has no such file.
 
-        With objective size any quantized file will do, else the whole one.
+        With objective size any quantized file will do, else the whole one. Where size counts as well, fp32 is kept in
+        int8 weights.
         """
         if base is None:
             files: Sequence[Measurement | Clocked] = self.tally.candidates[0].forms
@@ -152,7 +157,8 @@ class LadderPlanner:
         else:
             files, whole = base.clocked, base.clocked[0].digest
         if form == "fp32":
-            wanted = [f for f in files if f.digest == whole]
+            packed = self.setup.spec.objective == "front"
+            wanted = [f for f in files if f.digest == whole or (packed and f.name.endswith(".weights8"))]
         else:
             quantized = [f for f in files if f.digest != whole]
             wanted = [f for f in quantized if f.name.endswith(".int8-static")]

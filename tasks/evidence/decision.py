@@ -70,8 +70,8 @@ class SequenceMember(Frozen):
 
 
 class Decision(Record):
-    """What the gates said on the test split about the chosen variant: the last in the sequence that passed, or the
-    first where none did."""
+    """What the gates said on the test split about the chosen variant: the last in the sequence that passed (of a front
+    the best that passed), or the first where none did."""
 
     status: Literal["passed", "refused"]
     chosen: str
@@ -87,6 +87,8 @@ class Decision(Record):
     sequence: tuple[SequenceMember, ...] = ()
     """Who was to meet the test split, from the safest to the cheapest, as fixed on validation; the first that failed
     ended it. Empty in records of before."""
+    front: tuple[str, ...] = ()
+    """With objective front: digests of all that passed, the chosen one among them, from the safest on."""
 
     @property
     def warnings(self) -> tuple[GateResult, ...]:

@@ -18,7 +18,7 @@ from tasks.report.plot_points import family_of, plot_families
 from tasks.report.run_report import RunReport
 from tasks.report.search_curve import curve_svg
 from tasks.report.search_view import candidate_lines, control_sentence, ending, mix_sentence, nearest, search_verdict
-from tasks.report.sequence_view import gap_sentence, sequence_lines
+from tasks.report.sequence_view import front_sentence, gap_sentence, sequence_lines, sequence_order
 from tasks.report.serving_cost import cost_rows
 from tasks.report.shortlist import shortlist
 
@@ -106,6 +106,8 @@ def _values(report: RunReport, flips: Flips | None) -> dict[str, Any]:
         "flips": flips if flips and (flips.worse.total or flips.better.total) else None,
         "classes": _classes(report),
         "sequence": sequence_lines(report),
+        "order": sequence_order(report),
+        "front": front_sentence(report),
         "gap": gap_sentence(report),
         "chosen": report.row(report.chosen),
         "lineage": _lineage(report),

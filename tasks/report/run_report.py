@@ -104,6 +104,8 @@ class RunReport(Record):
     status: Status
     model: str
     version: int | None = None
+    front: dict[str, int] = Field(default_factory=dict)
+    """Versions by digest of all variants that were proven together, with objective front; else empty."""
     endpoint: str | None = None
     baseline: str | None = None
     chosen: str | None = None

@@ -15,7 +15,8 @@ _MARKS = (1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 7
 
 
 def curve_svg(report: RunReport) -> str:
-    """An SVG of the best form so far: how many times faster (or smaller, with objective size) than the baseline it is.
+    """An SVG of the best form so far: how many times faster (with objective size smaller, of a front the geometric mean
+    of both) than the baseline it is.
 
     Along the search's computing time; the ratios are on a logarithmic axis. Empty where nothing was proven.
     """
@@ -34,7 +35,7 @@ def curve_svg(report: RunReport) -> str:
         share = math.log(ratio / low) / math.log(top / low)
         return round(_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * share, 1)
 
-    what = "smaller" if search.objective == "size" else "faster"
+    what = {"size": "smaller", "front": "faster and smaller (mean)"}.get(search.objective, "faster")
     marks = [mark for mark in _MARKS if low <= mark <= top]
     marks = marks[:: max(1, math.ceil(len(marks) / 5))]
     parts = [
@@ -62,7 +63,11 @@ def curve_svg(report: RunReport) -> str:
 
 
 def _ratio(best: BestSoFar, report: RunReport) -> float | None:
-    if report.search is not None and report.search.objective == "size":
-        baseline = report.row(report.baseline) if report.baseline else None
-        return baseline.bytes / best.bytes if baseline and best.bytes else None
-    return best.speedup
+    objective = report.search.objective if report.search is not None else ""
+    if objective not in ("size", "front"):
+        return best.speedup
+    baseline = report.row(report.baseline) if report.baseline else None
+    smaller = baseline.bytes / best.bytes if baseline and best.bytes else None
+    if objective == "size" or smaller is None:
+        return smaller
+    return math.sqrt(smaller * best.speedup) if best.speedup else None

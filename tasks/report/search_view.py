@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from model_registry.sizes import size_text
+from model_registry.sizes import KB, size_text
 from tasks.evidence.number_text import count_text, difference_text, is_share, metric_text, ms_text, seconds_text
 from tasks.evidence.search_summary import CandidateForm, CandidateRow, MixTried, SearchSummary
 from tasks.report.budget_limits import BudgetLimits, limits_of
@@ -155,9 +155,12 @@ def candidate_lines(report: RunReport) -> list[CandidateLine]:
 
 
 def cost_text(cost: float, objective: str) -> str:
-    """What the objective counts: ``0.213 ms``, ``38.2 KB``, or seconds per sample as ``4.20 k per s``."""
+    """What the objective counts: ``0.213 ms``, ``38.2 KB``, seconds per sample as ``4.20 k per s``, or for a front the
+    geometric mean of latency and size, ``2.85 √(ms·KB)``."""
     if objective == "size":
         return size_text(cost)
+    if objective == "front":
+        return f"{cost / math.sqrt(KB):.3g} √(ms·KB)"
     return f"{ms_text(cost)} ms" if objective == "latency" else f"{count_text(1 / cost)} per s"
 
 

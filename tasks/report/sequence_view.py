@@ -25,6 +25,7 @@ class SequenceLine:
     test: tuple[str, str]
     verdict: str
     tone: str
+    version: str
 
 
 def sequence_lines(report: RunReport) -> list[SequenceLine]:
@@ -43,9 +44,27 @@ def sequence_lines(report: RunReport) -> list[SequenceLine]:
             test=_loss(m.test, metric),
             verdict=_verdict(m),
             tone=_TONES[m.verdict],
+            version=str(report.front.get(m.digest, "")),
         )
         for m in members
     ]
+
+
+def sequence_order(report: RunReport) -> str:
+    """Where the sequence leads: ``to the cheapest``, or of a front ``on``."""
+    return "on" if report.spec.get("objective") == "front" else "to the cheapest"
+
+
+def front_sentence(report: RunReport) -> str:
+    """What the front is and how to use another one of it; '' where there is none."""
+    if len(report.front) < 2:
+        return ""
+    names = ((version, report.row(digest)) for digest, version in report.front.items())
+    listed = ", ".join(f"{version} ({row.name if row else '?'})" for version, row in sorted(names, key=lambda n: n[0]))
+    return (
+        f"The {len(report.front)} proven variants that no other beats at accuracy, latency and size are registered as "
+        f"versions {listed}. To put another one into service: winnow promote {report.model} VERSION."
+    )
 
 
 def sequence_sentence(report: RunReport) -> str:
@@ -54,7 +73,7 @@ def sequence_sentence(report: RunReport) -> str:
     if len(members) < 2:
         return ""
     fared = ", ".join(f"{m.name} {'was ' * (m.verdict == 'not asked')}{_verdict(m)}" for m in members)
-    return f"On the test split, from the safest to the cheapest, until the first that fails: {fared}."
+    return f"On the test split, from the safest {sequence_order(report)}, until the first that fails: {fared}."
 
 
 def gap_sentence(report: RunReport) -> str:

@@ -10,22 +10,18 @@ from tasks.evidence.decision import GateRow, Scored
 from tasks.running.errors import GateFailed
 from tasks.validate.gate_rows import gate_rows
 from tasks.validate.gate_spec import GateSpec
-from tasks.validate.sequence import fixed_sequence
+from tasks.validate.sequence import cost_of_objective, fixed_sequence, front_sequence
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Who meets the test split, from the safest to the cheapest; why the last one is the last; and the gates that each
+    """Who is wanted most and why, who meets the test split in which order, from the safest on, and the gates that each
     candidate would fail on validation, by digest."""
 
+    chosen: Measurement
     sequence: tuple[Measurement, ...]
     reason: str
     failing: dict[str, tuple[str, ...]]
-
-    @property
-    def chosen(self) -> Measurement:
-        """The one that is wanted most."""
-        return self.sequence[-1]
 
 
 def choose(
@@ -38,7 +34,7 @@ def choose(
 
     1. A candidate is in the race if every critical gate that the test split will apply holds on validation.
     2. The best of these by :func:`best_of` meets the test split last, safer ones before it
-       (:func:`tasks.validate.sequence.fixed_sequence`).
+       (:func:`tasks.validate.sequence.fixed_sequence`); with objective front the whole front does.
     3. Nobody in the race: the baseline where ``allow_baseline`` says so; else the candidate that exceeds its margin
        least goes to the gates, which will most likely refuse it and say why. Each goes alone.
 
@@ -64,8 +60,11 @@ def choose(
     passing = [m for m in candidates if not failing[m.digest]]
     if passing:
         best, why = best_of(spec.objective, passing)
-        sequence = fixed_sequence(spec.objective, passing, best)
-        return Choice(sequence, f"{len(passing)} of {len(candidates)} variants pass on validation; {why}", failing)
+        front = spec.objective == "front"
+        sequence = front_sequence(passing) if front else fixed_sequence(spec.objective, passing, best)
+        on_front = f", {len(sequence)} of them on the front" if front else ""
+        why = f"{len(passing)} of {len(candidates)} variants pass on validation{on_front}; {why}"
+        return Choice(best, sequence, why, failing)
     if not candidates and not spec.allow_baseline:
         raise GateFailed(
             "there is no compressed variant to choose from: add distill, prune or quantize to the spec, "
@@ -73,9 +72,10 @@ def choose(
         )
     if spec.allow_baseline:
         kept = "no compressed variant passes on validation, and gates.allow_baseline is set"
-        return Choice((baseline,), kept, failing)
+        return Choice(baseline, (baseline,), kept, failing)
     best = min(candidates, key=lambda m: (_excess(rows[m.digest]), m.latency_share, m.digest))
     return Choice(
+        best,
         (best,),
         f"no variant passes on validation; {best.name} comes nearest (fails {', '.join(failing[best.digest])})",
         failing,
@@ -87,8 +87,11 @@ def best_of(objective: Objective, passing: Sequence[Measurement]) -> tuple[Measu
 
     ``latency``: the lowest median as a share of the baseline's, from interleaved rounds; those whose interval overlaps
     the fastest one's cannot be told apart by speed, and among them the smallest file wins. ``size``: the smallest file,
-    then the lowest latency. ``throughput``: most samples per second.
+    then the lowest latency. ``throughput``: most samples per second. ``front``: the lowest product of latency and size.
     """
+    if objective == "front":
+        best = min(passing, key=lambda m: (cost_of_objective("front", m), m.digest))
+        return best, f"{best.name} is the best at speed and size together"
     if objective == "size":
         best = min(passing, key=lambda m: (m.bytes, m.latency_share, m.digest))
         return best, f"{best.name} has the smallest file ({best.bytes} bytes)"

@@ -20,6 +20,7 @@ from tasks.evidence.split_gap import SplitGap, split_gap
 from tasks.running.child import Child, Result
 from tasks.running.errors import GateFailed
 from tasks.running.splits import TARGET
+from tasks.validate.choice import best_of
 from tasks.validate.gate_rows import gate_rows
 from tasks.validate.gate_spec import GateSpec
 from tasks.validate.scored_roles import scored_roles
@@ -27,7 +28,8 @@ from tasks.validate.sequence import passed_in_order
 
 
 def main(child: Child) -> Result:
-    """Return the decision about the last variant that passed, or raise the one about the first.
+    """Return the decision about the last variant that passed (of a front the best one), or raise the one about the
+    first.
 
     Raises:
         GateFailed: a critical gate refused the first variant; the text holds the gates, ``details['decision']``
@@ -57,19 +59,22 @@ def main(child: Child) -> Result:
         return not trials[-1].failed
 
     passed = passed_in_order(members, passes)
-    final = trials[max(0, passed - 1)]
+    proven, last = members[:passed], max(0, passed - 1)
+    on_front = spec.objective == "front"
+    final = trials[members.index(best_of(spec.objective, proven)[0]) if on_front and proven else last]
     flips = _publish_flips(child, split, final.variant)
     decision = Decision(
         status="passed" if passed else "refused",
         chosen=final.variant.digest,
         baseline=costs.digest,
         champion=_opponent(others, final.variant),
-        reason=_reason(child.extra["reason"], members, passed),
+        reason=_reason(child.extra["reason"], members, passed, on_front, final.variant.name),
         samples=len(split.targets),
         scored=tuple(final.scored.values()),
         gates=final.gates,
         flips=flips,
         sequence=tuple(_member(m, trials[n] if n < len(trials) else None) for n, m in enumerate(members)),
+        front=tuple(m.digest for m in proven) if on_front else (),
     )
     document = decision.model_dump(mode="json", by_alias=True)
     if not passed:
@@ -151,7 +156,7 @@ def _opponent(others: Mapping[str, Variant], final: Variant) -> str | None:
     return None if champion is None or champion.digest == final.digest else champion.digest
 
 
-def _reason(reason: str, members: Sequence[Measurement], passed: int) -> str:
+def _reason(reason: str, members: Sequence[Measurement], passed: int, on_front: bool, released: str) -> str:
     """Why it is this one, the test split's answer included."""
     if passed == len(members) or len(members) == 1:
         return reason
@@ -160,8 +165,8 @@ def _reason(reason: str, members: Sequence[Measurement], passed: int) -> str:
             f"{reason}; {members[0].name}, the safest of the {len(members)} that were to meet the test split in turn, "
             "did not pass, so the others were not asked"
         )
-    released = members[passed - 1].name
-    return f"{reason}; on the test split {members[passed].name} did not pass, and {released} is the cheapest that did"
+    best = "best" if on_front else "cheapest"
+    return f"{reason}; on the test split {members[passed].name} did not pass, and {released} is the {best} that did"
 
 
 def _publish_flips(child: Child, split: _TestSplit, chosen: Variant) -> FileEntry | None:

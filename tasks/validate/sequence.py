@@ -12,10 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from model_registry.measurement import Measurement, Objective
+from model_registry.measurement import Clocked, Measurement, Objective
+from tasks.evidence.objective_cost import objective_cost
 
 MOST_TESTED = 4
 """Each step before the last is one more chance to end early, so a few, well apart."""
+MOST_ON_FRONT = 8
+_ALIKE = 1.03
+"""Costs that differ less are the same within the noise of a timing."""
 
 
 def fixed_sequence(objective: Objective, passing: Sequence[Measurement], last: Measurement) -> tuple[Measurement, ...]:
@@ -44,6 +48,26 @@ def fixed_sequence(objective: Objective, passing: Sequence[Measurement], last: M
     return (*_spread(before, [math.log(cost(m) / cheapest) for m in before]), last)
 
 
+def front_sequence(passing: Sequence[Measurement]) -> tuple[Measurement, ...]:
+    """Every passing variant that no safer one equals or beats at both latency and size, from the safest on.
+
+    Of more than :data:`MOST_ON_FRONT` go those nearest to another in latency and size; the safest, the fastest, the
+    smallest and the best at both together stay. All that pass before the first that fails are proven: that one of them
+    breaks its margin is as improbable as that the first of these in the sequence passes.
+    """
+    kept: list[Measurement] = []
+    for m in sorted(passing, key=lambda m: (_bound(m), cost_of_objective("front", m), m.digest)):
+        if not any(k.latency_share[0] <= _ALIKE * m.latency_share[0] and k.bytes <= _ALIKE * m.bytes for k in kept):
+            kept.append(m)
+    objectives: tuple[Objective, ...] = ("latency", "size", "front")
+    fixed = [kept[0], *(min(kept, key=lambda m, o=o: cost_of_objective(o, m)) for o in objectives)]  # type: ignore[misc]
+    while len(kept) > MOST_ON_FRONT:
+        kept.remove(
+            min((m for m in kept if m not in fixed), key=lambda m: min(_apart(m, k) for k in kept if k is not m))
+        )
+    return tuple(kept)
+
+
 def passed_in_order(sequence: Sequence[Measurement], passes: Callable[[Measurement], bool]) -> int:
     """How many pass before the first that does not; nobody behind it is asked."""
     for number, member in enumerate(sequence):
@@ -52,11 +76,16 @@ def passed_in_order(sequence: Sequence[Measurement], passes: Callable[[Measureme
     return len(sequence)
 
 
-def cost_of_objective(objective: Objective, m: Measurement) -> float:
-    """What the objective counts, lower is better: share of the baseline's latency, bytes, or seconds per sample."""
-    if objective == "size":
-        return float(m.bytes)
-    return m.latency_share[0] if objective == "latency" else 1.0 / m.throughput.value
+def cost_of_objective(objective: Objective, m: Measurement | Clocked) -> float:
+    """What the objective counts, lower is better: share of the baseline's latency, bytes, seconds per sample, or for a
+    front the geometric mean of the first two."""
+    share, throughput = m.latency_share[0], m.throughput.value if objective == "throughput" else math.inf
+    return objective_cost(objective, latency=share, size=float(m.bytes), throughput=throughput)
+
+
+def _apart(one: Measurement, other: Measurement) -> float:
+    """How far in latency and size, in logarithms."""
+    return math.hypot(math.log(one.latency_share[0] / other.latency_share[0]), math.log(one.bytes / other.bytes))
 
 
 def _bound(m: Measurement) -> float:
