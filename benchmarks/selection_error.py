@@ -166,9 +166,9 @@ def sequences(repeats: int, truths: Sequence[float], *, rows: int, alike: float,
 def table(repeats: int, *, rows: int) -> str:
     """Every case as a row of a Markdown table."""
     lines = [
-        "| case | candidates answer | runs | released a bad one | one tested, as before | all tested, cheapest that "
-        "passes | released anything | one tested, as before | said that the splits differ |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| case | candidates answer | runs | released a bad one | a bad one on the front | one tested, as before | "
+        "all tested, cheapest that passes | released anything | one tested, as before | said that the splits differ |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     at, ladder = [MARGIN] * 30, [float(x) for x in np.linspace(0.0, 1.2 * MARGIN, 30)]
     for name, truths in (("search: 30 at the margin", at), ("search: 30 from no loss to 1.2 margins", ladder)):
@@ -183,7 +183,7 @@ def table(repeats: int, *, rows: int) -> str:
 
 
 def _row(name: str, alike: float, counts: Counts, *, sequence: bool) -> str:
-    shares = [counts.bad, counts.alone_bad, counts.all_bad, counts.released, counts.alone_released]
+    shares = [counts.bad, counts.bad_on_front, counts.alone_bad, counts.all_bad, counts.released, counts.alone_released]
     cells = [counts.share(count) for count in shares] + ["–" if sequence else counts.share(counts.alarms)]
     return f"| {name} | {'alike' if alike else 'independently'} | {counts.runs} | {' | '.join(cells)} |"
 

@@ -85,8 +85,8 @@ class PipelineSpec(Frozen):
     budget: BudgetSpec | None = Field(default=None, description="what the chosen variant may cost and lose; any subset")
     objective: Objective = Field(
         default="latency",
-        description="what counts among the variants inside the budget: lowest latency, smallest file, or most samples "
-        "per second",
+        description="what counts among the variants inside the budget: lowest latency, smallest file, most samples per "
+        "second, or front: every one that no other beats at accuracy, latency and size, registered as one set",
     )
     search: SearchSpec | None = Field(
         default=None, description="look for the best variant inside the budget instead of making one by given ratios"

@@ -79,6 +79,13 @@ def test_a_search_ends_with_the_smallest_variant_inside_the_budget(winnow: Winno
     assert computed(again, *TRAINED) == []
     assert next(g for g in again["decision"]["gates"] if g["gate"] == "shrink")["value"] > 10
 
+    # So is the front: all that no other beats are proven in one sequence and become one set of versions.
+    front = winnow.report(path, "--set", "objective=front")
+    assert front["status"] == "released" and front["decision"]["front"] == [*front["front"]]
+    assert len(front["front"]) > 1 and front["front"][front["chosen"]] == front["version"]
+    assert {f["digest"] for f in passing} >= set(front["front"])
+    assert computed(front, *TRAINED) == []
+
     # One that nothing can keep is refused with a reason for everybody, and nobody is trained for it.
     refused = winnow.report(path, "--set", "budget.max_bytes=100", code=1)
     assert refused["status"] == "refused"
@@ -91,7 +98,7 @@ def test_a_search_ends_with_the_smallest_variant_inside_the_budget(winnow: Winno
 
 def test_a_killed_search_goes_on_where_it_was(winnow: Winnow) -> None:
     search = {**SPEC["search"], "students": [], "control": False, "parallel": 2}
-    path = spec(winnow.folder, "stopped", seed=5, search=search)
+    path = spec(winnow.folder, "stopped", seed=5, search=search, objective="front")
     folders = winnow.home / "runs"
     folders.mkdir(exist_ok=True)
     before = set(folders.iterdir())

@@ -49,7 +49,8 @@ def compress_model(
             of columns with the key ``target``; or a torch Dataset of ``(input, target)``. The test split is used once.
         budget: any of ``max_accuracy_drop`` (in the metric's unit), ``p95_ms``, ``max_bytes``, ``min_speedup`` and
             ``min_shrink`` (times, against the baseline), ``threads``, ``batch``.
-        objective: what counts inside the budget: ``latency``, ``size`` or ``throughput``.
+        objective: what counts inside the budget: ``latency``, ``size``, ``throughput``, or ``front``: all that no
+            other beats.
         minutes: for training and measuring candidates.
         name: of the model in the registry and at the endpoint; by default its class in lower case.
         calibration: as ``train``; by default a tenth of it, at most 512 rows, is held out.
