@@ -106,6 +106,12 @@ class SearchSpec(Frozen):
         default=False,
         description="train the winner's structure once more without the teacher, to show what the teacher gained",
     )
+    train_teacher: bool = Field(
+        default=False,
+        description="where the first training shows that labels alone teach better than the teacher, train the teacher "
+        "on for up to a fifth of the minutes and let it teach if it got better; losses are still counted against the "
+        "teacher as it was",
+    )
     fresh: bool = Field(
         default=False,
         description="search on even where an earlier search found a candidate inside the budget",

@@ -10,18 +10,18 @@ from flows.lineage import CONTROL
 from flows.searching.appraisal import Appraisal
 from flows.searching.candidate import Candidate, loss_of, released
 from flows.searching.form_maker import FormMaker
+from flows.searching.mix_choice import MixChoice
 from flows.searching.tally import Tally
 from flows.searching.training_plan import LABELS, TrainingPlan
 from model_registry.store import Store
+from model_registry.variant import Variant
 from tasks.ask import AskSpec, ask
 from tasks.distill import distill
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.paired import compare_paired
-from tasks.evidence.search_summary import MixTried
 from tasks.export import export
 from tasks.measure import measurement_of
 from tasks.qat import qat
-from tasks.running.errors import TrainingDiverged
 from tasks.running.stage import Outcome
 
 
@@ -30,7 +30,7 @@ class RungTrainer:
 
     def __init__(self, plan: TrainingPlan, tally: Tally, appraisal: Appraisal, forms: FormMaker) -> None:
         self.setup, self.plan, self.tally, self.appraisal, self.forms = plan.setup, plan, tally, appraisal, forms
-        self._asked: list[AskSpec] = []
+        self._asked: list[tuple[AskSpec, Variant]] = []
         self._counted: set[str] = set()
         self._lock = threading.Lock()
 
@@ -48,7 +48,9 @@ class RungTrainer:
             if mixes[0]:
                 self.plan.decide_mix(mixes[0])
         else:
-            self.tally.attempt(candidate, lambda: self._choose_mix(candidate, mixes))
+            self.tally.attempt(
+                candidate, lambda: MixChoice(self.plan, self.tally, self._distill).choose(candidate, mixes)
+            )
         if not candidate.failure:
             self.tally.attempt(candidate, lambda: self._train(candidate))
 
@@ -81,52 +83,20 @@ class RungTrainer:
         low, high = paired.interval
         return {"gain": paired.difference, "low": low, "high": high, "p": paired.p}
 
-    def _choose_mix(self, candidate: Candidate, mixes: Sequence[Mapping[str, Any]]) -> None:
-        """Its next training with each mix of labels and teacher; the one whose validation metric is best stays."""
-        tried: list[MixTried] = []
-        made: list[Mapping[str, Any]] = []
-        for number, mix in enumerate(mixes):
-            if number:
-                self.tally.count_training()
-            try:
-                outcome = self._distill(candidate, mix)
-            except TrainingDiverged:
-                if number == len(mixes) - 1 and not made:
-                    raise
-                self.tally.forgive()
-                continue
-            found = outcome.values["student"]
-            spec = self.plan.rung(candidate, mix)
-            made.append(mix)
-            tried.append(
-                MixTried(
-                    alpha=float(spec.alpha),
-                    temperature=float(spec.temperature),
-                    views=spec.views,
-                    metric=found["val_metric"],
-                    loss=found["val_loss"],
-                    candidate=candidate.name,
-                )
-            )
-        sign = 1.0 if self.setup.data.metric.better == "higher" else -1.0
-        best = max(range(len(tried)), key=lambda n: (sign * tried[n].metric, -tried[n].loss, -n))
-        self.tally.mixes = tuple(t.model_copy(update={"chosen": n == best}) for n, t in enumerate(tried))
-        self.plan.decide_mix(made[best])
-
     def _distill(self, candidate: Candidate, mix: Mapping[str, Any] | None = None) -> Outcome:
         """The candidate's next training, asked of the store first."""
         setup, parent = self.setup, candidate.model
         assert parent is not None
-        questions = self.plan.questions(mix)
+        questions, (teacher, *others) = self.plan.questions(mix), self.plan.teachers
         # Beforehand, so that what the teachers take is not taken for the training's time. A teacher that was brought as
         # an ONNX file teaches nobody but its own int8 file, which asks by itself.
         with self._lock:
-            if questions is not None and questions not in self._asked and setup.teacher.format == "torch":
-                self._asked.append(questions)
-                self.tally.count(ask(setup.job, questions, data=setup.data, teachers=(setup.teacher, *setup.others)))
+            if questions is not None and (questions, teacher) not in self._asked and teacher.format == "torch":
+                self._asked.append((questions, teacher))
+                self.tally.count(ask(setup.job, questions, data=setup.data, teachers=(teacher, *others)))
         spec, label = self.plan.rung(candidate, mix), f"{candidate.name}-r{candidate.rung + 1}"
         outcome = distill(
-            setup.job, spec, data=setup.data, teacher=setup.teacher, parent=parent, others=setup.others, label=label
+            setup.job, spec, data=setup.data, teacher=teacher, parent=parent, others=tuple(others), label=label
         )
         if outcome.key not in self._counted:
             self._counted.add(outcome.key)
@@ -142,7 +112,7 @@ class RungTrainer:
         outcome = self._distill(candidate)
         candidate.training_seconds = outcome.cost_seconds
         candidate.epochs.append(epochs + (candidate.epochs[-1] if candidate.epochs else 0))
-        candidate.model = self.tally.keep_step(outcome, (parent, setup.teacher)).variants[0]
+        candidate.model = self.tally.keep_step(outcome, (parent, self.plan.teachers[0])).variants[0]
         if candidate.rung:
             candidate.earlier += tuple(m for m in candidate.forms if released(m) and self.appraisal.passes(m))
         candidate.rung += 1

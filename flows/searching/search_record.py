@@ -17,7 +17,7 @@ from tasks.running.source_hash import closure_hash
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome
 
-_SEARCHED = {"students", "shrink", "rungs", "eta", "qat"}
+_SEARCHED = {"students", "shrink", "rungs", "eta", "qat", "train_teacher"}
 """The parts of ``search`` that say what is tried; the others say how long."""
 
 

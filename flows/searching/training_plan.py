@@ -9,6 +9,7 @@ from typing import Any
 from flows.searching.candidate import Candidate
 from flows.searching.halving import rung_epochs
 from flows.searching.search_setup import SearchSetup
+from model_registry.variant import Variant
 from tasks.ask import AskSpec
 from tasks.distill import DistillSpec
 from tasks.qat import QatSpec
@@ -20,6 +21,8 @@ _SCOUTING = 0.03
 MOST_EPOCHS = 300
 _ASKING = 0.08
 """Of the minutes, at most, for the teacher's answers."""
+_TEACHING = 0.2
+"""Of the minutes, at most, to train the teacher on, where the spec allows that."""
 _MOST_VIEWS = 4
 _OVERHEAD = 15.0
 """Seconds to export, quantize and measure what was trained, about."""
@@ -44,6 +47,8 @@ class TrainingPlan:
         self.distilling: DistillSpec = setup.distilling.model_copy(update={"control": False})
         self.left = 60 * setup.settings.minutes
         """Seconds that are left; kept up to date by the search."""
+        self.teachers: tuple[Variant, ...] = (setup.teacher, *setup.others)
+        """Who answers; the first may be the teacher after more training."""
         self.mixed = False
         """Whether a training has shown which mix of labels and teacher is best."""
         self.epochs: tuple[int, ...] = ()
@@ -106,6 +111,11 @@ class TrainingPlan:
         """What a teacher has to be asked for trainings with the mix; None where labels alone teach."""
         spec = self.distilling.model_copy(update=dict(mix or {}))
         return AskSpec(views=spec.views, validation=False) if spec.alpha != 0 or spec.hints is not None else None
+
+    def teacher_epochs(self, teacher: Candidate) -> tuple[int, float]:
+        """Epochs that the teacher may be trained on, and the seconds that one takes."""
+        epoch = self._rows * teacher.row_seconds
+        return int(min(MOST_EPOCHS, _TEACHING * 60 * self.setup.settings.minutes / max(1e-9, epoch))), epoch
 
     def rung(self, candidate: Candidate, mix: Mapping[str, Any] | None = None) -> DistillSpec:
         """The candidate's next training."""

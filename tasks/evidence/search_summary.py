@@ -77,6 +77,8 @@ class MixTried(Frozen):
     metric: float
     loss: float
     """The workload's own."""
+    teacher: str = ""
+    """Who answered, if not the teacher itself."""
     chosen: bool = False
 
 

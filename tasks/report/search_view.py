@@ -86,11 +86,13 @@ def mix_sentence(report: RunReport) -> str:
     name = report.metric.name if report.metric else ""
 
     def described(mix: MixTried) -> str:
-        said = "labels alone" if mix.alpha == 0 else f"the teacher's answers at {mix.alpha:.0%}"
+        whose = "the teacher's answers" if not mix.teacher else "those of the teacher after more training"
+        said = "labels alone" if mix.alpha == 0 else f"{whose} at {mix.alpha:.0%}"
         return f"{said} {metric_text(mix.metric, name)}"
 
     chosen = next((m for m in search.mixes if m.chosen), search.mixes[0])
-    which = "labels alone" if chosen.alpha == 0 else f"the teacher's answers with a share of {chosen.alpha:.0%}"
+    more = " after more training" if chosen.teacher else ""
+    which = "labels alone" if chosen.alpha == 0 else f"the teacher's answers{more} with a share of {chosen.alpha:.0%}"
     end = " This teacher holds its pupils back." if chosen.alpha == 0 else ""
     tried = ", ".join(described(mix) for mix in search.mixes)
     return (

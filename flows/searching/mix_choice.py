@@ -1,0 +1,101 @@
+"""Which mix of labels and the teacher's answers candidates learn from, by the first training of all, made with each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flows.searching.candidate import Candidate
+from flows.searching.tally import Tally
+from flows.searching.training_plan import LABELS, TrainingPlan
+from model_registry.variant import Variant
+from tasks.distill import distill
+from tasks.evidence.search_summary import MixTried
+from tasks.running.errors import TrainingDiverged
+from tasks.running.stage import Outcome
+
+Mix = Mapping[str, Any]
+_TRAINED_ON = "teacher-trained-on"
+
+
+class MixChoice:
+    """Tries mixes, and where labels alone do best and the spec wants it, trains the teacher on and tries it again.
+
+    Args:
+        train: the candidate's next training with a mix, by the teachers of the plan.
+    """
+
+    def __init__(self, plan: TrainingPlan, tally: Tally, train: Callable[[Candidate, Mix], Outcome]) -> None:
+        self.plan, self.tally, self.train = plan, tally, train
+        self._made: list[tuple[Mix, MixTried, tuple[Variant, ...]]] = []
+
+    def choose(self, candidate: Candidate, mixes: Sequence[Mix]) -> None:
+        """Decide the plan's mix, and who teaches: what gave the best metric on validation.
+
+        Raises:
+            TrainingDiverged: with every mix.
+        """
+        for number, mix in enumerate(mixes):
+            self._try(candidate, mix, last=number == len(mixes) - 1)
+        taught = [mix for mix in mixes if mix["alpha"] > 0]
+        if self.plan.setup.settings.train_teacher and self._best()[1].alpha == 0 and taught:
+            self._train_teacher()
+            if self.plan.teachers[0] != self.plan.setup.teacher:
+                for mix in taught:
+                    self._try(candidate, mix, last=False)
+        best = self._best()
+        self.tally.mixes = tuple(tried.model_copy(update={"chosen": tried is best[1]}) for _, tried, _ in self._made)
+        self.plan.decide_mix(best[0])
+        self.plan.teachers = best[2]
+
+    def _try(self, candidate: Candidate, mix: Mix, *, last: bool) -> None:
+        if self._made:  # the first is counted by whoever asks
+            self.tally.count_training()
+        try:
+            outcome = self.train(candidate, mix)
+        except TrainingDiverged:
+            if last and not self._made:
+                raise
+            self.tally.forgive()
+            return
+        spec, found, teachers = self.plan.rung(candidate, mix), outcome.values["student"], self.plan.teachers
+        tried = MixTried(
+            alpha=float(spec.alpha),
+            temperature=float(spec.temperature),
+            views=spec.views,
+            metric=found["val_metric"],
+            loss=found["val_loss"],
+            candidate=candidate.name,
+            teacher="" if teachers[0] == self.plan.setup.teacher else teachers[0].name,
+        )
+        self._made.append((mix, tried, teachers))
+
+    def _best(self) -> tuple[Mix, MixTried, tuple[Variant, ...]]:
+        """Of equals the first."""
+        sign = 1.0 if self.plan.setup.data.metric.better == "higher" else -1.0
+        return max(self._made, key=lambda made: (sign * made[1].metric, -made[1].loss))
+
+    def _train_teacher(self) -> None:
+        """Train the teacher on with labels alone; it teaches from now on if it got better. The baseline stays."""
+        setup = self.plan.setup
+        epochs, epoch = self.plan.teacher_epochs(self.tally.candidates[0])
+        if epochs < 1:
+            self.tally.untried.append(
+                f"more training of the teacher: one epoch of it takes about {epoch:.0f} s, more than search.minutes "
+                "leaves for that"
+            )
+            return
+        spec = self.plan.distilling.model_copy(update={**LABELS, "hints": None, "epochs": epochs})
+        self.tally.count_training()
+        outcome = distill(
+            setup.job, spec, data=setup.data, teacher=setup.teacher, parent=setup.teacher, label=_TRAINED_ON
+        )
+        self.tally.add_step(outcome, (setup.teacher,))
+        before, after = (outcome.values[who]["val_metric"] for who in ("parent", "student"))
+        if (after > before) == (setup.data.metric.better == "higher") and after != before:
+            self.plan.teachers = (outcome.variants[0], *setup.others)
+        else:
+            self.tally.untried.append(
+                f"a teacher that was trained on: {epochs} epochs more did not make it better on validation "
+                f"({before:.4g}, then {after:.4g})"
+            )

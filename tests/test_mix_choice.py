@@ -1,0 +1,109 @@
+"""Which mix of labels and teacher a search learns from, and the teacher's own further training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from test_search_parts import candidate, outcome, setup
+
+from flows.lineage import MadeStep
+from flows.searching import mix_choice
+from flows.searching.mix_choice import MixChoice
+from flows.searching.tally import Tally
+from flows.searching.training_plan import LABELS, TrainingPlan
+from tasks.running.errors import TrainingDiverged
+from tasks.running.stage import Outcome
+
+MIXES = (LABELS, {"alpha": 0.5, "temperature": 4.0, "views": None}, {"alpha": 0.9, "temperature": 4.0, "views": None})
+
+
+class Trainings:
+    """Metrics on validation by share of the teacher's answers; another teacher adds ``better`` to what it taught."""
+
+    def __init__(self, metrics: Mapping[float, float | None], *, better: float = 0.0, **search: Any) -> None:
+        self.plan = TrainingPlan(setup(minutes=10, distill={"epochs": 39}, **search))
+        steps = [MadeStep(outcome("teacher")), MadeStep(outcome("teacher.fp32"))]
+        self.tally = Tally(steps, steps[1].outcome.variant, outcome("baseline"))
+        self.tally.candidates.append(candidate())
+        self.tally.candidates[0].row_seconds = 0.01  # 11 s an epoch
+        self.metrics, self.better, self.made = metrics, better, list[tuple[float, str]]()
+
+    def train(self, _: Any, mix: Mapping[str, Any]) -> Outcome:
+        alpha, teacher = float(mix["alpha"]), self.plan.teachers[0].name
+        self.made.append((alpha, teacher))
+        metric = self.metrics[alpha]
+        if metric is None:
+            raise TrainingDiverged("NaN")
+        metric += self.better if alpha and teacher != "teacher" else 0.0
+        return outcome("s").model_copy(update={"values": {"student": {"val_metric": metric, "val_loss": 0.1}}})
+
+    def choose(self) -> MixChoice:
+        choice = MixChoice(self.plan, self.tally, self.train)
+        choice.choose(self.tally.candidates[0], MIXES)
+        return choice
+
+
+@pytest.fixture
+def taught_on(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The teacher's further trainings; each makes it better on validation."""
+    asked: list[dict[str, Any]] = []
+
+    def distill(job: Any, spec: Any, **given: Any) -> Outcome:
+        asked.append({"spec": spec, **given})
+        values = {"parent": {"val_metric": 0.8}, "student": {"val_metric": 0.9}}
+        return outcome(given["label"], 50.0).model_copy(update={"values": values})
+
+    monkeypatch.setattr(mix_choice, "distill", distill)
+    return asked
+
+
+def test_the_best_mix_on_validation_is_that_of_all_others() -> None:
+    tried = Trainings({0.0: 0.8, 0.5: 0.85, 0.9: 0.83})
+    tried.choose()
+    assert tried.plan.distilling.alpha == 0.5
+    assert [(m.alpha, m.chosen) for m in tried.tally.mixes] == [(0.0, False), (0.5, True), (0.9, False)]
+    assert tried.tally.trials == 2, "besides the first, which is counted where it begins"
+
+
+def test_one_that_diverges_is_passed_over_and_all_that_do_fail_the_candidate() -> None:
+    tried = Trainings({0.0: 0.8, 0.5: None, 0.9: 0.83})
+    tried.choose()
+    assert tried.plan.distilling.alpha == 0.9 and len(tried.tally.mixes) == 2
+    with pytest.raises(TrainingDiverged):
+        Trainings({0.0: None, 0.5: None, 0.9: None}).choose()
+
+
+def test_a_teacher_that_holds_its_pupils_back_is_left_as_it_is_unless_the_spec_allows_more(
+    taught_on: list[dict[str, Any]],
+) -> None:
+    tried = Trainings({0.0: 0.9, 0.5: 0.85, 0.9: 0.83})
+    tried.choose()
+    assert tried.plan.distilling.alpha == 0.0 and not taught_on
+
+
+def test_a_teacher_that_was_trained_on_teaches_if_it_does_better(taught_on: list[dict[str, Any]]) -> None:
+    tried = Trainings({0.0: 0.9, 0.5: 0.85, 0.9: 0.89}, better=0.02, train_teacher=True)
+    tried.choose()
+    (training,) = taught_on
+    assert training["spec"].alpha == 0.0 and training["spec"].epochs == 10  # a fifth of 600 s
+    assert training["parent"].name == training["teacher"].name == "teacher"
+    assert [teacher for _, teacher in tried.made] == ["teacher"] * 3 + ["teacher-trained-on"] * 2
+    chosen = next(m for m in tried.tally.mixes if m.chosen)
+    assert (chosen.alpha, chosen.teacher) == (0.9, "teacher-trained-on")
+    assert tried.plan.teachers[0].name == "teacher-trained-on"
+    assert tried.tally.seconds == 50.0 and tried.tally.trials == 5
+
+
+def test_labels_stay_where_the_better_teacher_still_teaches_worse(taught_on: list[dict[str, Any]]) -> None:
+    tried = Trainings({0.0: 0.95, 0.5: 0.85, 0.9: 0.89}, better=0.02, train_teacher=True)
+    tried.choose()
+    assert taught_on and tried.plan.distilling.alpha == 0.0 and tried.plan.teachers[0].name == "teacher"
+
+
+def test_a_teacher_that_takes_too_long_is_not_trained_on_and_that_is_told(taught_on: list[dict[str, Any]]) -> None:
+    tried = Trainings({0.0: 0.9, 0.5: 0.85, 0.9: 0.83}, train_teacher=True)
+    tried.tally.candidates[0].row_seconds = 1.0
+    tried.choose()
+    assert not taught_on and "one epoch of it takes about 1100 s" in tried.tally.untried[0]
