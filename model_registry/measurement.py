@@ -76,6 +76,16 @@ class PairedComparison(Frozen):
     test: Literal["mcnemar", "bootstrap"]
 
 
+class ClassLoss(Frozen):
+    """What a variant loses against the baseline within one class."""
+
+    samples: int = Field(ge=1)
+    loss: float
+    """Mean of (baseline - variant), sign turned so that positive is worse."""
+    shown: float
+    """So much is lost at least: lower end of a one-sided 95 % interval, corrected for the number of classes."""
+
+
 class Throughput(Frozen):
     """Samples per second at the measured batch size."""
 
@@ -143,6 +153,8 @@ class Measurement(Record):
     """The metric within each true class, by label."""
     paired: PairedComparison | None = None
     """Against the baseline; None for the baseline itself."""
+    class_losses: dict[str, ClassLoss] = Field(default_factory=dict)
+    """Against the baseline within each true class, by label; empty for the baseline itself."""
 
     p50_ms: float
     """Median latency of one request of ``batch`` samples, in milliseconds."""

@@ -52,6 +52,9 @@ def test_a_variant_is_measured_against_the_baseline_and_then_reused(
     assert found.metric.interval[0] < right.mean() < found.metric.interval[1]
     assert set(found.per_class) == {"red", "green", "blue"}
     assert found.per_class["red"].value == pytest.approx(right[columns["target"] == 0].mean())
+    assert set(found.class_losses) == set(found.per_class) and not own.class_losses
+    red = columns["target"] == 0
+    assert found.class_losses["red"].loss == pytest.approx(teacher_right[red].mean() - right[red].mean())
     assert found.paired is not None and found.paired.reference == teacher.digest
     assert found.paired.worse_indices == tuple(np.flatnonzero(teacher_right & ~right).tolist())
     assert found.paired.better == (right & ~teacher_right).sum() > 0

@@ -81,7 +81,7 @@ def test_a_search_ends_with_the_smallest_variant_inside_the_budget(winnow: Winno
 
     # So is the front: all that no other beats are proven in one sequence and become one set of versions.
     front = winnow.report(path, "--set", "objective=front")
-    assert front["status"] == "released" and front["decision"]["front"] == [*front["front"]]
+    assert front["status"] == "released" and set(front["decision"]["front"]) == set(front["front"])
     assert len(front["front"]) > 1 and front["front"][front["chosen"]] == front["version"]
     assert {f["digest"] for f in passing} >= set(front["front"])
     assert computed(front, *TRAINED) == []

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from tasks.evidence.bootstrap import bootstrap_mean
+from tasks.evidence.mean_bound import mean_bound
 from tasks.evidence.paired import compare_paired, summarise_pairs
 from tasks.evidence.pareto import front
+from tasks.evidence.proportion import loss_bound, loss_shown
 from tasks.evidence.scoring import builtin_scores, is_classifier
 from tasks.workloads import workload
 from tasks.workloads.sample_scores import accuracy_scores, squared_error_scores
+
+sys.path.append(str(Path(__file__).parent.parent))
+
+from benchmarks.bound_coverage import CASES, coverage
 
 DIGEST = "0" * 64
 
@@ -120,3 +129,27 @@ def test_pareto_front() -> None:
     points = [(0.1, 2.0, 10.0), (0.2, 1.0, 5.0), (0.2, 1.5, 5.0), (0.1, 2.0, 10.0), (0.05, 9.0, 99.0)]
     assert front(points) == (True, True, False, True, True)
     assert front([]) == ()
+
+
+@pytest.mark.parametrize("losses", list(CASES))
+@pytest.mark.parametrize("samples", [100, 300])
+def test_the_bound_of_a_mean_holds_for_skewed_and_rare_losses(losses: str, samples: int) -> None:
+    held, above = coverage(losses, samples, 400, "ours")
+    assert held >= 0.95 - 2.6 * (0.05 * 0.95 / 400) ** 0.5, "three standard errors"
+    assert above < (10.0 if "sigma" in losses or "others 0" in losses else 2.4), (
+        "and is no further away than it must be"
+    )
+
+
+def test_a_large_loss_that_no_sample_shows_is_reckoned_with() -> None:
+    """All answers alike: a bound of 0 would say that no loss is possible."""
+    scores = np.linspace(0.2, 0.9, 100)
+    same = compare_paired(scores, scores, better="higher", reference=DIGEST)
+    assert 0.7 / 100 < same.bound < 0.1
+    assert mean_bound(np.full(100, 2.0), unseen=2.0) == 2.0
+
+
+def test_what_is_lost_at_least_mirrors_what_is_lost_at_most() -> None:
+    assert loss_shown(0, 10, 100) == pytest.approx(0.0611, abs=0.002)  # 10 of 100
+    assert loss_shown(10, 0, 100) == -loss_bound(0, 10, 100)
+    assert loss_shown(3, 3, 50) < 0 < loss_bound(3, 3, 50)

@@ -16,19 +16,34 @@ from measurements import measured
 
 from model_registry.manifest import FileEntry
 from model_registry.measurement import (
+    Better,
+    ClassLoss,
     LatencyIntervals,
     Measurement,
     MetricEstimate,
 )
 from model_registry.store import Store
 from tasks.evidence.arrays import publish_arrays
+from tasks.evidence.class_loss import class_losses
 from tasks.evidence.decision import GateRow
 from tasks.evidence.flipped import fetch_flips
 from tasks.running.errors import GateFailed
-from tasks.running.splits import MetricRef
+from tasks.running.splits import DataRef, MetricRef
 from tasks.running.stage import Job, WorkloadRef
 from tasks.validate import GateSpec, decision_of, refuse_chance, refuse_hopeless
-from tasks.validate.choice import choose, failing_gates
+from tasks.validate.choice import choose, failing_gates, scored
+from tasks.validate.gate_rows import gate_rows
+
+
+def classified(metric: str, better: Better) -> DataRef:
+    """Data of a classification that nothing but the metric is asked of."""
+    named = MetricRef(name=metric, better=better, builtin=False)
+    return DataRef(fingerprint="f", splits=(), columns={}, task="classification", metric=named)
+
+
+def variant_of(classes: dict[str, ClassLoss]) -> Measurement:
+    """One that keeps every gate but perhaps that of its classes."""
+    return measured("variant", BASE, paired=loss(0.01), class_losses=classes)
 
 
 @pytest.fixture
@@ -243,17 +258,41 @@ def test_where_nobody_passes_the_nearest_goes_to_the_gates_or_the_baseline_is_ke
 
 
 def test_a_class_that_is_lost_is_refused_although_the_mean_holds() -> None:
-    def classes(rare: float) -> dict[str, MetricEstimate]:
-        values = {"common": 0.98, "rare": rare}
-        return {
-            k: MetricEstimate(name="accuracy", better="higher", value=v, interval=(v, v)) for k, v in values.items()
-        }
+    common = ClassLoss(samples=500, loss=0.0, shown=-0.02)
+    lost = variant_of({"common": common, "rare": ClassLoss(samples=30, loss=0.4, shown=0.2)})
+    assert choose(GateSpec(), [lost], BASE, {}).failing[lost.digest] == ("per_class",)
+    assert choose(GateSpec(per_class_margin=None), [lost], BASE, {}).failing[lost.digest] == ()
+    unlucky = variant_of({"common": common, "rare": ClassLoss(samples=30, loss=0.2, shown=0.03)})
+    assert choose(GateSpec(), [unlucky], BASE, {}).failing[unlucky.digest] == (), "that may be chance"
 
-    base = measured("teacher", per_class=classes(0.9))
-    lost = measured("lost", base, per_class=classes(0.5))
-    choice = choose(GateSpec(), [lost], base, {})
-    assert choice.failing[lost.digest] == ("per_class",)
-    assert choose(GateSpec(per_class_margin=None), [lost], base, {}).failing[lost.digest] == ()
+
+def test_classes_too_small_to_show_any_loss_are_reported() -> None:
+    classes = {"common": ClassLoss(samples=500, loss=0.0, shown=-0.02), "rare": ClassLoss(samples=3, loss=1.0, shown=0)}
+    small = variant_of(classes)
+    rows = gate_rows(GateSpec(), scored(small, role="chosen"), small, baseline_bytes=1000)
+    warning = next(row for row in rows if row.gate == "class_size")
+    assert (warning.severity, warning.within, warning.value) == ("warning", False, 3)
+    assert "class rare, the smallest of 1" in warning.meaning
+    assert choose(GateSpec(), [small], BASE, {}).failing[small.digest] == ()
+
+
+@pytest.mark.parametrize(("sizes", "differ"), [([10] * 100, 0.04), ([200] * 5 + [8] * 15, 0.04), ([54] * 10, 0.02)])
+def test_a_variant_as_good_as_its_baseline_is_rarely_refused_for_a_class(sizes: list[int], differ: float) -> None:
+    """And one that loses most of a class is, where the class is large enough to show it."""
+    rng, targets = np.random.default_rng(0), np.repeat(np.arange(len(sizes)), sizes)
+    data = classified("accuracy", "higher")
+
+    def worst(lost: int | None) -> float:
+        reference = (rng.random(len(targets)) < 0.9).astype(np.float64)
+        flipped = rng.random(len(targets)) < differ
+        scores = np.where(flipped, rng.integers(0, 2, len(targets)), reference).astype(np.float64)
+        if lost is not None:
+            scores[(targets == lost) & (rng.random(len(targets)) < 0.6)] = 0.0
+        return max(loss.shown for loss in class_losses(data, scores, reference, targets).values())
+
+    assert sum(worst(None) > 0.1 for _ in range(200)) <= 2
+    if max(sizes) >= 50:
+        assert sum(worst(0) > 0.1 for _ in range(50)) >= 35
 
 
 def test_lower_is_better_turns_floor_and_class_losses() -> None:
@@ -263,10 +302,8 @@ def test_lower_is_better_turns_floor_and_class_losses() -> None:
     assert choose(GateSpec(floor=0.6), [variant], base, {}).failing[variant.digest] == ()
     assert choose(GateSpec(floor=0.4), [variant], base, {}).failing[variant.digest] == ("floor",)
 
-    def classes(rare: float) -> dict[str, MetricEstimate]:
-        return {"rare": MetricEstimate(name="mse", better="lower", value=rare, interval=(rare, rare))}
-
-    base = measured("teacher", metric=error, per_class=classes(0.5))
-    for rare, failing in ((0.9, ("per_class",)), (0.1, ())):
-        variant = measured("student", base, metric=error, per_class=classes(rare))
-        assert choose(GateSpec(), [variant], base, {}).failing[variant.digest] == failing
+    reference = np.full(200, 0.5) + np.random.default_rng(0).normal(0, 0.01, 200)
+    for rare, shown in ((0.9, True), (0.1, False)):
+        scores, targets = np.full(200, rare), np.zeros(200, dtype=np.int64)
+        lost = class_losses(classified("mse", "lower"), scores, reference, targets)["0"]
+        assert (lost.shown > 0.1) is shown and lost.loss == pytest.approx(rare - 0.5, abs=0.01)

@@ -7,7 +7,7 @@ from typing import Any
 
 from flows.searching.candidate import Candidate
 from flows.searching.tally import Tally
-from flows.searching.training_plan import LABELS, TrainingPlan
+from flows.searching.training_plan import LABELS, MOST_EPOCHS, TrainingPlan
 from model_registry.variant import Variant
 from tasks.distill import distill
 from tasks.evidence.search_summary import MixTried
@@ -15,6 +15,8 @@ from tasks.running.errors import TrainingDiverged
 from tasks.running.stage import Outcome
 
 Mix = Mapping[str, Any]
+_TEACHING = 0.2
+"""Of the minutes, at most, to train the teacher on, where the spec allows that."""
 _TRAINED_ON = "teacher-trained-on"
 
 
@@ -78,7 +80,8 @@ class MixChoice:
     def _train_teacher(self) -> None:
         """Train the teacher on with labels alone; it teaches from now on if it got better. The baseline stays."""
         setup = self.plan.setup
-        epochs, epoch = self.plan.teacher_epochs(self.tally.candidates[0])
+        epoch = setup.data.split("train").rows * self.tally.candidates[0].row_seconds
+        epochs = int(min(MOST_EPOCHS, _TEACHING * 60 * setup.settings.minutes / max(1e-9, epoch)))
         if epochs < 1:
             self.tally.untried.append(
                 f"more training of the teacher: one epoch of it takes about {epoch:.0f} s, more than search.minutes "

@@ -21,8 +21,6 @@ _SCOUTING = 0.03
 MOST_EPOCHS = 300
 _ASKING = 0.08
 """Of the minutes, at most, for the teacher's answers."""
-_TEACHING = 0.2
-"""Of the minutes, at most, to train the teacher on, where the spec allows that."""
 _MOST_VIEWS = 4
 _OVERHEAD = 15.0
 """Seconds to export, quantize and measure what was trained, about."""
@@ -111,11 +109,6 @@ class TrainingPlan:
         """What a teacher has to be asked for trainings with the mix; None where labels alone teach."""
         spec = self.distilling.model_copy(update=dict(mix or {}))
         return AskSpec(views=spec.views, validation=False) if spec.alpha != 0 or spec.hints is not None else None
-
-    def teacher_epochs(self, teacher: Candidate) -> tuple[int, float]:
-        """Epochs that the teacher may be trained on, and the seconds that one takes."""
-        epoch = self._rows * teacher.row_seconds
-        return int(min(MOST_EPOCHS, _TEACHING * 60 * self.setup.settings.minutes / max(1e-9, epoch))), epoch
 
     def rung(self, candidate: Candidate, mix: Mapping[str, Any] | None = None) -> DistillSpec:
         """The candidate's next training."""

@@ -7,13 +7,13 @@ from typing import Literal
 from pydantic import Field
 
 from model_registry.manifest import FileEntry
-from model_registry.measurement import MetricEstimate, PairedComparison
+from model_registry.measurement import ClassLoss, MetricEstimate, PairedComparison
 from model_registry.variant import Frozen, Record
 from tasks.evidence.number_text import gate_number
 from tasks.evidence.split_gap import SplitGap
 
 Severity = Literal["critical", "warning"]
-Unit = Literal["loss", "metric", "ms", "bytes", "ratio"]
+Unit = Literal["loss", "metric", "ms", "bytes", "ratio", "samples"]
 
 
 class GateRow(Frozen):
@@ -47,6 +47,8 @@ class Scored(Frozen):
     role: str
     metric: MetricEstimate
     per_class: dict[str, MetricEstimate] = Field(default_factory=dict)
+    class_losses: dict[str, ClassLoss] = Field(default_factory=dict)
+    """Against the baseline, by label."""
     to_baseline: PairedComparison | None = None
     to_champion: PairedComparison | None = None
 

@@ -69,11 +69,16 @@ def times_text(ratio: float) -> str:
 
 
 def gate_number(value: float, unit: str, metric: str) -> str:
-    """A gate's number in its unit: ``loss``, ``metric``, ``ms``, ``bytes`` or ``ratio``."""
+    """A gate's number in its unit: ``loss``, ``metric``, ``ms``, ``bytes``, ``ratio`` or ``samples``."""
     if value != value:
         return "missing"
     if unit == "loss":
         return points(value, metric)
     if unit == "metric":  # one digit more than elsewhere: 99.96 % is not 100 %
         return f"{100 * value:.2f} %" if is_share(metric) else f"{value:.5g}"
-    return {"ms": f"{ms_text(value)} ms", "bytes": size_text(value), "ratio": f"{value:.2f}×"}[unit]
+    return {
+        "ms": f"{ms_text(value)} ms",
+        "bytes": size_text(value),
+        "ratio": f"{value:.2f}×",
+        "samples": f"{value:.0f}",
+    }[unit]

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from model_registry.measurement import Better, MetricEstimate, PairedComparison
 from tasks.evidence.bootstrap import bootstrap_mean
+from tasks.evidence.mean_bound import mean_bound
 from tasks.evidence.proportion import loss_bound, mcnemar_p, paired_interval, wilson
 
 Scores = NDArray[np.float64]
@@ -20,6 +21,13 @@ def is_binary(*scores: Scores) -> bool:
     return all(bool(np.isin(s, (0.0, 1.0)).all()) for s in scores)
 
 
+def largest_loss(gain: Scores, scores: Scores, reference: Scores) -> float:
+    """The largest loss of a sample to reckon with: the largest difference seen, and where there is none the range of
+    the scores."""
+    seen = float(np.abs(gain).max(initial=0.0))
+    return seen or float(max(scores.max(), reference.max()) - min(scores.min(), reference.min()))
+
+
 def summarise_pairs(scores: Scores, *, name: str, better: Better) -> MetricEstimate:
     """Mean score with its 95 % interval: Wilson's for right and wrong, BCa bootstrap otherwise."""
     binary = is_binary(scores)
@@ -30,7 +38,8 @@ def summarise_pairs(scores: Scores, *, name: str, better: Better) -> MetricEstim
 def compare_paired(scores: Scores, reference_scores: Scores, *, better: Better, reference: str) -> PairedComparison:
     """Compare a variant's scores with a reference's on the same samples.
 
-    Right and wrong: exact McNemar p, Tango's score interval. Other scores: bootstrap of the mean difference.
+    Right and wrong: exact McNemar p, Tango's score interval. Other scores: bootstrap of the mean difference, and a
+    bound that reckons with one more loss as large as the largest difference seen.
 
     Args:
         scores, reference_scores: shape [n], in the same order of samples.
@@ -50,7 +59,8 @@ def compare_paired(scores: Scores, reference_scores: Scores, *, better: Better, 
     else:
         resampled = bootstrap_mean(-gain)
         low, high = resampled.interval()
-        interval, bound, p = (-high, -low), resampled.quantile(0.95), resampled.p_of_zero()
+        interval, p = (-high, -low), resampled.p_of_zero()
+        bound = mean_bound(-gain, unseen=largest_loss(gain, scores, reference_scores))
     return PairedComparison(
         reference=reference,
         samples=n,

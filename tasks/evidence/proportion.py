@@ -63,6 +63,12 @@ def loss_bound(better: int, worse: int, samples: int) -> float:
     return _tango_upper(worse, better, samples, Z_ONE_SIDED)
 
 
+def loss_shown(better: int, worse: int, samples: int, z: float = Z_ONE_SIDED) -> float:
+    """One-sided lower bound of the loss: so much is lost at least, by Tango's score bound; below 0 nothing is shown."""
+    _check(better, worse, samples)
+    return -_tango_upper(better, worse, samples, z)
+
+
 def samples_needed(margin: float) -> int:
     """The smallest number of samples on which a variant with not a single flip is non-inferior within the margin.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from model_registry.measurement import MetricEstimate
 from tasks.evidence.arrays import Array
@@ -54,14 +55,19 @@ def score(data: DataRef, workload: WorkloadRef, outputs: Array, targets: Array, 
 
 def per_class(data: DataRef, scores: Scores, targets: Array) -> dict[str, MetricEstimate]:
     """The metric within each true class that occurs, by label; empty for what is no classification."""
+    return {
+        label: summarise_pairs(scores[rows], name=data.metric.name, better=data.metric.better)
+        for label, rows in by_class(data, targets).items()
+    }
+
+
+def by_class(data: DataRef, targets: Array) -> dict[str, NDArray[np.bool_]]:
+    """Which samples [N] belong to each true class that occurs, by label; empty for what is no classification."""
     if data.task != "classification" or targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
         return {}
     labels = data.labels or ()
     return {
-        labels[index] if index < len(labels) else str(index): summarise_pairs(
-            scores[targets == index], name=data.metric.name, better=data.metric.better
-        )
-        for index in np.unique(targets).tolist()
+        labels[index] if index < len(labels) else str(index): targets == index for index in np.unique(targets).tolist()
     }
 
 

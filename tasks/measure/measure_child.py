@@ -12,6 +12,7 @@ from model_registry.manifest import FileEntry
 from model_registry.measurement import Hardware, LatencyIntervals, Measurement, Speedup, Throughput
 from model_registry.variant import Variant
 from tasks.evidence.arrays import Array, fetch_arrays, publish_arrays
+from tasks.evidence.class_loss import class_losses
 from tasks.evidence.paired import Scores, compare_paired, summarise_pairs
 from tasks.evidence.scoring import is_classifier, per_class, score
 from tasks.measure.probe_process import ProbeProcess, probe_process
@@ -69,14 +70,16 @@ def _baseline_scores(child: Child) -> Scores | None:
 def _evidence(child: Child, scores: Scores, reference: Scores | None, outputs: Array, targets: Array) -> dict[str, Any]:
     """What the answers are worth, alone and against the baseline's."""
     metric, baseline = child.data.metric, child.inputs.get("baseline", child.inputs["variant"])
-    paired = None
+    paired, lost = None, {}
     if reference is not None:
         paired = compare_paired(scores, reference, better=metric.better, reference=baseline.digest)
+        lost = class_losses(child.data, scores, reference, targets)
     return {
         "metric": summarise_pairs(scores, name=metric.name, better=metric.better),
         "accuracy": float(np.mean(accuracy_scores(outputs, targets))) if is_classifier(outputs, targets) else None,
         "per_class": per_class(child.data, scores, targets),
         "paired": paired,
+        "class_losses": lost,
     }
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from model_registry.measurement import Clocked, Measurement
+from tasks.evidence.class_loss import fewest_samples
 from tasks.evidence.decision import GateRow, Scored
+from tasks.evidence.mean_bound import FEWEST
 from tasks.validate.gate_spec import GateSpec
 
 _SPEEDUP = "speed-up over the baseline, lower end of the 95 % interval"
 
 
-def gate_rows(
-    spec: GateSpec, variant: Scored, baseline: Scored, costs: Measurement, *, baseline_bytes: int
-) -> tuple[GateRow, ...]:
+def gate_rows(spec: GateSpec, variant: Scored, costs: Measurement, *, baseline_bytes: int) -> tuple[GateRow, ...]:
     """Every gate that applies to the variant.
 
     Args:
@@ -33,11 +33,7 @@ def gate_rows(
         rows.append(
             GateRow(gate="floor", meaning=name, value=value, limit=spec.floor, unit="metric", at_most=not higher)
         )
-    loss = worst_class(variant, baseline)
-    if spec.per_class_margin is not None and loss is not None:
-        label, value = loss
-        meaning = f"largest loss of {name} within one class ({label})"
-        rows.append(GateRow(gate="per_class", meaning=meaning, value=value, limit=spec.per_class_margin, unit="loss"))
+    rows += [*_class_rows(spec, variant), *_sample_rows(variant)]
     rows += structural_rows(spec, costs, baseline_bytes=baseline_bytes)
     if costs.speedup is not None and spec.min_speedup is None:
         # Not everybody compresses for speed, so this one only warns.
@@ -69,12 +65,45 @@ def structural_rows(spec: GateSpec, costs: Measurement | Clocked, *, baseline_by
     return tuple(rows)
 
 
-def worst_class(variant: Scored, baseline: Scored) -> tuple[str, float] | None:
-    """The class that lost most against the baseline, and its loss; None where there are no classes."""
-    sign = 1.0 if variant.metric.better == "higher" else -1.0
-    losses = {
-        label: sign * (baseline.per_class[label].value - metric.value)
-        for label, metric in variant.per_class.items()
-        if label in baseline.per_class
-    }
-    return max(losses.items(), key=lambda item: item[1]) if losses else None
+def _class_rows(spec: GateSpec, variant: Scored) -> list[GateRow]:
+    """That no class is shown to lose more than its margin; a warning where a class is too small to show anything."""
+    losses, margin = variant.class_losses, spec.per_class_margin
+    if margin is None or not losses:
+        return []
+    label, worst = max(losses.items(), key=lambda item: item[1].shown)
+    meaning = f"what class {label} loses of {variant.metric.name} at least (95 %, corrected for {len(losses)} classes)"
+    rows = [GateRow(gate="per_class", meaning=meaning, value=worst.shown, limit=margin, unit="loss")]
+    needed = fewest_samples(margin, len(losses))
+    small, smallest = min(losses.items(), key=lambda item: item[1].samples)
+    if smallest.samples < needed:
+        few = sum(loss.samples < needed for loss in losses.values())
+        rows.append(
+            GateRow(
+                gate="class_size",
+                meaning=f"samples of class {small}, the smallest of {few} that are too small to show any loss",
+                value=smallest.samples,
+                limit=needed,
+                unit="samples",
+                at_most=False,
+                severity="warning",
+            )
+        )
+    return rows
+
+
+def _sample_rows(variant: Scored) -> list[GateRow]:
+    """A warning where a metric that is not right or wrong has too few samples for any bound."""
+    paired = variant.to_baseline
+    if paired is None or paired.test == "mcnemar" or paired.samples >= FEWEST:
+        return []
+    return [
+        GateRow(
+            gate="enough_samples",
+            meaning=f"samples of the split: with fewer no bound of the loss of {variant.metric.name} is reliable",
+            value=paired.samples,
+            limit=FEWEST,
+            unit="samples",
+            at_most=False,
+            severity="warning",
+        )
+    ]

@@ -34,7 +34,8 @@ class GateSpec(Frozen):
     per_class_margin: float | None = Field(
         default=0.1,
         gt=0,
-        description="largest acceptable loss of any single class against the baseline; null: not checked",
+        description="largest acceptable loss within a single class against the baseline: refused is what is shown to "
+        "lose more (95 %, corrected for the number of classes); null: not checked",
     )
     max_p95_ms: float | None = Field(
         default=None, gt=0, description="older name of budget.p95_ms", json_schema_extra={"deprecated": True}

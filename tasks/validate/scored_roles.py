@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from model_registry.measurement import PairedComparison
+from model_registry.measurement import ClassLoss, PairedComparison
 from model_registry.variant import Variant
 from tasks.evidence.arrays import Array
+from tasks.evidence.class_loss import class_losses
 from tasks.evidence.decision import Scored
 from tasks.evidence.paired import Scores, compare_paired, summarise_pairs
 from tasks.evidence.scoring import per_class
@@ -33,6 +34,12 @@ def scored_roles(
             scores[variant.digest], scores[reference.digest], better=better, reference=reference.digest
         )
 
+    def lost(variant: Variant) -> dict[str, ClassLoss]:
+        reference = variants.get("baseline")
+        if reference is None or reference.digest == variant.digest:
+            return {}
+        return class_losses(data, scores[variant.digest], scores[reference.digest], targets)
+
     return {
         role: Scored(
             digest=variant.digest,
@@ -40,6 +47,7 @@ def scored_roles(
             role=role,
             metric=summarise_pairs(scores[variant.digest], name=data.metric.name, better=better),
             per_class=per_class(data, scores[variant.digest], targets),
+            class_losses=lost(variant),
             to_baseline=paired(variant, "baseline"),
             to_champion=paired(variant, "champion") if role == "chosen" else None,
         )
