@@ -19,6 +19,9 @@ SAME = {
 """What a person asks for, and the stage's key that looks at it. Specs of before the budget may say the latter; the
 documents do not."""
 
+TAIL_REQUESTS = 200
+"""Of each variant, where a limit rests on the slowest twentieth of them."""
+
 
 def budgeted(document: dict[str, Any]) -> dict[str, Any]:
     """The document with the stages' keys that follow from its budget and objective.
@@ -45,6 +48,10 @@ def budgeted(document: dict[str, Any]) -> dict[str, Any]:
         there[key] = value
     if wrong:
         raise ValueError("; ".join(wrong))
+    if said(made, "budget.p95_ms") is not None or said(made, "gates.max_p95_ms") is not None:
+        measure = made.setdefault("measure", {})
+        if isinstance(measure, dict):
+            measure.setdefault("requests", TAIL_REQUESTS)
     return made
 
 

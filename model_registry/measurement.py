@@ -156,6 +156,8 @@ class Measurement(Record):
     class_losses: dict[str, ClassLoss] = Field(default_factory=dict)
     """Against the baseline within each true class, by label; empty for the baseline itself."""
 
+    requests: int = Field(default=0, ge=0)
+    """Requests that were timed; 0 in records of before."""
     p50_ms: float
     """Median latency of one request of ``batch`` samples, in milliseconds."""
     p95_ms: float

@@ -46,6 +46,7 @@ class ProbeRequest(Frozen):
     threads: int = Field(default=1, ge=1, description="intra-op threads, and pinned CPUs, when latency is measured")
     rounds: int = Field(default=30, ge=2, description="blocks of requests per engine")
     seconds: float = Field(default=3.0, ge=0, description="time for all blocks of both engines together, about")
+    least: int = Field(default=0, ge=0, description="requests that each engine answers at least, in that time or more")
     warm_up_seconds: float = Field(default=0.3, ge=0, description="untimed running of each engine before the blocks")
     predict_batch: int = Field(default=32, ge=1, description="samples per run when the whole split is predicted")
     predict_seconds: float = Field(default=0.5, ge=0, description="the split is predicted again until this has passed")
@@ -74,6 +75,7 @@ class ProbeResult(Frozen):
     batch: int
     threads: int
     hardware: Hardware
+    requests: int
     p50_ms: float
     p95_ms: float
     latency_interval: LatencyIntervals
@@ -120,6 +122,7 @@ class Probe:
                 seconds=request.seconds,
                 warm_up_seconds=request.warm_up_seconds,
                 seed=request.seed,
+                least=request.least,
                 cpus=cpus,
             )
         return ProbeResult(

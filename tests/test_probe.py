@@ -266,6 +266,29 @@ def test_the_95th_percentile_is_that_of_the_slowest_twentieth(monkeypatch: pytes
     assert found.variant.throughput.value == pytest.approx(20 * 2 / 34e-3)
 
 
+@pytest.mark.parametrize("least", [100, 200])
+def test_the_tail_is_that_of_all_requests_and_there_are_enough_of_them(
+    monkeypatch: pytest.MonkeyPatch, least: int
+) -> None:
+    """8 % of the requests take three times as long: by the percentiles of blocks of three it would be 5.25 ms."""
+    clock, rng = Beat(0.0), np.random.default_rng(0)
+    monkeypatch.setattr("serving.probe_latency.time", clock)
+
+    class Tailed:
+        def run(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+            clock.now += 15e-3 if rng.random() < 0.08 else 5e-3
+            return inputs
+
+    found = compare_engines(
+        Tailed(), Tailed(), [{"x": np.zeros(1)}],
+        batch=1, rounds=40, seconds=1.0, warm_up_seconds=0.1, seed=0, least=least,
+    )  # fmt: skip
+    assert found.variant.requests == 40 * found.requests_per_block >= least
+    assert found.variant.p95_ms == pytest.approx(15.0)
+    low, high = found.variant.latency_interval.p95
+    assert low <= 15.0 == pytest.approx(high)
+
+
 def test_who_goes_first_is_drawn_in_each_round() -> None:
     def order(seed: int) -> list[str]:
         asked = list[str]()

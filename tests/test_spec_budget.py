@@ -106,7 +106,10 @@ def test_budgets_that_cannot_be_are_refused(sections: dict[str, Any], said: str)
             ],
         ),
         ({"gates": {"max_p95_ms": 0}}, ["gates.max_p95_ms: 0 is refused: Input should be greater than 0"]),
-        ({"objective": "cheap"}, ["objective: 'cheap' is refused: Input should be 'latency', 'size' or 'throughput'"]),
+        (
+            {"objective": "cheap"},
+            ["objective: 'cheap' is refused: Input should be 'latency', 'size', 'throughput' or 'front'"],
+        ),
     ],
 )
 def test_a_wrong_value_is_reported_once_as_it_was_written(sections: dict[str, Any], lines: list[str]) -> None:
@@ -132,3 +135,10 @@ def test_an_override_of_the_budget_reaches_the_gates(tmp_path: Path) -> None:
     path = tmp_path / "spec.yaml"
     path.write_text(yaml.safe_dump({**SMALL, "budget": {"p95_ms": 2.0}}))
     assert load_spec(path, ["budget.p95_ms=0.5"]).gates.max_p95_ms == 0.5
+
+
+def test_a_limit_on_the_slowest_requests_is_measured_on_enough_of_them() -> None:
+    assert parsed().measure.requests == 100
+    for said in ({"budget": {"p95_ms": 2.0}}, {"gates": {"max_p95_ms": 2.0}}):
+        assert parsed(**said).measure.requests == 200
+        assert parsed(**said, measure={"requests": 50}).measure.requests == 50

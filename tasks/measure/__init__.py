@@ -28,6 +28,12 @@ class MeasureSpec(Frozen):
     seconds: float = Field(
         default=1.0, gt=0, description="total time for the rounds of one variant, baseline included, in seconds"
     )
+    requests: int = Field(
+        default=100,
+        ge=3,
+        description="least number of requests of each variant and of the baseline, though that takes longer; absent, "
+        "and with budget.p95_ms: 200",
+    )
     predict_batch: int = Field(
         default=1,
         ge=1,

@@ -85,7 +85,7 @@ def _evidence(child: Child, scores: Scores, reference: Scores | None, outputs: A
 
 def _numbers(probed: dict[str, Any]) -> dict[str, Any]:
     """What the probe measured, as values."""
-    same = ("threads", "batch", "p50_ms", "p95_ms", "peak_rss_bytes", "cpu_seconds")
+    same = ("threads", "batch", "requests", "p50_ms", "p95_ms", "peak_rss_bytes", "cpu_seconds")
     return {
         **{name: probed[name] for name in same},
         "hardware": Hardware.model_validate(probed["hardware"]),
@@ -116,6 +116,7 @@ def _measure(child: Child, probe: ProbeProcess, variant: Variant, baseline: Vari
         threads=variant.runtime.intra_op_threads,  # what is measured is what is served
         rounds=child.spec["rounds"],
         seconds=seconds,
+        least=child.spec["requests"],
         warm_up_seconds=min(0.3, seconds / 8),
         predict_batch=child.spec["predict_batch"],
         predict_seconds=min(0.5, seconds / 4),

@@ -95,6 +95,8 @@ class Conditions(Frozen):
     threads: int
     batch: int
     data: str
+    requests: int = 0
+    """Timed of each variant at least; 0 in reports of before."""
 
 
 class RunReport(Record):
@@ -166,7 +168,12 @@ def describe_variants(
         "baseline": first.baseline,
         "hardware": first.hardware,
         "conditions": Conditions(
-            split=first.split, samples=first.samples, threads=first.threads, batch=first.batch, data=first.data
+            split=first.split,
+            samples=first.samples,
+            threads=first.threads,
+            batch=first.batch,
+            data=first.data,
+            requests=min(m.requests for m in measured),
         ),
         "metric": MetricName(name=first.metric.name, better=first.metric.better),
         "variants": tuple(_row(m, parents.get(m.digest, ()), m.digest in front) for m in measured),
