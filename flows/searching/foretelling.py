@@ -37,5 +37,5 @@ def foretell(setup: SearchSetup) -> list[PlanLine]:
         mix = "; the first one tells how much labels and teacher count" if mix_is_tried(setup) else ""
         limits = f"at most {settings.trials} trainings in {settings.minutes:g} min"
         lines.append(("search:training", f"{limits}; {settings.rungs} for a candidate, {epochs}{mix}"))
-    lines.append(("search:choice", f"the {_BEST[spec.objective]} that loses at most {spec.gates.margin:g}"))
+    lines.append(("search:choice", f"the {_BEST[spec.objective]} that loses at most {spec.gates.margin_text()}"))
     return [PlanLine(name=name, action="computed", reason=reason) for name, reason in lines]

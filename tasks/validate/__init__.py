@@ -110,9 +110,15 @@ def refuse_hopeless(spec: GateSpec, data: DataRef) -> None:
     """
     if not (data.metric.builtin and data.metric.name == "accuracy"):
         return
+    margins = (
+        ("budget.max_accuracy_drop", spec.margin)
+        if spec.relative_margin is None
+        else ("budget.max_relative_drop", spec.relative_margin),  # of all that a metric of right and wrong can be
+        ("gates.champion_margin", spec.champion_margin),
+    )
     for split in ("test", "validation"):
         rows = data.split(split).rows
-        for key, margin in (("budget.max_accuracy_drop", spec.margin), ("gates.champion_margin", spec.champion_margin)):
+        for key, margin in margins:
             if margin is not None and margin < 1 and loss_bound(0, 0, rows) > margin:
                 raise GateFailed(
                     f"{key} {margin:g} can never be proven on the {split} split of {rows} samples: even a variant with "

@@ -15,9 +15,11 @@ def gate_rows(
     """Every gate that applies to the variant.
 
     Args:
+        baseline: on the same split as the variant; a relative margin is a share of its metric.
         costs: the variant's measurement (latency and size on this machine).
         baseline_bytes: size of the baseline's file.
     """
+    spec = spec.resolved(baseline.metric.value)
     name, higher = variant.metric.name, variant.metric.better == "higher"
     rows: list[GateRow] = []
     for gate, paired, margin in (
