@@ -28,7 +28,8 @@ from tasks.running.errors import GateFailed
 from tasks.running.splits import MetricRef
 from tasks.running.stage import Job, WorkloadRef
 from tasks.validate import GateSpec, decision_of, refuse_chance, refuse_hopeless
-from tasks.validate.choice import choose, failing_gates
+from tasks.validate.choice import choose, failing_gates, scored
+from tasks.validate.gate_rows import gate_rows
 
 
 @pytest.fixture
@@ -101,6 +102,27 @@ def test_a_candidate_that_is_worse_than_the_champion_is_not_chosen(case: Case) -
     assert "1 of 2 variants pass on validation" in decision.reason
     (scored,) = [s for s in decision.scored if s.role == "chosen"]
     assert scored.to_champion is not None and scored.to_champion.reference == served.digest
+
+
+def test_a_relative_margin_is_a_share_of_the_metric_of_each_splits_baseline() -> None:
+    base = measured("teacher.fp32", "b" * 64, p50=1.0, right=300, flips=(0, 0))
+    value = base.metric.value
+    other = measured("small", base.digest, p50=0.5, right=297, flips=(0, 3))
+    (row,) = [r for r in _rows(GateSpec(relative_margin=0.05), other, base) if r.gate == "non_inferior_to_baseline"]
+    assert row.limit == pytest.approx(0.05 * value)
+    better = base.model_copy(update={"metric": base.metric.model_copy(update={"value": value / 2})})
+    (row,) = [r for r in _rows(GateSpec(relative_margin=0.05), other, better) if r.gate == "non_inferior_to_baseline"]
+    assert row.limit == pytest.approx(0.025 * value)
+    found = GateSpec(relative_margin=0.05).resolved(-0.5)
+    assert (found.margin, found.relative_margin, found.margin_to_champion) == (0.025, None, 0.025)
+    assert found.resolved(9.0) == found and GateSpec(margin=0.1).resolved(9.0).margin == 0.1
+    assert GateSpec(relative_margin=0.05).resolved(0.0).margin > 0
+    assert GateSpec(relative_margin=0.05).margin_text() == "5 % of the baseline's metric"
+
+
+def _rows(spec: GateSpec, variant: Measurement, baseline: Measurement) -> tuple[GateRow, ...]:
+    sides = scored(variant, role="chosen"), scored(baseline, role="baseline")
+    return gate_rows(spec, *sides, variant, baseline_bytes=baseline.bytes)
 
 
 def test_nothing_to_choose_from_is_a_refusal(case: Case) -> None:
