@@ -105,9 +105,9 @@ def test_a_candidate_that_is_worse_than_the_champion_is_not_chosen(case: Case) -
 
 
 def test_a_relative_margin_is_a_share_of_the_metric_of_each_splits_baseline() -> None:
-    base = measured("teacher.fp32", "b" * 64, p50=1.0, right=300, flips=(0, 0))
+    base = measured("teacher.fp32", right=300)
     value = base.metric.value
-    other = measured("small", base.digest, p50=0.5, right=297, flips=(0, 3))
+    other = measured("small", base, p50=0.5, right=297, flips=(0, 3))
     (row,) = [r for r in _rows(GateSpec(relative_margin=0.05), other, base) if r.gate == "non_inferior_to_baseline"]
     assert row.limit == pytest.approx(0.05 * value)
     better = base.model_copy(update={"metric": base.metric.model_copy(update={"value": value / 2})})

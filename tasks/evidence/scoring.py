@@ -19,6 +19,7 @@ from tasks.workloads.sample_scores import (
     pixel_accuracy_scores,
     squared_error_scores,
 )
+from tasks.workloads.sample_scores import top_classes as top_classes
 
 _BUILTIN = {
     "accuracy": accuracy_scores,
@@ -97,3 +98,9 @@ def learns_classes(data: DataRef, model: Variant) -> bool:
 def is_classifier(outputs: Array, targets: Array) -> bool:
     """Whether outputs are logits [N, C] and targets are class indices [N]."""
     return outputs.ndim == 2 and targets.ndim == 1 and bool(np.issubdtype(targets.dtype, np.integer))
+
+
+def has_places(outputs: Array, targets: Array) -> bool:
+    """Whether the outputs [N, C, ...] are logits of a class for each of several places of a sample."""
+    whole = bool(np.issubdtype(targets.dtype, np.integer))
+    return whole and targets.ndim > 1 and fits_classes(outputs.shape, targets.shape)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from model_registry.store import Store
 from tasks.evidence.decision import Decision
 from tasks.evidence.flipped import Flipped, fetch_flips
-from tasks.evidence.scoring import is_classifier
-from tasks.report.place_pictures import four_pictures, has_places, right_texts
+from tasks.evidence.scoring import has_places, is_classifier
+from tasks.report.place_pictures import four_pictures, right_texts
 
 _COLUMNS = 6
 _LARGEST = 96

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.workloads.sample_scores import fits_classes, pixel_accuracy_scores, top_classes
+from tasks.evidence.scoring import builtin_scores, top_classes
 
 Pixels = NDArray[np.uint8]
 _COLOURS = np.array(
@@ -22,15 +22,9 @@ _UNKNOWN = (128, 128, 128)
 """Of what is labelled as no class, and where the answer is no number."""
 
 
-def has_places(outputs: NDArray[Any], targets: NDArray[Any]) -> bool:
-    """Whether the outputs [N, C, ...] are logits of a class for each of several places of a sample."""
-    whole = bool(np.issubdtype(targets.dtype, np.integer))
-    return whole and targets.ndim > 1 and fits_classes(outputs.shape, targets.shape)
-
-
 def right_texts(outputs: NDArray[Any], targets: NDArray[Any]) -> list[str]:
     """By sample, the share of the places that are right."""
-    return [f"{100 * share:.1f} % right" for share in pixel_accuracy_scores(outputs, targets)]
+    return [f"{100 * share:.1f} % right" for share in builtin_scores("pixel_accuracy", outputs, targets)]
 
 
 def four_pictures(pictures: Pixels, targets: NDArray[Any], answers: tuple[NDArray[Any], NDArray[Any]]) -> Pixels:

@@ -21,7 +21,7 @@ def top_classes(outputs: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def accuracy_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
-    """1.0 where the class answered (see :func:`top_classes`) by the logits [N, C] is the target [N], else 0.0."""
+    """1.0 where the class answered (that of the largest logit) by the logits [N, C] is the target [N], else 0.0."""
     answers = top_classes(outputs)
     scores: Scores = ((answers == targets) & (answers >= 0)).astype(np.float64)
     return scores
