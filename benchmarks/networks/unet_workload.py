@@ -12,7 +12,7 @@ from torch.nn import functional
 
 import winnow
 
-ROWS = {"train": 3_000, "calibration": 300, "validation": 2_000, "test": 3_000}
+ROWS = {"train": 3_000, "calibration": 300, "validation": 1_200, "test": 2_000}
 CLASSES = ("background", "disc", "square", "triangle")
 _SIZE = 48
 _MOST_SHAPES = 5
