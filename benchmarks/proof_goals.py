@@ -8,7 +8,7 @@ from typing import Literal
 
 from benchmarks.proof_result import SIGNIFICANT, Result, speedup_text
 from model_registry.variant import Frozen
-from tasks.evidence.number_text import points
+from tasks.evidence.number_text import points, share_of_baseline
 
 HERE = Path(__file__).parent
 
@@ -17,8 +17,8 @@ HERE = Path(__file__).parent
 class Row:
     """One row. A goal that is None is not set.
 
-    ``drop`` limits the loss itself, ``margin`` its one-sided 95 % bound, both in the metric's unit; ``spec`` is a path,
-    or the name of a spec that ships with Winnow.
+    ``drop`` limits the loss itself, ``margin`` its one-sided 95 % bound, both in the metric's unit; ``relative_drop``
+    the loss as a share of the baseline's metric; ``spec`` is a path, or the name of a spec that ships with Winnow.
     """
 
     name: str
@@ -30,6 +30,7 @@ class Row:
     smaller: float | None = None
     faster: float | None = None
     drop: float | None = None
+    relative_drop: float | None = None
     margin: float | None = None
     budget_only: Row | None = None
     """The same question with nothing in its spec but a budget and the minutes: ``--zero-knob``."""
@@ -40,6 +41,10 @@ def _glyphs(network: str, *, smaller: float, faster: float, budget_only: tuple[f
     row = Row(network, spec, teacher=network, batch=1, smaller=smaller, faster=faster, drop=0.005)
     spec = str(HERE / "glyphs" / f"{network}_budget.yaml")
     return replace(row, budget_only=replace(row, spec=spec, smaller=budget_only[0], faster=budget_only[1]))
+
+
+def _network(network: str, *, smaller: float, faster: float) -> Row:
+    return Row(network, str(HERE / "networks" / f"{network}_budget.yaml"), batch=1, smaller=smaller, faster=faster)
 
 
 ROWS = {
@@ -63,6 +68,8 @@ ROWS = {
     "resnet20": _glyphs("resnet20", smaller=12.0, faster=6.0, budget_only=(12.0, 6.0)),
     "mobilenet": _glyphs("mobilenet", smaller=3.5, faster=1.5, budget_only=(6.0, 3.0)),
     "grey": Row("grey", str(HERE / "glyphs" / "grey_budget.yaml"), batch=1, smaller=40.0, faster=13.0, drop=0.01),
+    "unet": replace(_network("unet", smaller=10.0, faster=6.0), drop=0.01),
+    "two_inputs": replace(_network("two_inputs", smaller=8.0, faster=5.0), relative_drop=0.01),
 }
 
 
@@ -124,6 +131,9 @@ def judge(row: Row, result: Result) -> list[Goal]:
         goals.append(_faster(row, row.faster, result))
     if row.drop is not None:
         goals.append(_loss("loss on the test split", row.drop, result, bound=False))
+    if row.relative_drop is not None and result.baseline.metric is not None:
+        name = f"loss on the test split, {share_of_baseline(row.relative_drop)}"
+        goals.append(_loss(name, row.relative_drop * abs(result.baseline.metric), result, bound=False))
     if row.margin is not None:
         goals.append(_loss("95 % bound of the loss on the test split", row.margin, result, bound=True))
         goals.append(_insignificant(result))

@@ -37,8 +37,10 @@ def page() -> str:
     parts = [INTRODUCTION]
     for title, names in chapters():
         parts.append(f"## {title}\n")
-        if title == "Errors":
-            parts += [f"- `{name}`: {' '.join(markdown(text(getattr(winnow, name))).split())}" for name in names] + [""]
+        if title in ("Errors", "Metrics"):
+            things = [getattr(winnow, name) for name in names]
+            said = [text(thing.per_sample if isinstance(thing, winnow.Metric) else thing) for thing in things]
+            parts += [f"- `{n}`: {' '.join(markdown(t).split())}" for n, t in zip(names, said, strict=True)] + [""]
             continue
         for name in names:
             parts += [f"### winnow.{name}\n", *entry(name, getattr(winnow, name))]
@@ -56,7 +58,9 @@ def chapters() -> Iterator[tuple[str, list[str]]]:
     networks = [n for n, c in classes.items() if issubclass(c, nn.Module)] + list(NETWORK_MAKERS)
     workloads = [n for n, c in classes.items() if hasattr(c, "splits")]
     errors = [n for n, c in classes.items() if issubclass(c, BaseException)]
-    yield "Readers", [n for n in left if n not in {*classes, *NETWORK_MAKERS}]
+    metrics = [n for n, thing in found.items() if isinstance(thing, winnow.Metric)]
+    yield "Metrics", metrics
+    yield "Readers", [n for n in left if n not in {*classes, *NETWORK_MAKERS, *metrics}]
     yield "Worked workloads", workloads
     yield "Networks", networks
     yield "Errors", errors

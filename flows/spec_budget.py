@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 
 SAME = {
     "budget.max_accuracy_drop": "gates.margin",
+    "budget.max_relative_drop": "gates.relative_margin",
     "budget.p95_ms": "gates.max_p95_ms",
     "budget.max_bytes": "gates.max_bytes",
     "budget.min_speedup": "gates.min_speedup",
@@ -32,7 +33,7 @@ def budgeted(document: dict[str, Any]) -> dict[str, Any]:
         ValueError: budget and gates say two different things; names both.
     """
     made = {key: dict(value) if isinstance(value, dict) else value for key, value in document.items()}
-    wrong = []
+    wrong = _two_margins(document)
     for wish, gate in SAME.items():
         section, _, key = gate.partition(".")
         value = said(made, wish)
@@ -53,6 +54,16 @@ def budgeted(document: dict[str, Any]) -> dict[str, Any]:
         if isinstance(measure, dict):
             measure.setdefault("requests", TAIL_REQUESTS)
     return made
+
+
+def _two_margins(document: dict[str, Any]) -> list[str]:
+    """What is wrong where the loss is limited in the metric's unit and as a share of the metric too."""
+    relative = [key for key in ("budget.max_relative_drop", "gates.relative_margin") if said(document, key) is not None]
+    absolute = [key for key in ("budget.max_accuracy_drop", "gates.margin") if said(document, key) is not None]
+    if not relative or not absolute:
+        return []
+    values = " and ".join(f"{key} {said(document, key)!r}" for key in (absolute[0], relative[0]))
+    return [f"{values} both limit the loss, one in the metric's unit and one as a share of it; remove one"]
 
 
 def said(document: dict[str, Any], path: str) -> Any:

@@ -50,7 +50,7 @@ def record(store: Store, variant: Variant, inputs: Mapping[str, Array], outputs:
     lengths = {len(outputs), *(len(inputs[name]) for name in names)}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(f"recorded inputs and outputs of {variant.name!r} differ in length or are empty: {lengths}")
-    elements = sum(max(1, inputs[name][0].size) for name in names)
+    elements = sum(max(1, inputs[name][0].size) for name in names) + outputs[0].size
     rows = min(MAX_ROWS, max(1, _MAX_ELEMENTS // elements))
     rows = min(lengths.pop(), -(-rows // batch) * batch)  # whole batches, as they were measured
     stream = io.BytesIO()

@@ -81,15 +81,32 @@ def test_convolutions_of_one_pixel_are_passed_over_and_padding_stays() -> None:
 def test_who_counts_pixels_or_answers_each_keeps_its_stride() -> None:
     with pytest.raises(CutRefused, match=r"stride 2 in layer 'body.0': Flattening does not run any more: .*average"):
         cut_model(Flattening().eval(), images(), stride=2, depth=1.0)
-    says = r"stride 2 in layer 'stem': PixelNet would answer shape \[2, 4, 8, 8\] instead of \[2, 4, 16, 16\].*at 1"
+    says = r"stride 4 in layer 'stem': PixelNet would answer shape \[2, 4, 4, 4\] instead of \[2, 4, 18, 18\].*at 1"
     with pytest.raises(CutRefused, match=says):
-        cut_model(PixelNet().eval(), images(), stride=2, depth=1.0)
+        cut_model(PixelNet().eval(), images(3, 18, 18), stride=4, depth=1.0)
     with pytest.raises(CutRefused, match=r"'patches': TinyViT does not run any more: in 'the model itself'"):
         cut_model(TinyViT().eval(), images(), stride=2, depth=1.0)  # the table of places counts patches
     with pytest.raises(CutRefused, match=r"'stages.0.0.conv': VggClassifier does not run any more"):
         cut_model(VggClassifier((3, 32, 32), 4).eval(), images(3, 32, 32), stride=2, depth=1.0)  # as flattening
     with pytest.raises(CutRefused, match="runs no convolution with a kernel above 1"):
         cut_model(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), {"input": torch.rand(2, 4)}, stride=2, depth=1.0)
+
+
+def test_an_answer_for_each_pixel_comes_back_to_the_size_of_the_picture() -> None:
+    model, whole = PixelNet().eval(), PixelNet().eval()
+    whole.load_state_dict(model.state_dict())
+    cuts = cut_model(model, images(), stride=2, depth=1.0)
+    assert cuts == ModelCuts(strides={"stem": (2, 2)}, enlarged=(2, 2))
+    whole.stem.stride = (2, 2)
+    wanted = nn.functional.interpolate(whole(**images()), scale_factor=2.0, mode="bilinear")
+    assert torch.equal(model(**images()), wanted) and wanted.shape == (2, CLASSES, 16, 16)
+    again = PixelNet().eval()
+    again.load_state_dict(model.state_dict())
+    apply_cuts(again, ModelCuts.model_validate_json(cuts.model_dump_json()))
+    ChannelPruner(again, images(), ratio=0.5).step()
+    module = RawInputs(again, lambda inputs: inputs, ("image",))
+    file = export_onnx(module, images(), output="classes", dynamic={})
+    assert all(p.difference <= p.allowed for p in check_parity(module, file, images(), tolerance=1e-4))
 
 
 @pytest.mark.parametrize(

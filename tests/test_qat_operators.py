@@ -30,6 +30,7 @@ from tasks.running.errors import QatUnsupported
 RANDOM = np.random.default_rng(0)
 IMAGE, FLAT = (RANDOM.normal(size=shape).astype(np.float32) for shape in ((2, 4, 7, 9), (3, 6)))
 KERNEL, MATRIX = (RANDOM.normal(size=shape).astype(np.float32) for shape in ((8, 2, 3, 3), (6, 5)))
+UP, TWICE = RANDOM.normal(size=(4, 3, 3, 2)).astype(np.float32), np.array([1, 1, 2, 2], np.float32)
 VECTOR = RANDOM.uniform(0.5, 1.5, 4).astype(np.float32)
 
 
@@ -46,6 +47,20 @@ CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
     ("Conv", [IMAGE, KERNEL], {"group": 2, "auto_pad": "SAME_UPPER", "strides": [2, 2]}),
     ("Conv", [IMAGE, KERNEL], {"group": 2, "auto_pad": "SAME_LOWER", "dilations": [1, 1]}),
     ("Conv", [IMAGE, KERNEL], {"group": 2, "auto_pad": "VALID", "dilations": [2, 1]}),
+    (
+        "ConvTranspose",
+        [IMAGE, UP, np.arange(6, dtype=np.float32)],
+        {"group": 2, "strides": [2, 2], "pads": [1, 0, 1, 0]},
+    ),
+    ("ConvTranspose", [IMAGE, UP], {"group": 2, "strides": [3, 2], "output_padding": [1, 0]}),
+    ("Resize", [IMAGE, None, TWICE], {"mode": "linear", "coordinate_transformation_mode": "pytorch_half_pixel"}),
+    ("Resize", [IMAGE, None, None, whole(2, 4, 14, 27)], {"mode": "linear"}),
+    ("Resize", [IMAGE, None, TWICE], {"mode": "linear", "coordinate_transformation_mode": "align_corners"}),
+    (
+        "Resize",
+        [IMAGE, None, TWICE],
+        {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+    ),
     ("Gemm", [FLAT, MATRIX, MATRIX[0]], {}),
     ("Gemm", [FLAT, MATRIX.T.copy()], {"transB": 1}),
     ("MatMul", [FLAT, MATRIX], {}),
@@ -123,6 +138,8 @@ def test_the_operator_computes_what_onnx_runtime_does(
         ("Gemm", {"alpha": 0.5}, "Gemm with alpha, beta or transA"),
         ("Pad", {"mode": "wrap"}, "Pad with mode wrap"),
         ("Cast", {"to": TensorProto.FLOAT16}, "Cast to float16"),
+        ("Resize", {"mode": "cubic"}, "Resize with mode cubic and coordinates half_pixel"),
+        ("ConvTranspose", {"auto_pad": "SAME_UPPER"}, "ConvTranspose with auto_pad or output_shape"),
         ("LSTM", {}, "operator LSTM"),
         ("Dropout", {"domain": "ai.example"}, "operator ai.example.Dropout"),
     ],

@@ -157,6 +157,11 @@ def test_the_nearest_is_named_by_what_it_loses_where_only_that_is_too_much() -> 
     assert ratios.text("accuracy") == "at least 20× as fast, file at least 50× smaller"
     asked = search_report().model_copy(update={"search": None, "spec": {"gates": {"min_speedup": 2.0}}})
     assert limits_of(asked) == BudgetLimits(None, None, None, speedup=2.0)
+    relative = asked.model_copy(update={"spec": {"gates": {"margin": 0.02, "relative_margin": 0.01}}})
+    baseline = relative.row(relative.baseline)
+    assert baseline is not None and limits_of(relative).margin == pytest.approx(0.01 * baseline.metric.value)
+    text = BudgetLimits(0.0103, None, None, share=0.01).text("mse")
+    assert text == "at most 1 % of the baseline's metric (0.0103 of mse) lost"
 
 
 def test_a_search_answered_from_the_store_says_so() -> None:

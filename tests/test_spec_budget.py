@@ -86,6 +86,15 @@ def test_a_part_that_is_not_said_leaves_the_gates_default() -> None:
             {"budget": {"max_accuracy_drop": 0.01}, "gates": {"margin": 0.02}},
             "budget.max_accuracy_drop 0.01 and gates.margin 0.02",
         ),
+        (
+            {"budget": {"max_accuracy_drop": 0.01, "max_relative_drop": 0.02}},
+            "budget.max_accuracy_drop 0.01 and budget.max_relative_drop 0.02 both limit the loss",
+        ),
+        (
+            {"budget": {"max_relative_drop": 0.02}, "gates": {"margin": 0.1}},
+            "gates.margin 0.1 and budget.max_relative_drop 0.02 both limit the loss",
+        ),
+        ({"budget": {"max_relative_drop": 1.0}}, "budget.max_relative_drop: 1.0 is refused"),
     ],
 )
 def test_budgets_that_cannot_be_are_refused(sections: dict[str, Any], said: str) -> None:

@@ -118,6 +118,27 @@ def test_a_candidate_that_is_worse_than_the_champion_is_not_chosen(case: Case) -
     assert scored.to_champion is not None and scored.to_champion.reference == served.digest
 
 
+def test_a_relative_margin_is_a_share_of_the_metric_of_each_splits_baseline() -> None:
+    base = measured("teacher.fp32", right=300)
+    value = base.metric.value
+    other = measured("small", base, p50=0.5, right=297, flips=(0, 3))
+    (row,) = [r for r in _rows(GateSpec(relative_margin=0.05), other, base) if r.gate == "non_inferior_to_baseline"]
+    assert row.limit == pytest.approx(0.05 * value)
+    better = base.model_copy(update={"metric": base.metric.model_copy(update={"value": value / 2})})
+    (row,) = [r for r in _rows(GateSpec(relative_margin=0.05), other, better) if r.gate == "non_inferior_to_baseline"]
+    assert row.limit == pytest.approx(0.025 * value)
+    found = GateSpec(relative_margin=0.05).resolved(-0.5)
+    assert (found.margin, found.relative_margin, found.margin_to_champion) == (0.025, None, 0.025)
+    assert found.resolved(9.0) == found and GateSpec(margin=0.1).resolved(9.0).margin == 0.1
+    assert GateSpec(relative_margin=0.05).resolved(0.0).margin > 0
+    assert GateSpec(relative_margin=0.05).margin_text() == "5 % of the baseline's metric"
+
+
+def _rows(spec: GateSpec, variant: Measurement, baseline: Measurement) -> tuple[GateRow, ...]:
+    sides = scored(variant, role="chosen"), scored(baseline, role="baseline")
+    return gate_rows(spec, *sides, variant, baseline_bytes=baseline.bytes)
+
+
 def test_nothing_to_choose_from_is_a_refusal(case: Case) -> None:
     with pytest.raises(GateFailed, match="no compressed variant to choose from"):
         case.run(GateSpec(), candidates=[case.baseline])
@@ -269,7 +290,9 @@ def test_a_class_that_is_lost_is_refused_although_the_mean_holds() -> None:
 def test_classes_too_small_to_show_any_loss_are_reported() -> None:
     classes = {"common": ClassLoss(samples=500, loss=0.0, shown=-0.02), "rare": ClassLoss(samples=3, loss=1.0, shown=0)}
     small = variant_of(classes)
-    rows = gate_rows(GateSpec(), scored(small, role="chosen"), small, baseline_bytes=1000)
+    rows = gate_rows(
+        GateSpec(), scored(small, role="chosen"), scored(BASE, role="baseline"), small, baseline_bytes=1000
+    )
     warning = next(row for row in rows if row.gate == "class_size")
     assert (warning.severity, warning.within, warning.value) == ("warning", False, 3)
     assert "class rare, the smallest of 1" in warning.meaning

@@ -19,6 +19,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __all__ = [
+    "ACCURACY",
+    "IOU",
+    "PIXEL_ACCURACY",
+    "SQUARED_ERROR",
     "ArrayWorkload",
     "ChildFailed",
     "DataCheckFailed",
@@ -139,6 +143,10 @@ if TYPE_CHECKING:  # one line per name: what is here is what there is, for type 
     from tasks.workloads.sklearn_table import SklearnTable as SklearnTable
     from tasks.workloads.tabular import Tabular as Tabular
     from tasks.workloads.vgg import VggClassifier as VggClassifier
+    from tasks.workloads.workload import ACCURACY as ACCURACY
+    from tasks.workloads.workload import IOU as IOU
+    from tasks.workloads.workload import PIXEL_ACCURACY as PIXEL_ACCURACY
+    from tasks.workloads.workload import SQUARED_ERROR as SQUARED_ERROR
     from tasks.workloads.workload import Metric as Metric
 
 

@@ -47,8 +47,9 @@ def compress_model(
             attributes that have the names of the class's parameters; where that fails, from its traced graph.
         train, validation, test: each ``(inputs, targets)`` as arrays, tensors or pandas objects [rows, ...]; a mapping
             of columns with the key ``target``; or a torch Dataset of ``(input, target)``. The test split is used once.
-        budget: any of ``max_accuracy_drop`` (in the metric's unit), ``p95_ms``, ``max_bytes``, ``min_speedup`` and
-            ``min_shrink`` (times, against the baseline), ``threads``, ``batch``.
+        budget: any of ``max_accuracy_drop`` (in the metric's unit) or ``max_relative_drop`` (a share of it),
+            ``p95_ms``, ``max_bytes``, ``min_speedup`` and ``min_shrink`` (times, against the baseline), ``threads``,
+            ``batch``.
         objective: what counts inside the budget: ``latency``, ``size``, ``throughput``, or ``front``: all that no
             other beats.
         minutes: for training and measuring candidates.

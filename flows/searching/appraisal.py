@@ -15,6 +15,7 @@ from model_registry.measurement import Clocked, Measurement
 from model_registry.sizes import size_text
 from tasks.validate.choice import best_of, failing_gates
 from tasks.validate.gate_rows import structural_rows
+from tasks.validate.gate_spec import GateSpec
 from tasks.validate.sequence import cost_of_objective
 
 _TRUST = 1.2
@@ -30,6 +31,11 @@ class Appraisal:
     setup: SearchSetup
     baseline: Measurement
     plan: TrainingPlan
+
+    @property
+    def gates(self) -> GateSpec:
+        """Those of the spec, with the margin in the metric's unit on validation."""
+        return self.setup.spec.gates.resolved(self.baseline.metric.value)
 
     def cost(self, form: Measurement | Clocked) -> float:
         """What the objective counts, lower is better; latency as a share of the teacher's."""
@@ -65,7 +71,7 @@ class Appraisal:
         if proven and min(proven) <= self.cost(form):
             return False
         reference = next((m.paired for m in candidate.forms if m.digest != int8 and m.paired), None)
-        return not self.passes(form) and (reference is None or reference.bound <= self.setup.spec.gates.margin)
+        return not self.passes(form) and (reference is None or reference.bound <= self.gates.margin)
 
     def rules(self, candidates: Sequence[Candidate], start: float) -> Rules:
         """What the halving goes by; trainings that were made tell how much more epochs gain.
@@ -75,7 +81,7 @@ class Appraisal:
         """
         powers = [power for candidate in candidates for power in self._powers(candidate)]
         return Rules(
-            margin=self.setup.spec.gates.margin,
+            margin=self.gates.margin,
             rungs=self.setup.settings.rungs,
             power=min(1.0, max(_SLOWEST, sum(powers) / len(powers))) if powers else 1.0,
             start=start,

@@ -19,6 +19,14 @@ class BudgetSpec(Frozen):
         description="largest loss of the metric against the baseline, in its own unit (0.005: half a point of "
         "accuracy); its one-sided 95 % bound must stay within; absent: 0.02",
     )
+    max_relative_drop: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="the same as a share of the baseline's own metric on each split, instead of max_accuracy_drop "
+        "(0.01: the error may grow by one percent; where higher is better, the metric may fall by one percent of its "
+        "value)",
+    )
     p95_ms: float | None = Field(
         default=None, gt=0, description="largest acceptable 95th percentile of the latency, in ms"
     )

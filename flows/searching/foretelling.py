@@ -39,5 +39,5 @@ def foretell(setup: SearchSetup) -> list[PlanLine]:
         limits = f"at most {settings.trials} trainings in {settings.minutes:g} min"
         lines.append(("search:training", f"{limits}; {settings.rungs} for a candidate, {epochs}{mix}"))
     wanted = _FRONT if spec.objective == "front" else f"the {_BEST[spec.objective]}"
-    lines.append(("search:choice", f"{wanted} that loses at most {spec.gates.margin:g}"))
+    lines.append(("search:choice", f"{wanted} that loses at most {spec.gates.margin_text()}"))
     return [PlanLine(name=name, action="computed", reason=reason) for name, reason in lines]

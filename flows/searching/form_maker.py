@@ -108,7 +108,7 @@ class FormMaker:
                 "equalize": True,
                 "bias_correction": True,
                 "calibration_method": "auto",
-                "accuracy_control": {"max_drop": self.setup.spec.gates.margin / 2},
+                "accuracy_control": {"max_drop": self.appraisal.gates.margin / 2},
             }
         )
         spec = QuantizeSpec.model_validate(spec.model_dump())

@@ -26,7 +26,7 @@ from tasks.release.ledger_protocol import patiently
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome
 from tasks.running.stage_plan import planning
-from tasks.validate import refuse_chance
+from tasks.validate import GateSpec, refuse_chance
 
 
 def search(
@@ -69,7 +69,7 @@ def search(
         if found is not None:
             text = f"{found.name} keeps the budget: solved from {len(made.measurements)} stored measurements"
             tell(1.0, text)
-            return made.with_search(_answered(stored, spec, found))
+            return made.with_search(_answered(stored, spec, shop.appraisal.gates, found))
 
     if stored is not None:
         tally.carry(stored.made(data, checked))
@@ -101,7 +101,7 @@ def search(
 
 def _rows(shop: Workshop, earlier: SearchRecord | None) -> tuple[CandidateRow, ...]:
     """The candidates as the search left them, and those of an earlier search that may still be the best."""
-    gates = shop.setup.spec.gates
+    gates = shop.appraisal.gates
     rows = [row_of(c, gates, shop.appraisal.baseline) for c in shop.tally.candidates]
     known = {form.digest for row in rows for form in row.forms}
     for row in earlier.summary.candidates if earlier else ():
@@ -111,13 +111,13 @@ def _rows(shop: Workshop, earlier: SearchRecord | None) -> tuple[CandidateRow, .
     return tuple(rows)
 
 
-def _answered(stored: SearchRecord, spec: PipelineSpec, found: Measurement) -> SearchSummary:
+def _answered(stored: SearchRecord, spec: PipelineSpec, gates: GateSpec, found: Measurement) -> SearchSummary:
     """The stored search under this budget and objective."""
     return stored.summary.model_copy(
         update={
             "budget": spec.budget.model_dump(mode="json") if spec.budget else {},
             "objective": spec.objective,
-            "candidates": tuple(judged(row, spec.gates) for row in stored.summary.candidates),
+            "candidates": tuple(judged(row, gates) for row in stored.summary.candidates),
             "best": found.digest,
             "resolved_from": stored.run_id,
             "ended": f"{len(stored.measured)} stored measurements hold the answer; nothing was trained",

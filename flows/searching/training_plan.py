@@ -12,6 +12,7 @@ from flows.searching.search_setup import SearchSetup
 from model_registry.variant import Variant
 from tasks.ask import AskSpec
 from tasks.distill import DistillSpec
+from tasks.evidence.scoring import learns_classes
 from tasks.qat import QatSpec
 
 SHARE = 0.6
@@ -98,7 +99,7 @@ class TrainingPlan:
         if affordable < 1:
             return (LABELS,)
         views = self.distilling.views or (min(_MOST_VIEWS, affordable, self.epochs[0]) if augments else None)
-        taught = _TAUGHT if self.setup.data.task == "classification" else _MATCHED
+        taught = _TAUGHT if learns_classes(self.setup.data, self.setup.teacher) else _MATCHED
         return (LABELS, *({**mix, "views": views} for mix in taught))
 
     def decide_mix(self, mix: Mapping[str, Any]) -> None:

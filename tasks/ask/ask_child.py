@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tasks.running.child import Child, Result
 from tasks.running.splits import read_split
-from tasks.torch_models.teacher_answers import teacher_outputs
+from tasks.torch_models.teacher_answers import teacher_outputs, too_large
 from tasks.torch_models.views import View, wanted_views
 from tasks.workloads.workload import load_workload
 
@@ -20,7 +20,12 @@ def main(child: Child) -> Result:
     elif not workload.augments:
         questions.append(("train", None))
 
-    asked = [(teacher, split, view) for teacher in child.inputs.values() for split, view in questions]
+    asked = [
+        (teacher, split, view)
+        for teacher in child.inputs.values()
+        for split, view in questions
+        if not too_large(teacher, splits[split], views if split == "train" else None)
+    ]
     for number, (teacher, split, view) in enumerate(asked):
         child.progress(number / len(asked), f"{split}{'' if view is None else f', view {view.number + 1}'}")
         teacher_outputs(

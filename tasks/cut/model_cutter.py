@@ -1,5 +1,7 @@
 """A model cut down as a whole: it sees fewer pixels, has fewer blocks, and answers as before in shape.
 
+An answer for each pixel is interpolated back to the size that it had.
+
 Resolution and depth are two of the three ways to scale a network (Tan and Le 2019, "EfficientNet", arXiv:1905.11946);
 the third, width, is pruning's.
 """
@@ -34,15 +36,15 @@ def cut_model(model: nn.Module, inputs: dict[str, Tensor], *, stride: int, depth
     if stride > 1:
         coarse = coarser(model, inputs, stride)
         apply_cuts(model, coarse)
-        _check(
+        larger = _check(
             model,
             inputs,
             shape,
             cut=f"stride {stride} in layer {coarse.layers[0]!r}",
-            remedy="Leave the stride at 1, or average over what is left of the space before the dense layers and bring "
-            "answers for each pixel back to the size of the input",
+            remedy="Leave the stride at 1, or average over what is left of the space before the dense layers; the size "
+            "of an answer for each pixel must be a multiple of the stride",
         )
-        cuts = cuts.further(coarse)
+        cuts = cuts.further(coarse).further(larger)
     if depth < 1:
         gone = left_out(removable_blocks(model, inputs), depth, model=type(model).__name__)
         shallow = ModelCuts(removed=gone)
@@ -52,8 +54,8 @@ def cut_model(model: nn.Module, inputs: dict[str, Tensor], *, stride: int, depth
     return cuts
 
 
-def _check(model: nn.Module, inputs: dict[str, Tensor], shape: torch.Size, *, cut: str, remedy: str) -> None:
-    """The cut model runs, and answers the same shape."""
+def _check(model: nn.Module, inputs: dict[str, Tensor], shape: torch.Size, *, cut: str, remedy: str) -> ModelCuts:
+    """The cut model runs, and answers the same shape; what makes its answer as large as it was, where it takes that."""
     try:
         found = _answer(model, inputs).shape
     except Exception as error:  # whatever the user's forward() raises
@@ -61,11 +63,26 @@ def _check(model: nn.Module, inputs: dict[str, Tensor], shape: torch.Size, *, cu
             f"{cut}: {type(model).__name__} does not run any more: {blame(error, model)}{type(error).__name__}: "
             f"{error}. {remedy}"
         ) from error
+    times = _times(shape, found)
+    if times:
+        larger = ModelCuts(enlarged=times)
+        apply_cuts(model, larger)
+        return larger
     if found != shape:
         raise CutRefused(
             f"{cut}: {type(model).__name__} would answer shape {list(found)} instead of {list(shape)}, and the shape "
             f"of the answer must stay. {remedy}"
         )
+    return ModelCuts()
+
+
+def _times(before: torch.Size, now: torch.Size) -> tuple[int, ...]:
+    """How many times fewer places along each axis the answer [N, C, *space] has now; empty where that is no answer for
+    each place, or no whole number of times."""
+    if before == now or len(before) != len(now) or not 3 <= len(now) <= 5 or before[:2] != now[:2]:
+        return ()
+    times = tuple(a // b for a, b in zip(before[2:], now[2:], strict=True))
+    return times if all(b * n == a for a, b, n in zip(before[2:], now[2:], times, strict=True)) else ()
 
 
 def _answer(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

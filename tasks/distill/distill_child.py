@@ -17,6 +17,7 @@ from tasks.distill.inheritance import inherit
 from tasks.distill.lessons import Lessons, WatchedTeacher
 from tasks.distill.mix_search import candidates
 from tasks.evidence.paired import compare_paired
+from tasks.evidence.scoring import learns_classes
 from tasks.running.child import Child, Result
 from tasks.torch_models.fit import Fitted
 from tasks.torch_models.fit_checkpoint import StoreCheckpoints
@@ -112,7 +113,7 @@ def _lessons(child: Child, data: TrainingData) -> Lessons:
         data=data,
         training=Training.of(child.spec),
         answers=mean_answers([*live, *stored]) if live or stored else None,
-        classification=child.data.task == "classification",
+        classification=learns_classes(child.data, next(iter(child.inputs.values()))),
         watched=watched,
         views=views,
         seed=child.job.seed,
@@ -127,7 +128,7 @@ def _metrics(child: Child, data: TrainingData, model: nn.Module) -> dict[str, An
     _, targets = workload.batch({name: torch.from_numpy(values) for name, values in data.validation.items()})
 
     def metric(outputs: Outputs) -> dict[str, float]:
-        return {"val_metric": float(_scores(workload, outputs, targets.numpy()).mean())}
+        return {"val_metric": float(workload.scores(outputs, targets.numpy()).mean())}
 
     said = [
         teacher_outputs(
@@ -164,7 +165,7 @@ def _publish(child: Child, data: TrainingData, model: nn.Module, fitted: Fitted,
     outputs, targets = answers(model, Rows(data.workload, data.validation, torch_device(child.job.device)))
     history = child.store.publish_bytes(history_jsonl(fitted.history), f"{name}.history.jsonl")
     facts = {"parameters": parameter_count(model), **fitted.summary()}
-    return _Pupil(_save(child, data, model, name), history, facts, _scores(data.workload, outputs, targets))
+    return _Pupil(_save(child, data, model, name), history, facts, data.workload.scores(outputs, targets))
 
 
 def _save(child: Child, data: TrainingData, model: nn.Module, name: str) -> Variant:
@@ -180,10 +181,6 @@ def _save(child: Child, data: TrainingData, model: nn.Module, name: str) -> Vari
         name=name,
         stage="distill",
     )
-
-
-def _scores(workload: Workload, outputs: Outputs, targets: Outputs) -> NDArray[np.float64]:
-    return np.asarray(workload.metric(targets).per_sample(outputs, targets), dtype=np.float64)
 
 
 def _gain(pupils: list[_Pupil], better: str) -> dict[str, Any]:

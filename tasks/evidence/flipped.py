@@ -16,7 +16,7 @@ from tasks.evidence.paired import Scores
 FILE = "flips.npz"
 _KEPT = 24
 _MOST_BYTES = 32 << 20
-"""Of the inputs together: of large ones fewer are kept."""
+"""Of the inputs and answers together: of large ones fewer are kept."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def publish_flips(
         scores, outputs: of the chosen variant and of the baseline, [N] and [N, ...].
         targets, inputs: [N, ...].
     """
-    each = sum(array[:1].nbytes for array in inputs.values())
+    each = sum(array[:1].nbytes for array in (*inputs.values(), *outputs, targets))
     count = max(1, min(_KEPT, _MOST_BYTES // max(1, 2 * each)))
     up, down = flipped_rows(*scores, better=better, count=count)
     rows = np.concatenate([up, down])

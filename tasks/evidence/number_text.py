@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 from model_registry.measurement import Interval
 from model_registry.sizes import size_text, three_digits
 
 _SHARES = ("accuracy", "f1", "auc", "precision", "recall")
+_IOU = re.compile(r"(?<![a-z])m?iou(?![a-z])")
+"""As a word: "previous" has it too."""
 
 
 def is_share(metric: str) -> bool:
     """Whether the metric reads better in percent."""
-    return any(name in metric.lower() for name in _SHARES)
+    name = metric.lower()
+    return any(share in name for share in _SHARES) or bool(_IOU.search(name))
 
 
 def metric_text(value: float, metric: str) -> str:
@@ -33,6 +38,11 @@ def difference_text(value: float, metric: str) -> str:
 def points(value: float, metric: str) -> str:
     """A margin or bound: ``1.4 points``."""
     return (f"{three_digits(100 * value)} points" if is_share(metric) else f"{value:.4g}").replace("-", "−")
+
+
+def share_of_baseline(share: float) -> str:
+    """A margin that is relative to the baseline: ``1 % of the baseline's metric``."""
+    return f"{100 * share:.3g} % of the baseline's metric"
 
 
 def count_text(count: float | None) -> str:

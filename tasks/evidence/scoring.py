@@ -6,12 +6,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_registry.measurement import MetricEstimate
+from model_registry.variant import Variant
 from tasks.evidence.arrays import Array
 from tasks.evidence.paired import summarise_pairs
 from tasks.running.errors import ParityFailed, WorkloadError
-from tasks.running.splits import DataRef
+from tasks.running.splits import TARGET, DataRef
 from tasks.running.stage import WorkloadRef
-from tasks.workloads.sample_scores import Scores, accuracy_scores, squared_error_scores
+from tasks.workloads.sample_scores import (
+    Scores,
+    accuracy_scores,
+    fits_classes,
+    iou_scores,
+    pixel_accuracy_scores,
+    squared_error_scores,
+)
+from tasks.workloads.sample_scores import top_classes as top_classes
+
+_BUILTIN = {
+    "accuracy": accuracy_scores,
+    "pixel_accuracy": pixel_accuracy_scores,
+    "iou": iou_scores,
+    "mse": squared_error_scores,
+}
 
 
 def score(data: DataRef, workload: WorkloadRef, outputs: Array, targets: Array, *, name: str) -> Scores:
@@ -31,13 +47,7 @@ def score(data: DataRef, workload: WorkloadRef, outputs: Array, targets: Array, 
     else:
         from tasks.workloads.workload import load_workload  # imports torch: only for a metric of the user's own
 
-        found = load_workload(workload).metric(targets).per_sample(outputs, targets)
-        scores = np.asarray(found, dtype=np.float64)
-        if scores.shape != (len(targets),):
-            raise WorkloadError(
-                f"metric {data.metric.name!r}: per_sample() returned shape {list(scores.shape)} for {len(targets)} "
-                f"samples; it must return one score per sample, shape [{len(targets)}]"
-            )
+        scores = load_workload(workload).scores(outputs, targets)
     broken = np.flatnonzero(~np.isfinite(scores))
     if not data.metric.builtin and len(broken) and np.isfinite(outputs[broken]).all():
         raise WorkloadError(
@@ -72,14 +82,31 @@ def by_class(data: DataRef, targets: Array) -> dict[str, NDArray[np.bool_]]:
 
 
 def builtin_scores(metric: str, outputs: Array, targets: Array) -> Scores:
-    """Scores [N] of ``accuracy`` or ``mse``, exactly as the workload's defaults define them.
+    """Scores [N] of ``accuracy``, ``pixel_accuracy``, ``iou`` or ``mse``, exactly as a workload's training sees them.
 
     Raises:
         KeyError: no such built-in metric.
     """
-    return {"accuracy": accuracy_scores, "mse": squared_error_scores}[metric](outputs, targets)
+    return _BUILTIN[metric](outputs, targets)
+
+
+def learns_classes(data: DataRef, model: Variant) -> bool:
+    """Whether the model's answers are logits of classes: one class for each sample, or for each place of a sample.
+
+    Several labels per sample are none: each is a question of its own.
+    """
+    target = data.columns.get(TARGET)
+    if data.task != "other" or target is None:
+        return data.task == "classification"
+    return fits_classes(model.outputs[0].shape, (-1, *target.shape))
 
 
 def is_classifier(outputs: Array, targets: Array) -> bool:
     """Whether outputs are logits [N, C] and targets are class indices [N]."""
     return outputs.ndim == 2 and targets.ndim == 1 and bool(np.issubdtype(targets.dtype, np.integer))
+
+
+def has_places(outputs: Array, targets: Array) -> bool:
+    """Whether the outputs [N, C, ...] are logits of a class for each of several places of a sample."""
+    whole = bool(np.issubdtype(targets.dtype, np.integer))
+    return whole and targets.ndim > 1 and fits_classes(outputs.shape, targets.shape)

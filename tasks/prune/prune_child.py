@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from tasks.evidence.scoring import learns_classes
 from tasks.prune.channel_cut import Cut
 from tasks.prune.narrow import narrow
 from tasks.running.child import Child, Result
@@ -101,7 +102,7 @@ def _objective(child: Child, data: TrainingData) -> Objective:
     return distillation(
         data.workload.loss,
         answers,
-        classification=child.data.task == "classification",
+        classification=learns_classes(child.data, child.inputs["teacher"]),
         temperature=child.spec["temperature"],
         alpha=child.spec["alpha"],
     )

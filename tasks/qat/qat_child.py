@@ -10,6 +10,7 @@ import onnx
 import torch
 
 from model_registry.variant import Variant
+from tasks.evidence.scoring import learns_classes
 from tasks.onnx_models.byte_input import fold_byte_inputs, spell_out_byte_inputs
 from tasks.onnx_models.onnx_cost import onnx_cost
 from tasks.onnx_models.onnx_graph import strip
@@ -89,7 +90,7 @@ def _objective(child: Child, workload: Workload, data: TrainingData) -> Objectiv
     return distillation(
         workload.loss,
         answers,
-        classification=child.data.task == "classification",
+        classification=learns_classes(child.data, child.inputs["teacher"]),
         temperature=child.spec["temperature"],
         alpha=child.spec["alpha"],
     )
@@ -127,4 +128,4 @@ def _metric(workload: Workload, answers: Floats, columns: Columns) -> float:
     """The workload's metric of answers to a split."""
     _, found = workload.batch({name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in columns.items()})
     targets = found.numpy()
-    return float(np.mean(workload.metric(targets).per_sample(answers, targets)))
+    return float(workload.scores(answers, targets).mean())

@@ -14,7 +14,7 @@ from tasks.qat.int8_parity import run_onnx
 from tasks.running.splits import Columns, DataRef
 from tasks.torch_models.fit_rows import torch_device
 from tasks.torch_models.objective import LiveAnswers, StoredAnswers, TeacherAnswers, TrainingBatch
-from tasks.torch_models.teacher_answers import teacher_says
+from tasks.torch_models.teacher_answers import teacher_says, too_large
 from tasks.torch_models.torch_variant import load
 from tasks.workloads.workload import Inputs, Workload
 
@@ -40,10 +40,10 @@ def ask_teacher(
 ) -> TeacherAnswers:
     """The answers of a torch or ONNX teacher about training batches of raw inputs.
 
-    Once for the whole split, unless augmentation changes the questions.
+    Once for the whole split, unless augmentation changes the questions or the answers are too large to keep.
     """
     if teacher.format == "torch":
-        if not workload.augments:
+        if not workload.augments and not too_large(teacher, train, None):
             return teacher_says(store, teacher, workload=workload, data=data, train=train, device=device)
         model = load(store, teacher, workload=workload).to(torch_device(device)).eval()
         return LiveAnswers(_Preprocessed(model, workload))

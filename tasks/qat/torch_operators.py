@@ -18,6 +18,8 @@ Operation = Callable[..., Tensor]
 """Takes the node's inputs in order, None for those left out, and answers its first output."""
 
 _CONVOLUTIONS = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_TRANSPOSED = {1: functional.conv_transpose1d, 2: functional.conv_transpose2d, 3: functional.conv_transpose3d}
+_LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 _MAXIMA = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max_pool3d}
 _MEANS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
@@ -93,6 +95,47 @@ def _conv(a: Attributes) -> Operation:
         strides, dilations = a.get("strides", [1] * rank), a.get("dilations", [1] * rank)
         y: Tensor = _CONVOLUTIONS[rank](x, weight, bias, strides, pads, dilations, group)
         return y
+
+    return run
+
+
+def _conv_transpose(a: Attributes) -> Operation:
+    if a.get("auto_pad", "NOTSET") not in ("NOTSET", "") or a.get("output_shape"):
+        raise a.refuse("ConvTranspose with auto_pad or output_shape")
+    group = a.get("group", 1)
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        rank = weight.ndim - 2
+        pads = list(a.get("pads", [0] * 2 * rank))
+        if pads[:rank] != pads[rank:]:
+            raise a.refuse("uneven padding of ConvTranspose")
+        strides, dilations = a.get("strides", [1] * rank), a.get("dilations", [1] * rank)
+        more = a.get("output_padding", [0] * rank)
+        y: Tensor = _TRANSPOSED[rank](x, weight, bias, strides, pads[:rank], more, group, dilations)
+        return y
+
+    return run
+
+
+def _resize(a: Attributes) -> Operation:
+    """As torch writes its upsampling: linear with pixels as areas or with aligned corners, or the nearest pixel."""
+    mode, places = a.get("mode", "nearest"), a.get("coordinate_transformation_mode", "half_pixel")
+    linear = mode == "linear" and places in ("half_pixel", "pytorch_half_pixel", "align_corners")
+    nearest = (mode, places, a.get("nearest_mode", "round_prefer_floor")) == ("nearest", "asymmetric", "floor")
+    if not (linear or nearest) or a.get("antialias", 0) or a.get("axes"):
+        raise a.refuse(f"Resize with mode {mode} and coordinates {places}")
+
+    def run(x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None) -> Tensor:
+        rank = x.ndim - 2
+        if sizes is not None and sizes.numel():
+            size = [int(n) for n in sizes.tolist()[2:]]
+        elif scales is not None:
+            size = [int(n * scale) for n, scale in zip(x.shape[2:], scales.tolist()[2:], strict=True)]
+        else:
+            raise a.refuse("Resize without scales and sizes")
+        if nearest:
+            return functional.interpolate(x, size, mode="nearest")
+        return functional.interpolate(x, size, mode=_LINEAR[rank], align_corners=places == "align_corners")
 
     return run
 
@@ -327,6 +370,8 @@ def _divide(x: Tensor, y: Tensor) -> Tensor:
 
 _OPERATORS: dict[str, Callable[[Attributes], Operation]] = {
     "Conv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Resize": _resize,
     "Gemm": _gemm,
     "MatMul": _plain(torch.matmul),
     "Relu": _plain(torch.relu),

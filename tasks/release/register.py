@@ -48,7 +48,8 @@ def register(
     for row in rows:
         assert row.measurement is not None
         outputs = fetch_arrays(store, row.measurement.predictions)["outputs"]
-        record(store, row.variant, inputs, outputs, batch=row.measurement.predict_batch)
+        kept = {name: values[: len(outputs)] for name, values in inputs.items()}  # of large answers the first
+        record(store, row.variant, kept, outputs, batch=row.measurement.predict_batch)
     # Two runs that chose the same digest must not make two versions: MLflow itself would.
     with lease(store, f"register-{job.model}", wait_seconds=_WAIT_SECONDS):
         versions = {row.variant.digest: _version(registry, job.model, row, tracked) for row in rows}

@@ -6,31 +6,39 @@ from dataclasses import dataclass
 from typing import Any
 
 from model_registry.sizes import size_text
-from tasks.evidence.number_text import ms_text, points
+from tasks.evidence.number_text import ms_text, points, share_of_baseline
 from tasks.evidence.search_summary import CandidateForm
 from tasks.report.run_report import RunReport
 
 
 @dataclass(frozen=True)
 class BudgetLimits:
-    """None: not limited. ``margin`` is a loss of the metric, in its own unit; ``speedup`` and ``shrink`` are minima."""
+    """None: not limited. ``margin`` is a loss of the metric, in its own unit, ``share`` of the baseline's metric where
+    that was said; ``speedup`` and ``shrink`` are minima."""
 
     margin: float | None
     p95_ms: float | None
     bytes: float | None
     speedup: float | None = None
     shrink: float | None = None
+    share: float | None = None
 
     def text(self, metric: str) -> str:
         """All of them in words; '' without any."""
         parts = [
-            f"at most {points(self.margin, metric)} of {metric} lost" if self.margin is not None else "",
+            f"{self._loss(metric)} lost" if self.margin is not None else "",
             f"p95 at most {ms_text(self.p95_ms)} ms" if self.p95_ms is not None else "",
             f"file at most {size_text(self.bytes)}" if self.bytes is not None else "",
             f"at least {self.speedup:g}× as fast" if self.speedup is not None else "",
             f"file at least {self.shrink:g}× smaller" if self.shrink is not None else "",
         ]
         return ", ".join(part for part in parts if part)
+
+    def _loss(self, metric: str) -> str:
+        most = points(self.margin or 0.0, metric)
+        if self.share is None:
+            return f"at most {most} of {metric}"
+        return f"at most {share_of_baseline(self.share)} ({most} of {metric})"
 
     def excess(self, form: CandidateForm, *, trained: bool = True) -> float:
         """By how much the form exceeds the worst of the limits, relative to it; at most 0 where it keeps them all.
@@ -68,16 +76,24 @@ class BudgetLimits:
 
 
 def limits_of(report: RunReport) -> BudgetLimits:
-    """The limits of the run: those of its budget, else those of its gates."""
+    """The limits of the run: those of its budget, else those of its gates; relative ones as they are on validation."""
     gates = report.spec.get("gates")
     gates = gates if isinstance(gates, dict) else {}
     budget = report.search.budget if report.search else {}
+    share, baseline = (
+        _number(budget.get("max_relative_drop"), gates.get("relative_margin")),
+        report.row(report.baseline),
+    )
+    margin = _number(budget.get("max_accuracy_drop"), gates.get("margin"))
+    if share is not None:
+        margin = share * abs(baseline.metric.value) if baseline else None
     return BudgetLimits(
-        margin=_number(budget.get("max_accuracy_drop"), gates.get("margin")),
+        margin=margin,
         p95_ms=_number(budget.get("p95_ms"), gates.get("max_p95_ms")),
         bytes=_number(budget.get("max_bytes"), gates.get("max_bytes")),
         speedup=_number(budget.get("min_speedup"), gates.get("min_speedup")),
         shrink=_number(budget.get("min_shrink"), gates.get("min_shrink")),
+        share=share,
     )
 
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from model_registry.store import Store
 from tasks.evidence.decision import Decision
 from tasks.evidence.flipped import Flipped, fetch_flips
-from tasks.evidence.scoring import is_classifier
+from tasks.evidence.scoring import has_places, is_classifier
+from tasks.report.place_pictures import four_pictures, right_texts
 
 _COLUMNS = 6
 _LARGEST = 96
@@ -61,11 +62,13 @@ class FlipGroup:
 
 @dataclass(frozen=True)
 class Flips:
-    """Samples on which the chosen variant is worse and better than the baseline. ``names``: of the values shown."""
+    """Samples on which the chosen variant is worse and better than the baseline. ``names``: of the values shown.
+    ``places``: each picture stands with its true classes by pixel, and both answers below."""
 
     worse: FlipGroup
     better: FlipGroup
     names: tuple[str, ...] = ()
+    places: bool = False
 
 
 def flips_of(store: Store, decision: Decision | None, labels: Sequence[str] | None) -> Flips | None:
@@ -83,7 +86,10 @@ def show_flips(flipped: Flipped, labels: Sequence[str] | None, *, better: int, w
         labels: names of the classes by index, for classifiers.
         better, worse: how many such samples there are in all.
     """
-    pictures = _pictures(flipped.inputs)
+    pictures, places = _pictures(flipped.inputs), has_places(flipped.baseline, flipped.targets)
+    places = places and pictures is not None and pictures.shape[1:3] == flipped.targets.shape[1:]
+    if pictures is not None and places:
+        pictures = four_pictures(pictures, flipped.targets, (flipped.baseline, flipped.chosen))
     names = () if pictures is not None else _names(flipped.inputs)
     answers = [_answers(values, flipped.targets, labels) for values in (flipped.baseline, flipped.chosen)]
     truths = _truths(flipped, labels)
@@ -102,7 +108,7 @@ def show_flips(flipped: Flipped, labels: Sequence[str] | None, *, better: int, w
         )
         return FlipGroup(total, flips, contact_sheet(pictures[rows]) if pictures is not None and rows else None)
 
-    return Flips(worse=group(~flipped.better, worse), better=group(flipped.better, better), names=names)
+    return Flips(worse=group(~flipped.better, worse), better=group(flipped.better, better), names=names, places=places)
 
 
 def contact_sheet(pictures: Pixels, *, columns: int = _COLUMNS) -> Sheet:
@@ -161,6 +167,8 @@ def _bytes(values: NDArray[Any]) -> Pixels:
 
 
 def _answers(outputs: NDArray[Any], targets: NDArray[Any], labels: Sequence[str] | None) -> list[str]:
+    if has_places(outputs, targets):
+        return right_texts(outputs, targets)
     if not is_classifier(outputs, targets):
         return [_numbers(row) for row in outputs]
     shifted = outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True)
@@ -172,6 +180,10 @@ def _answers(outputs: NDArray[Any], targets: NDArray[Any], labels: Sequence[str]
 
 
 def _truths(flipped: Flipped, labels: Sequence[str] | None) -> list[str]:
+    if has_places(flipped.baseline, flipped.targets):
+        counted = [zip(*np.unique(target, return_counts=True), strict=True) for target in flipped.targets]
+        ordered = [sorted(counts, key=lambda item: -item[1])[:_VALUES] for counts in counted]
+        return [", ".join(_label(int(label), labels) for label, _ in counts) for counts in ordered]
     if is_classifier(flipped.baseline, flipped.targets):
         return [_label(int(target), labels) for target in flipped.targets]
     return [_numbers(target) for target in flipped.targets]

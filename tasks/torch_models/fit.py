@@ -220,7 +220,7 @@ def _make_optimizer(model: nn.Module, beside: nn.Module, training: Training) -> 
 
 
 def _check_fit(model: nn.Module, rows: Rows, objective: Objective) -> TrainingBatch:
-    """Ask the model about two rows before training, so that a misfit is reported as one; those rows."""
+    """Ask the model about two rows before training, and judge it, so that a misfit is reported as one; those rows."""
     if rows.count < 2:
         raise WorkloadError(f"the training split has {rows.count} row(s); training needs at least 2")
     model.eval()
@@ -237,6 +237,7 @@ def _check_fit(model: nn.Module, rows: Rows, objective: Objective) -> TrainingBa
             ) from error
     if loss.ndim != 0:
         raise WorkloadError(f"the loss has shape {list(loss.shape)}; it must be a scalar: average it")
+    rows.workload.scores(outputs.float().cpu().numpy(), batch.targets.cpu().numpy())
     return batch
 
 

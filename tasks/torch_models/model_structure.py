@@ -23,6 +23,8 @@ class ModelCuts(Frozen):
     """Names of convolutions whose input is averaged first, and the window along each spatial axis."""
     removed: tuple[str, ...] = ()
     """Names of blocks that pass their input on."""
+    enlarged: tuple[int, ...] = ()
+    """How many times larger the answer is made along each spatial axis, of a model with an answer for each place."""
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -35,6 +37,7 @@ class ModelCuts(Frozen):
             strides=self.strides | later.strides,
             averaged=self.averaged + later.averaged,
             removed=self.removed + later.removed,
+            enlarged=_product(self.enlarged, later.enlarged),
         )
 
 
@@ -82,6 +85,21 @@ class AveragedInput:
         return pool(arguments[0], self.window)
 
 
+class EnlargedAnswer:
+    """A forward hook: the model's answer [N, C, *space] is interpolated to ``times`` as many places along each axis.
+
+    A hook for the reason that :class:`AveragedInput` gives.
+    """
+
+    def __init__(self, times: tuple[int, ...]) -> None:
+        self.times = times
+
+    def __call__(self, model: nn.Module, arguments: Any, answer: Tensor) -> Tensor:
+        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[len(self.times)]
+        factors = [float(n) for n in self.times]
+        return functional.interpolate(answer, scale_factor=factors, mode=mode, align_corners=False)
+
+
 class PassOn(nn.Module):
     """Stands where a block stood, and answers the first thing that it is given; of masks and the like it takes no
     notice (``nn.Identity`` would not accept them)."""
@@ -106,6 +124,14 @@ def apply_cuts(model: nn.Module, cuts: ModelCuts) -> None:
             raise _misfit(model, f"block {name!r} is to pass its input on and is not there")
         parent, _, last = name.rpartition(".")
         modules[parent].register_module(last, PassOn())
+    if cuts.enlarged:
+        model.register_forward_hook(EnlargedAnswer(cuts.enlarged))
+
+
+def _product(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
+    if not first or not second:
+        return first or second
+    return tuple(a * b for a, b in zip(first, second, strict=True))
 
 
 def _convolution(model: nn.Module, name: str, steps: tuple[int, ...]) -> _ConvNd:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+from math import prod
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from tasks.torch_models.torch_variant import load
 from tasks.torch_models.views import View, Views
 from tasks.workloads.workload import Workload
 
+_MOST_BYTES = 4 << 30
+"""Of the answers to a split: where an answer is a class for each pixel they may be larger than any memory. Then the
+teacher is asked for each batch again."""
 _log = logging.getLogger("winnow.teacher")
 
 
@@ -45,7 +49,8 @@ def teacher_says(
     device: str,
     views: Views | None = None,
 ) -> TeacherAnswers:
-    """What the teacher says about the training split: stored, or asked again where augmentation changes the questions.
+    """What the teacher says about the training split: stored, or asked again where augmentation changes the questions
+    or where the answers are too large to keep.
 
     Args:
         train: the columns of the split ``train`` of ``data``.
@@ -55,7 +60,7 @@ def teacher_says(
         SpecError, WorkloadChanged: the teacher must be asked and cannot be loaded; see :func:`torch_variant.load`.
     """
     where = torch_device(device)
-    if workload.augments and views is None:
+    if (workload.augments and views is None) or too_large(teacher, train, views):
         return LiveAnswers(load(store, teacher, workload=workload).to(where))
 
     def outputs(view: View | None = None) -> Tensor:
@@ -67,6 +72,14 @@ def teacher_says(
     if views is not None:
         return StoredViews(tuple(outputs(view) for view in views.all()))
     return StoredAnswers(outputs())
+
+
+def too_large(teacher: Variant, columns: Columns, views: Views | None) -> bool:
+    """Whether the teacher's answers to all rows of these columns, in each of the views, are too large to keep."""
+    shape = teacher.outputs[0].shape[1:]
+    values = prod(size for size in shape if size > 0)  # of free dimensions nothing is known
+    rows = len(next(iter(columns.values())))
+    return 4 * values * rows * (views.count if views else 1) > _MOST_BYTES
 
 
 def teacher_outputs(

@@ -12,10 +12,12 @@ import numpy as np
 
 from model_registry.measurement import Measurement, PairedComparison
 from model_registry.store import Store
-from tasks.evidence.arrays import fetch_arrays
+from model_registry.variant import Variant
+from tasks.evidence.arrays import Array, fetch_arrays
 from tasks.evidence.decision import Decision
 from tasks.evidence.paired import compare_paired
 from tasks.evidence.proportion import loss_bound, samples_needed
+from tasks.evidence.scoring import builtin_scores
 from tasks.evidence.split_inputs import split_inputs
 from tasks.evidence.variant_table import variant_table
 from tasks.running.errors import GateFailed
@@ -110,9 +112,15 @@ def refuse_hopeless(spec: GateSpec, data: DataRef) -> None:
     """
     if not (data.metric.builtin and data.metric.name == "accuracy"):
         return
+    margins = (
+        ("budget.max_accuracy_drop", spec.margin)
+        if spec.relative_margin is None
+        else ("budget.max_relative_drop", spec.relative_margin),  # of all that a metric of right and wrong can be
+        ("gates.champion_margin", spec.champion_margin),
+    )
     for split in ("test", "validation"):
         rows = data.split(split).rows
-        for key, margin in (("budget.max_accuracy_drop", spec.margin), ("gates.champion_margin", spec.champion_margin)):
+        for key, margin in margins:
             if margin is not None and margin < 1 and loss_bound(0, 0, rows) > margin:
                 raise GateFailed(
                     f"{key} {margin:g} can never be proven on the {split} split of {rows} samples: even a variant with "
@@ -139,7 +147,10 @@ def refuse_chance(job: Job, data: DataRef, baseline: Measurement) -> None:
         return
     targets = fetch_arrays(Store(job.store), split_inputs(job, data)["validation"])[TARGET]
     low, high = baseline.metric.interval
-    if data.metric.name == "accuracy":
+    if data.metric.name in ("pixel_accuracy", "iou"):
+        constant = _of_one_class(data.metric.name, targets, Store(job.store).load_variant(baseline.digest))
+        chance = low <= constant
+    elif data.metric.name == "accuracy":
         constant = float(np.unique(targets, return_counts=True)[1].max() / targets.size)
         chance = low <= constant
     else:
@@ -153,6 +164,18 @@ def refuse_chance(job: Job, data: DataRef, baseline: Measurement) -> None:
             "learning rate and preprocessing",
             constant=constant,
         )
+
+
+def _of_one_class(metric: str, targets: Array, model: Variant) -> float:
+    """The metric where every place is answered with the class that most of them have."""
+    classes = model.outputs[0].shape[1]
+    found, counts = np.unique(targets[(targets >= 0) & (targets < classes)], return_counts=True)
+    if not len(found):
+        return 0.0
+    logits = np.zeros((1, classes, *[1] * (targets.ndim - 1)), np.float32)
+    logits[:, found[counts.argmax()]] = 1.0
+    answers = np.broadcast_to(logits, (len(targets), classes, *targets.shape[1:]))
+    return float(builtin_scores(metric, answers, targets).mean())
 
 
 def _to_champion(

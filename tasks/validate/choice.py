@@ -45,10 +45,12 @@ def choose(
     Raises:
         GateFailed: no candidates, and the baseline is not allowed.
     """
+    reference = scored(baseline, role="baseline")
     rows = {
         m.digest: gate_rows(
             spec,
             scored(m, role="chosen", to_champion=to_champion.get(m.digest)),
+            reference,
             m,
             baseline_bytes=baseline.bytes,
         )
@@ -107,7 +109,8 @@ def best_of(objective: Objective, passing: Sequence[Measurement]) -> tuple[Measu
 
 def failing_gates(spec: GateSpec, candidate: Measurement, baseline: Measurement) -> tuple[GateRow, ...]:
     """The critical gates that a candidate fails on validation, the comparison with a champion left out."""
-    rows = gate_rows(spec, scored(candidate, role="chosen"), candidate, baseline_bytes=baseline.bytes)
+    variant, reference = scored(candidate, role="chosen"), scored(baseline, role="baseline")
+    rows = gate_rows(spec, variant, reference, candidate, baseline_bytes=baseline.bytes)
     return tuple(row for row in rows if row.severity == "critical" and not row.within)
 
 

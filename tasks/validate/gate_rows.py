@@ -11,13 +11,17 @@ from tasks.validate.gate_spec import GateSpec
 _SPEEDUP = "speed-up over the baseline, lower end of the 95 % interval"
 
 
-def gate_rows(spec: GateSpec, variant: Scored, costs: Measurement, *, baseline_bytes: int) -> tuple[GateRow, ...]:
+def gate_rows(
+    spec: GateSpec, variant: Scored, baseline: Scored, costs: Measurement, *, baseline_bytes: int
+) -> tuple[GateRow, ...]:
     """Every gate that applies to the variant.
 
     Args:
+        baseline: on the same split as the variant; a relative margin is a share of its metric.
         costs: the variant's measurement (latency and size on this machine).
         baseline_bytes: size of the baseline's file.
     """
+    spec = spec.resolved(baseline.metric.value)
     name, higher = variant.metric.name, variant.metric.better == "higher"
     rows: list[GateRow] = []
     for gate, paired, margin in (

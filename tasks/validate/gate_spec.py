@@ -6,7 +6,10 @@ from pydantic import Field
 
 from model_registry.measurement import Objective
 from model_registry.variant import Frozen
+from tasks.evidence.number_text import share_of_baseline
 
+_SMALLEST = 1e-12
+"""Of a baseline without any error: what equals it still passes."""
 STRUCTURAL = ("latency", "size", "speedup", "shrink")
 """Gates that depend on a model's structure alone: training changes nothing about them."""
 
@@ -20,6 +23,13 @@ class GateSpec(Frozen):
 
     margin: float = Field(
         default=0.02, gt=0, description="older name of budget.max_accuracy_drop", json_schema_extra={"deprecated": True}
+    )
+    relative_margin: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="what budget.max_relative_drop says",
+        json_schema_extra={"deprecated": True},
     )
     champion_margin: float | None = Field(
         default=None,
@@ -63,6 +73,20 @@ class GateSpec(Frozen):
     allow_baseline: bool = Field(
         default=False, description="release the uncompressed baseline where no compressed variant passes on validation"
     )
+
+    def resolved(self, baseline: float) -> GateSpec:
+        """The same with the margin in the metric's unit; ``baseline``: its metric on the split that is judged.
+
+        A margin that is resolved stays as it is.
+        """
+        if self.relative_margin is None:
+            return self
+        margin = max(self.relative_margin * abs(baseline), _SMALLEST)
+        return self.model_copy(update={"margin": margin, "relative_margin": None})
+
+    def margin_text(self) -> str:
+        """``0.02``; before it is resolved ``1 % of the baseline's metric``."""
+        return f"{self.margin:g}" if self.relative_margin is None else share_of_baseline(self.relative_margin)
 
     @property
     def margin_to_champion(self) -> float:

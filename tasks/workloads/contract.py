@@ -19,7 +19,8 @@ class WorkloadProtocol(Protocol):
     - ``preprocess(inputs) -> inputs``: raw inputs [N, ...] to what the model takes; becomes part of the exported file.
     - ``augment(inputs, generator) -> inputs``: random changes of a training batch, before ``preprocess``.
     - ``loss(outputs, targets) -> Tensor``: a scalar; by default cross-entropy for integer targets, else squared error.
-    - ``metric() -> Metric``: by default accuracy for integer targets, else squared error.
+    - ``metric() -> Metric``: by default accuracy for integer targets (of targets [N, H, W], a class for each pixel, the
+      share that is right), else squared error. ``winnow.IOU`` is intersection over union by picture.
     - ``labels() -> list[str]``: names of the classes, in the order of the model's outputs.
     - ``frame(split) -> DataFrame``: what the data checks look at.
     - ``prune_hints() -> dict``: ``{"ignore": [module names], "round_to": 8}``.

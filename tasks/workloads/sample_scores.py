@@ -11,7 +11,7 @@ Scores = NDArray[np.float64]
 
 
 def top_classes(outputs: NDArray[Any]) -> NDArray[np.int64]:
-    """The class that each row of logits [N, C] answers, [N]; -1 where it answers none.
+    """The class that logits [N, C, ...] answer, [N, ...]; -1 where they answer none.
 
     That is where the largest logit is no finite number: arg max would call NaN the largest and could be right by luck.
     Minus infinity is a class ruled out. The endpoint gives a row its label by the same rule.
@@ -21,10 +21,67 @@ def top_classes(outputs: NDArray[Any]) -> NDArray[np.int64]:
 
 
 def accuracy_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
-    """1.0 where the class answered (see :func:`top_classes`) by the logits [N, C] is the target [N], else 0.0."""
+    """1.0 where the class answered (that of the largest logit) by the logits [N, C] is the target [N], else 0.0."""
     answers = top_classes(outputs)
     scores: Scores = ((answers == targets) & (answers >= 0)).astype(np.float64)
     return scores
+
+
+def pixel_accuracy_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
+    """Share of the places of each sample that are answered right, by logits [N, C, ...] and classes [N, ...].
+
+    Places whose target is none of the C classes (255 and negative numbers say "unlabelled") are not counted; a sample
+    without any other scores 1.
+    """
+    answers, known = top_classes(outputs), _labelled(outputs, targets)
+    return _shares((answers == targets) & known, known)
+
+
+def iou_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
+    """Intersection over union of each sample, averaged over the classes that its targets or answers have.
+
+    Shapes and unlabelled places as in :func:`pixel_accuracy_scores`; the background is a class like any other.
+    """
+    answers, known = top_classes(outputs), _labelled(outputs, targets)
+    total, classes = np.zeros(len(targets)), np.zeros(len(targets))
+    for label in range(outputs.shape[1]):
+        said, true = (answers == label) & known, (targets == label) & known
+        occurs = _by_sample(said | true).any(axis=1)
+        total += np.where(occurs, _shares(said & true, said | true), 0.0)
+        classes += occurs
+    scores: Scores = np.where(classes > 0, total / np.maximum(classes, 1), 1.0)
+    return scores
+
+
+def fits_classes(outputs: tuple[int, ...], targets: tuple[int, ...]) -> bool:
+    """Whether answers of shape [N, C, ...] are logits of several classes for integer targets of shape [N, ...].
+
+    Dimensions of -1 are free, and so is the first.
+    """
+    if len(outputs) != len(targets) + 1 or 0 <= outputs[1] <= 1:
+        return False
+    return all(-1 in pair or pair[0] == pair[1] for pair in zip(outputs[2:], targets[1:], strict=True))
+
+
+def _labelled(outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.bool_]:
+    if not fits_classes(outputs.shape, targets.shape):
+        raise ValueError(
+            f"a class for every place takes answers [N, classes, ...] and targets [N, ...] of the same size; they are "
+            f"{list(outputs.shape)} and {list(targets.shape)}"
+        )
+    known: NDArray[np.bool_] = (targets >= 0) & (targets < outputs.shape[1])
+    return known
+
+
+def _shares(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> Scores:
+    """How much of the whole the part is, by sample; 1 of nothing."""
+    counts, of = _by_sample(part).sum(axis=1), _by_sample(whole).sum(axis=1)
+    shares: Scores = np.where(of > 0, counts / np.maximum(of, 1), 1.0)
+    return shares
+
+
+def _by_sample(places: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return places.reshape(len(places), -1)
 
 
 def squared_error_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:

@@ -27,7 +27,13 @@ from tasks.running.errors import WorkloadError
 from tasks.running.source_hash import FIRST_PARTY
 from tasks.running.splits import SPLITS, TARGET, Columns, MetricRef
 from tasks.running.stage import WorkloadRef
-from tasks.workloads.sample_scores import Scores, accuracy_scores, squared_error_scores
+from tasks.workloads.sample_scores import (
+    Scores,
+    accuracy_scores,
+    iou_scores,
+    pixel_accuracy_scores,
+    squared_error_scores,
+)
 
 Inputs = dict[str, Tensor]
 
@@ -46,7 +52,7 @@ class Metric:
 
     Args:
         name: as it is shown, and its key in MLflow. Names with ``accuracy``, ``f1``, ``auc``, ``precision`` or
-            ``recall`` in them are shown in percent.
+            ``recall`` in them, or the word ``iou``, are shown in percent.
         better: ``higher`` or ``lower``.
         per_sample: ``(outputs [N, ...], targets [N, ...]) -> scores [N]``, NumPy arrays; a score depends on its own
             row alone, because samples are compared in pairs.
@@ -58,7 +64,10 @@ class Metric:
 
 
 ACCURACY = Metric("accuracy", "higher", accuracy_scores)
+PIXEL_ACCURACY = Metric("pixel_accuracy", "higher", pixel_accuracy_scores)
+IOU = Metric("iou", "higher", iou_scores)
 SQUARED_ERROR = Metric("mse", "lower", squared_error_scores)
+_BUILTIN = (ACCURACY, PIXEL_ACCURACY, IOU, SQUARED_ERROR)
 
 
 class Workload:
@@ -130,16 +139,41 @@ class Workload:
         return nn.functional.mse_loss(outputs.reshape(targets.shape), targets)
 
     def metric(self, targets: NDArray[Any]) -> Metric:
-        """The metric. Default: accuracy for integer targets, else squared error."""
+        """The metric. Default: accuracy for integer targets, where each has several the share of them that is right,
+        else squared error."""
         if hasattr(self.user, "metric"):
             metric: Metric = self.user.metric()
             return metric
-        return ACCURACY if np.issubdtype(targets.dtype, np.integer) else SQUARED_ERROR
+        if not np.issubdtype(targets.dtype, np.integer):
+            return SQUARED_ERROR
+        return ACCURACY if targets.ndim == 1 else PIXEL_ACCURACY
+
+    def scores(self, outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
+        """The metric's score of each sample, shape [N].
+
+        Raises:
+            WorkloadError: the metric does not take them, or does not give one score per sample.
+        """
+        metric = self.metric(targets)
+        try:
+            scores = np.asarray(metric.per_sample(outputs, targets), dtype=np.float64)
+        except (ValueError, IndexError, TypeError) as error:
+            raise WorkloadError(
+                f"metric {metric.name!r} does not take outputs {outputs.dtype}{list(outputs.shape)} and targets "
+                f"{targets.dtype}{list(targets.shape)}: {error}; return one that does from metric(), such as "
+                "winnow.IOU or winnow.PIXEL_ACCURACY for a class in every place, or a winnow.Metric of your own"
+            ) from error
+        if scores.shape != (len(targets),):
+            raise WorkloadError(
+                f"metric {metric.name!r}: per_sample() returned shape {list(scores.shape)} for {len(targets)} "
+                f"samples; it must return one score per sample, shape [{len(targets)}]"
+            )
+        return scores
 
     def metric_ref(self, targets: NDArray[Any]) -> MetricRef:
         """The metric's name and direction as a value."""
         metric = self.metric(targets)
-        return MetricRef(name=metric.name, better=metric.better, builtin=metric in (ACCURACY, SQUARED_ERROR))
+        return MetricRef(name=metric.name, better=metric.better, builtin=metric in _BUILTIN)
 
     def labels(self) -> tuple[str, ...] | None:
         """Class labels by index; None for what has no classes."""
