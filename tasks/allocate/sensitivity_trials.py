@@ -91,5 +91,5 @@ def find_sensitivity(
     order = torch.randperm(rows.count, generator=torch.Generator().manual_seed(seed))[:count]
     chosen = Rows(workload, {name: values[order.numpy()] for name, values in columns.items()}, where)
     with reproducible(where, True), worthwhile_threads(model, sample, count), channels_last(model, sample):
-        damages = measure_damage(model, chosen, groups, keeps, classification=classification, progress=progress)
+        damages = measure_damage(pruner, chosen, groups, keeps, classification=classification, progress=progress)
     return Sensitivity(structure, damages, count)
