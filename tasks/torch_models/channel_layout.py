@@ -91,7 +91,10 @@ def by_blocks(importance: Callable[[Any], Tensor | None], blocks: dict[nn.Module
 
 def block_size(group: Any, blocks: dict[nn.Module, int]) -> int:
     """Channels that go together in the group; 1: each on its own."""
-    return max((blocks.get(dependency.target.module, 1) for dependency, _ in group), default=1)
+    made = [
+        dependency.target.module for dependency, _ in group if group._DG.is_out_channel_pruning_fn(dependency.handler)
+    ]
+    return max((blocks.get(module, 1) for module in made), default=1)
 
 
 def whole_blocks(ratio: float, width: int, size: int) -> float:
@@ -115,7 +118,7 @@ class _Trials:
                 for group, gone in removals:
                     stack.enter_context(without(self.graph, group, gone))
                 answer = self._answer()
-        except Exception as error:  # whatever the user's forward() raises, and torch-pruning's mapping of indices
+        except Exception as error:  # noqa: BLE001 - whatever the user's forward() raises, or torch-pruning
             self.why = f"{blame(error, self.model)}{type(error).__name__}: {error}"
             return None
         self.why = f"the answer would have shape {list(answer.shape)}"
