@@ -27,9 +27,10 @@ class Attention(nn.Module):
         self.out = nn.Linear(WIDTH, WIDTH)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        parts = (self.query(tokens), self.key(tokens), self.value(tokens))
         if self.kind == "fused":
             parts = self.qkv(tokens).chunk(3, dim=-1)
+        else:
+            parts = (self.query(tokens), self.key(tokens), self.value(tokens))
         query, key, value = (self._by_head(part) for part in parts)
         seen = functional.scaled_dot_product_attention(query, key, value)
         answer: Tensor = self.out(seen.transpose(1, 2).flatten(2))
@@ -106,10 +107,18 @@ def test_whole_heads_go_where_their_width_is_fixed(steps: int) -> None:
     assert pruner.widths()["attention.query"] == 8 and pruner.widths()["wide"] == 19
 
 
-@pytest.mark.parametrize(("kind", "layer"), [("both", "attention."), ("fused", "attention.qkv")])
-def test_what_is_fixed_on_both_sides_is_left_alone_and_the_rest_is_narrowed(kind: Kind, layer: str) -> None:
-    pruner, groups = grouped(kind)
-    assert len(pruner.left_alone) == 1 and next(iter(pruner.left_alone)).startswith(layer)
+def test_one_projection_for_all_loses_as_much_in_each_head_of_each_part() -> None:
+    pruner, groups = grouped("fused")
+    assert pruner.left_alone == {} and groups["attention.qkv"].parts == 3 * HEADS
+    pruner.step()
+    assert pruner.widths()["attention.qkv"] == 24
+    assert pruner.model.get_submodule("attention.out").in_features == 8
+
+
+def test_what_is_fixed_on_both_sides_is_left_alone_and_the_rest_is_narrowed() -> None:
+    pruner, groups = grouped("both")
+    assert [name.startswith("attention.") for name in pruner.left_alone] == [True]
+    assert "attention" in next(iter(pruner.left_alone.values()))  # where it failed
     assert set(groups) == {"embed", "wide"}
     pruner.step()
     assert pruner.widths()["embed"] == 8 and pruner.widths()["wide"] == 16
@@ -122,7 +131,7 @@ def test_the_heads_of_torchs_own_attention_keep_their_channels_apart() -> None:
     assert pruner.model(**tokens()).shape == (3, 3)
 
 
-@pytest.mark.parametrize("kind", ["count", "width", "torch"])
+@pytest.mark.parametrize("kind", ["count", "width", "fused", "torch"])
 def test_a_model_without_channels_answers_as_the_pruned_one_and_is_put_back(kind: Kind) -> None:
     pruner, groups = grouped(kind)
     model = pruner.model.eval()
