@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from glyph_rows import CLASSES, GreyImages
+from glyph_rows import LABELS, GreyImages
 from torch import Tensor, nn
 
 WIDTHS, DEPTHS = (48, 96), (2, 2)
@@ -28,7 +28,7 @@ class ConvNext(nn.Module):
         self.downsample = nn.Sequential(ChannelNorm(first), nn.Conv2d(first, second, 2, stride=2))
         self.stage2 = nn.Sequential(*[Block(second) for _ in range(DEPTHS[1])])
         self.norm = nn.LayerNorm(second, eps=1e-6)
-        self.head = nn.Linear(second, len(CLASSES))
+        self.head = nn.Linear(second, len(LABELS))
 
     def forward(self, image: Tensor) -> Tensor:
         features = self.stage2(self.downsample(self.stage1(self.stem(image))))
@@ -51,7 +51,8 @@ class Block(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         hidden = self.norm(self.depthwise(features).permute(0, 2, 3, 1))
         hidden = self.scale * self.project(self.act(self.expand(hidden)))
-        return features + hidden.permute(0, 3, 1, 2)
+        added: Tensor = features + hidden.permute(0, 3, 1, 2)
+        return added
 
 
 class ChannelNorm(nn.Module):

@@ -19,6 +19,7 @@ sys.path.append(str(Path(__file__).parent.parent / "glyphs"))
 
 from glyph_images import CLASSES, glyph_images
 
+LABELS = tuple(CLASSES)
 SIZE = 28
 ROWS = {"train": 16_000, "calibration": 1_000, "validation": 10_000, "test": 10_000}
 """Half a point of accuracy is proven on some 10 000 samples where one answer in 25 changes."""
@@ -61,7 +62,7 @@ class GreyImages:
         return {"image": (image - middle) / (spread + 0.01)}
 
     def labels(self) -> list[str]:
-        return list(CLASSES)
+        return list(LABELS)
 
 
 @cache

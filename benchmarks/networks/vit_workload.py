@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from glyph_rows import CLASSES, SIZE, GreyImages
+from glyph_rows import LABELS, SIZE, GreyImages
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -27,7 +27,7 @@ class Vit(nn.Module):
         self.places = nn.Parameter(torch.randn(1, (SIZE // PATCH) ** 2, WIDTH) * 0.02)
         self.blocks = nn.Sequential(*[Block(WIDTH, HEADS) for _ in range(DEPTH)])
         self.norm = nn.LayerNorm(WIDTH)
-        self.head = nn.Linear(WIDTH, len(CLASSES))
+        self.head = nn.Linear(WIDTH, len(LABELS))
 
     def forward(self, image: Tensor) -> Tensor:
         tokens = self.patches(image).flatten(2).transpose(1, 2) + self.places
@@ -70,4 +70,5 @@ class Attention(nn.Module):
 
     def _by_head(self, tokens: Tensor) -> Tensor:
         """[N, tokens, width] to [N, heads, tokens, width of a head]."""
-        return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
+        split: Tensor = tokens.unflatten(2, (self.heads, -1))  # type: ignore[no-untyped-call]
+        return split.transpose(1, 2)

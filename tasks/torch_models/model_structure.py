@@ -153,7 +153,8 @@ def _interpolate(model: nn.Module, table: PlaceTable) -> None:
     counted = table.before if table.spread else (table.prefix + prod(table.before),)
     if not isinstance(whole, nn.Parameter) or tuple(whole.shape[table.axis : table.axis + places]) != counted:
         raise _misfit(model, f"parameter {table.name!r} is to have entries for {list(table.before)} places and has not")
-    prefix, rest = whole.detach().split([table.prefix, whole.shape[table.axis] - table.prefix], dim=table.axis)
+    prefix = whole.detach().narrow(table.axis, 0, table.prefix)
+    rest = whole.detach().narrow(table.axis, table.prefix, whole.shape[table.axis] - table.prefix)
     lead, tail = rest.shape[: table.axis], rest.shape[table.axis + places :]
     grid = rest.reshape(prod(lead), *table.before, prod(tail)).movedim(-1, 1)
     mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(table.before)]
