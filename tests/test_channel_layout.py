@@ -39,7 +39,8 @@ class Attention(nn.Module):
     def _by_head(self, tokens: Tensor) -> Tensor:
         count = -1 if self.kind == "width" else HEADS
         width = -1 if self.kind in ("count", "fused") else WIDTH // HEADS
-        return tokens.unflatten(2, (count, width)).transpose(1, 2)
+        split: Tensor = tokens.unflatten(2, (count, width))  # type: ignore[no-untyped-call]
+        return split.transpose(1, 2)
 
 
 class Torchs(nn.Module):
