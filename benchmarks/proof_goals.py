@@ -43,8 +43,10 @@ def _glyphs(network: str, *, smaller: float, faster: float, budget_only: tuple[f
     return replace(row, budget_only=replace(row, spec=spec, smaller=budget_only[0], faster=budget_only[1]))
 
 
-def _network(network: str, *, smaller: float, faster: float) -> Row:
-    return Row(network, str(HERE / "networks" / f"{network}_budget.yaml"), batch=1, smaller=smaller, faster=faster)
+def _network(name: str, *, smaller: float, faster: float, drop: float | None) -> Row:
+    """A row whose spec says nothing but a budget and the minutes, and trains its teacher itself."""
+    spec = str(HERE / "networks" / f"{name}_budget.yaml")
+    return Row(name, spec, batch=1, smaller=smaller, faster=faster, drop=drop)
 
 
 ROWS = {
@@ -68,8 +70,10 @@ ROWS = {
     "resnet20": _glyphs("resnet20", smaller=12.0, faster=6.0, budget_only=(12.0, 6.0)),
     "mobilenet": _glyphs("mobilenet", smaller=3.5, faster=1.5, budget_only=(6.0, 3.0)),
     "grey": Row("grey", str(HERE / "glyphs" / "grey_budget.yaml"), batch=1, smaller=40.0, faster=13.0, drop=0.01),
-    "unet": replace(_network("unet", smaller=10.0, faster=6.0), drop=0.01),
-    "two_inputs": replace(_network("two_inputs", smaller=8.0, faster=5.0), relative_drop=0.01),
+    "unet": _network("unet", smaller=10.0, faster=6.0, drop=0.01),
+    "two_inputs": replace(_network("two_inputs", smaller=8.0, faster=5.0, drop=None), relative_drop=0.01),
+    "convnext": _network("convnext", smaller=8.0, faster=5.0, drop=0.005),
+    "vit": _network("vit", smaller=8.0, faster=5.0, drop=0.01),
 }
 
 

@@ -128,10 +128,11 @@ def test_the_damage_is_that_of_really_removing_the_channels(family: str) -> None
     model, asked = net(family), rows()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     structure, groups = read(model)
+    pruner = ChannelPruner(model, images(), ratio=0.5)
     chosen = structure.groups[1]
     keep = chosen.width // 2
     found = measure_damage(
-        model,
+        pruner,
         asked,
         groups,
         {group.name: [group.width // 2, group.lowest] for group in structure.groups},
@@ -160,8 +161,9 @@ def with_batch_statistics(model: Net) -> Net:
 def test_the_damage_of_a_regression_is_a_share_of_its_variance() -> None:
     model = net("vgg", classes=1)
     structure, groups = read(model)
+    pruner = ChannelPruner(model, images(), ratio=0.5)
     keeps = {group.name: [group.lowest] for group in structure.groups}
-    found = measure_damage(model, rows(), groups, keeps, classification=False, progress=lambda fraction, text: None)
+    found = measure_damage(pruner, rows(), groups, keeps, classification=False, progress=lambda fraction, text: None)
     assert all(0 < damage < 100 for ((_, damage),) in found.values())
     assert damage_at([(8, 1.0), (2, 4.0)], 16, 16) == 0.0
     assert [damage_at([(8, 1.0), (2, 4.0)], 16, keep) for keep in (12, 8, 5, 2, 1)] == [0.5, 1.0, 2.5, 4.0, 4.0]

@@ -54,6 +54,10 @@ class LadderPlanner:
         self.augments = bool(outcome.values["augments"])
         self.offers = tuple(outcome.values["offers"])
         self.answer_seconds = float(outcome.values["answer_seconds"])
+        left_alone: Mapping[str, str] = outcome.values.get("left_alone", {})
+        self.tally.untried += [
+            f"narrowing {name}, whose width is counted on: {why}" for name, why in left_alone.items()
+        ]
         if "refused" in outcome.values:
             raise PruningRefused(outcome.values["refused"])
 

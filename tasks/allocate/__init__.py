@@ -109,7 +109,7 @@ def find_damage(job: Job, spec: AllocateSpec, *, data: DataRef, parent: Variant,
     Values: ``answer_seconds`` and ``row_seconds`` (what a row takes to be answered, and in a training step),
     ``augments`` (whether the workload changes training rows), ``offers`` (arguments of its ``model()`` that make other
     networks); ``structure`` (layers and groups), ``damages`` (by group: channels left and damage), ``rows`` that were
-    asked; or ``refused``: why the model cannot be narrowed.
+    asked, ``left_alone`` (layers that forward() counts on, and why); or ``refused``: why the model cannot be narrowed.
     """
     return _find_damage(job, spec, data, parent, label)
 

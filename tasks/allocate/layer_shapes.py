@@ -70,7 +70,7 @@ def read_structure(
 
 
 def _group(group: ChannelGroup, min_keep: float, round_to: int | None) -> WidthGroup:
-    unit = lcm(group.parts, round_to or min(_VECTOR, 1 << max(0, (group.width // 8).bit_length() - 1)))
+    unit = lcm(group.parts, group.block, round_to or min(_VECTOR, 1 << max(0, (group.width // 8).bit_length() - 1)))
     lowest = min(max(1, ceil(group.width * min_keep / unit - 1e-9)) * unit, group.width)
     return WidthGroup(name=group.name, layers=group.layers, width=group.width, unit=unit, lowest=lowest)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tasks.torch_models.channel_groups import ChannelGroup, Member
-from tasks.torch_models.channel_pruner import PRUNABLE
+from tasks.torch_models.channel_groups import ChannelGroup
+from tasks.torch_models.channel_pruner import ChannelPruner
 from tasks.torch_models.fit_rows import Rows
 from tasks.torch_models.objective import soft_target_loss
 
@@ -20,11 +20,10 @@ Damages = dict[str, list[tuple[int, float]]]
 _BATCH = 64
 """Rows answered at a time, as much as fits a CPU's caches."""
 _TEMPERATURE = 2.0
-_NORMS = (_BatchNorm, nn.GroupNorm, nn.LayerNorm)
 
 
 def measure_damage(
-    model: nn.Module,
+    pruner: ChannelPruner,
     rows: Rows,
     groups: list[ChannelGroup],
     keeps: Mapping[str, list[int]],
@@ -34,19 +33,18 @@ def measure_damage(
 ) -> Damages:
     """Narrow one group at a time to each of ``keeps`` and compare the answers with those of the whole model.
 
-    Nothing is copied or rebuilt: channels are set to 0 where they are made and where they are read, which for the
-    answer is the same as removing them (but for GroupNorm and LayerNorm, which see the zeros), and put back. BatchNorm
-    uses the statistics of each batch, in the whole model too: that is EagleEye's re-estimation (Li et al. 2020,
-    arXiv:2007.02491) in the same pass.
+    The channels are really removed, and put back. BatchNorm uses the statistics of each batch, in the whole model too:
+    that is EagleEye's re-estimation (Li et al. 2020, arXiv:2007.02491) in the same pass.
 
     Args:
-        model: on the device of the rows; left as it was, in eval mode.
+        pruner: of the model, which is on the device of the rows; the model is left as it was, in eval mode.
         rows: what the model is asked, never the test split.
 
     Returns:
         The damage is the mean KL divergence of softened answers (temperature 2) for a classifier, else the mean squared
         difference over the variance of the whole model's answers. It never falls as a group gets narrower.
     """
+    model = pruner.model
     batches = list(torch.tensor_split(torch.arange(rows.count), max(1, rows.count // _BATCH)))
     with _batch_statistics(model), torch.no_grad():
         whole = _answers(model, rows, batches)
@@ -55,7 +53,7 @@ def measure_damage(
             progress(number / len(groups), f"narrowing {group.name}")
             worst, found = 0.0, []
             for keep in sorted(keeps[group.name], reverse=True):
-                with _switched_off(model, group, group.removed(keep)):
+                with pruner.without(group, keep):
                     worst = max(worst, _damage(_answers(model, rows, batches), whole, classification))
                 found.append((keep, worst))
             damages[group.name] = found
@@ -89,33 +87,3 @@ def _batch_statistics(model: nn.Module) -> Iterator[None]:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
         model.eval()
-
-
-@contextmanager
-def _switched_off(model: nn.Module, group: ChannelGroup, gone: set[int]) -> Iterator[None]:
-    saved: list[tuple[nn.Parameter, Tensor]] = []
-    for member in group.members:
-        module = model.get_submodule(member.module)
-        index = [i for i, root in zip(member.indices, member.roots, strict=True) if root in gone]
-        for parameter, dimension in _slices(module, member):
-            saved.append((parameter, parameter.detach().clone()))
-            parameter.index_fill_(dimension, torch.tensor(index, device=parameter.device, dtype=torch.int64), 0.0)
-    try:
-        yield
-    finally:
-        for parameter, value in reversed(saved):
-            parameter.copy_(value)
-
-
-def _slices(module: nn.Module, member: Member) -> Iterator[tuple[nn.Parameter, int]]:
-    """The parameters that hold the member's channels, and in which dimension."""
-    transposed = bool(getattr(module, "transposed", False))
-    grouped = getattr(module, "groups", 1) > 1
-    if not isinstance(module, PRUNABLE + _NORMS):
-        return
-    for name, parameter in module.named_parameters(recurse=False):
-        if name == "bias" or parameter.ndim == 1:
-            if member.outputs:
-                yield parameter, 0
-        elif not grouped or (member.outputs and not transposed):  # inputs of a grouped weight are numbered by group
-            yield parameter, int(member.outputs == transposed)

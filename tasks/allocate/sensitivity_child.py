@@ -38,7 +38,8 @@ def main(child: Child) -> Result:
     except PruningRefused as refusal:  # an answer, too: the rest of what is known holds
         return Result(values={**values, "refused": refusal.message})
     structure = found.structure.model_dump(mode="json")
-    return Result(values={**values, "structure": structure, "damages": found.damages, "rows": found.rows})
+    values |= {"structure": structure, "damages": found.damages, "rows": found.rows, "left_alone": found.left_alone}
+    return Result(values=values)
 
 
 def _facts(child: Child, workload: Workload, columns: Columns, model: nn.Module) -> dict[str, Any]:

@@ -46,11 +46,13 @@ class Trials:
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The model's layers, what narrowing each group of them does, and on how many rows that was measured."""
+    """The model's layers, what narrowing each group of them does, on how many rows that was measured, and which layers
+    are left alone, and why."""
 
     structure: Structure
     damages: Damages
     rows: int
+    left_alone: dict[str, str]
 
 
 def find_sensitivity(
@@ -91,5 +93,5 @@ def find_sensitivity(
     order = torch.randperm(rows.count, generator=torch.Generator().manual_seed(seed))[:count]
     chosen = Rows(workload, {name: values[order.numpy()] for name, values in columns.items()}, where)
     with reproducible(where, True), worthwhile_threads(model, sample, count), channels_last(model, sample):
-        damages = measure_damage(model, chosen, groups, keeps, classification=classification, progress=progress)
-    return Sensitivity(structure, damages, count)
+        damages = measure_damage(pruner, chosen, groups, keeps, classification=classification, progress=progress)
+    return Sensitivity(structure, damages, count, pruner.left_alone)

@@ -9,6 +9,7 @@ from tasks.running.errors import CutRefused
 from tasks.torch_models.model_structure import ModelCuts
 
 _SPATIAL = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_Spatial = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 
 def coarser(model: nn.Module, inputs: dict[str, Tensor], factor: int) -> ModelCuts:
@@ -26,26 +27,34 @@ def coarser(model: nn.Module, inputs: dict[str, Tensor], factor: int) -> ModelCu
     Raises:
         CutRefused: the model runs no such convolution.
     """
-    name, layer = _first(model, inputs)
+    name, layer, size = _first(model, inputs)
     factors = tuple(factor if size > 1 else 1 for size in layer.kernel_size)
     stride = tuple(step * times for step, times in zip(layer.stride, factors, strict=True))
     skips = any(step > size for step, size in zip(stride, layer.kernel_size, strict=True))
     if skips or (layer.padding == "same" and _is_uneven(layer)):
-        return ModelCuts(averaged=((name, factors),))
+        padding = _to_whole_patches(layer, size, factors)
+        return ModelCuts(averaged=((name, factors),), padded={name: padding} if any(padding) else {})
     return ModelCuts(strides={name: stride})
 
 
-def _is_uneven(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> bool:
+def _to_whole_patches(layer: _Spatial, size: tuple[int, ...], factors: tuple[int, ...]) -> tuple[int, ...]:
+    """Pixels to add along each axis, so that patches cover all of it: of 28 pixels 3 coarse patches of 8 see 24."""
+    if layer.stride != layer.kernel_size or any(layer.padding):
+        return tuple(0 for _ in size)
+    return tuple(-of % (step * times) for of, step, times in zip(size, layer.stride, factors, strict=True))
+
+
+def _is_uneven(layer: _Spatial) -> bool:
     return any((size - 1) * gap % 2 for size, gap in zip(layer.kernel_size, layer.dilation, strict=True))
 
 
-def _first(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[str, nn.Conv1d | nn.Conv2d | nn.Conv3d]:
-    found: list[tuple[str, nn.Conv1d | nn.Conv2d | nn.Conv3d]] = []
+def _first(model: nn.Module, inputs: dict[str, Tensor]) -> tuple[str, _Spatial, tuple[int, ...]]:
+    found: list[tuple[str, _Spatial, tuple[int, ...]]] = []
     names = {module: name for name, module in model.named_modules()}
 
     def look(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
         if isinstance(module, _SPATIAL) and max(module.kernel_size) > 1:
-            found.append((names[module], module))
+            found.append((names[module], module, tuple(arguments[0].shape[2:])))
 
     hooks = [m.register_forward_pre_hook(look) for m in names if isinstance(m, _SPATIAL)]
     try:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.cut.coarse_layer import coarser
+from tasks.cut.place_tables import grid_of, place_tables
 from tasks.cut.residual_blocks import left_out, removable_blocks
 from tasks.running.errors import CutRefused
 from tasks.torch_models.model_blame import blame
@@ -35,7 +36,11 @@ def cut_model(model: nn.Module, inputs: dict[str, Tensor], *, stride: int, depth
     cuts = ModelCuts()
     if stride > 1:
         coarse = coarser(model, inputs, stride)
+        before = grid_of(model, inputs, coarse.layers[0])
         apply_cuts(model, coarse)
+        places = ModelCuts(places=place_tables(model, before, grid_of(model, inputs, coarse.layers[0])))
+        apply_cuts(model, places)
+        coarse = coarse.further(places)
         larger = _check(
             model,
             inputs,

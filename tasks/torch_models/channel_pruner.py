@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
@@ -11,6 +13,8 @@ from torch import Tensor, nn
 
 from tasks.running.errors import PruningRefused
 from tasks.torch_models.channel_groups import ChannelGroup, channel_groups
+from tasks.torch_models.channel_layout import by_blocks, find_layout, whole_blocks
+from tasks.torch_models.channel_trial import without
 from tasks.torch_models.model_blame import blame
 from tasks.torch_models.pruning_plan import Plan, dependency_graph, traceable
 
@@ -78,13 +82,22 @@ class ChannelPruner:
                 "forward pass differentiable (no .detach(), no torch.no_grad())"
             )
         kept = [modules[name] for name in {*ignore, *self.outputs}]
-        asked = self._per_group(ratios or {}, _tied_layers(graph, kept), modules)
+        with traceable(model):
+            layout = find_layout(graph, inputs, kept, PRUNABLE)
+        self.left_alone = layout.left_alone
+        """Layers whose width forward() counts on, and what it says without a channel."""
+        kept += [modules[name] for name in self.left_alone]
+        tied = _tied_layers(graph, kept)
+        asked = self._per_group(ratios or {}, tied, modules)
+        self._blocks = layout.blocks
+        blocks = {modules[names[0]]: self._block_of(names, modules) for names in tied}
+        asked = {first: ratio for first, size in blocks.items() if size > 1} | asked
         with traceable(model), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             self._pruner = torch_pruning.pruner.BasePruner(
                 model,
                 example_inputs=inputs,
-                importance=_importance(importance),
+                importance=by_blocks(_importance(importance), self._blocks),
                 pruning_ratio=ratio - _ROUNDING,
                 pruning_ratio_dict=asked,
                 iterative_steps=steps,
@@ -92,9 +105,13 @@ class ChannelPruner:
                 round_to=round_to if round_to > 1 else None,
                 ignored_layers=kept,
                 in_channel_groups={},  # its defaults are shared by all instances
-                out_channel_groups={},
+                out_channel_groups=dict(layout.parts),
                 num_heads={},
             )
+        for first, size in blocks.items():
+            if size > 1:
+                width, by_step = _width_of(first), self._pruner.pruning_ratio_dict
+                by_step[first] = [whole_blocks(r, width, size) - _ROUNDING for r in by_step[first]]
         for warning in caught:
             _log.info("torch-pruning: %s", warning.message)
         self._emptied: list[str] = []
@@ -138,7 +155,15 @@ class ChannelPruner:
     def groups(self) -> list[ChannelGroup]:
         """What can be pruned, in the order of the model, its channels ranked as they are now."""
         with traceable(self.model):
-            return channel_groups(self._pruner, PRUNABLE)
+            return channel_groups(self._pruner, PRUNABLE, self._blocks)
+
+    @contextmanager
+    def without(self, group: ChannelGroup, keep: int) -> Iterator[None]:
+        """Inside the block, the model runs with only ``keep`` of the group's channels, the most important ones."""
+        graph, root = self._pruner.DG, self.model.get_submodule(group.root)
+        whole = graph.get_pruning_group(root, graph.get_pruner_of_module(root).prune_out_channels, range(group.width))
+        with without(graph, whole, group.removed(keep)):
+            yield
 
     @property
     def plan(self) -> Plan:
@@ -147,11 +172,7 @@ class ChannelPruner:
 
     def widths(self) -> dict[str, int]:
         """Output channels or units of every convolution and linear layer, by name."""
-        return {
-            name: m.out_features if isinstance(m, nn.Linear) else int(m.out_channels)
-            for name, m in self.model.named_modules()
-            if isinstance(m, PRUNABLE)
-        }
+        return {name: _width_of(m) for name, m in self.model.named_modules() if isinstance(m, PRUNABLE)}
 
     def _per_group(
         self, ratios: dict[str, float], groups: list[tuple[str, ...]], modules: dict[str, nn.Module]
@@ -178,6 +199,9 @@ class ChannelPruner:
             for ratio in set(given.values()):
                 found[modules[group[0]]] = max(0.0, ratio - _ROUNDING)
         return found
+
+    def _block_of(self, names: tuple[str, ...], modules: dict[str, nn.Module]) -> int:
+        return max(self._blocks.get(modules[name], 1) for name in names)
 
     def _watch_emptied(self) -> None:
         """torch-pruning passes over a group that would end empty; we want to know."""
@@ -209,6 +233,10 @@ class ChannelPruner:
         if not isinstance(answer, Tensor):
             raise PruningRefused(f"model {type(self.model).__name__} answers {type(answer).__name__}, not one tensor")
         return tuple(answer.shape)
+
+
+def _width_of(layer: nn.Module) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else int(layer.out_channels)  # type: ignore[arg-type]
 
 
 def _importance(name: Importance) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,6 +16,21 @@ from tasks.running.errors import CutRefused
 from tasks.torch_models.pruning_plan import Plan
 
 
+class PlaceTable(Frozen):
+    """A parameter with an entry for each place of a grid, and the grid that it is brought to.
+
+    ``axis``: its first dimension that counts places: as many dimensions as the grid has (``spread``), or one for all
+    of them, after ``prefix`` entries that belong to no place.
+    """
+
+    name: str
+    axis: int
+    prefix: int
+    spread: bool
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
 class ModelCuts(Frozen):
     """What was taken out of the workload's model as a whole, with every other weight as it was."""
 
@@ -21,6 +38,10 @@ class ModelCuts(Frozen):
     """Convolutions by name that step further than the workload's, and their stride along each spatial axis."""
     averaged: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """Names of convolutions whose input is averaged first, and the window along each spatial axis."""
+    padded: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Of those: pixels added along each spatial axis first, as many as make whole patches."""
+    places: tuple[PlaceTable, ...] = ()
+    """Parameters with an entry for each place, which are interpolated."""
     removed: tuple[str, ...] = ()
     """Names of blocks that pass their input on."""
     enlarged: tuple[int, ...] = ()
@@ -36,6 +57,8 @@ class ModelCuts(Frozen):
         return ModelCuts(
             strides=self.strides | later.strides,
             averaged=self.averaged + later.averaged,
+            padded=self.padded | later.padded,
+            places=self.places + later.places,
             removed=self.removed + later.removed,
             enlarged=_product(self.enlarged, later.enlarged),
         )
@@ -74,15 +97,19 @@ class ModelStructure(Frozen):
 class AveragedInput:
     """A forward pre-hook: the layer sees the mean of each window [*window] of its input [N, C, *space].
 
-    A hook, not a module around the layer, so that the layer's weights keep their names.
+    A hook, not a module around the layer, so that the layer's weights keep their names. The pixels at the edge are
+    repeated to make ``padding`` more along each axis, half of them on either side.
     """
 
-    def __init__(self, window: tuple[int, ...]) -> None:
+    def __init__(self, window: tuple[int, ...], padding: tuple[int, ...] = ()) -> None:
         self.window = window
+        # Of the last axis first, before and after.
+        self.padding = tuple(side for extra in reversed(padding) for side in (extra // 2, extra - extra // 2))
 
     def __call__(self, layer: nn.Module, arguments: tuple[Tensor, ...]) -> Tensor:
         pool = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}[len(self.window)]
-        return pool(arguments[0], self.window)
+        image = functional.pad(arguments[0], self.padding, mode="replicate") if any(self.padding) else arguments[0]
+        return pool(image, self.window)
 
 
 class EnlargedAnswer:
@@ -118,7 +145,9 @@ def apply_cuts(model: nn.Module, cuts: ModelCuts) -> None:
     for name, stride in cuts.strides.items():
         _set_stride(_convolution(model, name, stride), stride)
     for name, window in cuts.averaged:
-        _convolution(model, name, window).register_forward_pre_hook(AveragedInput(window))
+        _convolution(model, name, window).register_forward_pre_hook(AveragedInput(window, cuts.padded.get(name, ())))
+    for table in cuts.places:
+        _interpolate(model, table)
     for name in cuts.removed:
         if name not in modules:
             raise _misfit(model, f"block {name!r} is to pass its input on and is not there")
@@ -140,6 +169,31 @@ def _convolution(model: nn.Module, name: str, steps: tuple[int, ...]) -> _ConvNd
         kind = "not there" if layer is None else f"a {type(layer).__name__}"
         raise _misfit(model, f"layer {name!r} is to step by {steps} and is {kind}")
     return layer
+
+
+def _interpolate(model: nn.Module, table: PlaceTable) -> None:
+    """Bring a table of places to another grid, smoothly: each new place is a mean of those around it."""
+    owner, name = _owner(model, table.name)
+    whole: Tensor | None = getattr(owner, name, None)
+    places = len(table.before) if table.spread else 1
+    counted = table.before if table.spread else (table.prefix + prod(table.before),)
+    if not isinstance(whole, nn.Parameter) or tuple(whole.shape[table.axis : table.axis + places]) != counted:
+        raise _misfit(model, f"parameter {table.name!r} is to have entries for {list(table.before)} places and has not")
+    prefix = whole.detach().narrow(table.axis, 0, table.prefix)
+    rest = whole.detach().narrow(table.axis, table.prefix, whole.shape[table.axis] - table.prefix)
+    lead, tail = rest.shape[: table.axis], rest.shape[table.axis + places :]
+    grid = rest.reshape(prod(lead), *table.before, prod(tail)).movedim(-1, 1)
+    mode = {1: "linear", 2: "bicubic", 3: "trilinear"}[len(table.before)]
+    fine = functional.interpolate(grid, size=table.after, mode=mode, antialias=mode == "bicubic")
+    after = table.after if table.spread else (prod(table.after),)
+    coarse = fine.movedim(1, -1).reshape(*lead, *after, *tail)
+    joined = torch.cat([prefix, coarse], dim=table.axis)
+    owner.register_parameter(name, nn.Parameter(joined, requires_grad=whole.requires_grad))
+
+
+def _owner(model: nn.Module, parameter: str) -> tuple[nn.Module, str]:
+    parent, _, last = parameter.rpartition(".")
+    return dict(model.named_modules()).get(parent, model), last
 
 
 def _set_stride(layer: _ConvNd, stride: tuple[int, ...]) -> None:
