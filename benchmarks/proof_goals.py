@@ -42,6 +42,12 @@ def _glyphs(network: str, *, smaller: float, faster: float, budget_only: tuple[f
     return replace(row, budget_only=replace(row, spec=spec, smaller=budget_only[0], faster=budget_only[1]))
 
 
+def _network(name: str, *, smaller: float, faster: float, drop: float) -> Row:
+    """A row of ``networks/``: its spec says nothing but a budget and the minutes, and trains the teacher itself."""
+    spec = str(HERE / "networks" / f"{name}_budget.yaml")
+    return Row(name, spec, batch=1, smaller=smaller, faster=faster, drop=drop)
+
+
 ROWS = {
     "digits": Row(
         "digits",
@@ -63,6 +69,8 @@ ROWS = {
     "resnet20": _glyphs("resnet20", smaller=12.0, faster=6.0, budget_only=(12.0, 6.0)),
     "mobilenet": _glyphs("mobilenet", smaller=3.5, faster=1.5, budget_only=(6.0, 3.0)),
     "grey": Row("grey", str(HERE / "glyphs" / "grey_budget.yaml"), batch=1, smaller=40.0, faster=13.0, drop=0.01),
+    "tcn": _network("tcn", smaller=6.0, faster=4.0, drop=0.01),
+    "wide_table": _network("wide_table", smaller=20.0, faster=10.0, drop=0.005),
 }
 
 

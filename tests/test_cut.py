@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cut_networks import CLASSES, SHAPE, Flattening, PixelNet, TinyNext, TinyViT, network
+from cut_networks import CLASSES, SHAPE, Flattening, PixelNet, TinyNext, TinyTcn, TinyViT, network
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -51,6 +51,19 @@ def test_where_the_kernel_would_skip_pixels_their_mean_is_seen() -> None:
     assert torch.equal(model(**images()), whole(image=half))
     far = network("ResNet20").eval()
     assert cut_model(far, images(), stride=4, depth=1.0) == ModelCuts(averaged=(("stem", (4, 4)),))
+
+
+def test_beside_a_shortcut_the_input_itself_is_averaged() -> None:
+    model, whole = (TinyTcn().eval() for _ in range(2))
+    whole.load_state_dict(model.state_dict())
+    sound = torch.rand(2, 3, 12, generator=torch.Generator().manual_seed(0))
+    cuts = cut_model(model, {"sound": sound}, stride=2, depth=1.0)
+    assert cuts == ModelCuts(averaged=(("", (2,)),)) and cuts.layers == ("input",)
+    with torch.no_grad():
+        assert torch.equal(model(sound=sound), whole(sound=nn.functional.avg_pool1d(sound, 2)))
+    apply_cuts(whole, ModelCuts.model_validate_json(cuts.model_dump_json()))
+    with torch.no_grad():
+        assert torch.equal(model(sound=sound), whole(sound=sound))
 
 
 class Sounds(nn.Module):

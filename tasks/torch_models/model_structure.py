@@ -20,14 +20,15 @@ class ModelCuts(Frozen):
     strides: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     """Convolutions by name that step further than the workload's, and their stride along each spatial axis."""
     averaged: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    """Names of convolutions whose input is averaged first, and the window along each spatial axis."""
+    """Names of convolutions whose input is averaged first, and the window along each spatial axis; the name '' is the
+    model itself."""
     removed: tuple[str, ...] = ()
     """Names of blocks that pass their input on."""
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the convolutions that lower the resolution."""
-        return tuple(dict.fromkeys([*self.strides, *(name for name, _ in self.averaged)]))
+        """Names of the convolutions that lower the resolution, or ``input`` where the model's own is averaged."""
+        return tuple(dict.fromkeys([*self.strides, *(name or "input" for name, _ in self.averaged)]))
 
     def further(self, later: ModelCuts) -> ModelCuts:
         """These cuts and then those."""
@@ -82,6 +83,22 @@ class AveragedInput:
         return pool(arguments[0], self.window)
 
 
+class AveragedInputs:
+    """The same for a model that is called with its inputs by name: those [N, C, *space] in floating point."""
+
+    def __init__(self, window: tuple[int, ...]) -> None:
+        self.window, self._average = window, AveragedInput(window)
+
+    def __call__(
+        self, model: nn.Module, arguments: tuple[Any, ...], inputs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return arguments, {name: self._averaged(model, value) for name, value in inputs.items()}
+
+    def _averaged(self, model: nn.Module, value: Any) -> Any:
+        fits = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == len(self.window) + 2
+        return self._average(model, (value,)) if fits else value
+
+
 class PassOn(nn.Module):
     """Stands where a block stood, and answers the first thing that it is given; of masks and the like it takes no
     notice (``nn.Identity`` would not accept them)."""
@@ -100,6 +117,9 @@ def apply_cuts(model: nn.Module, cuts: ModelCuts) -> None:
     for name, stride in cuts.strides.items():
         _set_stride(_convolution(model, name, stride), stride)
     for name, window in cuts.averaged:
+        if not name:
+            model.register_forward_pre_hook(AveragedInputs(window), with_kwargs=True)
+            continue
         _convolution(model, name, window).register_forward_pre_hook(AveragedInput(window))
     for name in cuts.removed:
         if name not in modules:
