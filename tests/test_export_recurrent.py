@@ -52,6 +52,7 @@ def test_the_weights_of_a_recurrent_layer_are_constants_of_the_file() -> None:
     assert [constants[name] for name in layer.input[1:4]] == [[2, 48, 8], [2, 48, 12], [2, 96]]
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_a_projected_lstm_is_refused_by_name() -> None:
     class Projected(nn.Module):
         def __init__(self) -> None:

@@ -13,6 +13,7 @@ from tasks.torch_models.channel_groups import ChannelGroup, Member
 from tasks.torch_models.channel_pruner import PRUNABLE
 from tasks.torch_models.fit_rows import Rows
 from tasks.torch_models.objective import soft_target_loss
+from tasks.torch_models.recurrent_units import input_weights, unit_rows
 
 Damages = dict[str, list[tuple[int, float]]]
 """By group: channels left and the damage, from wide to narrow."""
@@ -97,9 +98,9 @@ def _switched_off(model: nn.Module, group: ChannelGroup, gone: set[int]) -> Iter
     for member in group.members:
         module = model.get_submodule(member.module)
         index = [i for i, root in zip(member.indices, member.roots, strict=True) if root in gone]
-        for parameter, dimension in _slices(module, member):
+        for parameter, dimension, places in _slices(module, member, torch.tensor(index, dtype=torch.int64)):
             saved.append((parameter, parameter.detach().clone()))
-            parameter.index_fill_(dimension, torch.tensor(index, device=parameter.device, dtype=torch.int64), 0.0)
+            parameter.index_fill_(dimension, places.to(parameter.device), 0.0)
     try:
         yield
     finally:
@@ -107,8 +108,12 @@ def _switched_off(model: nn.Module, group: ChannelGroup, gone: set[int]) -> Iter
             parameter.copy_(value)
 
 
-def _slices(module: nn.Module, member: Member) -> Iterator[tuple[nn.Parameter, int]]:
-    """The parameters that hold the member's channels, and in which dimension."""
+def _slices(module: nn.Module, member: Member, index: Tensor) -> Iterator[tuple[nn.Parameter, int, Tensor]]:
+    """The parameters that hold these of the member's channels, in which dimension, and where."""
+    if isinstance(module, nn.RNNBase):
+        found = unit_rows(module, index) if member.outputs else ((w, index) for w in input_weights(module))
+        yield from ((parameter, int(not member.outputs), places) for parameter, places in found)
+        return
     transposed = bool(getattr(module, "transposed", False))
     grouped = getattr(module, "groups", 1) > 1
     if not isinstance(module, PRUNABLE + _NORMS):
@@ -116,6 +121,6 @@ def _slices(module: nn.Module, member: Member) -> Iterator[tuple[nn.Parameter, i
     for name, parameter in module.named_parameters(recurse=False):
         if name == "bias" or parameter.ndim == 1:
             if member.outputs:
-                yield parameter, 0
+                yield parameter, 0, index
         elif not grouped or (member.outputs and not transposed):  # inputs of a grouped weight are numbered by group
-            yield parameter, int(member.outputs == transposed)
+            yield parameter, int(member.outputs == transposed), index

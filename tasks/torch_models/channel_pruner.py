@@ -17,6 +17,8 @@ from tasks.torch_models.pruning_plan import Plan, dependency_graph, traceable
 Importance = Literal["magnitude", "taylor", "hessian"]
 Scope = Literal["local", "global"]
 PRUNABLE = (nn.modules.conv._ConvNd, nn.Linear)
+_ROOTS = (*PRUNABLE, nn.RNNBase)
+"""Whose outputs are removed. Recurrent layers: see tasks/torch_models/recurrent_units.py."""
 
 _log = logging.getLogger("winnow.prune")
 _ROUNDING = 1e-9
@@ -56,6 +58,8 @@ class ChannelPruner:
     ) -> None:
         import torch_pruning
 
+        from tasks.torch_models.recurrent_units import directions_of, fixed_layers, recurrent_pruners, traced_as_one
+
         self.model = model
         self.inputs = inputs
         self.asked = "prune.ratios" if ratios else f"prune.ratio {ratio:g}"
@@ -68,7 +72,7 @@ class ChannelPruner:
                 f"prune_hints() ignores {unknown}, which the model lacks; it has {sorted(modules)[1:]}"
             )
         graph = dependency_graph(model, inputs)
-        reached = {m for m in graph.module2node if isinstance(m, PRUNABLE)}
+        reached = {m for m in graph.module2node if isinstance(m, _ROOTS)}
         self.untraced = tuple(n for n, m in modules.items() if isinstance(m, PRUNABLE) and m not in reached)
         self.outputs = tuple(name for name, m in modules.items() if m in _output_layers(graph))
         if not reached:
@@ -77,9 +81,13 @@ class ChannelPruner:
                 f"reached by following autograd back from the output{_where_autograd_stops(model, inputs)}; keep the "
                 "forward pass differentiable (no .detach(), no torch.no_grad())"
             )
-        kept = [modules[name] for name in {*ignore, *self.outputs}]
+        states = fixed_layers(model, inputs)
+        self.fixed = tuple(name for name, module in modules.items() if module in states)
+        if self.fixed:
+            _log.warning("recurrent layers whose states are made or read elsewhere stay as wide: %s", list(self.fixed))
+        kept = [modules[name] for name in {*ignore, *self.outputs, *self.fixed}]
         asked = self._per_group(ratios or {}, _tied_layers(graph, kept), modules)
-        with traceable(model), warnings.catch_warnings(record=True) as caught:
+        with traceable(model), traced_as_one(model), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             self._pruner = torch_pruning.pruner.BasePruner(
                 model,
@@ -92,8 +100,10 @@ class ChannelPruner:
                 round_to=round_to if round_to > 1 else None,
                 ignored_layers=kept,
                 in_channel_groups={},  # its defaults are shared by all instances
-                out_channel_groups={},
+                out_channel_groups=directions_of(model),
                 num_heads={},
+                customized_pruners=recurrent_pruners(model),
+                root_module_types=list(_ROOTS),
             )
         for warning in caught:
             _log.info("torch-pruning: %s", warning.message)
@@ -138,7 +148,7 @@ class ChannelPruner:
     def groups(self) -> list[ChannelGroup]:
         """What can be pruned, in the order of the model, its channels ranked as they are now."""
         with traceable(self.model):
-            return channel_groups(self._pruner, PRUNABLE)
+            return channel_groups(self._pruner, _ROOTS)
 
     @property
     def plan(self) -> Plan:
@@ -146,12 +156,8 @@ class ChannelPruner:
         return [(name, bool(out), [int(i) for i in indices]) for name, out, indices in self._pruner.pruning_history()]
 
     def widths(self) -> dict[str, int]:
-        """Output channels or units of every convolution and linear layer, by name."""
-        return {
-            name: m.out_features if isinstance(m, nn.Linear) else int(m.out_channels)
-            for name, m in self.model.named_modules()
-            if isinstance(m, PRUNABLE)
-        }
+        """Output channels or units of every convolution, linear and recurrent layer, by name."""
+        return {name: _width(m) for name, m in self.model.named_modules() if isinstance(m, _ROOTS)}
 
     def _per_group(
         self, ratios: dict[str, float], groups: list[tuple[str, ...]], modules: dict[str, nn.Module]
@@ -211,6 +217,13 @@ class ChannelPruner:
         return tuple(answer.shape)
 
 
+def _width(layer: nn.Module) -> int:
+    """Of a recurrent layer: the units of one direction."""
+    attribute = {nn.Linear: "out_features", nn.RNNBase: "hidden_size"}
+    name = next((name for kind, name in attribute.items() if isinstance(layer, kind)), "out_channels")
+    return int(getattr(layer, name))
+
+
 def _importance(name: Importance) -> Any:
     from torch_pruning.pruner import importance
 
@@ -228,7 +241,7 @@ def _output_layers(graph: Any) -> set[nn.Module]:
 
     found: set[nn.Module] = set()
     for module in list(graph.module2node):
-        if isinstance(module, PRUNABLE):
+        if isinstance(module, _ROOTS):
             pruner = graph.get_pruner_of_module(module)
             group = graph.get_pruning_group(module, pruner.prune_out_channels, [0])
             reached = [dep.target for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
@@ -242,11 +255,11 @@ def _tied_layers(graph: Any, kept: list[nn.Module]) -> list[tuple[str, ...]]:
     place = {name: number for number, (name, _) in enumerate(graph.model.named_modules())}
     ignored = [inner for module in kept for inner in module.modules()]
     groups = []
-    for group in graph.get_all_groups(ignored, PRUNABLE):
+    for group in graph.get_all_groups(ignored, _ROOTS):
         names = {
             graph._module2name[dep.target.module]
             for dep, _ in group
-            if isinstance(dep.target.module, PRUNABLE) and graph.is_out_channel_pruning_fn(dep.handler)
+            if isinstance(dep.target.module, _ROOTS) and graph.is_out_channel_pruning_fn(dep.handler)
         }
         groups.append(tuple(sorted(names, key=place.__getitem__)))
     return sorted(groups, key=lambda names: place[names[0]])

@@ -1,0 +1,77 @@
+"""Units of recurrent layers are channels: they are ranked, switched off and removed like others, or left alone."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+from recurrent_nets import Reader, tokens
+from torch import Tensor, nn
+
+from tasks.allocate.sensitivity import _switched_off
+from tasks.torch_models.channel_pruner import ChannelPruner
+from tasks.torch_models.pruning_plan import apply_plan
+
+NARROWED: list[dict[str, Any]] = [
+    {"cell": "gru", "takes": "mean", "batch_first": True, "bidirectional": True},
+    {"cell": "gru", "takes": "states", "num_layers": 2},
+    {"cell": "lstm", "takes": "mean", "num_layers": 2, "bidirectional": True, "bias": False},
+    {"cell": "lstm", "takes": "states", "batch_first": True},
+    {"cell": "rnn", "takes": "last", "num_layers": 2, "batch_first": True, "nonlinearity": "relu"},
+]
+
+
+@pytest.mark.parametrize("kind", NARROWED, ids=lambda kind: f"{kind['cell']}-{kind['takes']}")
+def test_removing_units_is_switching_them_off(kind: dict[str, Any]) -> None:
+    model, inputs = Reader(**kind), {"tokens": tokens()}
+    off = copy.deepcopy(model).eval()
+    pruner = ChannelPruner(model, inputs, ratio=0.5)
+    groups = pruner.groups()
+    assert [(group.name, group.parts) for group in groups] == [("read", 1 + model.read.bidirectional), ("dense", 1)]
+    pruner.step()
+    assert pruner.widths() == {"read": 6, "dense": 3, "head": 2}
+
+    narrow = model.eval()(**inputs)
+    with torch.no_grad(), ExitStack() as stack:
+        for group in groups:
+            stack.enter_context(_switched_off(off, group, group.removed(group.width // 2)))
+        torch.testing.assert_close(off(**inputs), narrow)
+
+    rebuilt = Reader(**kind).eval()
+    apply_plan(rebuilt, inputs, pruner.plan)
+    rebuilt.load_state_dict(model.state_dict())
+    assert torch.equal(rebuilt(**inputs), narrow)
+
+
+class Stacked(nn.Module):
+    """A convolution, then two recurrent layers, of which the second begins where the first ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv1d(2, 8, 3, padding=1)
+        self.first = nn.GRU(8, 8, batch_first=True)
+        self.second = nn.GRU(8, 8, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, signal: Tensor) -> Tensor:
+        steps, states = self.first(self.stem(signal).transpose(1, 2))
+        answer: Tensor = self.head(self.second(steps, states)[0].mean(1))
+        return answer
+
+
+def test_what_takes_states_stays_and_the_layers_around_it_are_narrowed() -> None:
+    pruner = ChannelPruner(Stacked(), {"signal": torch.rand(2, 2, 9)}, ratio=0.5, ignore=("first",))
+    assert pruner.fixed == ("second",)
+    pruner.step()
+    assert pruner.widths() == {"stem": 4, "first": 8, "second": 8, "head": 3}
+
+
+def test_a_layer_whose_two_last_states_are_read_is_left_alone() -> None:
+    model = Reader("lstm", takes="states", bidirectional=True)
+    pruner = ChannelPruner(model, {"tokens": tokens()}, ratio=0.5)
+    assert pruner.fixed == ("read",)
+    pruner.step()
+    assert pruner.widths() == {"read": 12, "dense": 3, "head": 2}
