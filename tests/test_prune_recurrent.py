@@ -6,12 +6,17 @@ import copy
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
 import torch
 from recurrent_nets import Reader, tokens
 from torch import Tensor, nn
 
+from tasks.allocate.layer_graph import layer_graph
+from tasks.allocate.layer_shapes import read_structure
 from tasks.allocate.sensitivity import _switched_off
+from tasks.allocate.structure import weight_count
 from tasks.torch_models.channel_pruner import ChannelPruner
 from tasks.torch_models.pruning_plan import apply_plan
 
@@ -75,3 +80,17 @@ def test_a_layer_whose_two_last_states_are_read_is_left_alone() -> None:
     assert pruner.fixed == ("read",)
     pruner.step()
     assert pruner.widths() == {"read": 12, "dense": 3, "head": 2}
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_the_allocator_times_recurrent_layers_at_every_width(cell: str) -> None:
+    model, inputs = Reader(cell, num_layers=2, bidirectional=True, batch_first=True), {"tokens": tokens(2, 7)}
+    pruner = ChannelPruner(model, inputs, ratio=0.5)
+    structure = read_structure(model, inputs, pruner.groups(), pruner.outputs, min_keep=0.1, round_to=None)
+    read = structure.layers[0]
+    assert (read.work.size, read.inputs, read.outputs, read.output_groups) == ((7,), 8, 24, {"read": 24})
+    matrices = [p for name, p in model.read.named_parameters() if "weight" in name]
+    assert weight_count(read.work, 8, 24) == sum(p.numel() for p in matrices)
+    session = onnxruntime.InferenceSession(layer_graph(read.work, 8, 12, int8=True))
+    (answer,) = session.run(None, {"x": np.zeros((3, 7, 8), np.float32)})
+    assert answer.shape == (3, 7, 12)

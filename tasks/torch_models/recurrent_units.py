@@ -14,11 +14,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch_pruning.pruner.function import BasePruningFunc
 
 
-class RecurrentUnits(BasePruningFunc):  # type: ignore[misc]
-    """What torch-pruning asks about a recurrent layer, whose channels are the units of all directions."""
+class RecurrentUnits:
+    """What torch-pruning asks about a recurrent layer, whose channels are the units of all directions.
+
+    Its ``BasePruningFunc`` in shape, without its import.
+    """
+
+    pruning_dim = 1
 
     def prune_out_channels(self, layer: nn.RNNBase, idxs: Sequence[int]) -> nn.Module:
         """Remove the units; an index of another direction is the same unit."""
