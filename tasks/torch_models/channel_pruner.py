@@ -58,7 +58,7 @@ class ChannelPruner:
     ) -> None:
         import torch_pruning
 
-        from tasks.torch_models.recurrent_units import directions_of, fixed_layers, recurrent_pruners, traced_as_one
+        from tasks.torch_models.recurrent_units import fixed_layers, recurrent_pruners, traced_as_one
 
         self.model = model
         self.inputs = inputs
@@ -100,7 +100,7 @@ class ChannelPruner:
                 round_to=round_to if round_to > 1 else None,
                 ignored_layers=kept,
                 in_channel_groups={},  # its defaults are shared by all instances
-                out_channel_groups=directions_of(model),
+                out_channel_groups={},
                 num_heads={},
                 customized_pruners=recurrent_pruners(model),
                 root_module_types=list(_ROOTS),

@@ -61,16 +61,18 @@ class RecurrentUnits:
     def get_in_channels(self, layer: nn.RNNBase) -> int:
         return layer.input_size
 
+    def get_out_channel_groups(self, layer: nn.RNNBase) -> int:
+        """Both directions lose the same units."""
+        return _directions(layer)
+
+    def get_in_channel_groups(self, layer: nn.RNNBase) -> int:
+        return 1
+
 
 def recurrent_pruners(model: nn.Module) -> dict[type[nn.Module], RecurrentUnits]:
     """torch-pruning's ``customized_pruners`` for the recurrent layers of the model; one value serves all."""
     units = RecurrentUnits()
     return {type(m): units for m in model.modules() if isinstance(m, nn.RNNBase)}
-
-
-def directions_of(model: nn.Module) -> dict[nn.Module, int]:
-    """torch-pruning's ``out_channel_groups``: both directions of a layer lose the same units."""
-    return {m: 2 for m in model.modules() if isinstance(m, nn.RNNBase) and m.bidirectional}
 
 
 @contextmanager
