@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-CELLS: dict[str, type[nn.RNNBase]] = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
+CELLS: dict[str, Any] = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 Takes = Literal["last", "mean", "states"]
 
 
@@ -18,7 +18,7 @@ class Reader(nn.Module):
         super().__init__()
         self.takes = takes
         self.embed = nn.Embedding(12, 8)
-        self.read = CELLS[cell](8, hidden, **options)
+        self.read: nn.RNNBase = CELLS[cell](8, hidden, **options)
         width = hidden * (2 if self.read.bidirectional else 1)
         self.dense = nn.Linear(width, 6)
         self.head = nn.Linear(6, 2)

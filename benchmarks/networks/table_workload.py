@@ -27,7 +27,8 @@ class WideTable:
 
     def splits(self) -> dict[str, Columns]:
         table, classes = _table(sum(self.rows.values()))
-        made, start = {}, 0
+        made: dict[str, Columns] = {}
+        start = 0
         for split, rows in self.rows.items():
             made[split] = {"columns": table[start : start + rows], "target": classes[start : start + rows]}
             start += rows

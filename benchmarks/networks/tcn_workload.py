@@ -28,7 +28,7 @@ class Gestures:
         self.rows = {**ROWS, **(rows or {})}
 
     def splits(self) -> dict[str, Columns]:
-        made = {}
+        made: dict[str, Columns] = {}
         for number, (split, rows) in enumerate(self.rows.items()):
             signals, labels = _recorded(rows, seed=number)
             made[split] = {"signal": signals, "target": labels}

@@ -83,7 +83,7 @@ def traced_as_one(model: nn.Module) -> Iterator[None]:
     """
     layers = [m for m in model.modules() if isinstance(m, nn.RNNBase)]
     for layer in layers:
-        layer.forward = partial(_stand_in, layer)  # type: ignore[method-assign]
+        layer.forward = partial(_stand_in, layer)
     try:
         yield
     finally:
@@ -103,9 +103,9 @@ def fixed_layers(model: nn.Module, inputs: dict[str, Tensor]) -> set[nn.Module]:
     def look(layer: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any], answer: Any) -> Any:
         given = [*arguments, *named.values()]
         batched = isinstance(given[0], Tensor) and given[0].ndim == 3
-        if not batched or any(value is not None for value in given[1:]) or getattr(layer, "proj_size", 0):
+        if not batched or any(value is not None for value in given[1:]) or getattr(layer, "proj_size", False):
             found.add(layer)
-        if not layer.bidirectional:
+        if not getattr(layer, "bidirectional", False):
             return None
         states = answer[1] if isinstance(answer[1], tuple) else (answer[1],)
         states = tuple(state.detach().requires_grad_() for state in states)
@@ -156,7 +156,7 @@ class _OneStep(torch.autograd.Function):
 def _stand_in(layer: nn.RNNBase, x: Tensor, states: Any = None) -> Any:
     directions = _directions(layer)
     size = getattr(layer, "proj_size", 0) or layer.hidden_size
-    steps = _OneStep.apply(x, getattr(layer, layer._flat_weights_names[0]), directions * size)
+    steps: Tensor = _OneStep.apply(x, getattr(layer, layer._flat_weights_names[0]), directions * size)  # type: ignore[no-untyped-call]
     last = steps.select(1 if layer.batch_first and x.ndim == 3 else 0, -1)
     if directions == 2:  # see fixed_layers
         hidden = steps.detach().new_zeros((2 * layer.num_layers, *last.shape[:-1], size))
