@@ -44,7 +44,7 @@ def _glyphs(network: str, *, smaller: float, faster: float, budget_only: tuple[f
 
 
 def _network(name: str, *, smaller: float, faster: float, drop: float | None) -> Row:
-    """A row whose spec says nothing but a budget and the minutes, and trains its teacher itself."""
+    """A row of ``networks/``: its spec says nothing but a budget and the minutes, and trains the teacher itself."""
     spec = str(HERE / "networks" / f"{name}_budget.yaml")
     return Row(name, spec, batch=1, smaller=smaller, faster=faster, drop=drop)
 
@@ -74,6 +74,8 @@ ROWS = {
     "two_inputs": replace(_network("two_inputs", smaller=8.0, faster=5.0, drop=None), relative_drop=0.01),
     "convnext": _network("convnext", smaller=8.0, faster=5.0, drop=0.005),
     "vit": _network("vit", smaller=8.0, faster=5.0, drop=0.01),
+    "tcn": _network("tcn", smaller=6.0, faster=4.0, drop=0.01),
+    "wide_table": _network("wide_table", smaller=20.0, faster=10.0, drop=0.005),
 }
 
 

@@ -28,6 +28,7 @@ from tasks.release.deploy import deploy
 from tasks.release.ledger_protocol import patiently
 from tasks.release.register import register
 from tasks.report.run_report import RunReport
+from tasks.rival import rival
 from tasks.running.errors import GateFailed
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job
@@ -122,9 +123,11 @@ def release(run: OngoingRun, made: Made) -> RunReport:
     champion = patiently(lambda: standing_champion(run, made))
     opponent = None
     if champion and champion.variant:
-        rival, reference = champion.variant, made.measured[0]
-        opponent = measure(job, spec.measure, data=checked, variant=rival, baseline=reference, label="champion")
+        standing, reference = champion.variant, made.measured[0]
+        opponent = measure(job, spec.measure, data=checked, variant=standing, baseline=reference, label="champion")
     run.describe(made)
+    if spec.rival:
+        run.note(rival(job, spec.rival, data=checked).values["text"])
 
     decision = refusal = None
     try:

@@ -24,6 +24,7 @@ from tasks.prune import PruneSpec
 from tasks.qat import QatSpec
 from tasks.quantize import QuantizeSpec
 from tasks.release.deploy import DeploySpec
+from tasks.rival import RivalSpec
 from tasks.running.errors import SpecError
 from tasks.running.source_hash import FACE, public_names, public_place
 from tasks.running.stage import Limits, WorkloadRef
@@ -50,6 +51,7 @@ STAGES = Literal[
     "allocate",
     "clock",
     "measure",
+    "rival",
     "validate",
 ]
 
@@ -92,6 +94,11 @@ class PipelineSpec(Frozen):
         default=None, description="look for the best variant inside the budget instead of making one by given ratios"
     )
     measure: MeasureSpec = Field(default_factory=MeasureSpec, description="how variants are measured")
+    rival: RivalSpec | None = Field(
+        default=None,
+        description="train gradient-boosted trees on the same table, for the report; absent: skipped, {}: with the "
+        "defaults",
+    )
     gates: GateSpec = Field(default_factory=GateSpec, description="what the chosen variant must keep")
     deploy: DeploySpec | Literal[False] = Field(
         default_factory=DeploySpec,

@@ -52,7 +52,7 @@ SHELVES = {
 }
 STEPS = {
     *("data", "train", "ask", "distill", "allocate", "cut", "prune"),
-    *("export", "quantize", "qat", "measure", "validate", "release"),
+    *("export", "quantize", "qat", "measure", "rival", "validate", "release"),
 }
 _NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "core", "configs", "misc"}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cut_networks import CLASSES, SHAPE, Flattening, PixelNet, TinyNext, TinyViT, network
+from cut_networks import CLASSES, SHAPE, Flattening, PixelNet, TinyNext, TinyTcn, TinyViT, network
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -96,6 +96,19 @@ def test_coarse_patches_cover_the_whole_image_and_tokens_of_no_place_stay(spread
     cuts = cut_model(model, images(3, 20, 20), stride=2, depth=1.0)  # 20 pixels are 2.5 patches of 8
     assert cuts.padded == {"patches": (4, 4)} and tuple(model.places.shape) == shape
     assert spread or torch.equal(model.places[:, 0], first)
+
+
+def test_beside_a_shortcut_the_input_itself_is_averaged() -> None:
+    model, whole = (TinyTcn().eval() for _ in range(2))
+    whole.load_state_dict(model.state_dict())
+    sound = torch.rand(2, 3, 12, generator=torch.Generator().manual_seed(0))
+    cuts = cut_model(model, {"sound": sound}, stride=2, depth=1.0)
+    assert cuts == ModelCuts(averaged=(("", (2,)),)) and cuts.layers == ("input",)
+    with torch.no_grad():
+        assert torch.equal(model(sound=sound), whole(sound=nn.functional.avg_pool1d(sound, 2)))
+    apply_cuts(whole, ModelCuts.model_validate_json(cuts.model_dump_json()))
+    with torch.no_grad():
+        assert torch.equal(model(sound=sound), whole(sound=sound))
 
 
 class Sounds(nn.Module):

@@ -15,7 +15,7 @@ from model_registry.store import Store
 from tasks.evidence.arrays import fetch_arrays, publish_arrays
 from tasks.evidence.scoring import per_class, score
 from tasks.measure import MeasureSpec, measure, measurement_of
-from tasks.measure.measure_child import kept
+from tasks.measure.kept_answers import kept_answers
 from tasks.onnx_models.onnx_cost import onnx_cost
 from tasks.running.errors import GateFailed, ParityFailed, WorkloadError
 from tasks.running.launch import kept_processes
@@ -78,8 +78,8 @@ def test_a_variant_is_measured_against_the_baseline_and_then_reused(
 
 def test_of_large_answers_as_many_as_a_release_records_are_kept() -> None:
     small, large = np.zeros((1000, 10), np.float32), np.zeros((50, 1 << 20), np.float32)
-    assert len(kept(small, 1)) == 1000
-    assert [len(kept(large, batch)) for batch in (1, 3)] == [16, 18]
+    assert len(kept_answers(small, 1)) == 1000
+    assert [len(kept_answers(large, batch)) for batch in (1, 3)] == [16, 18]
 
 
 def test_a_metric_of_the_users_own_is_asked(store: Store, tmp_path: Path) -> None:

@@ -218,4 +218,6 @@ def test_the_specs_ask_for_what_the_goals_do(row: Row) -> None:
     spec = load_spec(row.spec, [])
     assert spec.search is not None
     assert (spec.measure.batch, spec.export.threads, spec.objective) == (row.batch, row.threads, "latency")
-    assert spec.gates.margin == (row.drop or row.margin)
+    if row.relative_drop is None:
+        assert spec.gates.margin == (row.drop or row.margin)
+    assert spec.gates.relative_margin == row.relative_drop

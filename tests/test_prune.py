@@ -313,7 +313,7 @@ def test_what_cannot_be_traced_is_refused_with_the_module() -> None:
     with pytest.raises(PruningRefused, match=r"none of its layers \['first'\] was reached.* stops in module 'stop'"):
         pruned(Stopped(), rows())
     with pytest.raises(
-        PruningRefused, match=r"does not run any more: in 'the model itself' \(FixedSize\) at test_prune"
+        PruningRefused, match=r"'\w+' cannot be narrowed: in 'the model itself' \(FixedSize\) at test_prune"
     ):
         pruned(FixedSize(), rows(), ratio=0.3)
 

@@ -9,9 +9,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from tasks.allocate.structure import Work
+from tasks.allocate.structure import GATES, Work
 
 _OPSET = 20
+_FLOAT = ("ConvTranspose", *GATES)
 
 
 def layer_graph(work: Work, inputs: int, outputs: int, *, int8: bool) -> bytes:
@@ -21,9 +22,9 @@ def layer_graph(work: Work, inputs: int, outputs: int, *, int8: bool) -> bytes:
     output channel, the ReLU in the output's range. ``x`` and ``y`` are UINT8, since neighbours hand those on, and have
     their channels last, which is how ONNX Runtime's int8 convolutions work: it turns tensors round once a network, not
     once a layer. MatMul takes and answers floats, as its int8 kernel does. Layers that static leaves in fp32
-    (transposed convolutions) stay so.
+    (transposed convolutions, recurrent layers) stay so.
     """
-    return _Graph(work, inputs, outputs, int8 and work.operator != "ConvTranspose").bytes()
+    return _Graph(work, inputs, outputs, int8 and work.operator not in _FLOAT).bytes()
 
 
 def entrance_graph(values: int, *, int8: bool) -> bytes:
@@ -69,7 +70,7 @@ class _Graph:
     def _shape(self) -> list[int]:
         if self.work.operator == "Gemm":
             return [self.inputs]
-        if self.work.operator == "MatMul":
+        if self.work.operator in ("MatMul", *GATES):
             return [*self.work.size, self.inputs]
         if self.int8 and len(self.work.size) == 2:
             return [*self.work.size, self.inputs]
@@ -77,6 +78,8 @@ class _Graph:
 
     def _product(self, x: str) -> str:
         work = self.work
+        if work.operator in GATES:
+            return self._recurrent(x)
         if work.operator == "MatMul":
             product = self._add("MatMul", [x, self._weight((self.inputs, self.outputs), axis=1)], "product")
             self.constants.append(_constant("bias", _random((self.outputs,))))
@@ -96,6 +99,25 @@ class _Graph:
             "group": groups,
         }
         return self._add(work.operator, [x, self._weight(shape, axis=0), self._bias()], "product", **attributes)
+
+    def _recurrent(self, x: str) -> str:
+        """All layers of the module, over steps first as the operator wants them."""
+        work = self.work
+        units, rows = self.outputs // work.directions, GATES[work.operator] * (self.outputs // work.directions)
+        steps, read = self._add("Transpose", [x], "turned", perm=[1, 0, 2]), self.inputs
+        self.constants.append(_constant("shape", np.array([0, 0, self.outputs])))
+        for layer in range(work.layers):
+            weights = [f"w{layer}", f"r{layer}", f"b{layer}"]
+            shapes = [(work.directions, rows, read), (work.directions, rows, units), (work.directions, 2 * rows)]
+            self.constants += [_constant(n, _random(s)) for n, s in zip(weights, shapes, strict=True)]
+            direction = "bidirectional" if work.directions == 2 else "forward"
+            attributes: dict[str, Any] = {"hidden_size": units, "direction": direction}
+            if work.operator == "GRU":
+                attributes["linear_before_reset"] = 1
+            answers = self._add(work.operator, [steps, *weights], f"answers{layer}", **attributes)
+            beside = self._add("Transpose", [answers], f"beside{layer}", perm=[0, 2, 1, 3])
+            steps, read = self._add("Reshape", [beside, "shape"], f"steps{layer}"), self.outputs
+        return self._add("Transpose", [steps], "product", perm=[1, 0, 2])
 
     def _weight(self, shape: tuple[int, ...], axis: int) -> str:
         if not self.int8:

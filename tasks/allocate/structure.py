@@ -10,6 +10,9 @@ from pydantic import Field
 
 from model_registry.variant import Frozen
 
+GATES = {"GRU": 3, "LSTM": 4, "RNN": 1}
+"""Of a recurrent layer: matrices for each unit."""
+
 Keep = Mapping[str, int]
 """Channels left by group."""
 
@@ -40,11 +43,12 @@ class WidthGroup(Frozen):
 class Work(Frozen):
     """What a layer does, but for its widths; equal works of equal widths take equally long.
 
-    ``size``: height and width of a convolution's input, rows per sample of a MatMul. ``depthwise``: as many inputs as
-    outputs, each on its own. ``last``: its outputs are the model's, in floating point.
+    ``size``: height and width of a convolution's input, rows per sample of a MatMul, steps of a recurrent layer.
+    ``depthwise``: as many inputs as outputs, each on its own. ``layers``, ``directions``: of a recurrent module, whose
+    outputs are the units of all directions. ``last``: its outputs are the model's, in floating point.
     """
 
-    operator: Literal["Conv", "ConvTranspose", "Gemm", "MatMul"]
+    operator: Literal["Conv", "ConvTranspose", "Gemm", "MatMul", "GRU", "LSTM", "RNN"]
     size: tuple[int, ...] = ()
     kernel: tuple[int, ...] = ()
     stride: tuple[int, ...] = ()
@@ -52,6 +56,8 @@ class Work(Frozen):
     dilation: tuple[int, ...] = ()
     groups: int = 1
     depthwise: bool = False
+    layers: int = 1
+    directions: int = 1
     last: bool = False
 
 
@@ -101,5 +107,9 @@ class Structure(Frozen):
 
 def weight_count(work: Work, inputs: int, outputs: int) -> int:
     """Weights of the layer, without its biases."""
+    if work.operator in GATES:
+        units = outputs // work.directions
+        read = inputs + (work.layers - 1) * outputs + work.layers * units
+        return GATES[work.operator] * units * work.directions * read
     groups = outputs if work.depthwise else work.groups
     return inputs * outputs // groups * prod(work.kernel)

@@ -44,6 +44,20 @@ def _to_whole_patches(layer: _Spatial, size: tuple[int, ...], factors: tuple[int
     return tuple(-of % (step * times) for of, step, times in zip(size, layer.stride, factors, strict=True))
 
 
+def coarser_input(model: nn.Module, coarse: ModelCuts) -> ModelCuts:
+    """The cut that averages the model's own input as far as ``coarse`` makes the first convolution step further.
+
+    For convolutions inside a block with a shortcut, whose two branches have to answer the same size (temporal
+    convolutional networks begin with one).
+    """
+    layers = dict(model.named_modules())
+    averaged = dict(coarse.averaged)
+    for name, stride in coarse.strides.items():
+        before = layers[name].stride
+        averaged[name] = tuple(new // old for new, old in zip(stride, before, strict=True))
+    return ModelCuts(averaged=tuple(("", factors) for factors in averaged.values()))
+
+
 def _is_uneven(layer: _Spatial) -> bool:
     return any((size - 1) * gap % 2 for size, gap in zip(layer.kernel_size, layer.dilation, strict=True))
 

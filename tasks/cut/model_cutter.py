@@ -8,10 +8,12 @@ the third, width, is pruning's.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
-from tasks.cut.coarse_layer import coarser
+from tasks.cut.coarse_layer import coarser, coarser_input
 from tasks.cut.place_tables import grid_of, place_tables
 from tasks.cut.residual_blocks import left_out, removable_blocks
 from tasks.running.errors import CutRefused
@@ -35,21 +37,9 @@ def cut_model(model: nn.Module, inputs: dict[str, Tensor], *, stride: int, depth
     shape = _answer(model, inputs).shape
     cuts = ModelCuts()
     if stride > 1:
-        coarse = coarser(model, inputs, stride)
-        before = grid_of(model, inputs, coarse.layers[0])
+        coarse = _coarse(model, inputs, shape, stride)
         apply_cuts(model, coarse)
-        places = ModelCuts(places=place_tables(model, before, grid_of(model, inputs, coarse.layers[0])))
-        apply_cuts(model, places)
-        coarse = coarse.further(places)
-        larger = _check(
-            model,
-            inputs,
-            shape,
-            cut=f"stride {stride} in layer {coarse.layers[0]!r}",
-            remedy="Leave the stride at 1, or average over what is left of the space before the dense layers; the size "
-            "of an answer for each pixel must be a multiple of the stride",
-        )
-        cuts = cuts.further(coarse).further(larger)
+        cuts = cuts.further(coarse)
     if depth < 1:
         gone = left_out(removable_blocks(model, inputs), depth, model=type(model).__name__)
         shallow = ModelCuts(removed=gone)
@@ -57,6 +47,35 @@ def cut_model(model: nn.Module, inputs: dict[str, Tensor], *, stride: int, depth
         _check(model, inputs, shape, cut=f"the model without blocks {list(gone)}", remedy="Leave the depth at 1")
         cuts = cuts.further(shallow)
     return cuts
+
+
+def _coarse(model: nn.Module, inputs: dict[str, Tensor], shape: torch.Size, stride: int) -> ModelCuts:
+    """The first convolution steps further; where a shortcut leads past it, the model's input is averaged.
+
+    Raises:
+        CutRefused: the model runs after neither.
+    """
+    layer = coarser(model, inputs, stride)
+    refusals: list[CutRefused] = []
+    for cuts in (layer, coarser_input(model, layer)):
+        trial = copy.deepcopy(model)
+        before = grid_of(trial, inputs, layer.layers[0])
+        apply_cuts(trial, cuts)
+        places = ModelCuts(places=place_tables(trial, before, grid_of(trial, inputs, layer.layers[0])))
+        apply_cuts(trial, places)
+        try:
+            larger = _check(
+                trial,
+                inputs,
+                shape,
+                cut=f"stride {stride} in layer {cuts.layers[0]!r}",
+                remedy="Leave the stride at 1, or average over what is left of the space before the dense layers; the "
+                "size of an answer for each pixel must be a multiple of the stride",
+            )
+            return cuts.further(places).further(larger)
+        except CutRefused as refusal:
+            refusals.append(refusal)
+    raise refusals[0]
 
 
 def _check(model: nn.Module, inputs: dict[str, Tensor], shape: torch.Size, *, cut: str, remedy: str) -> ModelCuts:

@@ -19,6 +19,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from tasks.export.folded_scaling import fold_scaling
 from tasks.export.raw_inputs import Inputs, RawInputs
+from tasks.export.recurrent_layers import recurrent_shapes, recurrent_translations
 from tasks.export.torch_onnx import share_operator_table
 from tasks.onnx_models.onnx_graph import strip
 from tasks.running.errors import ExportRefused
@@ -59,16 +60,17 @@ def export_onnx(
                 "[2, ...]: return that one from forward(), or wrap the model in workload.model()"
             )
         try:
-            with _refusing(module, "cannot be traced by torch.export"):
+            with _refusing(module, "cannot be traced by torch.export"), recurrent_shapes():
                 program = torch.export.export(module, two, dynamic_shapes=(shapes,))
         except ExportRefused:
             _check_batch_is_free(module, inputs)  # the likelier cause has the better message
             raise
-        with _refusing(module, "has an operation that torch.onnx cannot write"):
+        with _refusing(module, "has an operation that torch.onnx cannot write"), recurrent_shapes():
             written = torch.onnx.export(
                 program,
                 dynamo=True,
                 opset_version=OPSET,
+                custom_translation_table=recurrent_translations(),
                 input_names=list(module.names),
                 output_names=[output],
                 external_data=False,
@@ -156,7 +158,8 @@ def _class(model: nn.Module) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """torch.onnx logs each optional library it lacks, and copies its own deprecated tree specs."""
+    """torch.onnx logs each optional library it lacks, copies its own deprecated tree specs, and warns of the list of
+    weights that torch's recurrent layers keep."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -164,6 +167,7 @@ def _quiet() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module="copyreg|torch")
             warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=r"The tensor attributes? .*_flat_weights")
             yield
     finally:
         logger.setLevel(level)

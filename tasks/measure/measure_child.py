@@ -10,20 +10,17 @@ import onnx
 
 from model_registry.manifest import FileEntry
 from model_registry.measurement import Hardware, LatencyIntervals, Measurement, Speedup, Throughput
-from model_registry.recording import MAX_ROWS
 from model_registry.variant import Variant
 from tasks.evidence.arrays import Array, fetch_arrays, publish_arrays
 from tasks.evidence.class_loss import class_losses
 from tasks.evidence.paired import Scores, compare_paired, summarise_pairs
 from tasks.evidence.scoring import is_classifier, per_class, score
+from tasks.measure.kept_answers import kept_answers
 from tasks.measure.probe_process import ProbeProcess, probe_process
 from tasks.onnx_models.onnx_cost import onnx_cost
 from tasks.running.child import Child, Result
 from tasks.running.splits import TARGET
 from tasks.workloads.sample_scores import accuracy_scores
-
-_MOST_BYTES = 8 << 20
-"""Of the answers that are stored with a measurement: with a class for each pixel they are as large as the data."""
 
 
 def main(child: Child) -> Result:
@@ -55,7 +52,7 @@ def main(child: Child) -> Result:
             **_numbers(probed),
             **_costs(child, variant),
             predictions=publish_arrays(
-                child.store, "predictions.npz", outputs=kept(outputs, child.spec["predict_batch"])
+                child.store, "predictions.npz", outputs=kept_answers(outputs, child.spec["predict_batch"])
             ),
             scores=publish_arrays(child.store, "scores.npz", score=scores),
         )
@@ -66,13 +63,6 @@ def main(child: Child) -> Result:
         values={"measurement": measurement.model_dump(mode="json", by_alias=True)},
         files=(measurement.predictions, measurement.scores),
     )
-
-
-def kept(outputs: Array, batch: int) -> Array:
-    """The answers that are stored: all of them, or of large ones the first, in whole batches, as many as a release
-    records."""
-    rows = max(MAX_ROWS, _MOST_BYTES // max(1, outputs[:1].nbytes))
-    return outputs[: -(-rows // batch) * batch]
 
 
 def _baseline_scores(child: Child) -> Scores | None:

@@ -27,6 +27,7 @@ from tasks.quantize.int8_share import int8_share
 from tasks.quantize.layer_groups import layer_groups
 from tasks.quantize.metric_drop import Drop
 from tasks.quantize.prepared_graph import prepare, why_not
+from tasks.quantize.recurrent_weights import round_recurrent_weights
 from tasks.quantize.saturation import saturating_layers
 from tasks.quantize.static_recipe import Build, static_recipe
 from tasks.quantize.weight_only import quantize_weights, runs_as_float
@@ -127,6 +128,7 @@ class FormBuilder:
     def _form(self, method: str) -> QuantizedForm | str:
         """The file, or why there is none."""
         quantized = to_half(self._plain) if method == "fp16" else self._controlled(method, self._build(method))
+        recurrent = round_recurrent_weights(quantized) if method != "fp16" else ()
         if method == "static":
             float_biases(quantized)
             fold_byte_inputs(quantized)
@@ -146,6 +148,8 @@ class FormBuilder:
             **asdict(share),
             **asdict(agree(self.wanted, top_answers(data, self.feeds))),
         }
+        if method in ("static", "dynamic"):
+            facts["fp32_layers"] = [*facts["fp32_layers"], *(f"{layer} (from int8 weights)" for layer in recurrent)]
         # Floats are computed alike everywhere; kernels of int8 and int4 weights may round activations to int8 too.
         any_cpu = method == "fp16" or (method == "weights8" and runs_as_float(quantized))
         return QuantizedForm(method, data, any_cpu, facts)

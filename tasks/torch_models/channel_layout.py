@@ -182,7 +182,7 @@ def _one_of_each(group: Any, parts: int) -> set[int]:
 
 
 def _base(group: Any) -> int:
-    """Runs that the layers themselves ask for: groups of a convolution or norm, heads of torch's attention."""
+    """Runs that the layers themselves ask for: groups of a convolution or norm, heads, directions."""
     found = 1
     for dependency, _ in group:
         module = dependency.target.module
@@ -190,6 +190,8 @@ def _base(group: Any) -> int:
             found = lcm(found, module.num_groups)
         elif isinstance(module, nn.MultiheadAttention):
             found = lcm(found, module.num_heads)
+        elif isinstance(module, nn.RNNBase) and module.bidirectional:
+            found = lcm(found, 2)
         elif isinstance(module, nn.modules.conv._ConvNd) and 1 < module.groups < module.in_channels:
             found = lcm(found, module.groups)
     return found if _width(group) % found == 0 else 1

@@ -21,6 +21,10 @@ from tasks.torch_models.pruning_plan import Plan, dependency_graph, traceable
 Importance = Literal["magnitude", "taylor", "hessian"]
 Scope = Literal["local", "global"]
 PRUNABLE = (nn.modules.conv._ConvNd, nn.Linear)
+_ROOTS = (*PRUNABLE, nn.RNNBase)
+"""Whose outputs are removed. Recurrent layers: see tasks/torch_models/recurrent_units.py."""
+
+_STATES = "its states are made or read outside of it"
 
 _log = logging.getLogger("winnow.prune")
 _ROUNDING = 1e-9
@@ -60,6 +64,8 @@ class ChannelPruner:
     ) -> None:
         import torch_pruning
 
+        from tasks.torch_models.recurrent_units import fixed_layers, recurrent_pruners, traced_as_one
+
         self.model = model
         self.inputs = inputs
         self.asked = "prune.ratios" if ratios else f"prune.ratio {ratio:g}"
@@ -72,7 +78,7 @@ class ChannelPruner:
                 f"prune_hints() ignores {unknown}, which the model lacks; it has {sorted(modules)[1:]}"
             )
         graph = dependency_graph(model, inputs)
-        reached = {m for m in graph.module2node if isinstance(m, PRUNABLE)}
+        reached = {m for m in graph.module2node if isinstance(m, _ROOTS)}
         self.untraced = tuple(n for n, m in modules.items() if isinstance(m, PRUNABLE) and m not in reached)
         self.outputs = tuple(name for name, m in modules.items() if m in _output_layers(graph))
         if not reached:
@@ -81,18 +87,20 @@ class ChannelPruner:
                 f"reached by following autograd back from the output{_where_autograd_stops(model, inputs)}; keep the "
                 "forward pass differentiable (no .detach(), no torch.no_grad())"
             )
-        kept = [modules[name] for name in {*ignore, *self.outputs}]
+        states = fixed_layers(model, inputs)
+        fixed = {name: _STATES for name, module in modules.items() if module in states}
+        kept = [modules[name] for name in {*ignore, *self.outputs, *fixed}]
         with traceable(model):
-            layout = find_layout(graph, inputs, kept, PRUNABLE)
-        self.left_alone = layout.left_alone
-        """Layers whose width forward() counts on, and what it says without a channel."""
+            layout = find_layout(graph, inputs, kept, _ROOTS)
+        self.left_alone = fixed | layout.left_alone
+        """Layers whose width forward() counts on, and what it says without a channel; or that keep a state."""
         kept += [modules[name] for name in self.left_alone]
         tied = _tied_layers(graph, kept)
         asked = self._per_group(ratios or {}, tied, modules)
         self._blocks = layout.blocks
         blocks = {modules[names[0]]: self._block_of(names, modules) for names in tied}
         asked = {first: ratio for first, size in blocks.items() if size > 1} | asked
-        with traceable(model), warnings.catch_warnings(record=True) as caught:
+        with traceable(model), traced_as_one(model), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             self._pruner = torch_pruning.pruner.BasePruner(
                 model,
@@ -107,6 +115,8 @@ class ChannelPruner:
                 in_channel_groups={},  # its defaults are shared by all instances
                 out_channel_groups=dict(layout.parts),
                 num_heads={},
+                customized_pruners=recurrent_pruners(model),
+                root_module_types=list(_ROOTS),
             )
         for first, size in blocks.items():
             if size > 1:
@@ -119,7 +129,7 @@ class ChannelPruner:
         if not list(self._pruner.DG.get_all_groups(self._pruner.ignored_layers, self._pruner.root_module_types)):
             raise PruningRefused(
                 f"nothing to prune in model {type(model).__name__}: every layer is the output layer "
-                f"{list(self.outputs)}, ignored {list(ignore)} or tied to one of them"
+                f"{list(self.outputs)}, ignored {list(ignore)} or tied to one of them{_list_of(self.left_alone)}"
             )
 
     def step(self) -> None:
@@ -155,7 +165,7 @@ class ChannelPruner:
     def groups(self) -> list[ChannelGroup]:
         """What can be pruned, in the order of the model, its channels ranked as they are now."""
         with traceable(self.model):
-            return channel_groups(self._pruner, PRUNABLE, self._blocks)
+            return channel_groups(self._pruner, _ROOTS, self._blocks)
 
     @contextmanager
     def without(self, group: ChannelGroup, keep: int) -> Iterator[None]:
@@ -171,8 +181,8 @@ class ChannelPruner:
         return [(name, bool(out), [int(i) for i in indices]) for name, out, indices in self._pruner.pruning_history()]
 
     def widths(self) -> dict[str, int]:
-        """Output channels or units of every convolution and linear layer, by name."""
-        return {name: _width_of(m) for name, m in self.model.named_modules() if isinstance(m, PRUNABLE)}
+        """Output channels or units of every convolution, linear and recurrent layer, by name."""
+        return {name: _width_of(m) for name, m in self.model.named_modules() if isinstance(m, _ROOTS)}
 
     def _per_group(
         self, ratios: dict[str, float], groups: list[tuple[str, ...]], modules: dict[str, nn.Module]
@@ -236,7 +246,14 @@ class ChannelPruner:
 
 
 def _width_of(layer: nn.Module) -> int:
-    return layer.out_features if isinstance(layer, nn.Linear) else int(layer.out_channels)  # type: ignore[arg-type]
+    """Of a recurrent layer: the units of one direction."""
+    attribute = {nn.Linear: "out_features", nn.RNNBase: "hidden_size"}
+    name = next((name for kind, name in attribute.items() if isinstance(layer, kind)), "out_channels")
+    return int(getattr(layer, name))
+
+
+def _list_of(left_alone: dict[str, str]) -> str:
+    return "".join(f"; layer {name!r} cannot be narrowed: {why}" for name, why in left_alone.items())
 
 
 def _importance(name: Importance) -> Any:
@@ -256,7 +273,7 @@ def _output_layers(graph: Any) -> set[nn.Module]:
 
     found: set[nn.Module] = set()
     for module in list(graph.module2node):
-        if isinstance(module, PRUNABLE):
+        if isinstance(module, _ROOTS):
             pruner = graph.get_pruner_of_module(module)
             group = graph.get_pruning_group(module, pruner.prune_out_channels, [0])
             reached = [dep.target for dep, _ in group if graph.is_out_channel_pruning_fn(dep.handler)]
@@ -270,11 +287,11 @@ def _tied_layers(graph: Any, kept: list[nn.Module]) -> list[tuple[str, ...]]:
     place = {name: number for number, (name, _) in enumerate(graph.model.named_modules())}
     ignored = [inner for module in kept for inner in module.modules()]
     groups = []
-    for group in graph.get_all_groups(ignored, PRUNABLE):
+    for group in graph.get_all_groups(ignored, _ROOTS):
         names = {
             graph._module2name[dep.target.module]
             for dep, _ in group
-            if isinstance(dep.target.module, PRUNABLE) and graph.is_out_channel_pruning_fn(dep.handler)
+            if isinstance(dep.target.module, _ROOTS) and graph.is_out_channel_pruning_fn(dep.handler)
         }
         groups.append(tuple(sorted(names, key=place.__getitem__)))
     return sorted(groups, key=lambda names: place[names[0]])

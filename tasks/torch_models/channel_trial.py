@@ -52,4 +52,9 @@ def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 
 def _state(module: nn.Module) -> list[tuple[nn.Module, dict[str, Any], dict[str, Any], dict[str, Any]]]:
-    return [(m, dict(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in module.modules()]
+    return [(m, _copied(m.__dict__), dict(m._parameters), dict(m._buffers)) for m in module.modules()]
+
+
+def _copied(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Lists too: recurrent layers keep one of their weights."""
+    return {name: list(value) if type(value) is list else value for name, value in attributes.items()}

@@ -37,7 +37,8 @@ class ModelCuts(Frozen):
     strides: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     """Convolutions by name that step further than the workload's, and their stride along each spatial axis."""
     averaged: tuple[tuple[str, tuple[int, ...]], ...] = ()
-    """Names of convolutions whose input is averaged first, and the window along each spatial axis."""
+    """Names of convolutions whose input is averaged first, and the window along each spatial axis; the name '' is the
+    model itself."""
     padded: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     """Of those: pixels added along each spatial axis first, as many as make whole patches."""
     places: tuple[PlaceTable, ...] = ()
@@ -49,8 +50,8 @@ class ModelCuts(Frozen):
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Names of the convolutions that lower the resolution."""
-        return tuple(dict.fromkeys([*self.strides, *(name for name, _ in self.averaged)]))
+        """Names of the convolutions that lower the resolution, or ``input`` where the model's own is averaged."""
+        return tuple(dict.fromkeys([*self.strides, *(name or "input" for name, _ in self.averaged)]))
 
     def further(self, later: ModelCuts) -> ModelCuts:
         """These cuts and then those."""
@@ -127,6 +128,22 @@ class EnlargedAnswer:
         return functional.interpolate(answer, scale_factor=factors, mode=mode, align_corners=False)
 
 
+class AveragedInputs:
+    """The same for a model that is called with its inputs by name: those [N, C, *space] in floating point."""
+
+    def __init__(self, window: tuple[int, ...]) -> None:
+        self.window, self._average = window, AveragedInput(window)
+
+    def __call__(
+        self, model: nn.Module, arguments: tuple[Any, ...], inputs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return arguments, {name: self._averaged(model, value) for name, value in inputs.items()}
+
+    def _averaged(self, model: nn.Module, value: Any) -> Any:
+        fits = isinstance(value, Tensor) and value.is_floating_point() and value.ndim == len(self.window) + 2
+        return self._average(model, (value,)) if fits else value
+
+
 class PassOn(nn.Module):
     """Stands where a block stood, and answers the first thing that it is given; of masks and the like it takes no
     notice (``nn.Identity`` would not accept them)."""
@@ -145,6 +162,9 @@ def apply_cuts(model: nn.Module, cuts: ModelCuts) -> None:
     for name, stride in cuts.strides.items():
         _set_stride(_convolution(model, name, stride), stride)
     for name, window in cuts.averaged:
+        if not name:
+            model.register_forward_pre_hook(AveragedInputs(window), with_kwargs=True)
+            continue
         _convolution(model, name, window).register_forward_pre_hook(AveragedInput(window, cuts.padded.get(name, ())))
     for table in cuts.places:
         _interpolate(model, table)
@@ -187,7 +207,7 @@ def _interpolate(model: nn.Module, table: PlaceTable) -> None:
     fine = functional.interpolate(grid, size=table.after, mode=mode, antialias=mode == "bicubic")
     after = table.after if table.spread else (prod(table.after),)
     coarse = fine.movedim(1, -1).reshape(*lead, *after, *tail)
-    joined = torch.cat([prefix, coarse], dim=table.axis)
+    joined = torch.cat([prefix, coarse], dim=table.axis) if table.prefix else coarse
     owner.register_parameter(name, nn.Parameter(joined, requires_grad=whole.requires_grad))
 
 

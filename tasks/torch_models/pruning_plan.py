@@ -28,9 +28,13 @@ def dependency_graph(model: nn.Module, inputs: dict[str, Tensor]) -> Any:
     """
     import torch_pruning
 
+    from tasks.torch_models.recurrent_units import recurrent_pruners, traced_as_one
+
     try:
-        with traceable(model):
-            graph = torch_pruning.DependencyGraph().build_dependency(model, example_inputs=inputs, verbose=False)
+        with traceable(model), traced_as_one(model):
+            graph = torch_pruning.DependencyGraph().build_dependency(
+                model, example_inputs=inputs, customized_pruners=recurrent_pruners(model), verbose=False
+            )
     except Exception as error:
         raise PruningRefused(
             f"torch-pruning cannot trace model {type(model).__name__}: {blame(error, model)}{type(error).__name__}: "

@@ -1,0 +1,50 @@
+"""The rival stage in its process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from tasks.evidence.number_text import metric_text, ms_text, seconds_text
+from tasks.rival.boosted_trees import Table, Trees, boosted_trees
+from tasks.running.child import Child, Result
+from tasks.running.splits import Columns, read_split
+from tasks.workloads.workload import Workload, load_workload
+
+
+def main(child: Child) -> Result:
+    """Train the trees on the training split and judge them by the workload's own metric on the test split."""
+    workload = load_workload(child.job.workload)
+    (train, targets), (test, wanted) = (
+        _table(workload, read_split(child.store, child.data, n)) for n in ("train", "test")
+    )
+    if train is None or test is None:
+        why = "the inputs are no table of numbers [rows, columns] with one target a row"
+        return Result(values={"refused": why, "text": f"no trees were trained beside it: {why}"})
+    child.progress(0.1, f"trees on {len(train)} rows of {train.shape[1]} columns")
+    classes = int(max(targets.max(), wanted.max())) + 1 if child.data.task == "classification" else None
+    trees = boosted_trees(train, targets, test, classes=classes, seed=child.job.seed, **child.spec)
+    metric = workload.metric(wanted)
+    value = float(np.mean(metric.per_sample(trees.answers, wanted)))
+    facts = {"seconds": trees.seconds, "rounds": trees.rounds, "bytes": trees.bytes, "row_ms": trees.row_ms}
+    text = _sentence(trees, metric.name, value, rows=len(train))
+    return Result(values={"metric": metric.name, "value": value, **facts, "text": text})
+
+
+def _table(workload: Workload, columns: Columns) -> tuple[Table | None, Table]:
+    """Inputs side by side [rows, columns], None where they are no table; and the targets."""
+    inputs, targets = workload.batch({name: torch.from_numpy(values) for name, values in columns.items()})
+    wanted: Any = targets.numpy()
+    parts = [value.reshape(len(value), -1).numpy() for value in inputs.values() if value.ndim <= 2]
+    fits = len(parts) == len(inputs) and wanted.size == len(wanted)
+    return (np.concatenate(parts, axis=1) if fits else None), wanted.reshape(len(wanted), -1)[:, 0]
+
+
+def _sentence(trees: Trees, metric: str, value: float, *, rows: int) -> str:
+    return (
+        f"for comparison: gradient-boosted trees of scikit-learn ({trees.rounds} rounds), trained on the same "
+        f"{rows:,} rows in {seconds_text(trees.seconds)}, have {metric} {metric_text(value, metric)} on the test "
+        f"split; their nodes take {trees.bytes / 1000:,.0f} kB, and a row alone {ms_text(trees.row_ms)} ms"
+    )

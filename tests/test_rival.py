@@ -1,0 +1,24 @@
+"""Trees beside the network: trained on the same table, judged by the same metric, told in a sentence."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tasks.rival.boosted_trees import boosted_trees
+
+
+@pytest.mark.parametrize("classes", [3, None])
+def test_trees_learn_a_table_and_say_what_they_cost(classes: int | None) -> None:
+    random = np.random.default_rng(0)
+    table = random.normal(size=(400, 4)).astype(np.float32)
+    targets = (table[:, 0] > 0).astype(np.int64) if classes else table[:, 0] * 2
+    trees = boosted_trees(
+        table[:300], targets[:300], table[300:], classes=classes, rounds=20, learning_rate=0.3, seed=0
+    )
+    if classes:
+        assert trees.answers.shape == (100, 3) and not trees.answers[:, 2].any()
+        assert (trees.answers.argmax(1) == targets[300:]).mean() > 0.9
+    else:
+        assert np.corrcoef(trees.answers, targets[300:])[0, 1] > 0.9
+    assert 0 < trees.rounds <= 20 and trees.bytes > 0 and trees.row_ms > 0 and trees.seconds > 0
