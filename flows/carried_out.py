@@ -57,7 +57,7 @@ def settings_of_a_run() -> Iterator[None]:
 def read_report(run_id: str) -> RunReport | None:
     """The run's report as written beside its logs; None where it could not even begin."""
     path = log_folder(run_id) / "report.json"
-    return RunReport.model_validate_json(path.read_bytes()) if path.exists() else None
+    return RunReport.from_json(path.read_bytes()) if path.exists() else None
 
 
 def tell_prefect_cancelled(run_id: str) -> str:

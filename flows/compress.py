@@ -19,6 +19,7 @@ from model_registry.store import CorruptObject, ObjectMissing
 from model_registry.variant import Variant
 from tasks.data import check_data, data_ref
 from tasks.distill import distill
+from tasks.evidence.split_uses import note_use, worn_text
 from tasks.export import export
 from tasks.measure import measure, measurement_of
 from tasks.prune import prune
@@ -144,6 +145,11 @@ def release(run: OngoingRun, made: Made) -> RunReport:
     except GateFailed as error:
         refusal, decision = error, refused_decision(error)
     run.decide(decision)
+    if decision is not None:
+        uses = patiently(
+            lambda: note_use(run.store, checked.split("test").file, decision, run_id=job.run_id, model=job.model)
+        )
+        run.warn(worn_text(uses))
     draw_ahead(run.report)
     rows = made.rows(run.report.chosen, decision.front if decision else ())
     tracked = track(job, data=checked, rows=rows, origin=run.origin, links=run.report.links)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pydantic import ValidationError
 
 from model_registry.store import Store
+from model_registry.variant import NewerRecord
 from tasks.report.run_report import RunReport, load_run, save_run
 
 _log = logging.getLogger("winnow.run")
@@ -41,7 +42,7 @@ def mark_dead_runs(store: Store, model: str | None = None) -> list[RunReport]:
 def _load(store: Store, key: str) -> RunReport | None:
     try:
         return load_run(store, key.removeprefix("runs/").removesuffix(".json"))
-    except ValidationError as error:
+    except (NewerRecord, ValidationError) as error:
         _log.warning("%s cannot be read and is passed over: %s", key, error)
         return None
 

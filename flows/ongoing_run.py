@@ -59,6 +59,11 @@ class OngoingRun:
         """Add a sentence to the report."""
         self.update(notes=(*self.report.notes, text))
 
+    def warn(self, text: str) -> None:
+        """Add a warning to the report, if there is a text."""
+        if text:
+            self.update(warnings=(*self.report.warnings, text))
+
     def describe(self, made: Made) -> None:
         """Put what was made and measured into the report."""
         self.update(**describe_variants(made.measurements, made.parents), warnings=made.warnings, search=made.search)

@@ -211,6 +211,6 @@ def _path(key: str) -> str:
 
 def _parse(data: bytes) -> LeaseRecord | None:
     try:
-        return LeaseRecord.model_validate_json(data)
+        return LeaseRecord.from_json(data)
     except ValidationError:
         return None

@@ -16,7 +16,7 @@ from pydantic import AwareDatetime, Field, TypeAdapter, ValidationError
 
 from model_registry.owner import Owner
 from model_registry.store import Store, StoreError
-from model_registry.variant import ModelName, Record
+from model_registry.variant import ModelName, NewerRecord, Record
 
 Kind = Literal["release", "rollback"]
 R = TypeVar("R", bound=Record)
@@ -247,7 +247,9 @@ class Ledger:
     def _read(self, key: str, form: type[R], model: str, seq: int) -> R:
         data = self._store.read_record(key)
         try:
-            document = form.model_validate_json(data or b"")
+            document = form.from_json(data or b"")
+        except NewerRecord as error:
+            raise LedgerCorrupt(f"ledger entry {key}: {error}") from error
         except ValidationError as error:
             raise LedgerCorrupt(
                 f"ledger entry {key} in {self._store.records_bucket} cannot be read: {error}; "

@@ -76,7 +76,7 @@ def replay(store: Store, digest: str) -> tuple[Recording, dict[str, Array], Arra
     data = store.read_record(_path(digest))
     if data is None:
         raise ObjectMissing(f"{store.uri} has no recorded predictions of {digest}; register it by a pipeline run first")
-    recording = Recording.model_validate_json(data)
+    recording = Recording.from_json(data)
     with np.load(io.BytesIO(store.fetch_bytes(recording.file)), allow_pickle=False) as archive:
         inputs = {name.removeprefix("input/"): archive[name] for name in archive.files if name.startswith("input/")}
         return recording, inputs, archive["output"]

@@ -19,7 +19,7 @@ from urllib.parse import urlparse
 from pydantic import ValidationError
 
 from model_registry.manifest import FileEntry, describe_folder, hash_bytes, hash_file
-from model_registry.variant import Variant
+from model_registry.variant import NewerRecord, Variant
 
 if TYPE_CHECKING:
     from types_boto3_s3.client import S3Client
@@ -270,16 +270,19 @@ class Store:
 
     def _is_variant(self, key: str) -> bool:
         try:
-            return Variant.model_validate_json(self.read_record(key) or b"") is not None
+            return Variant.from_json(self.read_record(key) or b"") is not None
+        except NewerRecord:
+            return True
         except ValidationError:
             return False
 
     def load_variant(self, digest: str) -> Variant:
-        """The variant of that digest; ObjectMissing if the store has none, ValidationError if it was altered."""
+        """The variant of that digest; ObjectMissing if the store has none, ValidationError if it was altered,
+        NewerRecord if a newer version of Winnow wrote it."""
         data = self.read_record(f"variants/{digest}.json")
         if data is None:
             raise ObjectMissing(f"{self.uri} has no variant {digest}; list them with `winnow runs`")
-        return Variant.model_validate_json(data)
+        return Variant.from_json(data)
 
     # -- user data ----------------------------------------------------------------------------------------------
     def download(self, uri: str, destination: Path) -> Path:

@@ -5,7 +5,16 @@ from __future__ import annotations
 import hashlib
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    ValidationInfo,
+    model_serializer,
+    model_validator,
+)
 
 from model_registry.datatypes import Datatype
 from model_registry.manifest import FileEntry, canonical_json
@@ -14,16 +23,52 @@ from model_registry.manifest import FileEntry, canonical_json
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 
 
+_STORED: dict[str, Any] = {"stored": True}
+"""Context of validation for what another version of Winnow may have written."""
+
+
+class NewerRecord(ValueError):
+    """A stored document has a newer form than this version of Winnow knows. Update this installation."""
+
+
 class Frozen(BaseModel):
-    """Base of every value: immutable, unknown keys refused."""
+    """Base of every value: immutable, unknown keys refused, but for those in stored documents."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pass_over_later_fields(cls, data: Any, info: ValidationInfo) -> Any:
+        """A newer version of Winnow may have stored more: an older endpoint has to read it all the same."""
+        if info.context is not _STORED or not isinstance(data, dict):
+            return data
+        known = {*cls.model_fields, *(field.alias for field in cls.model_fields.values())}
+        return {key: value for key, value in data.items() if key in known}
 
 
 class Record(Frozen):
     """Base of every stored document: carries ``schema: 1`` so that later versions can still read it."""
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """What :meth:`to_json` wrote, in this version of Winnow or another one; fields that came later are left out.
+
+        Raises:
+            NewerRecord: its schema is newer.
+            ValidationError: it is damaged.
+        """
+        try:
+            return cls.model_validate_json(data, context=_STORED)
+        except ValidationError as error:
+            newer = [e["input"] for e in error.errors() if e["loc"] in (("schema",), ("schema_version",))]
+            if newer and isinstance(newer[0], int) and newer[0] > 1:
+                raise NewerRecord(
+                    f"a stored {cls.__name__} has schema {newer[0]}, and this version of Winnow reads schema 1: it was "
+                    "written by a newer one; update this installation"
+                ) from error
+            raise
 
     def to_json(self) -> bytes:
         """Canonical UTF-8 JSON (sorted keys, no spaces), the form that is stored and hashed."""

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from model_registry.cpu_class import CpuClassMismatch
 from model_registry.manifest import ManifestMismatch
 from model_registry.store import CorruptObject, ObjectMissing, StoreError
-from model_registry.variant import TensorSpec
+from model_registry.variant import NewerRecord, TensorSpec
 from serving.engine_client import EngineClient
 from serving.exceptions import (
     EngineLoadError,
@@ -128,6 +128,7 @@ class LoadedVersion:
             CpuClassMismatch,
             EngineLoadError,
             ManifestMismatch,
+            NewerRecord,
         ) as error:
             raise LoadRefused(f"{self._name()} cannot be served: {error}") from error
         except ValidationError as error:

@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from model_registry.manifest import ManifestMismatch, verify_folder
 from model_registry.store import Store
-from model_registry.variant import Variant
+from model_registry.variant import NewerRecord, Variant
 
 _STALE_SECONDS = 3600
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -65,14 +65,14 @@ class VariantCache:
         """The copy on disk, if it is there and right; a wrong one is removed."""
         folder = self._root / digest
         try:
-            variant = Variant.model_validate_json((folder / "variant.json").read_bytes())
+            variant = Variant.from_json((folder / "variant.json").read_bytes())
             if variant.digest != digest:
                 raise ManifestMismatch(str(folder), extra=[], missing=[], changed=["variant.json"])
             verify_folder(folder / "files", variant.files)
         except FileNotFoundError:
             self._discard(folder)
             return None
-        except (ManifestMismatch, ValidationError):
+        except (ManifestMismatch, NewerRecord, ValidationError):
             self._discard(folder)
             return None
         return folder / "files", variant

@@ -84,6 +84,7 @@ def test_a_search_ends_with_the_smallest_variant_inside_the_budget(winnow: Winno
     assert front["status"] == "released" and set(front["decision"]["front"]) == set(front["front"])
     assert len(front["front"]) > 1 and front["front"][front["chosen"]] == front["version"]
     assert {f["digest"] for f in passing} >= set(front["front"])
+    assert any("this test split has served" in warning for warning in front["warnings"])
     assert computed(front, *TRAINED) == []
 
     # One that nothing can keep is refused with a reason for everybody, and nobody is trained for it.

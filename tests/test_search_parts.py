@@ -160,7 +160,6 @@ def test_a_tally_counts_each_outcome_once_and_a_failure_ends_one_candidate() -> 
     tally.add_step(outcome("pruned40-r1", 5), (), made)
     tally.count(outcome("ask", 3))
     assert (tally.seconds, made.seconds, len(tally.steps)) == (10, 5, 3)
-    assert tally.variant("pruned40-r1").name == "pruned40-r1"
 
     def fail(error: Exception) -> None:
         raise error
@@ -251,6 +250,8 @@ def test_epochs_of_the_spec_stay_as_they_are() -> None:
 def test_what_more_epochs_gained_is_learned_from() -> None:
     appraisal = appraise()
     assert appraisal.rules([], 0.1).power == 1.0
+    appraisal.plan.epochs = (8, 24, 72)
+    assert appraisal.rules([], 0.1).power == pytest.approx(0.5), "after eight epochs more of them gain less"
     trained = candidate()
     trained.losses, trained.epochs = [0.08, 0.04, 0.05], [1, 4, 13]
     assert appraisal.rules([trained], 0.1).power == pytest.approx(0.5)
@@ -296,3 +297,15 @@ def test_a_longer_search_keeps_what_a_shorter_one_proved() -> None:
     assert [step.outcome.name for step in whole.steps] == ["teacher", "teacher.fp32", "old"]
     made.forms = (proven,)
     assert [form.name for form in tally.forms()] == ["old"], "once"
+
+
+def test_a_candidate_trains_with_the_larger_batch_where_that_hardly_lengthens_a_step() -> None:
+    values = {"row_seconds": 24e-6, "larger": {"batch_size": 256, "row_seconds": 8e-6}}
+    made = candidate()
+    made.pace(values, larger=True)
+    assert (made.row_seconds, made.batch_size) == (8e-6, 256)
+    plan = TrainingPlan(setup(distill={"epochs": 39}))
+    assert plan.rung(made).batch_size == 256
+    made.pace(values, larger=False)  # the spec says it
+    assert (made.row_seconds, made.batch_size) == (24e-6, None)
+    assert plan.rung(made).batch_size == plan.distilling.batch_size

@@ -40,15 +40,15 @@ class WideTable:
 
 
 class Perceptron(nn.Module):
-    """Dense layers of 512, 512 and 256 units."""
+    """Dense layers of 1 024, 1 024 and 512 units."""
 
     def __init__(self, columns: int, classes: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            *(nn.Linear(columns, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Dropout(0.2)),
-            *(nn.Linear(512, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Dropout(0.2)),
-            *(nn.Linear(512, 256), nn.BatchNorm1d(256), nn.ReLU()),
-            nn.Linear(256, classes),
+            *(nn.Linear(columns, 1024), nn.BatchNorm1d(1024), nn.ReLU(), nn.Dropout(0.2)),
+            *(nn.Linear(1024, 1024), nn.BatchNorm1d(1024), nn.ReLU(), nn.Dropout(0.2)),
+            *(nn.Linear(1024, 512), nn.BatchNorm1d(512), nn.ReLU()),
+            nn.Linear(512, classes),
         )
 
     def forward(self, columns: Tensor) -> Tensor:

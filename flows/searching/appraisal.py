@@ -83,9 +83,14 @@ class Appraisal:
         return Rules(
             margin=self.gates.margin,
             rungs=self.setup.settings.rungs,
-            power=min(1.0, max(_SLOWEST, sum(powers) / len(powers))) if powers else 1.0,
+            power=min(1.0, max(_SLOWEST, sum(powers) / len(powers))) if powers else self._power_before(),
             start=start,
         )
+
+    def _power_before(self) -> float:
+        """While no training has shown it: 1 after a single epoch, half of it after eight; later ones gain less."""
+        first = self.plan.epochs[0] if self.plan.epochs else 1
+        return 1 / (1 + math.log2(first) / 3)
 
     def _powers(self, candidate: Candidate) -> list[float]:
         """With which power of the epochs its loss fell from one rung to the next."""

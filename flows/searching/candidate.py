@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ class Candidate:
     settings: dict[str, Any]
     last: int
     model: Variant | None = None
+    untrained: Variant | None = None
+    """Its model before any training."""
     float32: Variant | None = None
     int8: Variant | None = None
     rung: int = 0
@@ -40,6 +43,15 @@ class Candidate:
     """By how much its epochs must be multiplied for its loss to be well within the margin, as far as is known."""
     row_seconds: float = 0.0
     """What a row of a training step takes, by a few trial steps; 0 while unknown."""
+    batch_size: int | None = None
+    """Rows of a training step, where more of them take hardly longer than as many as the spec says."""
+
+    def pace(self, values: Mapping[str, Any], *, larger: bool) -> None:
+        """Take over how fast it trains; ``larger``: with the batch that pays."""
+        found = values.get("larger") if larger else values
+        self.row_seconds = float((found or {}).get("row_seconds") or 0.0)
+        self.batch_size = found["batch_size"] if found and larger else None
+
     failure: str = ""
     planned: float = 0.0
     """Expected cost, as the objective counts it, by the allocation that planned it; 0 where nothing was planned."""

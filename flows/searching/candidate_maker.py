@@ -108,12 +108,13 @@ class CandidateMaker:
             "ratios": candidate.settings["ratios"],
             "epochs": 0,
             "steps": 1,
+            "batch_size": setup.distilling.batch_size,
             "batchnorm_batches": min(_BATCHNORM_BATCHES, setup.pruning.batchnorm_batches),
         }
         spec = setup.pruning.model_copy(update=update)
         outcome = prune(setup.job, spec, data=setup.data, parent=parent, teacher=teacher, label=candidate.name)
-        candidate.model = self.tally.add_step(outcome, (parent,), candidate).variant
-        candidate.row_seconds = float(outcome.values.get("row_seconds") or 0.0)
+        candidate.model = candidate.untrained = self.tally.add_step(outcome, (parent,), candidate).variant
+        candidate.pace(outcome.values, larger=not self.setup.says("batch_size"))
         self.forms.sketch(candidate)
 
     def _clock(self, candidates: Sequence[Candidate]) -> None:
@@ -153,9 +154,9 @@ class CandidateMaker:
         changes = {"scale": candidate.settings["scale"], "epochs": 0, "control": False, "inherit": True}
         spec, teacher = self.setup.distilling.model_copy(update=changes), self.setup.teacher
         outcome = distill(self.setup.job, spec, data=self.setup.data, teacher=teacher, label=candidate.name)
-        candidate.model = self.tally.add_step(outcome, (teacher,), candidate).variants[0]
+        candidate.model = candidate.untrained = self.tally.add_step(outcome, (teacher,), candidate).variants[0]
         candidate.inherited = float(outcome.values.get("inherited") or 0.0)
-        candidate.row_seconds = float(outcome.values.get("row_seconds") or 0.0)
+        candidate.pace(outcome.values, larger=not self.setup.says("batch_size"))
         self.forms.sketch(candidate)
 
     def _cuts(self) -> list[Candidate]:
@@ -174,10 +175,11 @@ class CandidateMaker:
         return cheaper
 
     def _begin_cut(self, candidate: Candidate) -> None:
-        spec, teacher = CutSpec(**candidate.settings["cut"], batchnorm_batches=_BATCHNORM_BATCHES), self.setup.teacher
+        batches = {"batchnorm_batches": _BATCHNORM_BATCHES, "batch_size": self.setup.distilling.batch_size}
+        spec, teacher = CutSpec(**candidate.settings["cut"], **batches), self.setup.teacher
         outcome = cut(self.setup.job, spec, data=self.setup.data, parent=teacher, label=candidate.name)
-        candidate.model = self.tally.add_step(outcome, (teacher,), candidate).variant
-        candidate.row_seconds = float(outcome.values.get("row_seconds") or 0.0)
+        candidate.model = candidate.untrained = self.tally.add_step(outcome, (teacher,), candidate).variant
+        candidate.pace(outcome.values, larger=not self.setup.says("batch_size"))
         self.forms.sketch(candidate)
 
     def _unless_refused(self, what: str, work: Callable[[], None]) -> bool:

@@ -56,8 +56,8 @@ class Rules:
     """What the search aims at and how it trains.
 
     ``margin``: largest bound of the loss that is tolerable. ``rungs``: trainings of the whole model,
-    quantization-aware training not among them. ``power``: what is lost falls with this power of the epochs; 1 until
-    trainings have shown better (learning curves are close to power laws: Hestness et al. 2017, arXiv:1712.00409).
+    quantization-aware training not among them. ``power``: what is lost falls with this power of the epochs
+    (learning curves are close to power laws: Hestness et al. 2017, arXiv:1712.00409).
     ``start``: cost where each family's first training is looked for.
     """
 

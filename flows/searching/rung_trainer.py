@@ -64,8 +64,9 @@ class RungTrainer:
         if not (setup.settings.control and winner and winner.kind != "teacher" and winner.rung):
             return {}
         trained = min(winner.rung, setup.settings.rungs)
-        taught = tally.variant(f"{winner.name}-r{trained}.fp32")
-        untrained = model = tally.variant(winner.name)
+        taught, untrained = winner.float32, winner.untrained
+        assert taught is not None and untrained is not None
+        model = untrained
         for rung in range(trained):
             epochs = winner.epochs[rung] - (winner.epochs[rung - 1] if rung else 0)
             alone = {"epochs": epochs, "hints": None, **LABELS}

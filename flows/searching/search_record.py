@@ -93,7 +93,7 @@ def recall(store: Store, key: str) -> SearchRecord | None:
     if data is None:
         return None
     try:
-        record = SearchRecord.model_validate_json(data)
+        record = SearchRecord.from_json(data)
     except ValidationError:  # of an older version: search again, which overwrites it
         return None
     files = [f for outcome in record.measured for v in outcome.variants for f in (*v.files, *outcome.files)]

@@ -115,10 +115,6 @@ class Tally:
         known = {m.digest for m in ours}
         return (*ours, *(m for m in self.carried if m.digest not in known))
 
-    def variant(self, name: str) -> Variant:
-        """The latest variant of that name among everything made; StopIteration if there is none."""
-        return next(v for s in reversed(self.steps) for v in s.variants if v.name == name)
-
     def made(self, data: Outcome, checked: DataRef) -> Made:
         """Everything for MLflow, the report and the gates: the latest files of what was trained, and the control."""
         measured = [self.baseline, *(self.measured[m.digest] for m in self.forms() if m.digest in self.measured)]

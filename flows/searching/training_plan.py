@@ -114,6 +114,8 @@ class TrainingPlan:
     def rung(self, candidate: Candidate, mix: Mapping[str, Any] | None = None) -> DistillSpec:
         """The candidate's next training."""
         update: dict[str, Any] = {"epochs": self.next_epochs(candidate), **(mix or {})}
+        if candidate.batch_size is not None:
+            update["batch_size"] = candidate.batch_size
         if candidate.kind == "student":
             update["scale"] = candidate.settings["scale"]
         return self.distilling.model_copy(update=update)

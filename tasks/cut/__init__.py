@@ -52,7 +52,8 @@ def cut(job: Job, spec: CutSpec, *, data: DataRef, parent: Variant, label: str =
 
     Values: ``variants`` by digest (``name``, ``parameters``, ``macs``), the same under ``before``; ``layer``, the
     convolution that sees to the stride (null: none); ``blocks``, the names of those that were left out;
-    ``batchnorm_layers``; ``row_seconds``, which a row of a training step would take.
+    ``batchnorm_layers``; ``row_seconds``, which a row of a training step would take, and ``larger``
+    (``batch_size``, ``row_seconds``): the same with as large a batch as hardly lengthens a step.
 
     Raises:
         CutRefused: no layer can step further, the answer would have another shape, there is no block to leave out, or

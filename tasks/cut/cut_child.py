@@ -9,7 +9,7 @@ from tasks.running.child import Child, Result
 from tasks.torch_models.batchnorm import reestimate_batchnorm
 from tasks.torch_models.fit_rows import Rows, torch_device
 from tasks.torch_models.fit_seeding import reproducible
-from tasks.torch_models.pace import row_seconds
+from tasks.torch_models.pace import training_pace
 from tasks.torch_models.torch_cost import torch_cost
 from tasks.torch_models.torch_variant import load, read_architecture, save
 from tasks.torch_models.training_data import TrainingData
@@ -52,6 +52,6 @@ def main(child: Child) -> Result:
         "layer": next(iter(cuts.layers), None),
         "blocks": list(cuts.removed),
         "batchnorm_layers": batchnorm_layers,
-        "row_seconds": row_seconds(model.to(where), rows, batch_size=spec["batch_size"]),
+        **training_pace(model.to(where), rows, batch_size=spec["batch_size"]),
     }
     return Result(variants=(variant,), values=values)

@@ -136,7 +136,8 @@ def distill(
     (``val_metric`` of each), ``inherited`` (share of the student's parameters that began as the teacher's; with
     ``inherit``). Where labels alone teach (``alpha`` 0, no hints) no teacher is asked and ``teacher`` is absent. An
     untrained student (0 epochs) only has ``parameters``, ``inherited`` and ``row_seconds``, which a row of a training
-    step would take.
+    step would take, and ``larger`` (``batch_size``, ``row_seconds``): the same with as large a batch as hardly
+    lengthens a step.
 
     Args:
         parent: a torch variant that is trained further instead of a fresh student; it keeps its structure (role,

@@ -25,7 +25,7 @@ from tasks.torch_models.fit_rows import Outputs, Rows, answers, predict, torch_d
 from tasks.torch_models.fit_state import history_jsonl
 from tasks.torch_models.model_structure import ModelStructure
 from tasks.torch_models.objective import LiveAnswers, TeacherAnswers, mean_answers
-from tasks.torch_models.pace import row_seconds
+from tasks.torch_models.pace import training_pace
 from tasks.torch_models.teacher_answers import teacher_outputs, teacher_says
 from tasks.torch_models.torch_variant import build, load, parameter_count, read_architecture, save
 from tasks.torch_models.training import Training
@@ -44,7 +44,7 @@ def main(child: Child) -> Result:
     if not spec["epochs"]:  # only to be costed: what it answers says nothing yet
         where = torch_device(child.job.device)
         rows = Rows(workload, data.train, where)
-        values["row_seconds"] = row_seconds(model.to(where), rows, batch_size=spec["batch_size"])
+        values |= training_pace(model.to(where), rows, batch_size=spec["batch_size"])
         facts = {"parameters": parameter_count(model), "epochs": 0}
         return _result([_Pupil(_save(child, data, model, label or "student"), None, facts, np.empty(0))], values)
 

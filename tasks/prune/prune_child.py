@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -13,7 +15,7 @@ from tasks.torch_models.fit_checkpoint import StoreCheckpoints
 from tasks.torch_models.fit_rows import Rows, judge, torch_device
 from tasks.torch_models.fit_state import history_jsonl
 from tasks.torch_models.objective import Hard, Objective, distillation
-from tasks.torch_models.pace import row_seconds
+from tasks.torch_models.pace import training_pace
 from tasks.torch_models.teacher_answers import teacher_outputs, teacher_says
 from tasks.torch_models.torch_variant import load, read_architecture, save
 from tasks.torch_models.training import Training
@@ -61,13 +63,13 @@ def main(child: Child) -> Result:
     history = history_jsonl(narrowed.history)
     files = (child.store.publish_bytes(history, f"{name}.history.jsonl"),) if narrowed.history else ()
     if not spec["epochs"]:
-        values["row_seconds"] = _row_seconds(child, data, model)
+        values |= _pace(child, data, model)
     return Result(variants=(variant,), values=values, files=files)
 
 
-def _row_seconds(child: Child, data: TrainingData, model: nn.Module) -> float:
+def _pace(child: Child, data: TrainingData, model: nn.Module) -> dict[str, Any]:
     where = torch_device(child.job.device)
-    return row_seconds(model.to(where), Rows(data.workload, data.train, where), batch_size=child.spec["batch_size"])
+    return training_pace(model.to(where), Rows(data.workload, data.train, where), batch_size=child.spec["batch_size"])
 
 
 def _known_metric(child: Child, data: TrainingData) -> float | None:

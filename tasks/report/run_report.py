@@ -188,7 +188,7 @@ def save_run(store: Store, report: RunReport) -> None:
 def load_run(store: Store, run_id: str) -> RunReport | None:
     """The run's record; None where there is none."""
     data = store.read_record(f"runs/{run_id}.json")
-    return None if data is None else RunReport.model_validate_json(data)
+    return None if data is None else RunReport.from_json(data)
 
 
 def _row(m: Measurement, parents: tuple[str, ...], on_front: bool) -> VariantRow:

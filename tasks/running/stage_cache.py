@@ -148,7 +148,7 @@ def _find(store: Store, key: str) -> tuple[StageRecord | None, str]:
     if data is None:
         return None, ""
     try:
-        record = StageRecord.model_validate_json(data)
+        record = StageRecord.from_json(data)
     except ValidationError as error:
         return None, f"its record cannot be read ({error.error_count()} errors)"
     entries = [*record.files, *(entry for variant in record.variants for entry in variant.files)]

@@ -126,7 +126,7 @@ def _find(store: Store, key: str) -> Outputs | None:
     if data is None:
         return None
     try:
-        return fetch_arrays(store, AnswersRecord.model_validate_json(data).file)["outputs"]
+        return fetch_arrays(store, AnswersRecord.from_json(data).file)["outputs"]
     except (ValidationError, CorruptObject, ObjectMissing) as error:
         _log.warning("the teacher is asked again: %s", error)
         return None

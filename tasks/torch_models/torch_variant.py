@@ -147,7 +147,7 @@ def read_architecture(store: Store, variant: Variant) -> Architecture:
             f"variant {variant.name!r} is an ONNX file, which cannot be trained further: it enters at quantize; remove "
             "distill and prune from the spec, or bring the weights as safetensors"
         )
-    return Architecture.model_validate_json(store.fetch_bytes(variant.file(ARCHITECTURE)))
+    return Architecture.from_json(store.fetch_bytes(variant.file(ARCHITECTURE)))
 
 
 def parameter_count(model: nn.Module) -> int:
