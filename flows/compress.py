@@ -11,7 +11,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from flows.ahead import draw_ahead, import_ahead
 from flows.champion import refused_decision, standing_champion
 from flows.conclusion import concluding, curl_line
-from flows.lineage import CONTROL, Made, MadeStep
+from flows.lineage import Made, MadeStep
 from flows.ongoing_run import OngoingRun, make_job, open_run
 from flows.searching.search import search
 from flows.spec import PipelineSpec, load_spec
@@ -79,10 +79,11 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
     if spec.search:  # a budget in, the proven best variant out
         return search(job, spec, data=data, checked=checked, trained=trained, others=others)
     teacher = student = trained.variant
-    models = [MadeStep(trained)]
+    models, controls = [MadeStep(trained)], tuple[str, ...]()
     if spec.distill:  # the student, and its control trained without the teacher
         distilled = distill(job, spec.distill, data=checked, teacher=teacher, others=others)
-        models.append(MadeStep(distilled, (teacher,)))
+        controls = tuple({v.digest for v in distilled.variants[1:]} - {distilled.variants[0].digest})
+        models.append(MadeStep(distilled, (teacher,), controls))
         student = distilled.variants[0]
     if spec.prune:
         pruned = prune(job, spec.prune, data=checked, parent=student, teacher=teacher)
@@ -96,7 +97,7 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
         exported = [MadeStep(export(job, spec.export, data=checked, parent=v), (v,)) for v in torch_models]
     quantized = []
     if spec.quantize:
-        floats = [v for e in exported for v in e.variants if not v.name.startswith(CONTROL)]
+        floats = [v for e in exported for v in e.variants if not e.parents or e.parents[0].digest not in controls]
         futures = [(v, quantize.submit(job, spec.quantize, data=checked, parent=v)) for v in floats]
         quantized = [MadeStep(future.result(), (model,)) for model, future in futures]
     if spec.qat:

@@ -18,15 +18,19 @@ from tasks.running.splits import DataRef
 from tasks.running.stage import Outcome
 
 CONTROL = "control"
-"""Name of the student trained without the teacher: it shows what distillation gained and is never released."""
+"""What a student trained without the teacher is called: it shows what distillation gained and is never released."""
 
 
 @dataclass(frozen=True)
 class MadeStep:
-    """One outcome and the variants it was made from, the one it changes first."""
+    """One outcome and the variants it was made from, the one it changes first.
+
+    ``controls``: digests of those of its variants that learned without the teacher, to show what the teacher gained.
+    """
 
     outcome: Outcome
     parents: tuple[Variant, ...] = ()
+    controls: tuple[str, ...] = ()
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -85,10 +89,21 @@ class Made:
         """Digests of what each variant was made from."""
         return {v.digest: tuple(p.digest for p in s.parents) for s in self.steps for v in s.variants}
 
+    @cached_property
+    def controls(self) -> frozenset[str]:
+        """Digests of the controls and of all that was made of them, and of nothing else."""
+        found: set[str] = set()
+        others: set[str] = set()
+        for step in self.steps:
+            of_control = bool(step.parents) and step.parents[0].digest in found - others
+            for variant in step.variants:
+                (found if of_control or variant.digest in step.controls else others).add(variant.digest)
+        return frozenset(found - others)
+
     @property
     def candidates(self) -> tuple[Measurement, ...]:
-        """What may be released: every measured variant but the baseline and the control."""
-        return tuple(m for m in self.measurements[1:] if not m.name.startswith(CONTROL))
+        """What may be released: every measured variant but the baseline and the controls."""
+        return tuple(m for m in self.measurements[1:] if m.digest not in self.controls)
 
     def of(self, digest: str) -> Measured:
         """The variant of that digest with its measurement; KeyError if it was not measured."""

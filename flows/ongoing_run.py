@@ -66,7 +66,8 @@ class OngoingRun:
 
     def describe(self, made: Made) -> None:
         """Put what was made and measured into the report."""
-        self.update(**describe_variants(made.measurements, made.parents), warnings=made.warnings, search=made.search)
+        described = describe_variants(made.measurements, made.parents, made.controls)
+        self.update(**described, warnings=made.warnings, search=made.search)
         for text in made.findings:
             self.note(text)
         for name in ("distill", "prune", "quantize"):

@@ -73,8 +73,9 @@ class RungTrainer:
             spec = self.plan.distilling.model_copy(update=alone)
             label = f"{CONTROL}-{winner.name}-r{rung + 1}"
             outcome = distill(setup.job, spec, data=setup.data, teacher=setup.teacher, parent=model, label=label)
-            tally.add_step(outcome, (untrained,)) if rung == trained - 1 else tally.count(outcome)
             model = outcome.variants[0]
+            last = rung == trained - 1
+            tally.add_step(outcome, (untrained,), controls=(model.digest,)) if last else tally.count(outcome)
         exported = tally.add_step(export(setup.job, setup.spec.export, data=setup.data, parent=model), (model,))
         tally.control = control = self.forms.measure(exported.variant)
         ours, theirs = measurement_of(self.forms.measure(taught)), measurement_of(control)

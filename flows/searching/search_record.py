@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flows.lineage import Made, MadeStep
+from flows.lineage import CONTROL, Made, MadeStep
 from flows.searching.budget_spec import SearchSpec
 from flows.spec import PipelineSpec
 from model_registry.manifest import canonical_json, hash_bytes
@@ -26,6 +26,15 @@ class StoredStep(Frozen):
 
     outcome: Outcome
     parents: tuple[Variant, ...]
+    controls: tuple[str, ...] | None = None
+    """As in MadeStep; None in records of before, where names tell."""
+
+    def made(self) -> MadeStep:
+        """The same as it was, its outcome reused."""
+        controls = self.controls
+        if controls is None:
+            controls = tuple(v.digest for v in self.outcome.variants if v.name.startswith(CONTROL))
+        return MadeStep(_reused(self.outcome), self.parents, controls)
 
 
 class SearchRecord(Record):
@@ -42,7 +51,7 @@ class SearchRecord(Record):
     @classmethod
     def of(cls, key: str, job: Job, made: Made, summary: SearchSummary, settings: SearchSpec) -> SearchRecord:
         """The record of what a search made, and of the limits that it had."""
-        steps = tuple(StoredStep(outcome=s.outcome, parents=s.parents) for s in made.steps)
+        steps = tuple(StoredStep(outcome=s.outcome, parents=s.parents, controls=s.controls) for s in made.steps)
         return cls(
             key=key,
             run_id=job.run_id,
@@ -59,8 +68,7 @@ class SearchRecord(Record):
 
     def made(self, data: Outcome, checked: DataRef) -> Made:
         """The same as it was when the search ended, every outcome reused."""
-        steps = tuple(MadeStep(_reused(s.outcome), s.parents) for s in self.steps)
-        return Made(data, checked, steps, tuple(map(_reused, self.measured)))
+        return Made(data, checked, tuple(step.made() for step in self.steps), tuple(map(_reused, self.measured)))
 
 
 def search_key(job: Job, spec: PipelineSpec, data: DataRef, teacher: Variant) -> str:

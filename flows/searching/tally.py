@@ -76,14 +76,21 @@ class Tally:
         with self._lock:
             self.trials += 1
 
-    def add_step(self, outcome: Outcome, parents: tuple[Variant, ...], candidate: Candidate | None = None) -> Outcome:
-        """Keep the outcome with what it was made from, and count it."""
-        return self.keep_step(self.count(outcome, candidate), parents)
+    def add_step(
+        self,
+        outcome: Outcome,
+        parents: tuple[Variant, ...],
+        candidate: Candidate | None = None,
+        *,
+        controls: tuple[str, ...] = (),
+    ) -> Outcome:
+        """Keep the outcome with what it was made from, and count it; ``controls`` as in :class:`MadeStep`."""
+        return self.keep_step(self.count(outcome, candidate), parents, controls=controls)
 
-    def keep_step(self, outcome: Outcome, parents: tuple[Variant, ...]) -> Outcome:
+    def keep_step(self, outcome: Outcome, parents: tuple[Variant, ...], *, controls: tuple[str, ...] = ()) -> Outcome:
         """Keep an outcome that is counted already, with what it was made from."""
         with self._lock:
-            self.steps.append(MadeStep(outcome, parents))
+            self.steps.append(MadeStep(outcome, parents, controls))
         return outcome
 
     def add_measured(self, variant: Variant, outcome: Outcome) -> Outcome:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal
 
 from pydantic import AwareDatetime, Field
@@ -74,6 +74,8 @@ class VariantRow(Frozen):
     paired: PairedComparison | None = None
     per_class: dict[str, MetricValue] = Field(default_factory=dict)
     pareto: bool = False
+    control: bool = False
+    """Trained without the teacher, or made of what was: to compare with, never released."""
 
 
 class RunError(Frozen):
@@ -152,13 +154,16 @@ class RunReport(Record):
 
 
 def describe_variants(
-    measurements: Iterable[Measurement], parents: Mapping[str, tuple[str, ...]] | None = None
+    measurements: Iterable[Measurement],
+    parents: Mapping[str, tuple[str, ...]] | None = None,
+    controls: Collection[str] = (),
 ) -> dict[str, Any]:
     """The fields of a RunReport that follow from the measurements: hardware, conditions, metric, variants.
 
     Args:
         measurements: in the order of the table, the baseline first.
         parents: digests of what each variant was made from, by its digest.
+        controls: digests of those that learned without the teacher.
     """
     measured = list(measurements)
     if not measured:
@@ -176,7 +181,9 @@ def describe_variants(
             requests=min(m.requests for m in measured),
         ),
         "metric": MetricName(name=first.metric.name, better=first.metric.better),
-        "variants": tuple(_row(m, parents.get(m.digest, ()), m.digest in front) for m in measured),
+        "variants": tuple(
+            _row(m, parents.get(m.digest, ()), pareto=m.digest in front, control=m.digest in controls) for m in measured
+        ),
     }
 
 
@@ -191,7 +198,7 @@ def load_run(store: Store, run_id: str) -> RunReport | None:
     return None if data is None else RunReport.from_json(data)
 
 
-def _row(m: Measurement, parents: tuple[str, ...], on_front: bool) -> VariantRow:
+def _row(m: Measurement, parents: tuple[str, ...], *, pareto: bool, control: bool) -> VariantRow:
     return VariantRow(
         name=m.name,
         stage=m.stage,
@@ -212,7 +219,8 @@ def _row(m: Measurement, parents: tuple[str, ...], on_front: bool) -> VariantRow
         speedup=m.speedup,
         paired=m.paired,
         per_class={label: _value(metric) for label, metric in m.per_class.items()},
-        pareto=on_front,
+        pareto=pareto,
+        control=control,
     )
 
 

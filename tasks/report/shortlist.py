@@ -17,7 +17,7 @@ def shortlist(report: RunReport) -> tuple[VariantRow, ...]:
         return report.variants
     marked = {report.baseline, report.chosen, report.search.best}
     refused = {f.digest for c in report.search.candidates for f in c.forms if f.fails}
-    rivals = [v for v in report.variants if v.digest != report.baseline and not v.name.startswith("control")]
+    rivals = [v for v in report.variants if v.digest != report.baseline and not v.control]
     rivals = [v for v in rivals if v.digest not in refused] or rivals
     sign = -1.0 if report.metric and report.metric.better == "higher" else 1.0
     flags = front([(sign * v.metric.value, v.p50_ms, float(v.bytes)) for v in rivals])

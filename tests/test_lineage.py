@@ -1,0 +1,64 @@
+"""Who is a control: known by what it was made from, never by its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from measurements import measured
+from test_search_parts import outcome, setup
+
+from flows.lineage import Made, MadeStep
+from model_registry.manifest import FileEntry
+from model_registry.variant import Variant
+from tasks.running.stage import Outcome
+
+
+def variant(name: str, weights: str) -> Variant:
+    file = FileEntry(path="f", sha256=weights * 64, size=1)
+    return Variant(name=name, stage="distill", format="onnx", files=(file,), inputs=(), outputs=())
+
+
+def made_of(*steps: MadeStep) -> Made:
+    """Everything measured, a teacher first."""
+    teacher = variant("teacher", "0")
+    base = measured("teacher", digest=teacher.digest)
+
+    def measurement(v: Variant) -> Outcome:
+        form = base if v is teacher else measured(v.name, base, digest=v.digest)
+        return of(v).model_copy(update={"values": {"measurement": form.model_dump(mode="json", by_alias=True)}})
+
+    variants = [v for step in steps for v in step.variants]
+    return Made(
+        outcome("data"), setup().data, (MadeStep(of(teacher)), *steps), tuple(map(measurement, [teacher, *variants]))
+    )
+
+
+def of(*variants: Variant) -> Outcome:
+    return outcome(variants[0].name).model_copy(update={"variants": variants})
+
+
+def released(made: Made) -> list[Any]:
+    return [m.name for m in made.candidates]
+
+
+def test_a_control_and_all_that_is_made_of_it_are_never_released_whatever_they_are_called() -> None:
+    student, control, whole, exported, packed = (variant(n, w) for n, w in zip("abcde", "12345", strict=True))
+    made = made_of(
+        MadeStep(of(student, control), (), (control.digest,)),
+        MadeStep(of(whole), (student,)),
+        MadeStep(of(exported), (control,)),
+        MadeStep(of(packed), (exported,)),
+    )
+    assert made.controls == {control.digest, exported.digest, packed.digest}
+    assert released(made) == ["a", "c"]
+
+
+def test_a_student_may_be_called_control() -> None:
+    assert released(made_of(MadeStep(of(variant("control-room", "1"))))) == ["control-room"]
+
+
+def test_what_a_student_is_too_is_no_control() -> None:
+    """The teacher taught nothing: both have the same weights, and the student may be released."""
+    student, control = variant("student", "1"), variant("control", "1")
+    made = made_of(MadeStep(of(student)), MadeStep(of(control), (), (control.digest,)))
+    assert not made.controls and student.digest == control.digest
