@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from cut_networks import CLASSES, SHAPE, Flattening, PixelNet, TinyNext, TinyTcn, TinyViT, network
+from cut_networks import CLASSES, SHAPE, Flattening, PixelNet, Reshaping, TinyNext, TinyTcn, TinyViT, network
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -24,7 +24,7 @@ from tasks.export.parity import check_parity
 from tasks.export.raw_inputs import RawInputs
 from tasks.running.errors import CutRefused
 from tasks.torch_models.channel_pruner import ChannelPruner
-from tasks.torch_models.model_structure import ModelCuts, ModelStructure, PlaceTable, apply_cuts
+from tasks.torch_models.model_structure import CountedPlaces, ModelCuts, ModelStructure, PlaceTable, apply_cuts
 from tasks.torch_models.torch_cost import torch_cost
 from tasks.workloads.vgg import VggClassifier
 
@@ -136,16 +136,52 @@ def test_convolutions_of_one_pixel_are_passed_over_and_padding_stays() -> None:
     assert uneven == ModelCuts(averaged=(("filter", (2,)),))
 
 
+def test_a_dense_layer_that_counts_places_has_the_sums_of_its_weights() -> None:
+    model, whole = Flattening().eval(), Flattening().eval()
+    whole.load_state_dict(model.state_dict())
+    cuts = cut_model(model, images(), stride=2, depth=1.0)
+    assert cuts.counted == (CountedPlaces(name="head", before=(4, 4, 4), after=(4, 2, 2)),)
+    sums = whole.head.weight.reshape(CLASSES, 4, 2, 2, 2, 2).sum((3, 5)).flatten(1)
+    torch.testing.assert_close(model.head.weight, sums)
+    # Features that are the same all over a window are worth what they were.
+    coarse = torch.rand(3, 4, 2, 2)
+    fine = coarse.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(model.head(coarse.flatten(1)), whole.head(fine.flatten(1)))
+
+    again = Flattening().eval()
+    apply_cuts(again, ModelCuts.model_validate_json(cuts.model_dump_json()))
+    again.load_state_dict(model.state_dict())
+    assert torch.equal(again(**images()), model(**images()))
+    ChannelPruner(again, images(), ratio=0.5).step()
+    assert again.head.in_features == 2 * 2 * 2
+
+
+def test_a_grid_that_is_no_multiple_of_the_smaller_one_is_shared_out() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4 * 5 * 5, 3))
+    whole = model[1].weight.detach().reshape(3, 4, 5, 5)
+    smaller = ModelCuts(counted=(CountedPlaces(name="1", before=(4, 5, 5), after=(4, 2, 2)),))
+    apply_cuts(model, smaller)
+    parts = model[1].weight.detach().reshape(3, 4, 2, 2)
+    torch.testing.assert_close(parts.sum((2, 3)), whole.sum((2, 3)))
+    torch.testing.assert_close(parts[:, :, 0, 1], whole[:, :, :3, 3:].sum((2, 3)))
+    with pytest.raises(CutRefused, match="dense layer '1' is to take 100 inputs and does not"):
+        apply_cuts(model, smaller)
+
+
+def test_a_vgg_is_cut_to_half_its_resolution() -> None:
+    vgg = VggClassifier((3, 32, 32), 4).eval()
+    cuts = cut_model(vgg, images(3, 32, 32), stride=2, depth=1.0)
+    assert [counted.name for counted in cuts.counted] == ["dense"] and vgg(**images(3, 32, 32)).shape == (2, 4)
+
+
 def test_who_counts_pixels_or_answers_each_keeps_its_stride() -> None:
-    with pytest.raises(CutRefused, match=r"stride 2 in layer 'body.0': Flattening does not run any more: .*average"):
-        cut_model(Flattening().eval(), images(), stride=2, depth=1.0)
+    with pytest.raises(CutRefused, match=r"stride 2 in layer 'body.0': Reshaping does not run any more: .*average"):
+        cut_model(Reshaping().eval(), images(), stride=2, depth=1.0)
     says = r"stride 4 in layer 'stem': PixelNet would answer shape \[2, 4, 4, 4\] instead of \[2, 4, 18, 18\].*at 1"
     with pytest.raises(CutRefused, match=says):
         cut_model(PixelNet().eval(), images(3, 18, 18), stride=4, depth=1.0)
     with pytest.raises(CutRefused, match=r"'patches': TinyViT does not run any more: "):
         cut_model(TinyViT(mask=True).eval(), images(), stride=2, depth=1.0)  # the mask counts patches
-    with pytest.raises(CutRefused, match=r"'stages.0.0.conv': VggClassifier does not run any more"):
-        cut_model(VggClassifier((3, 32, 32), 4).eval(), images(3, 32, 32), stride=2, depth=1.0)  # as flattening
     with pytest.raises(CutRefused, match="runs no convolution with a kernel above 1"):
         cut_model(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).eval(), {"input": torch.rand(2, 4)}, stride=2, depth=1.0)
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tasks.cut.coarse_layer import coarser, coarser_input
+from tasks.cut.counted_places import fit_dense_layers, flattened_shapes
 from tasks.cut.place_tables import grid_of, place_tables
 from tasks.cut.residual_blocks import left_out, removable_blocks
 from tasks.running.errors import CutRefused
@@ -55,7 +56,7 @@ def _coarse(model: nn.Module, inputs: dict[str, Tensor], shape: torch.Size, stri
     Raises:
         CutRefused: the model runs after neither.
     """
-    layer = coarser(model, inputs, stride)
+    layer, flattened = coarser(model, inputs, stride), flattened_shapes(model, inputs)
     refusals: list[CutRefused] = []
     for cuts in (layer, coarser_input(model, layer)):
         trial = copy.deepcopy(model)
@@ -63,6 +64,7 @@ def _coarse(model: nn.Module, inputs: dict[str, Tensor], shape: torch.Size, stri
         apply_cuts(trial, cuts)
         places = ModelCuts(places=place_tables(trial, before, grid_of(trial, inputs, layer.layers[0])))
         apply_cuts(trial, places)
+        places = places.further(fit_dense_layers(trial, inputs, flattened))
         try:
             larger = _check(
                 trial,

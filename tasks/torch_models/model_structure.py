@@ -31,6 +31,14 @@ class PlaceTable(Frozen):
     after: tuple[int, ...]
 
 
+class CountedPlaces(Frozen):
+    """A dense layer whose inputs are a flattened grid [C, *space], and the smaller grid that it is brought to."""
+
+    name: str
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+
 class ModelCuts(Frozen):
     """What was taken out of the workload's model as a whole, with every other weight as it was."""
 
@@ -43,6 +51,8 @@ class ModelCuts(Frozen):
     """Of those: pixels added along each spatial axis first, as many as make whole patches."""
     places: tuple[PlaceTable, ...] = ()
     """Parameters with an entry for each place, which are interpolated."""
+    counted: tuple[CountedPlaces, ...] = ()
+    """Dense layers with inputs for each place, which are given fewer."""
     removed: tuple[str, ...] = ()
     """Names of blocks that pass their input on."""
     enlarged: tuple[int, ...] = ()
@@ -60,6 +70,7 @@ class ModelCuts(Frozen):
             averaged=self.averaged + later.averaged,
             padded=self.padded | later.padded,
             places=self.places + later.places,
+            counted=self.counted + later.counted,
             removed=self.removed + later.removed,
             enlarged=_product(self.enlarged, later.enlarged),
         )
@@ -168,6 +179,8 @@ def apply_cuts(model: nn.Module, cuts: ModelCuts) -> None:
         _convolution(model, name, window).register_forward_pre_hook(AveragedInput(window, cuts.padded.get(name, ())))
     for table in cuts.places:
         _interpolate(model, table)
+    for layer in cuts.counted:
+        _sum_places(model, layer)
     for name in cuts.removed:
         if name not in modules:
             raise _misfit(model, f"block {name!r} is to pass its input on and is not there")
@@ -209,6 +222,21 @@ def _interpolate(model: nn.Module, table: PlaceTable) -> None:
     coarse = fine.movedim(1, -1).reshape(*lead, *after, *tail)
     joined = torch.cat([prefix, coarse], dim=table.axis) if table.prefix else coarse
     owner.register_parameter(name, nn.Parameter(joined, requires_grad=whole.requires_grad))
+
+
+def _sum_places(model: nn.Module, counted: CountedPlaces) -> None:
+    """Each place of the smaller grid stands for several of the larger one: it has the sum of their weights."""
+    layer = dict(model.named_modules()).get(counted.name)
+    if not isinstance(layer, nn.Linear) or layer.in_features != prod(counted.before):
+        raise _misfit(model, f"dense layer {counted.name!r} is to take {prod(counted.before)} inputs and does not")
+    weight = layer.weight.detach().reshape(-1, *counted.before)
+    for axis, (many, few) in enumerate(zip(counted.before, counted.after, strict=True), 1):
+        if many != few:
+            nearest = torch.arange(many, device=weight.device) * few // many
+            shape = (*weight.shape[:axis], few, *weight.shape[axis + 1 :])
+            weight = weight.new_zeros(shape).index_add_(axis, nearest, weight)
+    layer.weight = nn.Parameter(weight.flatten(1), requires_grad=layer.weight.requires_grad)
+    layer.in_features = weight[0].numel()
 
 
 def _owner(model: nn.Module, parameter: str) -> tuple[nn.Module, str]:
