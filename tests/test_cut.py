@@ -157,11 +157,12 @@ def test_a_dense_layer_that_counts_places_has_the_sums_of_its_weights() -> None:
 
 
 def test_a_grid_that_is_no_multiple_of_the_smaller_one_is_shared_out() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4 * 5 * 5, 3))
-    whole = model[1].weight.detach().reshape(3, 4, 5, 5)
+    dense = nn.Linear(4 * 5 * 5, 3)
+    model = nn.Sequential(nn.Flatten(), dense)
+    whole = dense.weight.detach().reshape(3, 4, 5, 5)
     smaller = ModelCuts(counted=(CountedPlaces(name="1", before=(4, 5, 5), after=(4, 2, 2)),))
     apply_cuts(model, smaller)
-    parts = model[1].weight.detach().reshape(3, 4, 2, 2)
+    parts = dense.weight.detach().reshape(3, 4, 2, 2)
     torch.testing.assert_close(parts.sum((2, 3)), whole.sum((2, 3)))
     torch.testing.assert_close(parts[:, :, 0, 1], whole[:, :, :3, 3:].sum((2, 3)))
     with pytest.raises(CutRefused, match="dense layer '1' is to take 100 inputs and does not"):

@@ -150,6 +150,29 @@ def test_two_inputs_of_different_types() -> None:
     assert len(check_parity(module, data, inputs, tolerance=1e-4)) == 3
 
 
+class Halved(nn.Module):
+    """At half its length, as a search may cut it: of two or three steps one is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Conv1d(3, 4, 3, padding=1)
+
+    def forward(self, signal: Tensor) -> Tensor:
+        return torch.relu(self.mix(nn.functional.avg_pool1d(signal, 2))).mean(2)
+
+
+def test_half_of_a_free_length_is_free_too() -> None:
+    module = RawInputs(Halved(), unchanged, ("signal",))
+    inputs = {"signal": torch.rand(5, 3, 12)}
+    written = export_onnx(module, inputs, output="answer", dynamic={"signal": {2: "steps"}})
+    session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
+    assert session.get_inputs()[0].shape == ["batch", 3, "steps"]
+    for steps in (2, 3, 12, 31):
+        signal = torch.rand(2, 3, steps)
+        (found,) = session.run(None, {"signal": signal.numpy()})
+        np.testing.assert_allclose(found, module(signal).detach().numpy(), atol=1e-6)
+
+
 def test_a_branch_on_values_is_refused_with_its_line() -> None:
     module = RawInputs(Branching(), unchanged, ("x",))
     with pytest.raises(ExportRefused, match=r"in 'block.1' \(Gate\) at test_export.py:\d+ `if x.sum\(\) > 0:`"):

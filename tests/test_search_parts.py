@@ -309,3 +309,13 @@ def test_a_candidate_trains_with_the_larger_batch_where_that_hardly_lengthens_a_
     made.pace(values, larger=False)  # the spec says it
     assert (made.row_seconds, made.batch_size) == (24e-6, None)
     assert plan.rung(made).batch_size == plan.distilling.batch_size
+
+
+def test_what_trains_more_slowly_than_the_first_one_is_scouted_for_as_long_not_for_as_many_epochs() -> None:
+    plan = TrainingPlan(setup(minutes=10))
+    fast, slow = candidate(trained=False), candidate(trained=False)
+    fast.row_seconds, slow.row_seconds = 0.001, 0.005  # 1.1 and 5.5 s an epoch; 3 % of the minutes are 18 s
+    plan.decide_epochs(fast)
+    assert plan.next_epochs(fast) == 16 and plan.next_epochs(slow) == 3
+    fast.rung = slow.rung = 1
+    assert (plan.next_epochs(fast), plan.next_epochs(slow)) == (plan.epochs[1], 9)

@@ -18,7 +18,7 @@ from tasks.qat import QatSpec
 SHARE = 0.6
 """Of the seconds that are left, for a candidate's last rung: if it fails, another one can be tried."""
 _SCOUTING = 0.03
-"""Of the minutes, for the first training of all; all first rungs have as many epochs."""
+"""Of the minutes, for the first training of all; other first rungs have as many epochs, or fewer that take as long."""
 MOST_EPOCHS = 300
 _ASKING = 0.08
 """Of the minutes, at most, for the teacher's answers."""
@@ -30,8 +30,8 @@ _JUDGING = 1 / 3
 LABELS: Mapping[str, Any] = {"alpha": 0.0, "views": None}
 """The mix of labels alone."""
 _TAUGHT = ({"alpha": 0.5, "temperature": 4.0}, {"alpha": 0.9, "temperature": 4.0})
-_MATCHED = ({"alpha": 0.5},)
-"""For what is no classifier: the teacher's outputs count half."""
+_MATCHED = ({"alpha": 0.5}, {"alpha": 0.9})
+"""For what is no classifier; a teacher knows less of the noise in its targets than they do."""
 
 
 class TrainingPlan:
@@ -70,8 +70,10 @@ class TrainingPlan:
     def next_epochs(self, candidate: Candidate) -> int:
         """Of the candidate's next training of the whole model."""
         planned = self.epochs[candidate.rung]
-        if self.setup.says("epochs") or candidate.rung < self.setup.settings.rungs - 1:
+        if self.setup.says("epochs"):
             return planned
+        if candidate.rung < self.setup.settings.rungs - 1:
+            return self._scouting_epochs(candidate, candidate.rung)
         before, epoch = candidate.epochs[-1] if candidate.epochs else 0, self._epoch_seconds(candidate)
         if not epoch:
             return planned
@@ -82,7 +84,7 @@ class TrainingPlan:
         had, rungs = candidate.epochs[-1] if candidate.epochs else 0, self.setup.settings.rungs
         if not self.epochs or not had or candidate.rung >= rungs:
             return 1.0
-        between = sum(self.epochs[candidate.rung : rungs - 1])
+        between = sum(self._scouting_epochs(candidate, rung) for rung in range(candidate.rung, rungs - 1))
         last = self.next_epochs(candidate) if candidate.rung == rungs - 1 else self._last_epochs(candidate)
         return (had + between + last) / had
 
@@ -95,7 +97,9 @@ class TrainingPlan:
         """
         if not mix_is_tried(self.setup):
             return ({},)
-        affordable = int(_ASKING * 60 * self.setup.settings.minutes / max(1e-9, self._train * answer_seconds))
+        affordable = int(
+            _ASKING * 60 * self.setup.settings.minutes / max(1e-9, self.setup.data.split("train").rows * answer_seconds)
+        )
         if affordable < 1:
             return (LABELS,)
         views = self.distilling.views or (min(_MOST_VIEWS, affordable, self.epochs[0]) if augments else None)
@@ -138,6 +142,15 @@ class TrainingPlan:
         last = candidate.rung >= self.setup.settings.rungs
         return epoch * (self.tuning_of(candidate).epochs if last else self.next_epochs(candidate)) + _OVERHEAD
 
+    def _scouting_epochs(self, candidate: Candidate, rung: int) -> int:
+        """Of a rung before the last: as the first candidate's were sized, or as few as the share of the minutes allows
+        one that trains more slowly."""
+        planned, epoch = self.epochs[rung], self._epoch_seconds(candidate)
+        if self.setup.says("epochs") or not epoch:
+            return planned
+        settings = self.setup.settings
+        return max(1, min(planned, int(_SCOUTING * 60 * settings.minutes * settings.eta**rung / epoch)))
+
     def _needed(self, candidate: Candidate, affordable: int) -> int:
         """No more than what it probably takes, but as many as the rung before had."""
         if not candidate.epochs or not math.isfinite(candidate.enough):
@@ -157,16 +170,12 @@ class TrainingPlan:
         rungs, epoch = self.setup.settings.rungs, self._epoch_seconds(candidate)
         if self.setup.says("epochs") or not epoch:
             return self.epochs[rungs - 1]
-        between = sum(self.epochs[candidate.rung : rungs - 1])
+        between = sum(self._scouting_epochs(candidate, rung) for rung in range(candidate.rung, rungs - 1))
         return max(1, min(MOST_EPOCHS, int((SHARE * (self.left - between * epoch) - _OVERHEAD) / epoch)))
 
     @property
-    def _train(self) -> int:
-        return self.setup.data.split("train").rows
-
-    @property
     def _rows(self) -> float:
-        return self._train + _JUDGING * self.setup.data.split("validation").rows
+        return self.setup.data.split("train").rows + _JUDGING * self.setup.data.split("validation").rows
 
 
 def mix_is_tried(setup: SearchSetup) -> bool:

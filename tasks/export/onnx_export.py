@@ -15,6 +15,7 @@ from pathlib import Path
 import onnx
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from tasks.export.folded_scaling import fold_scaling
@@ -28,6 +29,8 @@ from tasks.torch_models.model_blame import blame
 
 OPSET = 20
 """What torch.onnx implements natively and the int8 tools know; opset 23 brings operators that quantizers do not."""
+_LEAST = (None, 4, 8, 16)
+"""Lengths from which free dimensions are tried."""
 
 
 def export_onnx(
@@ -49,8 +52,6 @@ def export_onnx(
     module.eval()
     two = tuple(inputs[name][:2] for name in module.names)
     free = {name: {0: "batch"} | (dynamic or {}).get(name, {}) for name in module.names}
-    dims = {label: torch.export.Dim(label) for label in sorted({d for dims in free.values() for d in dims.values()})}
-    shapes = tuple({axis: dims[label] for axis, label in free[name].items()} for name in module.names)
     with torch.no_grad(), _quiet():
         with _refusing(module, "cannot answer two rows of the validation data"):
             answer = module(*two)
@@ -61,7 +62,7 @@ def export_onnx(
             )
         try:
             with _refusing(module, "cannot be traced by torch.export"), recurrent_shapes():
-                program = torch.export.export(module, two, dynamic_shapes=(shapes,))
+                program = _traced(module, two, free)
         except ExportRefused:
             _check_batch_is_free(module, inputs)  # the likelier cause has the better message
             raise
@@ -85,6 +86,29 @@ def export_onnx(
     _name_free_dimensions(proto, free)
     fold_scaling(proto)
     return strip(proto)
+
+
+def _traced(
+    module: RawInputs, rows: tuple[Tensor, ...], free: dict[str, dict[int, str]]
+) -> torch.export.ExportedProgram:
+    """The module as a graph of torch.export.
+
+    That takes a length of 1 for a special case wherever it comes up, as half of a free length may be: then lengths from
+    4, 8, ... on are asked for. What is written is the same for all of them.
+    """
+    labels = sorted({label for dims in free.values() for label in dims.values()})
+    refusal: UserError | None = None
+    for least in _LEAST:
+        dims = {n: torch.export.Dim(n, min=least if least and n != "batch" else None) for n in labels}
+        shapes = tuple({axis: dims[label] for axis, label in free[name].items()} for name in module.names)
+        try:
+            return torch.export.export(module, rows, dynamic_shapes=(shapes,))
+        except UserError as error:
+            refusal = refusal or error
+            if labels == ["batch"] or "Constraints violated" not in str(error):
+                break
+    assert refusal is not None
+    raise refusal
 
 
 def _name_free_dimensions(proto: onnx.ModelProto, free: dict[str, dict[int, str]]) -> None:
