@@ -183,7 +183,7 @@ def test_what_cannot_be_read_is_an_error_that_names_it(store: Store, key: str, d
     assert whole is not None
     store.write_record(f"ledger/m/{key}", whole if data is None else data)
     ledger = Ledger(store)
-    with pytest.raises(LedgerCorrupt, match=r"restore|remove"):
+    with pytest.raises(LedgerCorrupt, match=r"restore|remove|update this installation"):
         ledger.history("m")
     with pytest.raises(LedgerCorrupt):
         ledger.begin("m", 2, digest(2), expected_champion_seq=1)
