@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tasks.distill import DistillSpec
 from tasks.qat import QatSpec
 from tasks.running.errors import SpecError, TrainingDiverged, WorkloadError
-from tasks.torch_models.fit import Fitted, _batches, fit
+from tasks.torch_models.fit import Fitted, _batches, _used, fit
 from tasks.torch_models.fit_amp import amp_dtype
 from tasks.torch_models.fit_checkpoint import unpack
 from tasks.torch_models.fit_rows import evaluate, predict
@@ -360,8 +361,9 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 def test_a_training_is_what_a_spec_says_about_it() -> None:
     spec = TrainSpec(epochs=7, optimizer="sgd", patience=None, scale={"width": 2.0}).model_dump()
-    wanted = {name: spec[name] for name in SETTINGS}
-    assert Training.of(spec) == Training(**wanted) and set(spec) == {*SETTINGS, "scale"}
+    wanted = {name: spec[name] for name in SETTINGS if name != "share"}
+    assert Training.of(spec) == Training(**wanted) and set(spec) == {*wanted, "scale"}
+    assert Training.of(DistillSpec(share=0.25).model_dump()).share == 0.25
     short = QatSpec(epochs=3).model_dump()
     assert Training.of(short) == Training(epochs=3, batch_size=64, learning_rate=1e-3, weight_decay=0.0)
 
@@ -422,3 +424,11 @@ def test_only_large_models_get_several_threads() -> None:
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_share_of_the_rows_is_the_same_ones_in_every_epoch() -> None:
+    used = _used(100, 0.3, seed=4)
+    assert len(set(used.tolist())) == 30 and torch.equal(used, _used(100, 0.3, seed=4))
+    assert not torch.equal(used, _used(100, 0.3, seed=5))
+    assert _used(100, 1.0, seed=4).tolist() == list(range(100))
+    assert len(_used(5, 0.01, seed=0)) == 2, "BatchNorm cannot train on one row"

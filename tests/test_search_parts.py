@@ -319,3 +319,20 @@ def test_what_trains_more_slowly_than_the_first_one_is_scouted_for_as_long_not_f
     assert plan.next_epochs(fast) == 16 and plan.next_epochs(slow) == 3
     fast.rung = slow.rung = 1
     assert (plan.next_epochs(fast), plan.next_epochs(slow)) == (plan.epochs[1], 9)
+
+
+def test_what_takes_longer_for_an_epoch_than_may_be_spent_is_shown_a_part_of_the_rows() -> None:
+    plan = TrainingPlan(setup(minutes=10))
+    slow = candidate(trained=False)
+    slow.row_seconds = 0.05  # 55 s an epoch, and 18 may be spent
+    plan.decide_epochs(slow)
+    assert plan.next_epochs(slow) == pytest.approx(18 / 55)
+    spec = plan.rung(slow)
+    assert spec.epochs == 1 and spec.share == pytest.approx(18 / 55)
+    slow.epochs, slow.training_seconds, slow.rung = [18 / 55], 30.0, 1
+    assert plan.next_epochs(slow) == pytest.approx(54 / 55), "three times as long, by what an epoch takes"
+    assert plan.ahead(slow) > 3
+    endless = candidate(trained=False)
+    endless.row_seconds = 10.0
+    assert plan.rung(endless).share == 0.1
+    assert TrainingPlan(setup(distill={"epochs": 13})).rung(slow).share == 1.0

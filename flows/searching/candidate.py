@@ -34,7 +34,7 @@ class Candidate:
     """Files of trainings before the latest that keep the budget: training on may lose what was proven."""
     losses: list[float] = field(default_factory=list)
     """Of its best form, after each training."""
-    epochs: list[int] = field(default_factory=list)
+    epochs: list[float] = field(default_factory=list)
     """Epochs that it had in all, after each training of the whole model."""
     seconds: float = 0.0
     training_seconds: float = 0.0

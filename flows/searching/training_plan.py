@@ -23,6 +23,8 @@ MOST_EPOCHS = 300
 _ASKING = 0.08
 """Of the minutes, at most, for the teacher's answers."""
 _MOST_VIEWS = 4
+_LEAST_SHARE = 0.1
+"""Of the training rows, for a first look at what trains slowly."""
 _OVERHEAD = 15.0
 """Seconds to export, quantize and measure what was trained, about."""
 _JUDGING = 1 / 3
@@ -67,8 +69,8 @@ class TrainingPlan:
             begin = max(1, int(min(most, affordable)))
         self.epochs = tuple(max(1, round(begin * weight)) for weight in weights)
 
-    def next_epochs(self, candidate: Candidate) -> int:
-        """Of the candidate's next training of the whole model."""
+    def next_epochs(self, candidate: Candidate) -> float:
+        """Of the candidate's next training of the whole model; below 1: as large a share of the rows."""
         planned = self.epochs[candidate.rung]
         if self.setup.says("epochs"):
             return planned
@@ -77,7 +79,8 @@ class TrainingPlan:
         before, epoch = candidate.epochs[-1] if candidate.epochs else 0, self._epoch_seconds(candidate)
         if not epoch:
             return planned
-        return max(1, self._needed(candidate, min(MOST_EPOCHS - before, int((SHARE * self.left - _OVERHEAD) / epoch))))
+        affordable = int((SHARE * self.left - _OVERHEAD) / epoch)
+        return max(1, self._needed(candidate, min(int(MOST_EPOCHS - before), affordable)))
 
     def ahead(self, candidate: Candidate) -> float:
         """Epochs that it will have had after its last rung, as a multiple of those that it had."""
@@ -117,7 +120,7 @@ class TrainingPlan:
 
     def rung(self, candidate: Candidate, mix: Mapping[str, Any] | None = None) -> DistillSpec:
         """The candidate's next training."""
-        update: dict[str, Any] = {"epochs": self.next_epochs(candidate), **(mix or {})}
+        update: dict[str, Any] = {**as_long_as(self.next_epochs(candidate)), **(mix or {})}
         if candidate.batch_size is not None:
             update["batch_size"] = candidate.batch_size
         if candidate.kind == "student":
@@ -142,14 +145,15 @@ class TrainingPlan:
         last = candidate.rung >= self.setup.settings.rungs
         return epoch * (self.tuning_of(candidate).epochs if last else self.next_epochs(candidate)) + _OVERHEAD
 
-    def _scouting_epochs(self, candidate: Candidate, rung: int) -> int:
-        """Of a rung before the last: as the first candidate's were sized, or as few as the share of the minutes allows
-        one that trains more slowly."""
+    def _scouting_epochs(self, candidate: Candidate, rung: int) -> float:
+        """Of a rung before the last: as the first candidate's were sized, or as few (or as small a part of one) as the
+        share of the minutes allows one that trains more slowly."""
         planned, epoch = self.epochs[rung], self._epoch_seconds(candidate)
         if self.setup.says("epochs") or not epoch:
             return planned
         settings = self.setup.settings
-        return max(1, min(planned, int(_SCOUTING * 60 * settings.minutes * settings.eta**rung / epoch)))
+        affordable = _SCOUTING * 60 * settings.minutes * settings.eta**rung / epoch
+        return max(_LEAST_SHARE, min(planned, affordable if affordable < 1 else int(affordable)))
 
     def _needed(self, candidate: Candidate, affordable: int) -> int:
         """No more than what it probably takes, but as many as the rung before had."""
@@ -160,9 +164,11 @@ class TrainingPlan:
 
     def _epoch_seconds(self, candidate: Candidate) -> float:
         """By its latest training, else by its trial steps; 0 where nothing is known."""
-        if candidate.training_seconds and candidate.epochs:
-            had = candidate.epochs[-1] - (candidate.epochs[-2] if len(candidate.epochs) > 1 else 0)
-            return candidate.training_seconds / max(1, had)
+        had = (
+            candidate.epochs[-1] - (candidate.epochs[-2] if len(candidate.epochs) > 1 else 0) if candidate.epochs else 0
+        )
+        if candidate.training_seconds and had >= 1:  # of less, most was spent on beginning and ending
+            return candidate.training_seconds / had
         return self._rows * candidate.row_seconds
 
     def _last_epochs(self, candidate: Candidate) -> int:
@@ -176,6 +182,11 @@ class TrainingPlan:
     @property
     def _rows(self) -> float:
         return self.setup.data.split("train").rows + _JUDGING * self.setup.data.split("validation").rows
+
+
+def as_long_as(epochs: float) -> dict[str, Any]:
+    """What a training of that many epochs is in a spec; of less than one, a single one of as large a share."""
+    return {"epochs": max(1, round(epochs)), "share": min(1.0, epochs)}
 
 
 def mix_is_tried(setup: SearchSetup) -> bool:

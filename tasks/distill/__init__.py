@@ -81,6 +81,12 @@ class DistillSpec(Frozen):
         description="number of passes over the training split, for student and control each; 0: an untrained student, "
         "no control",
     )
+    share: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="share of the training rows to learn from, the same ones in every epoch, for a quick look",
+    )
     batch_size: int = Field(default=64, ge=2, description="number of rows per step")
     learning_rate: float = Field(default=4e-3, gt=0, description="highest learning rate, reached after the warm-up")
     weight_decay: float = Field(default=0.01, ge=0, description="decay of the weights; biases and norms have none")

@@ -53,7 +53,7 @@ class CandidateRow(Frozen):
     """Trainings it could have had."""
     losses: tuple[float, ...] = ()
     """The loss of its best form after each training."""
-    epochs: tuple[int, ...] = ()
+    epochs: tuple[float, ...] = ()
     """Epochs that it had in all, after each training of the whole model."""
     cost: float
     """What the objective counts: ms, bytes, or seconds per sample."""

@@ -95,7 +95,8 @@ def fit(
         worthwhile_threads(model, sample.inputs, training.batch_size),
         channels_last(model, sample.inputs),
     ):
-        steps = _steps(rows.count, training.batch_size)
+        used = _used(rows.count, training.share, seed)
+        steps = _steps(len(used), training.batch_size)
         loop = _Loop(model, rows, loss, _make_optimizer(model, beside, training), where, training.amp)
         settings = (rows.count, views, training, seed)
         state = FitState(model, beside, loop.optimizer, loop.scaler, where=where, settings=settings)
@@ -116,7 +117,7 @@ def fit(
                 if progress is not None:
                     progress((done + step) / (epochs * steps), f"epoch {epoch}/{epochs}, {text}")
 
-            batches = _batches(rows.count, training.batch_size, generator)
+            batches = [used[batch] for batch in _batches(len(used), training.batch_size, generator)]
             train_loss, lr = loop.epoch(epoch, batches, generator, rate, tell)
             val_loss, val_metric, better = judge(data.workload, *answers(model, judged))
             if not math.isfinite(val_loss):
@@ -192,6 +193,14 @@ class _Loop:
                     told = time.monotonic()
                     tell(step + 1, f"loss {mean:.4f}")
         return float(total) / seen, lr
+
+
+def _used(rows: int, share: float, seed: int) -> Tensor:
+    """Numbers of the rows that are trained on."""
+    if share >= 1:
+        return torch.arange(rows)
+    drawn = torch.randperm(rows, generator=torch.Generator().manual_seed(derive(seed, 0)))
+    return drawn[: max(2, round(share * rows))]
 
 
 def _batches(rows: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:

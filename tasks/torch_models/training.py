@@ -25,6 +25,7 @@ class Training:
         optimizer: AdamW, or SGD with Nesterov's momentum of 0.9.
         schedule: course of the learning rate after its rise, see :meth:`rate`.
         warmup: share of all steps in which the learning rate rises.
+        share: of the training rows, the same ones in every epoch, for a quick look.
         patience: stop after this number of epochs in a row without a better one; None = never.
         amp: mixed precision; see tasks/torch_models/fit_amp.py. Validation is always float32.
         deterministic: refuse operations whose result varies from run to run.
@@ -37,6 +38,7 @@ class Training:
     optimizer: Optimizer = "adamw"
     schedule: Schedule = "cosine"
     warmup: float = 0.05
+    share: float = 1.0
     patience: int | None = None
     amp: Amp = "auto"
     deterministic: bool = True
