@@ -139,7 +139,11 @@ def search_report(
     )
     values: dict[str, Any] = {
         "model": "glyphs",
-        **describe_variants(measurements, {m.digest: (baseline.digest,) for m in measurements[1:]}),
+        **describe_variants(
+            measurements,
+            {m.digest: (baseline.digest,) for m in measurements[1:]},
+            [m.digest for m in measurements if m.name.startswith("control")],
+        ),
         "search": summary,
         "layers": ChosenLayers(
             channels={name: (64, 64 - 9 * i) for i, name in enumerate(LAYERS)},
