@@ -20,10 +20,21 @@ MIXES = (LABELS, {"alpha": 0.5, "temperature": 4.0, "views": None}, {"alpha": 0.
 
 
 class Trainings:
-    """Metrics on validation by share of the teacher's answers; another teacher adds ``better`` to what it taught."""
+    """Metrics on validation by share of the teacher's answers; another teacher adds ``better`` to what it taught, a
+    lower learning rate ``slower``."""
 
-    def __init__(self, metrics: Mapping[float, float | None], *, better: float = 0.0, **search: Any) -> None:
-        self.plan = TrainingPlan(setup(minutes=10, distill={"epochs": 39}, **search))
+    def __init__(
+        self,
+        metrics: Mapping[float, float | None],
+        *,
+        better: float = 0.0,
+        slower: float | None = None,
+        diverges: bool = False,
+        **search: Any,
+    ) -> None:
+        said = {"epochs": 39} | ({"learning_rate": 4e-3} if slower is None else {})
+        self.plan = TrainingPlan(setup(minutes=10, distill=said, **search))
+        self.slower, self.diverges = slower or 0.0, diverges
         steps = [MadeStep(outcome("teacher")), MadeStep(outcome("teacher.fp32"))]
         self.tally = Tally(steps, steps[1].outcome.variant, outcome("baseline"))
         self.tally.candidates.append(candidate())
@@ -33,9 +44,10 @@ class Trainings:
     def train(self, _: Any, mix: Mapping[str, Any]) -> Outcome:
         alpha, teacher = float(mix["alpha"]), self.plan.teachers[0].name
         self.made.append((alpha, teacher))
-        metric = self.metrics[alpha]
-        if metric is None:
+        metric, slowly = self.metrics[alpha], "learning_rate" in mix
+        if metric is None or (self.diverges and not slowly):
             raise TrainingDiverged("NaN")
+        metric += self.slower if slowly else 0.0
         metric += self.better if alpha and teacher != "teacher" else 0.0
         return outcome("s").model_copy(update={"values": {"student": {"val_metric": metric, "val_loss": 0.1}}})
 
@@ -71,8 +83,26 @@ def test_one_that_diverges_is_passed_over_and_all_that_do_fail_the_candidate() -
     tried = Trainings({0.0: 0.8, 0.5: None, 0.9: 0.83})
     tried.choose()
     assert tried.plan.distilling.alpha == 0.9 and len(tried.tally.mixes) == 2
+    failing = Trainings({0.0: None, 0.5: None, 0.9: None})
     with pytest.raises(TrainingDiverged):
-        Trainings({0.0: None, 0.5: None, 0.9: None}).choose()
+        failing.choose()
+    assert failing.tally.trials == 2, "besides the first"
+
+
+@pytest.mark.parametrize(("slower", "rate"), [(0.01, 1e-3), (-0.01, 4e-3)])
+def test_the_best_mix_is_tried_at_a_lower_learning_rate_too(slower: float, rate: float) -> None:
+    tried = Trainings({0.0: 0.8, 0.5: 0.85, 0.9: 0.83}, slower=slower)
+    tried.choose()
+    assert tried.plan.distilling.alpha == 0.5 and tried.plan.distilling.learning_rate == pytest.approx(rate)
+    assert [m.learning_rate for m in tried.tally.mixes] == pytest.approx([4e-3, 4e-3, 4e-3, 1e-3])
+    assert tried.tally.trials == 3
+
+
+def test_where_all_diverge_the_lower_learning_rate_is_the_way_out() -> None:
+    tried = Trainings({0.0: 0.8, 0.5: 0.85, 0.9: 0.83}, slower=0.0, diverges=True)
+    tried.choose()
+    assert tried.plan.distilling.alpha == 0.0 and tried.plan.distilling.learning_rate == pytest.approx(1e-3)
+    assert tried.tally.trials == 3
 
 
 def test_a_teacher_that_holds_its_pupils_back_is_left_as_it_is_unless_the_spec_allows_more(

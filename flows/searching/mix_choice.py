@@ -1,4 +1,4 @@
-"""Which mix of labels and the teacher's answers candidates learn from, by the first training of all, made with each."""
+"""Which mix of labels and the teacher's answers candidates learn from, and how fast, by the first training of all."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from tasks.running.stage import Outcome
 Mix = Mapping[str, Any]
 _TEACHING = 0.2
 """Of the minutes, at most, to train the teacher on, where the spec allows that."""
+_SLOWER = 4.0
+"""Times: narrow layers without norms die at a learning rate that others like."""
 _TRAINED_ON = "teacher-trained-on"
 
 
 class MixChoice:
-    """Tries mixes, and where labels alone do best and the spec wants it, trains the teacher on and tries it again.
+    """Tries mixes, and the best one at a lower learning rate; where labels alone do best and the spec wants it, trains
+    the teacher on and tries it again.
 
     Args:
         train: the candidate's next training with a mix, by the teachers of the plan.
@@ -29,6 +32,7 @@ class MixChoice:
 
     def __init__(self, plan: TrainingPlan, tally: Tally, train: Callable[[Candidate, Mix], Outcome]) -> None:
         self.plan, self.tally, self.train = plan, tally, train
+        self._tries = 0
         self._made: list[tuple[Mix, MixTried, tuple[Variant, ...]]] = []
 
     def choose(self, candidate: Candidate, mixes: Sequence[Mix]) -> None:
@@ -37,8 +41,11 @@ class MixChoice:
         Raises:
             TrainingDiverged: with every mix.
         """
+        choosing_rate = not self.plan.setup.says("learning_rate")
         for number, mix in enumerate(mixes):
-            self._try(candidate, mix, last=number == len(mixes) - 1)
+            self._try(candidate, mix, last=number == len(mixes) - 1 and not choosing_rate)
+        if choosing_rate and not self._made:
+            self._try(candidate, self._more_slowly(mixes[0]), last=True)
         taught = [mix for mix in mixes if mix["alpha"] > 0]
         if self.plan.setup.settings.train_teacher and self._best()[1].alpha == 0 and taught:
             self._train_teacher()
@@ -46,13 +53,20 @@ class MixChoice:
                 for mix in taught:
                     self._try(candidate, mix, last=False)
         best = self._best()
+        self.plan.teachers = best[2]
+        if choosing_rate and "learning_rate" not in best[0] and self.tally.trials < self.plan.setup.settings.trials:
+            self._try(candidate, self._more_slowly(best[0]), last=False)
+            best = self._best()
         self.tally.mixes = tuple(tried.model_copy(update={"chosen": tried is best[1]}) for _, tried, _ in self._made)
         self.plan.decide_mix(best[0])
-        self.plan.teachers = best[2]
+
+    def _more_slowly(self, mix: Mix) -> Mix:
+        return {**mix, "learning_rate": self.plan.distilling.learning_rate / _SLOWER}
 
     def _try(self, candidate: Candidate, mix: Mix, *, last: bool) -> None:
-        if self._made:  # the first is counted by whoever asks
+        if self._tries:  # the first is counted by whoever asks
             self.tally.count_training()
+        self._tries += 1
         try:
             outcome = self.train(candidate, mix)
         except TrainingDiverged:
@@ -65,6 +79,7 @@ class MixChoice:
             alpha=float(spec.alpha),
             temperature=float(spec.temperature),
             views=spec.views,
+            learning_rate=spec.learning_rate,
             metric=found["val_metric"],
             loss=found["val_loss"],
             candidate=candidate.name,

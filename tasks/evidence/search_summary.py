@@ -79,6 +79,8 @@ class MixTried(Frozen):
     """The workload's own."""
     teacher: str = ""
     """Who answered, if not the teacher itself."""
+    learning_rate: float = 0.0
+    """Its peak; 0 in records of before."""
     chosen: bool = False
 
 

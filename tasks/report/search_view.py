@@ -85,18 +85,23 @@ def mix_sentence(report: RunReport) -> str:
         return ""
     name = report.metric.name if report.metric else ""
 
+    usual = search.mixes[0].learning_rate
+
     def described(mix: MixTried) -> str:
         whose = "the teacher's answers" if not mix.teacher else "those of the teacher after more training"
         said = "labels alone" if mix.alpha == 0 else f"{whose} at {mix.alpha:.0%}"
+        said += f" with a learning rate of {mix.learning_rate:.2g}" if mix.learning_rate != usual else ""
         return f"{said} {metric_text(mix.metric, name)}"
 
     chosen = next((m for m in search.mixes if m.chosen), search.mixes[0])
     more = " after more training" if chosen.teacher else ""
     which = "labels alone" if chosen.alpha == 0 else f"the teacher's answers{more} with a share of {chosen.alpha:.0%}"
+    slow = f" at a learning rate of {chosen.learning_rate:.2g}" if chosen.learning_rate != usual else ""
     end = " This teacher holds its pupils back." if chosen.alpha == 0 else ""
     tried = ", ".join(described(mix) for mix in search.mixes)
     return (
-        f"The first training of {chosen.candidate} gave on validation: {tried}; all others learned from {which}.{end}"
+        f"The first training of {chosen.candidate} gave on validation: {tried}; all others learned from "
+        f"{which}{slow}.{end}"
     )
 
 
