@@ -120,7 +120,7 @@ def test_a_killed_search_goes_on_where_it_was(winnow: Winnow) -> None:
     assert more["search"]["resolved_from"] is None
     assert more["search"]["trials"] > 1
     assert computed(more, "distill")
-    assert computed(more, "train", "prune", "sensitivity", "latency_table") == []
+    assert computed(more, "train", "sensitivity", "latency_table") == []
 
 
 def test_the_parts_of_a_search_also_work_alone(winnow: Winnow) -> None:
