@@ -29,8 +29,8 @@ from tasks.release.deploy import deploy
 from tasks.release.ledger_protocol import patiently
 from tasks.release.register import register
 from tasks.report.run_report import RunReport
-from tasks.rival import rival
-from tasks.running.errors import GateFailed
+from tasks.rival import RivalSpec, rival
+from tasks.running.errors import CANDIDATE_FAILURES, GateFailed
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job
 from tasks.running.stage_plan import Plan, PlanLine, planning
@@ -129,7 +129,7 @@ def release(run: OngoingRun, made: Made) -> RunReport:
         opponent = measure(job, spec.measure, data=checked, variant=standing, baseline=reference, label="champion")
     run.describe(made)
     if spec.rival:
-        run.note(rival(job, spec.rival, data=checked).values["text"])
+        compare_with_rival(run, spec.rival, checked)
 
     decision = refusal = None
     try:
@@ -181,6 +181,15 @@ def release(run: OngoingRun, made: Made) -> RunReport:
             run.update(status="released", endpoint=deployed.url)
             run.update(curl=patiently(lambda: curl_line(run, made, chosen, deployed.url)))
     return run.report
+
+
+def compare_with_rival(run: OngoingRun, spec: RivalSpec, data: DataRef) -> None:
+    """Say in the report how the rival does. It decides nothing, so nothing ends where it fails."""
+    try:
+        run.note(rival(run.job, spec, data=data).values["text"])
+    except CANDIDATE_FAILURES as error:
+        run.journal.failures.clear()
+        run.warn(f"there is no rival to compare with: {type(error).__name__}: {error}")
 
 
 def plan(spec: PipelineSpec) -> list[PlanLine]:

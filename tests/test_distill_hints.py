@@ -157,10 +157,10 @@ def test_a_killed_training_with_hints_goes_on_bit_for_bit() -> None:
     with pytest.raises(KeyboardInterrupt):
         teach(student(), PAIRS, memory=memory)
     again = student()
-    resumed, anew, _ = teach(again, PAIRS, memory=Memory(data=memory.data))
+    resumed, repeated, _ = teach(again, PAIRS, memory=Memory(data=memory.data))
     assert (resumed.resumed_at, resumed.history) == (2, fitted.history)
     assert_same(again, whole)
-    assert_same(anew, goal)
+    assert_same(repeated, goal)
 
 
 def test_wrong_names_are_told_with_those_there_are() -> None:

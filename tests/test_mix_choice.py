@@ -137,3 +137,14 @@ def test_a_teacher_that_takes_too_long_is_not_trained_on_and_that_is_told(taught
     tried.tally.candidates[0].row_seconds = 1.0
     tried.choose()
     assert not taught_on and "one epoch of it takes about 1000 s" in tried.tally.untried[0]
+
+
+def test_a_teacher_whose_further_training_diverges_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    def distill(*_: Any, **__: Any) -> Outcome:
+        raise TrainingDiverged("the loss became NaN")
+
+    monkeypatch.setattr(mix_choice, "distill", distill)
+    tried = Trainings({0.0: 0.9, 0.5: 0.85, 0.9: 0.83}, train_teacher=True)
+    tried.choose()
+    assert tried.plan.distilling.alpha == 0.0 and tried.plan.teachers[0].name == "teacher"
+    assert "TrainingDiverged: the loss became NaN" in tried.tally.untried[0]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
+from flows import compress as main_flow
+from flows.compress import compare_with_rival
+from tasks.rival import RivalSpec
 from tasks.rival.boosted_trees import boosted_trees
+from tasks.running.errors import StageTimedOut
 
 
 @pytest.mark.parametrize("classes", [3, None])
@@ -22,3 +29,17 @@ def test_trees_learn_a_table_and_say_what_they_cost(classes: int | None) -> None
     else:
         assert np.corrcoef(trees.answers, targets[300:])[0, 1] > 0.9
     assert 0 < trees.rounds <= 20 and trees.bytes > 0 and trees.row_ms > 0 and trees.seconds > 0
+
+
+def test_a_rival_that_fails_ends_nothing_and_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*_: Any, **__: Any) -> Any:
+        raise StageTimedOut("rival took longer than 60 s")
+
+    monkeypatch.setattr(main_flow, "rival", late)
+    told: list[str] = []
+    journal = SimpleNamespace(failures=["rival"])
+    run: Any = SimpleNamespace(job=None, journal=journal, note=told.append, warn=told.append)
+    data: Any = None
+    compare_with_rival(run, RivalSpec(), data)
+    assert told == ["there is no rival to compare with: StageTimedOut: rival took longer than 60 s"]
+    assert journal.failures == [], "the run did not fail"

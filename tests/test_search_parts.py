@@ -306,6 +306,7 @@ def test_a_candidate_trains_with_the_larger_batch_where_that_hardly_lengthens_a_
     assert (made.row_seconds, made.batch_size) == (8e-6, 256)
     plan = TrainingPlan(setup(distill={"epochs": 39}))
     assert plan.rung(made).batch_size == 256
+    assert plan.training(made, 5).batch_size == 256, "so that a control learns as its pupil did"
     made.pace(values, larger=False)  # the spec says it
     assert (made.row_seconds, made.batch_size) == (24e-6, None)
     assert plan.rung(made).batch_size == plan.distilling.batch_size

@@ -19,6 +19,11 @@ def test_a_decision_counts_once_for_its_split_and_the_second_one_is_told(store: 
 
     assert noted(first.name) == noted(first.name) == 1, "taken again, it is the same decision"
     assert worn_text(1) == ""
-    assert noted(second.name) == 2
-    assert "has served 2 decisions" in worn_text(2)
+    other = decided(first, baseline, passed=True)
+    renamed = other.model_copy(update={"reason": "the smallest, not the fastest", "front": (first.digest,)})
+    assert note_use(store, split, renamed, run_id="again", model="m") == 1, "the same question to the same variant"
+    limits = tuple(g.model_copy(update={"limit": g.limit / 2}) if g.unit == "loss" else g for g in other.gates)
+    assert note_use(store, split, other.model_copy(update={"gates": limits}), run_id="r", model="m") == 2
+    assert noted(second.name) == 3
+    assert "has served 3 decisions" in worn_text(3)
     assert noted(first.name, split.model_copy(update={"sha256": "8" * 64})) == 1

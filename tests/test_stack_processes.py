@@ -128,12 +128,12 @@ def test_logs_are_tailed_and_followed_across_rotation(daemon: Daemon, tmp_path: 
     lines = follow(tmp_path, ["worker"], every=0.01)
     with pytest.MonkeyPatch.context() as patch:
         writes = itertools.chain(
-            [lambda: append(daemon.log_file, "more\nhalf a li"), lambda: daemon.log_file.write_text("anew\n")],
+            [lambda: append(daemon.log_file, "more\nhalf a li"), lambda: daemon.log_file.write_text("fresh\n")],
             itertools.repeat(lambda: 0),
         )
         patch.setattr(time, "sleep", lambda _: write(next(writes)))
         assert next(lines) == ("worker", "more")
-        assert next(lines) == ("worker", "anew")
+        assert next(lines) == ("worker", "fresh")
 
 
 def write(step: Callable[[], object]) -> None:

@@ -6,7 +6,9 @@ neighbours on an uneven ground, partly hidden, blurred and covered with noise. E
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ FACES = (
 )  # fmt: skip
 SIZE = 32
 _DRAWN = 64
+_EDGE = 2
 _CHUNK = 4096
 
 
@@ -34,6 +37,14 @@ def glyph_images(rows: int, seed: int, faces: tuple[str, ...] = FACES) -> tuple[
     labels = torch.randint(len(CLASSES), (rows,), generator=generator)
     images = [_scene(masks, part, generator) for part in torch.split(labels, _CHUNK)]
     return torch.cat(images).numpy(), labels.numpy()
+
+
+@cache
+def grey_images(rows: int, seed: int, faces: tuple[str, ...] = FACES) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The same without colours and without an edge of two pixels, uint8 [rows, 1, 28, 28]."""
+    images, labels = glyph_images(rows, seed, faces)
+    inner: Any = images[:, :, _EDGE:-_EDGE, _EDGE:-_EDGE].mean(axis=1, keepdims=True)
+    return np.rint(inner).astype(np.uint8), labels
 
 
 def _masks(faces: tuple[str, ...]) -> Tensor:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
-from typing import Any
-
-import numpy as np
-from glyph_images import CLASSES, FACES, glyph_images
-from numpy.typing import NDArray
+from glyph_images import CLASSES, FACES, grey_images
 from torch import nn
 
 from tasks.running.splits import Columns
@@ -17,7 +12,6 @@ from tasks.workloads.workload import Inputs
 ROWS = {"train": 20_000, "calibration": 1_000, "validation": 4_000, "test": 4_000}
 UNSEEN = ("DejaVuSerif-Bold", "DejaVuSansMono-Oblique", "STIXGeneralBol", "cmr10")
 """Faces of the test split, each with relatives among those of the other splits."""
-_EDGE = 2
 _SIZE = 28
 
 
@@ -35,7 +29,7 @@ class GreyGlyphs:
         made: dict[str, Columns] = {}
         for number, (split, rows) in enumerate(self.rows.items()):
             faces = UNSEEN if split == "test" else tuple(face for face in FACES if face not in UNSEEN)
-            images, labels = _drawn(rows, 100 + number, faces)
+            images, labels = grey_images(rows, 100 + number, faces)
             made[split] = {"image": images, "target": labels}
         return made
 
@@ -48,10 +42,3 @@ class GreyGlyphs:
 
     def labels(self) -> list[str]:
         return list(CLASSES)
-
-
-@cache
-def _drawn(rows: int, seed: int, faces: tuple[str, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    images, labels = glyph_images(rows, seed, faces)
-    inner: Any = images[:, :, _EDGE:-_EDGE, _EDGE:-_EDGE].mean(axis=1, keepdims=True)
-    return np.rint(inner).astype(np.uint8), labels

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import sys
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional
 
 from tasks.running.splits import Columns
@@ -17,13 +13,12 @@ from tasks.workloads.workload import Inputs
 
 sys.path.append(str(Path(__file__).parent.parent / "glyphs"))
 
-from glyph_images import CLASSES, glyph_images
+from glyph_images import CLASSES, grey_images
 
 LABELS = tuple(CLASSES)
 SIZE = 28
 ROWS = {"train": 16_000, "calibration": 1_000, "validation": 10_000, "test": 10_000}
 """Half a point of accuracy is proven on some 10 000 samples where one answer in 25 changes."""
-_EDGE = 2
 
 
 class GreyImages:
@@ -39,7 +34,7 @@ class GreyImages:
     def splits(self) -> dict[str, Columns]:
         made: dict[str, Columns] = {}
         for number, (split, rows) in enumerate(self.rows.items()):
-            images, labels = _drawn(rows, 200 + number)
+            images, labels = grey_images(rows, 200 + number)
             made[split] = {"image": images, "target": labels}
         return made
 
@@ -63,10 +58,3 @@ class GreyImages:
 
     def labels(self) -> list[str]:
         return list(LABELS)
-
-
-@cache
-def _drawn(rows: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    images, labels = glyph_images(rows, seed)
-    inner: Any = images[:, :, _EDGE:-_EDGE, _EDGE:-_EDGE].mean(axis=1, keepdims=True)
-    return np.rint(inner).astype(np.uint8), labels

@@ -11,7 +11,7 @@ from flows.searching.training_plan import LABELS, MOST_EPOCHS, TrainingPlan
 from model_registry.variant import Variant
 from tasks.distill import distill
 from tasks.evidence.search_summary import MixTried
-from tasks.running.errors import TrainingDiverged
+from tasks.running.errors import CANDIDATE_FAILURES, TrainingDiverged
 from tasks.running.stage import Outcome
 
 Mix = Mapping[str, Any]
@@ -105,9 +105,14 @@ class MixChoice:
             return
         spec = self.plan.distilling.model_copy(update={**LABELS, "hints": None, "epochs": epochs})
         self.tally.count_training()
-        outcome = distill(
-            setup.job, spec, data=setup.data, teacher=setup.teacher, parent=setup.teacher, label=_TRAINED_ON
-        )
+        try:
+            outcome = distill(
+                setup.job, spec, data=setup.data, teacher=setup.teacher, parent=setup.teacher, label=_TRAINED_ON
+            )
+        except CANDIDATE_FAILURES as error:
+            self.tally.forgive()
+            self.tally.untried.append(f"a teacher that was trained on: {type(error).__name__}: {error}")
+            return
         self.tally.add_step(outcome, (setup.teacher,))
         before, after = (outcome.values[who]["val_metric"] for who in ("parent", "student"))
         if (after > before) == (setup.data.metric.better == "higher") and after != before:

@@ -12,7 +12,7 @@ from flows.searching.candidate import Candidate, loss_of, released
 from flows.searching.form_maker import FormMaker
 from flows.searching.mix_choice import MixChoice
 from flows.searching.tally import Tally
-from flows.searching.training_plan import LABELS, TrainingPlan, as_long_as
+from flows.searching.training_plan import LABELS, TrainingPlan
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.ask import AskSpec, ask
@@ -69,8 +69,7 @@ class RungTrainer:
         model = untrained
         for rung in range(trained):
             epochs = winner.epochs[rung] - (winner.epochs[rung - 1] if rung else 0)
-            alone = {**as_long_as(epochs), "hints": None, **LABELS}
-            spec = self.plan.distilling.model_copy(update=alone)
+            spec = self.plan.training(winner, epochs).model_copy(update={"hints": None, **LABELS})
             label = f"{CONTROL}-{winner.name}-r{rung + 1}"
             outcome = distill(setup.job, spec, data=setup.data, teacher=setup.teacher, parent=model, label=label)
             model = outcome.variants[0]

@@ -80,7 +80,13 @@ class TrainingPlan:
         if not epoch:
             return planned
         affordable = int((SHARE * self.left - _OVERHEAD) / epoch)
-        return max(1, self._needed(candidate, min(int(MOST_EPOCHS - before), affordable)))
+        affordable = min(int(MOST_EPOCHS - before), affordable)
+        if candidate.epochs and math.isfinite(
+            candidate.enough
+        ):  # no more than it takes, but as many as the rung before
+            more = math.ceil(candidate.epochs[-1] * (candidate.enough - 1))
+            affordable = min(affordable, max(more, self.epochs[candidate.rung - 1]))
+        return max(1, affordable)
 
     def ahead(self, candidate: Candidate) -> float:
         """Epochs that it will have had after its last rung, as a multiple of those that it had."""
@@ -120,7 +126,11 @@ class TrainingPlan:
 
     def rung(self, candidate: Candidate, mix: Mapping[str, Any] | None = None) -> DistillSpec:
         """The candidate's next training."""
-        update: dict[str, Any] = {**as_long_as(self.next_epochs(candidate)), **(mix or {})}
+        return self.training(candidate, self.next_epochs(candidate)).model_copy(update=dict(mix or {}))
+
+    def training(self, candidate: Candidate, epochs: float) -> DistillSpec:
+        """A training of the candidate of that many epochs; of less than one, a single one of as large a share."""
+        update: dict[str, Any] = {"epochs": max(1, round(epochs))} | ({"share": epochs} if epochs < 1 else {})
         if candidate.batch_size is not None:
             update["batch_size"] = candidate.batch_size
         if candidate.kind == "student":
@@ -155,13 +165,6 @@ class TrainingPlan:
         affordable = _SCOUTING * 60 * settings.minutes * settings.eta**rung / epoch
         return max(_LEAST_SHARE, min(planned, affordable if affordable < 1 else int(affordable)))
 
-    def _needed(self, candidate: Candidate, affordable: int) -> int:
-        """No more than what it probably takes, but as many as the rung before had."""
-        if not candidate.epochs or not math.isfinite(candidate.enough):
-            return affordable
-        more = math.ceil(candidate.epochs[-1] * (candidate.enough - 1))
-        return min(affordable, max(more, self.epochs[candidate.rung - 1]))
-
     def _epoch_seconds(self, candidate: Candidate) -> float:
         """By its latest training, else by its trial steps; 0 where nothing is known."""
         had = (
@@ -182,11 +185,6 @@ class TrainingPlan:
     @property
     def _rows(self) -> float:
         return self.setup.data.split("train").rows + _JUDGING * self.setup.data.split("validation").rows
-
-
-def as_long_as(epochs: float) -> dict[str, Any]:
-    """What a training of that many epochs is in a spec; of less than one, a single one of as large a share."""
-    return {"epochs": max(1, round(epochs)), "share": min(1.0, epochs)}
 
 
 def mix_is_tried(setup: SearchSetup) -> bool:

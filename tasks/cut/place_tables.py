@@ -6,6 +6,7 @@ So vision transformers are brought to other resolutions (Dosovitskiy et al. 2021
 from __future__ import annotations
 
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +17,26 @@ _MOST_PREFIXED = 2
 """Tokens before those of the patches: one for the class, one more for distillation (Touvron et al. 2021)."""
 
 
+class _Found(Exception):
+    def __init__(self, grid: tuple[int, ...]) -> None:
+        self.grid = grid
+
+
 def grid_of(model: nn.Module, inputs: dict[str, Tensor], layer: str) -> tuple[int, ...]:
-    """How many places along each spatial axis the convolution answers; the model may fail behind it."""
-    found: list[tuple[int, ...]] = []
-    hook = model.get_submodule(layer).register_forward_hook(lambda _, __, answer: found.append(tuple(answer.shape[2:])))
+    """How many places along each spatial axis the convolution answers; what is behind it is not run, and may misfit."""
+
+    def look(convolution: nn.Module, arguments: Any, answer: Tensor) -> None:
+        raise _Found(tuple(answer.shape[2:]))
+
+    hook = model.get_submodule(layer).register_forward_hook(look)
     try:
         with torch.no_grad():
             model(**inputs)
-    except Exception:
-        if not found:
-            raise
+    except _Found as found:
+        return found.grid
     finally:
         hook.remove()
-    return found[0]
+    raise AssertionError(f"layer {layer!r} was run before and is not any more")
 
 
 def place_tables(model: nn.Module, before: tuple[int, ...], after: tuple[int, ...]) -> tuple[PlaceTable, ...]:

@@ -74,7 +74,7 @@ def _like_lstm(
 ) -> tuple[Tensor, Tensor, Tensor]:
     hidden, cell = states
     if hidden.shape[2] != cell.shape[2]:
-        raise NotImplementedError("nn.LSTM with proj_size has no ONNX operator; use a Linear layer after the LSTM")
+        raise ValueError("nn.LSTM with proj_size has no ONNX operator; use a Linear layer after the LSTM")
     answers, last = _like_gru(x, hidden, weights, has_biases, *others)
     return answers, last, cell.new_empty(cell.shape)
 

@@ -135,7 +135,7 @@ class _OneStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        raise NotImplementedError("a traced layer is not trained")
+        raise RuntimeError("a traced layer is not trained")
 
 
 def _stand_in(layer: nn.RNNBase, x: Tensor, states: Any = None) -> Any:

@@ -81,17 +81,8 @@ def _class_rows(spec: GateSpec, variant: Scored) -> list[GateRow]:
     small, smallest = min(losses.items(), key=lambda item: item[1].samples)
     if smallest.samples < needed:
         few = sum(loss.samples < needed for loss in losses.values())
-        rows.append(
-            GateRow(
-                gate="class_size",
-                meaning=f"samples of class {small}, the smallest of {few} that are too small to show any loss",
-                value=smallest.samples,
-                limit=needed,
-                unit="samples",
-                at_most=False,
-                severity="warning",
-            )
-        )
+        meaning = f"samples of class {small}, the smallest of {few} that are too small to show any loss"
+        rows.append(_too_few("class_size", meaning, smallest.samples, needed))
     return rows
 
 
@@ -100,14 +91,11 @@ def _sample_rows(variant: Scored) -> list[GateRow]:
     paired = variant.to_baseline
     if paired is None or paired.test == "mcnemar" or paired.samples >= FEWEST:
         return []
-    return [
-        GateRow(
-            gate="enough_samples",
-            meaning=f"samples of the split: with fewer no bound of the loss of {variant.metric.name} is reliable",
-            value=paired.samples,
-            limit=FEWEST,
-            unit="samples",
-            at_most=False,
-            severity="warning",
-        )
-    ]
+    meaning = f"samples of the split: with fewer no bound of the loss of {variant.metric.name} is reliable"
+    return [_too_few("enough_samples", meaning, paired.samples, FEWEST)]
+
+
+def _too_few(gate: str, meaning: str, samples: int, needed: int) -> GateRow:
+    return GateRow(
+        gate=gate, meaning=meaning, value=samples, limit=needed, unit="samples", at_most=False, severity="warning"
+    )
