@@ -100,3 +100,19 @@ def test_one_variant_alone_is_shown_as_before() -> None:
     assert report.decision and report.decision.sequence == () and report.decision.gap is None
     assert (sequence_lines(report), sequence_sentence(report), gap_sentence(report)) == ([], "", "")
     assert "From the safest" not in render_html(report) and "From the safest" not in render_card(report)
+
+
+def test_a_front_is_shown_with_its_versions_and_how_to_use_another_one() -> None:
+    report = reported()
+    members = report.decision.sequence if report.decision else ()
+    report = report.model_copy(
+        update={
+            "front": {members[0].digest: 4, members[1].digest: 3},
+            "spec": {"model": "digits", "objective": "front"},
+        }
+    )
+    text = " ".join(" ".join(Page(render_html(report)).text).split())
+    assert "From the safest on, in an order fixed on validation" in text
+    assert "are registered as versions 3 (student.int8-static), 4 (teacher.int8-static)" in text
+    assert "winnow promote digits VERSION" in text
+    assert [line.version for line in sequence_lines(report)] == ["4", "3", ""]
