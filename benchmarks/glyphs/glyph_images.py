@@ -32,10 +32,10 @@ _CHUNK = 4096
 
 def glyph_images(rows: int, seed: int, faces: tuple[str, ...] = FACES) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """``rows`` images, uint8 [rows, 3, 32, 32], and their classes, int64 [rows], in random order, in these faces."""
-    masks = _masks(faces)
+    inks = masks(faces)
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(len(CLASSES), (rows,), generator=generator)
-    images = [_scene(masks, part, generator) for part in torch.split(labels, _CHUNK)]
+    images = [_scene(inks, part, generator) for part in torch.split(labels, _CHUNK)]
     return torch.cat(images).numpy(), labels.numpy()
 
 
@@ -47,7 +47,7 @@ def grey_images(rows: int, seed: int, faces: tuple[str, ...] = FACES) -> tuple[N
     return np.rint(inner).astype(np.uint8), labels
 
 
-def _masks(faces: tuple[str, ...]) -> Tensor:
+def masks(faces: tuple[str, ...]) -> Tensor:
     """Each character in each face, float [faces, classes, 64, 64], ink 1 on ground 0."""
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
@@ -63,23 +63,23 @@ def _masks(faces: tuple[str, ...]) -> Tensor:
     return torch.from_numpy(drawn)
 
 
-def _scene(masks: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+def _scene(inks: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
     """uint8 [n, 3, 32, 32]."""
     n = len(labels)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand((n, *shape), generator=generator)
 
-    faces = torch.randint(len(masks), (n,), generator=generator)
+    faces = torch.randint(len(inks), (n,), generator=generator)
     scale, shift = uniform(1.1, 1.6), uniform(-0.12, 0.12, 2)
-    ink = _placed(masks[faces, labels], uniform(-0.3, 0.3), uniform(-0.25, 0.25), scale, shift)
+    ink = placed(inks[faces, labels], uniform(-0.3, 0.3), uniform(-0.25, 0.25), scale, shift)
     # Parts of the neighbours in the same face, as in house numbers and plates.
     for side in (-1.0, 1.0):
         others = torch.randint(len(CLASSES), (n,), generator=generator)
         beside = torch.stack([shift[:, 0] + side * uniform(0.85, 1.2) / scale, shift[:, 1] + uniform(-0.1, 0.1)], dim=1)
         there = (uniform(0, 1) < 0.5).float()[:, None, None]
         ink = torch.maximum(
-            ink, there * _placed(masks[faces, others], uniform(-0.3, 0.3), uniform(-0.25, 0.25), scale, beside)
+            ink, there * placed(inks[faces, others], uniform(-0.3, 0.3), uniform(-0.25, 0.25), scale, beside)
         )
     thick = (ink - uniform(0.1, 0.4, 1, 1)) * uniform(3, 8, 1, 1)
     ink = thick.clamp(0, 1)[:, None] * uniform(0.8, 1.0, 1, 1, 1)
@@ -106,11 +106,11 @@ def _scene(masks: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
     return (image.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def _placed(ink: Tensor, turn: Tensor, shear: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """Masks [n, 64, 64] turned (radians), sheared, scaled and shifted (half image sizes) onto [n, 32, 32]."""
+def placed(ink: Tensor, turn: Tensor, shear: Tensor, scale: Tensor, shift: Tensor, size: int = SIZE) -> Tensor:
+    """Masks [n, 64, 64] turned (radians), sheared, scaled and shifted (half image sizes) onto [n, size, size]."""
     cos, sin = torch.cos(turn) / scale, torch.sin(turn) / scale
     rows = torch.stack([cos, sin + shear * cos, -shift[:, 0], -sin, cos - shear * sin, -shift[:, 1]], dim=1)
-    grid = functional.affine_grid(rows.reshape(-1, 2, 3), [len(ink), 1, SIZE, SIZE], align_corners=False)
+    grid = functional.affine_grid(rows.reshape(-1, 2, 3), [len(ink), 1, size, size], align_corners=False)
     # Half the resolution: each pixel is the mean of four samples.
     small = functional.avg_pool2d(ink[:, None], 2)
     return functional.grid_sample(small, grid, align_corners=False)[:, 0]

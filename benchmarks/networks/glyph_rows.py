@@ -1,11 +1,19 @@
-"""The images of both vision rows: printed characters in grey, drawn as for the other rows of the proof."""
+"""The images of both vision rows: printed characters, white on black, in the faces of the other rows of the proof.
+
+Plainer than those (no neighbours, no bar, little noise), so that a teacher that begins from nothing learns them in
+minutes: with the others' images a ConvNeXt answers a third wrong after six.
+"""
 
 from __future__ import annotations
 
 import sys
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.nn import functional
 
 from tasks.running.splits import Columns
@@ -13,7 +21,7 @@ from tasks.workloads.workload import Inputs
 
 sys.path.append(str(Path(__file__).parent.parent / "glyphs"))
 
-from glyph_images import CLASSES, grey_images
+from glyph_images import CLASSES, FACES, masks, placed
 
 LABELS = tuple(CLASSES)
 SIZE = 28
@@ -34,7 +42,7 @@ class GreyImages:
     def splits(self) -> dict[str, Columns]:
         made: dict[str, Columns] = {}
         for number, (split, rows) in enumerate(self.rows.items()):
-            images, labels = grey_images(rows, 200 + number)
+            images, labels = _drawn(rows, 200 + number)
             made[split] = {"image": images, "target": labels}
         return made
 
@@ -50,11 +58,29 @@ class GreyImages:
         return {"image": moved.round().to(image.dtype)}
 
     def preprocess(self, inputs: Inputs) -> Inputs:
-        """Each image with a mean of 0 and a deviation of 1: ink is only a little darker or lighter than its ground."""
-        image = inputs["image"].float() / 255
-        middle = image.mean((1, 2, 3), keepdim=True)
-        spread = (image - middle).square().mean((1, 2, 3), keepdim=True).sqrt()
-        return {"image": (image - middle) / (spread + 0.01)}
+        return {"image": inputs["image"].float() / 64 - 1}
 
     def labels(self) -> list[str]:
         return list(LABELS)
+
+
+@cache
+def _drawn(rows: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """``rows`` images, [rows, 1, 28, 28], and their classes, [rows], each character turned, sheared, scaled, shifted."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand((rows, *shape), generator=generator)
+
+    labels = torch.randint(len(LABELS), (rows,), generator=generator)
+    faces = torch.randint(len(FACES), (rows,), generator=generator)
+    ink = placed(
+        masks(FACES)[faces, labels],
+        turn=uniform(-0.25, 0.25),
+        shear=uniform(-0.2, 0.2),
+        scale=uniform(1.2, 1.7),
+        shift=uniform(-0.1, 0.1, 2),
+        size=SIZE,
+    )
+    image = ink * uniform(0.5, 1, 1, 1) + 0.1 * torch.randn(ink.shape, generator=generator)
+    return (image.clamp(0, 1) * 255).round().to(torch.uint8)[:, None].numpy(), labels.numpy()
