@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import re
 import subprocess
 import sys
 import time
@@ -83,3 +85,94 @@ def explode(child: Child) -> Result:
 def not_a_number(child: Child) -> Result:
     """Answer with NaN, which is not JSON."""
     return Result(values={"loss": float("nan")})
+
+
+def ask(child: Child) -> Result:
+    """Ask whoever sits there, as a workload with a forgotten breakpoint() does."""
+    return Result(values={"answer": input("go on? ")})
+
+
+def escape(child: Child) -> Result:
+    """Start a process in a session of its own, as a daemon, tell both pids, and answer."""
+    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    Path(child.spec["pids"]).write_text(f"{os.getpid()} {grandchild.pid}")
+    if child.spec.get("die"):
+        os.abort()
+    return Result()
+
+
+def escape_and_hang(child: Child) -> Result:
+    """The same, but for the answer."""
+    escape(child)
+    time.sleep(600)
+    return Result()
+
+
+def hold_the_lock(child: Child) -> Result:
+    """Tell the pid, then hold the interpreter's lock, as an extension may: no other thread runs."""
+    Path(child.spec["pids"]).write_text(str(os.getpid()))
+    re.match(r"(a+)+$", "a" * 60 + "b")
+    return Result()
+
+
+def draw_a_bar(child: Child) -> Result:
+    """Print 26 MB without a newline, then die."""
+    for fraction in range(400):
+        sys.stdout.write("\r" + "#" * 65_536 + f" {fraction} of 400")
+    sys.stdout.flush()
+    os.abort()
+
+
+def refuse_oddly(child: Child) -> Result:
+    """Raise a named error with details and a text that are not JSON."""
+    raise DataCheckFailed("row \ud800", row=object(), worst=float("nan"))
+
+
+def speechless(child: Child) -> Result:
+    """Raise an error whose text cannot be made."""
+
+    class Speechless(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    raise Speechless
+
+
+def close_stdout(child: Child) -> Result:
+    """Close what the log is read from."""
+    sys.stdout.close()
+    return Result(values={"closed": True})
+
+
+def fork(child: Child) -> Result:
+    """Fork carelessly: both sides go on."""
+    os.fork()
+    return Result(values={"pid": os.getpid()})
+
+
+def leave_traces(child: Child) -> Result:
+    """Change all that the next stage in the same process might see."""
+    import torch
+    import traces_left
+
+    os.chdir("/")
+    os.environ["TRACES"] = "left"
+    sys.path.insert(0, "/traces")
+    torch.set_default_dtype(torch.float64)
+    traces_left.count += 1
+    return Result(values={"pid": os.getpid(), "count": traces_left.count})
+
+
+def find_traces(child: Child) -> Result:
+    """Tell what :func:`leave_traces` left."""
+    import torch
+    import traces_left
+
+    found = {
+        "folder": str(Path.cwd()) == "/",
+        "environment": "TRACES" in os.environ,
+        "path": "/traces" in sys.path,
+        "dtype": torch.get_default_dtype() != torch.float32,
+        "count": traces_left.count,
+    }
+    return Result(values={"pid": os.getpid(), "found": found, "drawn": random.random()})

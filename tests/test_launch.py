@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from model_registry.store import Store
 from tasks.running import launch
 from tasks.running.errors import ChildFailed, DataCheckFailed, Interrupted, StageOutOfMemory, StageTimedOut
 from tasks.running.stage import Job, Limits, WorkloadRef
+from tasks.running.stage_log import StageLog
 
 HERE = str(Path(__file__).parent)
 
@@ -174,19 +176,104 @@ def test_a_run_that_was_asked_to_stop_starts_nothing_more(tmp_path: Path) -> Non
         assert run("whoami", tmp_path)["values"]["pid"]
 
 
-def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
+@pytest.mark.parametrize("entry", ["hang", "hold_the_lock", "escape_and_hang"])
+def test_children_die_with_a_killed_parent_and_its_files_go(tmp_path: Path, entry: str) -> None:
+    """Also one that holds the interpreter's lock, so that nobody in it reads the lifeline."""
     pids = tmp_path / "pids"
     driver = textwrap.dedent(f"""
         import sys; sys.path.append({HERE!r})
         from pathlib import Path
         from test_launch import run
-        run("hang", Path({str(tmp_path)!r}), pids={str(pids)!r})
+        run({entry!r}, Path({str(tmp_path)!r}), pids={str(pids)!r})
     """)
-    parent = subprocess.Popen([sys.executable, "-c", driver])
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    parent = subprocess.Popen([sys.executable, "-c", driver], env={**os.environ, "TMPDIR": str(temporary)})
     end = time.monotonic() + 30
     while not (pids.exists() and pids.read_text()) and time.monotonic() < end:
         time.sleep(0.05)
     children = [int(p) for p in pids.read_text().split()]
+    assert [p.name[:7] for p in temporary.iterdir()] == ["winnow-"]
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     assert wait_gone(children) == []
+    end = time.monotonic() + 5
+    while list(temporary.iterdir()) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("die", [False, True])
+def test_what_a_stage_leaves_in_a_session_of_its_own_is_ended(tmp_path: Path, die: bool) -> None:
+    pids = tmp_path / "pids"
+    with pytest.raises(ChildFailed, match="SIGABRT") if die else contextlib.nullcontext():
+        run("escape", tmp_path, pids=str(pids), die=die)
+    assert wait_gone([int(p) for p in pids.read_text().split()]) == []
+
+
+def test_a_stage_that_asks_somebody_is_told_that_nobody_is_there(tmp_path: Path) -> None:
+    with pytest.raises(ChildFailed, match="EOFError"):
+        run("ask", tmp_path, limits=Limits(seconds=20))
+
+
+def test_a_bar_without_newlines_is_read_at_once_and_its_end_is_shown(tmp_path: Path) -> None:
+    with pytest.raises(ChildFailed, match=r"SIGABRT") as caught:
+        run("draw_a_bar", tmp_path, limits=Limits(seconds=60))
+    assert str(caught.value).endswith("### 399 of 400")
+    assert len(str(caught.value)) < 6000
+    assert (tmp_path / "log").stat().st_size > 400 * 65_536
+
+
+def test_a_log_ends_at_its_limit_and_says_so(tmp_path: Path) -> None:
+    with StageLog(tmp_path / "log", most=100) as log:
+        for number in range(50):
+            log.write(b"line %d\n" % number)
+        assert log.last_lines().endswith("line 49")
+    kept = (tmp_path / "log").read_bytes()
+    assert len(kept) < 200 and b"line 0\n" in kept and kept.endswith(b"ends at 100 bytes]\n")
+    with StageLog(tmp_path / "log", most=100) as log:  # the stage runs again
+        log.write(b"more")
+    assert (tmp_path / "log").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("entry", "kind", "says"),
+    [
+        ("refuse_oddly", DataCheckFailed, r"row \\ud800"),
+        ("speechless", ChildFailed, "Speechless: its text cannot be made"),
+    ],
+)
+def test_an_error_that_is_not_json_arrives_all_the_same(
+    tmp_path: Path, entry: str, kind: type[Exception], says: str
+) -> None:
+    with pytest.raises(kind, match=says) as caught:
+        run(entry, tmp_path)
+    if isinstance(caught.value, DataCheckFailed):
+        assert caught.value.details["worst"] == "NaN"
+        assert caught.value.details["row"].startswith("<object object")
+
+
+def test_a_stage_may_close_its_log_or_fork(tmp_path: Path) -> None:
+    assert run("close_stdout", tmp_path)["values"] == {"closed": True}
+    assert run("fork", tmp_path)["values"]["pid"]
+
+
+def test_a_stage_finds_its_process_as_if_it_was_fresh(tmp_path: Path) -> None:
+    def ask(entry: str) -> dict[str, Any]:
+        answer = launch.run_child(
+            request("s3://x", entry, {}, tmp_path), name="x", limits=Limits(), log_path=tmp_path / "log", pool="one"
+        )
+        values: dict[str, Any] = answer["values"]
+        return values
+
+    with launch.kept_processes():
+        first = ask("find_traces")
+        left = ask("leave_traces")
+        again = ask("find_traces")
+    assert first["pid"] == left["pid"] == again["pid"]
+    assert (
+        again["found"]
+        == first["found"]
+        == dict.fromkeys(("folder", "environment", "path", "dtype"), False) | {"count": 0}
+    )
+    assert again["drawn"] == first["drawn"]

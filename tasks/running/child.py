@@ -1,13 +1,18 @@
 """The child's side of a stage: ``python -m tasks.running.child`` runs one algorithm in a process of its own.
 
-Protocol: a request is one JSON line on stdin; after a result the child waits for the next one, so that the stages of a
-run share the seconds that importing torch takes. stdin is the lifeline too: its end means that the parent died or needs
-the child no more, and the child kills its whole process group. Progress and results are JSON lines on the descriptor in
-WINNOW_CHILD_FD; stdout and stderr are the stage's log.
+Protocol: WINNOW_CHILD_FDS names two descriptors. On the first a request is one JSON line; after a result the child
+waits for the next one, so that the stages of a run share the seconds that importing torch takes. It is the lifeline
+too: its end means that the parent died or needs the child no more, and the child kills its whole process group. On the
+second progress and results are JSON lines. stdout and stderr are the stage's log, stdin is empty.
+
+A stage must find the process as a fresh one: a run that is resumed computes its later stages in other processes than
+one that was not. So what a workload has changed (folder, environment, torch's settings) is put back after each stage,
+and the user's modules are imported again by the next.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import importlib.machinery
@@ -28,6 +33,7 @@ from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.running.importing import importing
 from tasks.running.machine_lock import machine_lock
+from tasks.running.process_state import ProcessState, seed_all
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job
 
@@ -84,15 +90,17 @@ def send(messages: int, message: dict[str, Any]) -> None:
 
 def main() -> None:
     """Serve requests until one fails or the lifeline ends. Arguments: modules to import until a request comes."""
-    messages = int(os.environ.pop("WINNOW_CHILD_FD"))
+    asked, messages = map(int, os.environ.pop("WINNOW_CHILD_FDS").split(","))
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    threading.Thread(target=_listen, args=(asked, requests), daemon=True).start()
+    me = os.getpid()
     _skip_stage_packages()
     _import_ahead(sys.argv[1:], requests)
-    failed = False
-    while not failed:
+    last = False
+    while not last:
         request = json.loads(requests.get())
         _use_threads(request["threads"])
+        state = ProcessState.now()
         try:
             result = _run(request, messages)
             message: dict[str, Any] = {
@@ -103,19 +111,33 @@ def main() -> None:
                 }
             }
             json.dumps(message, allow_nan=False)  # a NaN among the values is this stage's error, not the protocol's
+            last = not state.restore(request["job"]["workload"]["folder"])
         except BaseException as error:  # noqa: BLE001 - reported to the parent, which raises it there
             traceback.print_exc()
-            details = getattr(error, "details", {})
-            message = {"error": {"type": type(error).__name__, "message": str(error), "details": details}}
-            failed = True  # who knows what it left behind
-        sys.stdout.flush()
-        sys.stderr.flush()
-        send(messages, message)
+            message = {"error": {"type": type(error).__name__, **_told(error)}}
+            last = True  # who knows what it left behind
+        if os.getpid() != me:  # the other side of a careless fork
+            os._exit(0)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(ValueError, OSError):  # the user's code may have closed it
+                stream.flush()
+        send(messages, {**message, "last": last})
         del request, message
         gc.collect()  # what one stage held must not count against the next one's memory limit
         gc.freeze()  # what is left are modules: looking through them again would cost each stage 0.2 s
     # Interpreter shutdown of torch and friends costs up to half a second and can only go wrong from here on.
     os._exit(0)
+
+
+def _told(error: BaseException) -> dict[str, Any]:
+    """Text and details, whatever a stranger's exception makes of them."""
+    try:
+        text = str(error)
+    except Exception as broken:  # noqa: BLE001 - anything may happen there
+        text = f"its text cannot be made: {type(broken).__name__}"
+    details = json.dumps(getattr(error, "details", {}), default=repr, skipkeys=True)
+    values: dict[str, Any] = json.loads(details, parse_constant=str)  # NaN as text: JSON has none
+    return {"message": text.encode("utf-8", "backslashreplace").decode(), "details": values}
 
 
 def _import_ahead(modules: list[str], requests: queue.SimpleQueue[bytes]) -> None:
@@ -159,6 +181,7 @@ def _run(request: dict[str, Any], messages: int) -> Result:
     module, _, function = request["entry"].partition(":")
     with importing():
         entry = getattr(importlib.import_module(module), function)
+    seed_all(request["job"]["seed"])
     outcome = entry(Child(request, messages))
     return outcome if isinstance(outcome, Result) else Result(values=outcome)
 
@@ -179,9 +202,10 @@ def _skip_stage_packages() -> None:
             sys.modules[name] = package
 
 
-def _listen(requests: queue.SimpleQueue[bytes]) -> None:
-    for line in sys.stdin.buffer:
-        requests.put(line)
+def _listen(asked: int, requests: queue.SimpleQueue[bytes]) -> None:
+    with os.fdopen(asked, "rb") as lines:
+        for line in lines:
+            requests.put(line)
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
 

@@ -11,22 +11,25 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from model_registry.quiet import QUIET
 from model_registry.sizes import size_text
 from tasks.running.errors import ChildFailed, Interrupted, StageOutOfMemory, StageTimedOut, named_errors
+from tasks.running.machine_lock import lock_folder
+from tasks.running.process_guard import MARK, end_marked, guarded
+from tasks.running.process_tree import resident_bytes
 from tasks.running.stage import Limits
+from tasks.running.stage_log import StageLog
 
 Progress = Callable[[float, str], None]
-_TAIL = 15
 _AT_ONCE = 2
+_LEFT_TO_READ = 1.0
+"""Seconds for what is left of the log after the answer: a process that it left behind may go on writing."""
 POOLS = {
     "checks": ("great_expectations", "torch", "tasks.workloads.workload"),
     "torch": ("torch._dynamo", "tasks.torch_models.fit", "tasks.export.torch_onnx", "tasks.export.parity"),
@@ -38,10 +41,16 @@ POOLS = {
 @dataclass
 class _Process:
     popen: subprocess.Popen[bytes]
+    requests: int
+    """Where it reads, and the lifeline: it dies when this is closed. Its stdin is empty: a stage asks nobody."""
     messages: int
     pool: str
+    mark: str
+    """In the environment of all that it starts."""
     code: str = ""
     """Hash of the user's code that it has imported; empty while it has imported none."""
+    died: str = ""
+    """How it ended, if it did so by itself: a signal's name or an exit code."""
 
 
 _table: dict[int, _Process] = {}
@@ -83,75 +92,104 @@ def run_child(
     """
     process = _take(pool, code)
     request = {**request, "threads": threads or _cores()}
-    tail: deque[str] = deque(maxlen=_TAIL)
+    with StageLog(log_path) as log:
+        answer: dict[str, Any] | None = None
+        watch = _Watch(name, limits, process.popen.pid, log)
+        try:
+            _send(process, request)
+            answer = _listen(process, watch, log, on_progress)
+            if answer is None:
+                process.died = _how_it_died(process.popen)
+        finally:
+            if pool and _keeping.is_set() and answer is not None and "result" in answer and not answer["last"]:
+                process.code = code
+                with _lock:
+                    _standby.append(process)
+            else:
+                _end(process)
+    return _result(answer, process, watch)
+
+
+class _Watch:
+    """The limits of one stage: time and memory since it was asked."""
+
+    def __init__(self, name: str, limits: Limits, pid: int, log: StageLog) -> None:
+        self.name, self.log, self.peak = name, log, 0
+        self._limits, self._pid = limits, pid
+        self._started, self._looked = time.monotonic(), 0.0
+
+    def look(self) -> None:
+        """Raises StageTimedOut, StageOutOfMemory: a limit is passed."""
+        now, limits = time.monotonic(), self._limits
+        if now - self._started > limits.seconds:
+            raise StageTimedOut(
+                f"stage {self.name} ran past its limit of {limits.seconds:g} s (peak memory {size_text(self.peak)}) "
+                f"and was ended; raise limits.{self.name}.seconds or give it less to do.{self.log.last_lines()}"
+            )
+        if now - self._looked > 0.25:
+            self._looked, self.peak = now, max(self.peak, resident_bytes(self._pid))
+            if self.peak > limits.memory_bytes:
+                raise StageOutOfMemory(
+                    f"stage {self.name} grew to {size_text(self.peak)}, past its limit of "
+                    f"{size_text(limits.memory_bytes)}, and was ended; raise limits.{self.name}.memory_bytes or use "
+                    f"smaller batches.{self.log.last_lines()}"
+                )
+
+
+def _send(process: _Process, request: dict[str, Any]) -> None:
+    data = json.dumps(request).encode() + b"\n"
+    with contextlib.suppress(BrokenPipeError):  # it died already: reported later, with its log
+        while data:
+            data = data[os.write(process.requests, data) :]
+
+
+def _listen(process: _Process, watch: _Watch, log: StageLog, on_progress: Progress | None) -> dict[str, Any] | None:
+    """Its answer, None where it died without one; what it prints goes into the log meanwhile."""
+    assert process.popen.stdout is not None
     answer: dict[str, Any] | None = None
-    peak = 0
-    started = time.monotonic()
-    try:
-        assert process.popen.stdin is not None and process.popen.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it died already: reported below, with its log
-            process.popen.stdin.write(json.dumps(request).encode() + b"\n")
-            process.popen.stdin.flush()
-        with log_path.open("ab") as log, selectors.DefaultSelector() as selector:
-            buffers = {process.messages: b"", process.popen.stdout.fileno(): b""}
-            for descriptor in buffers:
-                selector.register(descriptor, selectors.EVENT_READ)
-            looked = 0.0
-            while selector.get_map():
-                # Once the answer is there only what is left of the log is read.
-                events = selector.select(timeout=0.2 if answer is None else 0)
-                if answer is not None and not events:
-                    break
-                for ready, _ in events:
-                    data = os.read(ready.fd, 1 << 16)
-                    if not data:
-                        selector.unregister(ready.fd)
-                        continue
-                    *lines, buffers[ready.fd] = (buffers[ready.fd] + data).split(b"\n")
+    begun = bytearray()  # of a message
+    until = float("inf")
+    with selectors.DefaultSelector() as selector:
+        for descriptor in (process.messages, process.popen.stdout.fileno()):
+            selector.register(descriptor, selectors.EVENT_READ)
+        while selector.get_map() and time.monotonic() < until:
+            # Once the answer is there only what is left of the log is read.
+            events = selector.select(timeout=0.2 if answer is None else 0)
+            if answer is not None and not events:
+                break
+            for ready, _ in events:
+                data = os.read(ready.fd, 1 << 16)
+                if not data:
+                    selector.unregister(ready.fd)
                     if ready.fd == process.messages:
-                        for line in lines:
-                            message = json.loads(line)
-                            if "progress" in message:
-                                if on_progress:
-                                    on_progress(*message["progress"])
-                            else:
-                                answer = message
-                    else:
-                        log.write(data)
-                        log.flush()
-                        tail.extend(line.decode(errors="replace") for line in lines if line.strip())
-                now = time.monotonic()
-                if now - started > limits.seconds:
-                    raise StageTimedOut(
-                        f"stage {name} ran past its limit of {limits.seconds:g} s (peak memory {size_text(peak)}) and "
-                        f"was ended; raise limits.{name}.seconds or give it less to do.{_last(tail, log_path)}"
-                    )
-                if now - looked > 0.25:
-                    looked, peak = now, max(peak, _resident(process.popen.pid))
-                    if peak > limits.memory_bytes:
-                        raise StageOutOfMemory(
-                            f"stage {name} grew to {size_text(peak)}, past its limit of "
-                            f"{size_text(limits.memory_bytes)}, and was ended; raise limits.{name}.memory_bytes or use "
-                            f"smaller batches.{_last(tail, log_path)}"
-                        )
-    finally:
-        if pool and _keeping.is_set() and answer is not None and "result" in answer:
-            process.code = code
-            with _lock:
-                _standby.append(process)
-        else:
-            _end(process)
+                        until = min(until, time.monotonic() + _LEFT_TO_READ)
+                elif ready.fd != process.messages:
+                    log.write(data)
+                else:
+                    begun += data
+                    *lines, begun = begun.split(b"\n") if b"\n" in data else [begun]
+                    for message in map(json.loads, lines):
+                        if "progress" not in message:
+                            answer, until = message, time.monotonic() + _LEFT_TO_READ
+                        elif on_progress:
+                            on_progress(*message["progress"])
+            watch.look()
+    return answer
+
+
+def _result(answer: dict[str, Any] | None, process: _Process, watch: _Watch) -> dict[str, Any]:
+    """What it made; raises what it raised, and Interrupted or ChildFailed where it died."""
+    name, log = watch.name, watch.log
     if answer is None:
         if _closing.is_set():
             raise Interrupted(f"stage {name} was ended because the run was asked to stop")
-        status = process.popen.returncode
-        died = signal.Signals(-status).name if status is not None and status < 0 else f"exit code {status}"
         raise ChildFailed(
-            f"the process of stage {name} died ({died}; peak memory {size_text(peak)}).{_last(tail, log_path)}",
-            died=died,
+            f"the process of stage {name} died ({process.died}; peak memory {size_text(watch.peak)})."
+            f"{log.last_lines()}",
+            died=process.died,
         )
     if "error" in answer:
-        raise _rebuild(answer["error"], name, tail, log_path)
+        raise _rebuild(answer["error"], name, log)
     result: dict[str, Any] = answer["result"]
     return result
 
@@ -209,7 +247,7 @@ def end_all() -> None:
     with _lock:
         running = list(_table.values())
     for process in running:
-        _kill_group(process.popen.pid)
+        _kill(process)
 
 
 def _take(pool: str, code: str) -> _Process:
@@ -224,68 +262,68 @@ def _take(pool: str, code: str) -> _Process:
 
 
 def _start(preload: tuple[str, ...], pool: str) -> _Process:
-    reader, writer = os.pipe()
+    asked, requests = os.pipe()
+    messages, answers = os.pipe()
+    guard = guarded()
+    mark = f"{guard.mark}.{uuid.uuid4().hex}"
     environment = {
         **os.environ,
         **QUIET,
         "PYTHONHASHSEED": "0",
-        "WINNOW_CHILD_FD": str(writer),
+        "WINNOW_CHILD_FDS": f"{asked},{answers}",
+        MARK: mark,
+        "TMPDIR": str(guard.scratch),  # what a stranger's code leaves there goes with the run
+        "WINNOW_MACHINE_LOCK": str(lock_folder()),  # which lies in the temporary folder of everybody
     }
     popen = subprocess.Popen(
         [sys.executable, "-m", "tasks.running.child", *preload],
-        stdin=subprocess.PIPE,
+        stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        pass_fds=(writer,),
+        pass_fds=(asked, answers),
         env=environment,
         start_new_session=True,  # a group of its own, so that everything it starts ends with it
     )
-    os.close(writer)
-    process = _Process(popen, reader, pool)
+    os.close(asked)
+    os.close(answers)
+    process = _Process(popen, requests, messages, pool, mark)
     with _lock:
         _table[popen.pid] = process
     return process
 
 
+def _kill(process: _Process) -> None:
+    """The process, its group, and what it started in sessions of their own."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.popen.pid, signal.SIGKILL)
+    end_marked(process.mark)
+
+
+def _how_it_died(popen: subprocess.Popen[bytes]) -> str:
+    try:
+        status = popen.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        return "it closed its connection"
+    return signal.Signals(-status).name if status < 0 else f"exit code {status}"
+
+
 def _end(process: _Process) -> None:
     popen = process.popen
-    _kill_group(popen.pid)
+    _kill(process)
     popen.wait()
     with _lock:
         _table.pop(popen.pid, None)
-    for stream in (popen.stdin, popen.stdout):
-        if stream is not None:
-            with contextlib.suppress(BrokenPipeError):
-                stream.close()
+    if popen.stdout is not None:
+        popen.stdout.close()
+    os.close(process.requests)
     os.close(process.messages)
 
 
-def _kill_group(group: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
-
-
-def _resident(pid: int) -> int:
-    """Resident bytes of the process and all below it."""
-    total = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(pid)
-        for process in [parent, *parent.children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                total += process.memory_info().rss
-    return total
-
-
-def _rebuild(error: dict[str, Any], name: str, tail: deque[str], log_path: Path) -> Exception:
+def _rebuild(error: dict[str, Any], name: str, log: StageLog) -> Exception:
     kind = named_errors().get(error["type"])
     if kind is None:
-        return ChildFailed(f"stage {name} failed: {error['type']}: {error['message']}{_last(tail, log_path)}")
+        return ChildFailed(f"stage {name} failed: {error['type']}: {error['message']}{log.last_lines()}")
     return kind(error["message"], **error["details"])
-
-
-def _last(tail: deque[str], log_path: Path) -> str:
-    lines = "".join(f"\n    {line}" for line in tail)
-    return f"\n  log: {log_path}" + (f"\n  last lines:{lines}" if lines else "")
 
 
 def _cores() -> int:

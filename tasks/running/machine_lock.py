@@ -22,7 +22,7 @@ _POLL_SECONDS = 0.05
 @contextmanager
 def machine_lock(*, exclusive: bool, on_wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold the machine for the body; ``on_wait`` is called while waiting and may raise to give up."""
-    folder = Path(os.environ.get("WINNOW_MACHINE_LOCK", Path(tempfile.gettempdir()) / f"winnow-{os.getuid()}"))
+    folder = lock_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with ExitStack() as stack:
         turnstile = stack.enter_context((folder / "turnstile").open("w"))
@@ -31,6 +31,11 @@ def machine_lock(*, exclusive: bool, on_wait: Callable[[], None] | None = None) 
         _take(machine, fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH, on_wait)
         fcntl.flock(turnstile, fcntl.LOCK_UN)
         yield
+
+
+def lock_folder() -> Path:
+    """Where the locks lie: WINNOW_MACHINE_LOCK, else a folder of this user's in the temporary one."""
+    return Path(os.environ.get("WINNOW_MACHINE_LOCK", Path(tempfile.gettempdir()) / f"winnow-{os.getuid()}"))
 
 
 def _take(stream: IO[str], mode: int, on_wait: Callable[[], None] | None) -> None:

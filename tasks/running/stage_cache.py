@@ -27,6 +27,7 @@ from model_registry.variant import Record, Variant
 from tasks.running.journal import journal
 from tasks.running.launch import Progress, prewarm_if_kept, run_child
 from tasks.running.machine_lock import machine_lock
+from tasks.running.process_guard import guarded
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome, Stage
 from tasks.running.stage_call import StageCall
@@ -166,7 +167,7 @@ def _compute(call: StageCall) -> StageRecord:
         began = time.monotonic()
         folder = log_folder(job.run_id)
         folder.mkdir(parents=True, exist_ok=True)
-        workdir = tempfile.mkdtemp(prefix=f"winnow-{stage.name}-")
+        workdir = tempfile.mkdtemp(prefix=f"{stage.name}-", dir=guarded().scratch)
         prewarm_if_kept(stage.warms)
         on_progress: Progress = lambda fraction, text: _tell(call.name, fraction, text)  # noqa: E731
         try:

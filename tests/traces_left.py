@@ -1,0 +1,3 @@
+"""A user's module with a state of its own."""
+
+count = 0
