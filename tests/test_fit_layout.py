@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -139,3 +144,44 @@ def test_layouts_learn_the_same_but_for_rounding(monkeypatch: pytest.MonkeyPatch
         losses.append(fit(model, data, training, device="cpu").val_loss)
         monkeypatch.setattr("tasks.torch_models.fit.channels_last", lambda *_: contextlib.nullcontext())
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+class Narrow(nn.Module):
+    """A shortcut of four channels that steps over every other place, as narrowing leaves it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3, padding=1)
+        self.shortcut = nn.Conv2d(4, 8, 1, stride=2, bias=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        answer: Tensor = self.shortcut(self.first(image)).mean((2, 3))
+        return answer
+
+
+def test_the_gradient_of_a_narrow_shortcut_is_right_with_every_instruction_set() -> None:
+    """oneDNN writes past its workspace there; in a process of its own, since the instruction set is chosen once."""
+    code = f"""
+        import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import torch
+        from test_fit_layout import Narrow
+        from tasks.torch_models.fit_layout import channels_last
+        torch.manual_seed(0)
+        model, image = Narrow(), torch.randn(32, 3, 32, 32)
+        def gradient(image):
+            model.zero_grad()
+            model(image).square().sum().backward()
+            return model.shortcut.weight.grad.double()
+        plain = gradient(image)
+        with channels_last(model, {{"image": image}}) as used:
+            assert used and model.shortcut.stride == (1, 1)
+            torch.testing.assert_close(gradient(image), plain, rtol=1e-4, atol=1e-6)
+        assert model.shortcut.stride == (2, 2)
+        print("right")
+    """
+    for most in ("AVX2", "ALL"):
+        environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": most}
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.stdout.split() == ["right"], done.stderr

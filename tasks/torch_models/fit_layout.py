@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,10 +40,43 @@ def channels_last(model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[bool]
             _lay_out(weights, torch.contiguous_format)
             usable = False
     try:
-        yield usable
+        with _subsampled(model) if usable else contextlib.nullcontext():
+            yield usable
     finally:
         if usable and not done:
             _lay_out(weights, torch.contiguous_format)
+
+
+@contextlib.contextmanager
+def _subsampled(model: nn.Module) -> Iterator[None]:
+    """1x1 convolutions that step over places are given those they look at, and step no more.
+
+    For such a convolution of few channels oneDNN 3.x writes past its workspace when it computes the weights' gradient
+    in this layout: wrong gradients, a crash, or threads that wait for ever (its issue 6035: fewer than 16 channels with
+    AVX-512, than 8 with AVX2).
+    """
+    kept: list[tuple[nn.Conv2d, tuple[int, ...]]] = []
+    hooks = []
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride != (1, 1):
+            if layer.padding not in ((0, 0), "valid"):
+                continue
+            down, across = layer.stride
+            hooks.append(layer.register_forward_pre_hook(partial(_every, down, across)))
+            kept.append((layer, layer.stride))
+            layer.stride = (1, 1)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer, stride in kept:
+            layer.stride = stride
+
+
+def _every(down: int, across: int, _layer: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    features, *others = inputs
+    return (features[..., ::down, ::across], *others)
 
 
 def match_layout(optimizer: torch.optim.Optimizer) -> None:
