@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib.metadata
 import os
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 
 from tasks.running import source_files
 from tasks.running.source_files import SourceFiles
-from tasks.running.source_hash import closure_hash, normalised
+from tasks.running.source_hash import _library, _walk, closure_hash, closure_libraries, normalised
 
 
 def _write(folder: Path, name: str, source: str) -> None:
@@ -74,6 +76,75 @@ def test_a_cycle_ends(tmp_path: Path) -> None:
 
 def test_an_installed_package_counts_as_a_whole() -> None:
     assert closure_hash("click.globals") != closure_hash("no_such_package_at_all")
+
+
+def test_what_is_started_by_its_name_counts_as_what_is_imported() -> None:
+    """The probe's processes make the predictions behind metric and gates; nobody imports them."""
+    for entry in ("tasks.measure.measure_child", "tasks.validate.gates_child"):
+        assert "serving.probe_resources" in _walk(entry, None), entry
+
+
+def test_every_module_that_a_step_starts_is_in_its_closure() -> None:
+    """Whoever starts a process by a module's name writes the name as one text, which the closure follows."""
+    root = Path(__file__).parent.parent
+    for path in [*(root / "tasks").rglob("*.py"), *(root / "serving").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "AskedProcess":
+                (name,) = node.args
+                assert isinstance(name, ast.Constant), f"{path} starts a module that is not named there"
+                module = path.relative_to(root).with_suffix("").as_posix().replace("/", ".")
+                assert name.value in _walk(module, None)
+
+
+@pytest.mark.parametrize("changed", ["outer/__init__.py", "outer/inner/__init__.py"])
+def test_the_packages_around_a_module_count(tmp_path: Path, changed: str) -> None:
+    """Their code runs when the module is imported: ``torch.set_default_dtype`` there changes what is trained."""
+    (tmp_path / "outer" / "inner").mkdir(parents=True)
+    for name in ("outer/__init__.py", "outer/inner/__init__.py", "outer/inner/mine_mod.py"):
+        (tmp_path / name).write_text("x = 1\n")
+    before = closure_hash("outer.inner.mine_mod", str(tmp_path))
+    (tmp_path / changed).write_text("x = 12345\n")
+    assert closure_hash("outer.inner.mine_mod", str(tmp_path)) != before
+
+
+def test_libraries_count_by_version_and_those_not_installed_by_their_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library, folder = tmp_path / "elsewhere" / "backbones_lib", tmp_path / "mine"
+    for made in (library, folder):
+        made.mkdir(parents=True)
+    (library / "__init__.py").write_text("from backbones_lib.wide import WIDTH\n")
+    (library / "wide.py").write_text("WIDTH = 64\n")
+    _write(
+        folder,
+        "lib_mod",
+        """
+        import json
+        import sklearn.datasets
+        import no_such_library
+        from backbones_lib import WIDTH
+        from winnow import split_columns
+        from other_mod import f
+    """,
+    )
+    _write(folder, "other_mod", "import click\n")
+    monkeypatch.syspath_prepend(str(library.parent))
+
+    def libraries() -> dict[str, str]:
+        _library.cache_clear()
+        return closure_libraries("lib_mod", str(folder))
+
+    before = libraries()
+    assert before.keys() == {"sklearn", "no_such_library", "backbones_lib", "click"}
+    assert before["sklearn"] == importlib.metadata.version("scikit-learn")
+    assert before["click"] == importlib.metadata.version("click")
+    assert before["no_such_library"] == "not installed"
+    (library / "wide.py").write_text("WIDTH = 128128\n")
+    assert libraries() == {**before, "backbones_lib": libraries()["backbones_lib"]} != before
+
+
+def test_a_library_of_ours_that_reads_data_counts() -> None:
+    assert closure_libraries("tasks.workloads.digits")["sklearn"] == importlib.metadata.version("scikit-learn")
 
 
 Reading = Callable[[Path, str], tuple[str, tuple[str, ...]]]

@@ -13,7 +13,7 @@ from model_registry.manifest import canonical_json, hash_bytes
 from model_registry.store import Store
 from model_registry.variant import Frozen, Record, Variant
 from tasks.evidence.search_summary import SearchSummary
-from tasks.running.source_hash import closure_hash
+from tasks.running.source_hash import closure_hash, closure_libraries
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome
 
@@ -77,6 +77,7 @@ def search_key(job: Job, spec: PipelineSpec, data: DataRef, teacher: Variant) ->
     parts: dict[str, Any] = {
         "workload": job.workload.model_dump(mode="json", exclude={"folder"}),
         "source": closure_hash(job.workload.path.partition(":")[0], job.workload.folder),
+        "libraries": closure_libraries(job.workload.path.partition(":")[0], job.workload.folder),
         "data": data.fingerprint,
         "teacher": teacher.digest,
         "seed": job.seed,

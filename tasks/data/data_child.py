@@ -13,6 +13,7 @@ from tasks.data.materialise import npz_bytes, storable
 from tasks.readers.splitting import Divided
 from tasks.running.child import Child, Result
 from tasks.running.errors import DataCheckFailed, DataReadError
+from tasks.running.files_read import watched_reading
 from tasks.running.splits import TARGET, Columns, ColumnSpec, DataRef, SplitRef
 from tasks.workloads.workload import Workload, load_workload
 
@@ -26,7 +27,9 @@ def main(child: Child) -> Result:
     """Materialise and check. Raises as :func:`tasks.data.check_data`."""
     child.progress(0.0, "reading the data")
     workload = load_workload(child.job.workload)
-    splits, source_rows = _splits(workload)
+    module = child.job.workload.path.partition(":")[0]
+    with watched_reading(module, child.job.workload.folder) as reads:
+        splits, source_rows = _splits(workload)
     splits = storable(splits)
     child.progress(0.2, "storing the splits")
     data = _store(child, workload, splits)
@@ -53,6 +56,7 @@ def main(child: Child) -> Result:
         "findings": [finding.to_json() for finding in checked.findings],
         "passed": checked.passed,
         "rows": {split.name: split.rows for split in data.splits},
+        "read": reads.noted(),
     }
     return Result(values=values, files=(*(split.file for split in data.splits), page))
 

@@ -10,7 +10,6 @@ from model_registry.measurement import Clocked, Measurement
 from model_registry.variant import Frozen, Variant
 from tasks.evidence.split_inputs import split_inputs
 from tasks.running.policy import step
-from tasks.running.source_hash import closure_hash
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome, Stage
 from tasks.running.stage_cache import run_stage
@@ -96,8 +95,6 @@ def measure(
     extra = {
         "split": "validation",
         "inputs": split.model_dump(mode="json") if split else None,
-        # The probe belongs to serving, which no task imports: its source enters the key here, both its processes'.
-        "probe": closure_hash("serving.probe") + closure_hash("serving.probe_resources"),
         "baseline_scores": scores.model_dump(mode="json") if scores else None,
     }
     return run_stage(STAGE, job, spec, data=data, inputs=inputs, extra=extra, label=label or variant.name)
@@ -115,7 +112,7 @@ def clock(
         The outcome; :func:`clocked_in` reads the numbers from it.
     """
     split = split_inputs(job, data).get("validation")
-    extra = {"inputs": split.model_dump(mode="json") if split else None, "probe": closure_hash("serving.probe")}
+    extra = {"inputs": split.model_dump(mode="json") if split else None}
     inputs = {"baseline": baseline, **{f"variant{number}": v for number, v in enumerate(variants)}}
     return run_stage(CLOCK, job, spec, data=data, inputs=inputs, extra=extra, label=label)
 

@@ -6,7 +6,11 @@ Reformatting, comments and docstrings leave it unchanged; nothing is imported to
 from __future__ import annotations
 
 import ast
+import contextlib
+import importlib.metadata
 import importlib.util
+import re
+import sys
 from collections.abc import Iterable
 from functools import lru_cache
 from os.path import isfile
@@ -18,6 +22,8 @@ from tasks.running.source_files import SourceFiles
 _ROOT = Path(__file__).parents[2]
 FIRST_PARTY = ("flows", "tasks", "model_registry", "serving", "infra", "winnow")
 FACE = "winnow"
+_VERSION = re.compile(r"^__version__\s*=\s*[\"']([^\"']+)", re.MULTILINE)
+_STARTED = re.compile(rf"(?:{'|'.join(FIRST_PARTY)})(?:\.[a-z_0-9]+)+")
 # What carries data and messages but computes nothing: changing it must not retrain every model.
 _PLUMBING = (
     "tasks.running.child",
@@ -41,12 +47,22 @@ def closure_hash(module: str, folder: str | None = None) -> str:
 
 def closure_files(module: str, folder: str) -> dict[str, Path]:
     """The user's own files below ``folder`` that importing the module takes, by dotted name."""
-    found = {name: path for name, (_, path) in _walk(module, folder).items()}
-    for name in list(found):  # the packages around them
-        parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
-        paths = {parent: _find(parent, {"": folder}) for parent in parents}
-        found |= {parent: Path(path) for parent, path in paths.items() if path is not None}
-    return {name: path for name, path in found.items() if name.split(".")[0] not in FIRST_PARTY}
+    found = _walk(module, folder).items()
+    return {name: path for name, (_, path) in found if name.split(".")[0] not in FIRST_PARTY}
+
+
+def closure_libraries(module: str, folder: str | None = None) -> dict[str, str]:
+    """What the user's code imports from elsewhere: the version of each installed library, by its name in imports.
+
+    One that lies outside of site-packages (an editable installation, a folder of PYTHONPATH) changes without a new
+    version: the hash of its sources. Of a workload of ours, what its own module imports.
+    """
+    walked = _walk(module, folder)
+    theirs = [name for name in walked if name == module or name.split(".")[0] not in FIRST_PARTY]
+    imported = {i for name in theirs for i in _files().look_at(str(walked[name][1]), name).imports}
+    tops = {name.split(".")[0] for name in imported} - {name.split(".")[0] for name in walked}
+    outside = tops - set(sys.stdlib_module_names) - set(FIRST_PARTY) - {""}
+    return {top: _library(top, tuple(sorted(imported))) for top in sorted(outside)}
 
 
 def public_place(name: str) -> tuple[str, str] | None:
@@ -75,9 +91,40 @@ def _walk(module: str, folder: str | None) -> dict[str, tuple[str, Path]]:
             continue
         source = _files().look_at(path, name)
         found[name] = source.digest, Path(path)
-        pending.extend(i for i in source.imports if not (i + ".").startswith(_PLUMBING) and i not in looked_for)
+        names = (*source.imports, *_packages_around(name))
+        pending.extend(i for i in names if not (i + ".").startswith(_PLUMBING) and i not in looked_for)
     _files().keep()
     return found
+
+
+def _packages_around(name: str) -> list[str]:
+    """Those whose ``__init__`` runs when the module is imported; in a child process a step's own does not."""
+    parts = name.split(".")
+    around = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+    return [package for package in around if not package.startswith("tasks.") or package == "tasks.workloads"]
+
+
+@lru_cache(maxsize=256)
+def _library(top: str, imported: tuple[str, ...]) -> str:
+    """Version of an installed library, or hash of the modules of one that is not installed as such."""
+    try:
+        spec = importlib.util.find_spec(top)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        return "not installed"
+    places = [spec.origin] if spec.origin else list(spec.submodule_search_locations or ())
+    if any("site-packages" in place or "dist-packages" in place for place in places):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(top)
+        said = _VERSION.search(Path(places[0]).read_text(errors="replace")) if spec.origin else None
+        if said:  # where the distribution has another name, as that of sklearn: looking through all takes half a second
+            return said[1]
+        names = importlib.metadata.packages_distributions().get(top, ())
+        if names:
+            return ", ".join(importlib.metadata.version(name) for name in sorted(set(names)))
+    modules = [name for name in imported if name.split(".")[0] == top]
+    return hash_bytes(canonical_json([closure_hash(name) for name in [top, *modules]]))
 
 
 def normalised(source: str) -> str:
@@ -143,6 +190,8 @@ def _read(path: Path, name: str) -> tuple[str, tuple[str, ...]]:
                 base = ".".join([*parent, base] if base else parent)
             # `from package import name` may name a module or something in one.
             imports += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _STARTED.fullmatch(node.value):
+            imports.append(node.value)  # what is started by its name (python -m) computes as what is imported does
     imports += _behind(_attributes_of_the_face(tree))
     return hash_bytes(_dump(tree).encode()), tuple(dict.fromkeys(imports))
 

@@ -24,6 +24,7 @@ from model_registry.lease import lease
 from model_registry.manifest import FileEntry, canonical_json
 from model_registry.store import Store
 from model_registry.variant import Record, Variant
+from tasks.running.files_read import changed_since
 from tasks.running.journal import journal
 from tasks.running.launch import Progress, prewarm_if_kept, run_child
 from tasks.running.machine_lock import machine_lock
@@ -144,7 +145,10 @@ def log_folder(run_id: str) -> Path:
 
 
 def _find(store: Store, key: str) -> tuple[StageRecord | None, str]:
-    """The record if it and all its files are whole, else None and why it cannot be used ('' = there is none)."""
+    """The record if it and all its files are whole and what its stage read by itself has not changed since.
+
+    Else None and why it cannot be used ('' = there is none).
+    """
     data = store.read_record(f"stages/{key}.json")
     if data is None:
         return None, ""
@@ -152,6 +156,9 @@ def _find(store: Store, key: str) -> tuple[StageRecord | None, str]:
         record = StageRecord.from_json(data)
     except ValidationError as error:
         return None, f"its record cannot be read ({error.error_count()} errors)"
+    changed = changed_since(record.values.get("read"))
+    if changed:
+        return None, changed
     entries = [*record.files, *(entry for variant in record.variants for entry in variant.files)]
     if not entries:
         return record, ""

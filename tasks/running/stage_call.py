@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from model_registry.cpu_class import cpu_class, sums_saturate
 from model_registry.manifest import canonical_json, hash_bytes
 from model_registry.variant import Variant
-from tasks.running.source_hash import closure_hash
+from tasks.running.source_hash import closure_hash, closure_libraries
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Stage
 
@@ -75,6 +75,7 @@ class StageCall:
                 "path": job.workload.path,
                 "arguments": job.workload.arguments,
                 "source": self.workload_hash,
+                "libraries": closure_libraries(job.workload.path.partition(":")[0], job.workload.folder),
             }
         if stage.cpu_class_matters:
             parts["cpu_class"] = cpu_class()
@@ -89,7 +90,7 @@ class StageCall:
         """Equal for equal results: sha256 of the ingredients."""
         return hash_bytes(canonical_json(self.ingredients))
 
-    @property
+    @cached_property
     def workload_hash(self) -> str:
         """Hash of the workload's code and of what it imports."""
         return closure_hash(self.job.workload.path.partition(":")[0], self.job.workload.folder)
