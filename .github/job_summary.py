@@ -31,6 +31,15 @@ def summary(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def main(path: Path) -> None:
+    """The report's summary; a sentence where there is no report, which is when nobody knows the run."""
+    text = path.read_text() if path.is_file() else ""
+    try:
+        report = json.loads(text)
+    except json.JSONDecodeError:
+        report = None
+    print(summary(report) if isinstance(report, dict) else "The run left no report; see the log above.")
+
+
 if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    print(summary(json.loads(path.read_text())) if path.is_file() else "The run left no report; see the log above.")
+    main(Path(sys.argv[1]))

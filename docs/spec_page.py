@@ -94,7 +94,9 @@ def default(field: FieldInfo) -> str:
         return "required"
     if field.default_factory is not None or field.default is PydanticUndefined:
         made = field.get_default(call_default_factory=True)
-        return "its defaults" if isinstance(made, BaseModel) else "empty"
+        if isinstance(made, BaseModel):
+            return "its defaults"
+        return f"`{json.dumps(made)}`" if made else "empty"
     if field.default is None:
         return "absent"
     value = list(field.default) if isinstance(field.default, tuple) else field.default

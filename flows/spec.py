@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import logging
 import os
@@ -10,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from flows.searching.budget_spec import BudgetSpec, Objective, SearchSpec
 from flows.spec_budget import SAME, budgeted, is_older_name, said
+from flows.yaml_document import plain_document, read_yaml
 from model_registry.variant import Frozen, ModelName
 from tasks.data import DataSpec
 from tasks.distill import DistillSpec
@@ -156,9 +155,10 @@ def load_spec(source: str | Path, overrides: Sequence[str] = ()) -> PipelineSpec
         shipped = ", ".join(sorted(p.stem for p in SPECS.glob("*.yaml")))
         raise SpecError(f"there is no spec {str(source)!r}: give a YAML file, or one of the shipped specs: {shipped}")
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path} is not YAML: {error}") from error
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{path} is not text in UTF-8: {error}; save it in UTF-8") from error
+    document = read_yaml(text, str(path))
     if not isinstance(document, dict):
         raise SpecError(f"{path} must hold keys and values at its top level; it holds {type(document).__name__}")
     return parse_spec(document, str(path), overrides, folder=path.parent)
@@ -174,7 +174,7 @@ def parse_spec(
         overrides: changes such as ``prune.ratio=0.2``.
         folder: where its workload is looked for, and where relative paths start.
     """
-    document = copy.deepcopy(document)
+    document = plain_document(document, where)
     for override in overrides:
         _apply(document, override)
     workload = document.get("workload")
@@ -212,10 +212,7 @@ def _apply(document: dict[str, Any], override: str) -> None:
     path = keys.split(".")
     if not separator or not all(path):
         raise SpecError(f"--set {override!r} must look like prune.ratio=0.2")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {override!r}: the value is not YAML: {error}") from error
+    value = read_yaml(text, f"--set {override!r}: the value")
     here = document
     for key in path[:-1]:
         if not isinstance(here.get(key), dict):

@@ -202,7 +202,7 @@ def test_two_runs_of_one_model_at_once(world: World) -> None:
 
 def test_a_stopped_run_leaves_nothing_behind(world: World) -> None:
     arguments = ("--set", "model=stopped", "--set", "seed=51")
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         process, folder = world.start(*arguments, "--set", "distill.epochs=200")
         wait_for(lambda: _reached(world, folder, "distill"), seconds=90, what="distill")  # noqa: B023 - called here
         time.sleep(1)

@@ -114,4 +114,61 @@ def test_any_document_is_a_spec_or_a_spec_error(document: dict[str, object]) -> 
     try:
         parse_spec(dict(document), "here")
     except SpecError as error:
-        assert str(error).startswith("here is not a valid spec:\n")
+        assert str(error).startswith(("here is not a valid spec:\n", "here holds what a spec cannot:\n"))
+
+
+def _many_anchors(count: int) -> str:
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, count)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ("seed: 1\nseed: 2\n", r"the key 'seed' is given in line 4 and again"),
+        ("train: {epochs: 3, epochs: 300}\n", r"the key 'epochs' is given"),
+        ("train: {learning_rate: .nan}\n", r"train.learning_rate: nan is refused: numbers must be finite"),
+        ("gates: {margin: .inf}\n", r"gates.margin: inf is refused"),
+        ("train: {scale: {width: .nan}}\n", r"train.scale.width: nan is refused"),
+        ("seed: 99999999999999999999999999\n", r"seed: 9+ is refused: whole numbers end at"),
+        ("train: {learning_rate: 1.0e+300}\n", r"train.learning_rate: 1e\+300 is refused: numbers end at 1e\+18"),
+        ("train: &x {scale: *x}\n", r"train.scale: contains itself"),
+        ("train: {scale: {a: " + "[" * 60 + "]" * 60 + "}}\n", r"lies more than 50 levels deep"),
+        ("train: {scale: {a: " + "[" * 5000 + "]" * 5000 + "}}\n", r"is not YAML that can be read"),
+        (_many_anchors(8), r"more than 100000 values"),
+        ("train: {scale: {when: 2024-01-01}}\n", r"train.scale.when: .*is a date, .*write it in quotes"),
+        ("train: {scale: {1: 2}}\n", r"train.scale: the key 1 is no text"),
+        ("train: {epochs: 2024-13-45}\n", r"is not YAML that can be read"),
+    ],
+)
+def test_what_yaml_allows_and_a_spec_cannot_mean(path: Path, more: str, says: str) -> None:
+    path.write_text(SMALL + more)
+    with pytest.raises(SpecError, match=says):
+        load_spec(path)
+
+
+def test_sections_that_share_an_anchor_are_changed_one_by_one(path: Path) -> None:
+    path.write_text(SMALL + "train: &t {epochs: 3, scale: {width: 0.5}}\ndistill: *t\n")
+    spec = load_spec(path, ["train.epochs=9", "train.scale.width=0.1"])
+    assert spec.train is not None and spec.distill is not None
+    assert (spec.train.epochs, spec.train.scale) == (9, {"width": 0.1})
+    assert (spec.distill.epochs, spec.distill.scale) == (3, {"width": 0.5})
+
+
+def test_a_merge_key_may_be_overridden(path: Path) -> None:
+    path.write_text(SMALL + "train: &t {epochs: 3, batch_size: 32}\ndistill: {<<: *t, epochs: 4}\n")
+    spec = load_spec(path)
+    assert spec.distill is not None and (spec.distill.epochs, spec.distill.batch_size) == (4, 32)
+
+
+def test_a_spec_may_begin_with_a_byte_order_mark(path: Path) -> None:
+    path.write_text("\ufeff" + SMALL, encoding="utf-8")
+    assert load_spec(path).schema_version == 1
+
+
+def test_a_value_that_is_set_is_read_like_a_spec(path: Path) -> None:
+    path.write_text(SMALL)
+    for value in (".nan", "[1, .inf]", "{a: 1, a: 2}"):
+        with pytest.raises(SpecError, match="--set 'train.scale.width="):
+            load_spec(path, [f"train.scale.width={value}"])

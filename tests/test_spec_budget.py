@@ -54,7 +54,7 @@ def test_a_part_that_is_not_said_leaves_the_gates_default() -> None:
         ({"budget": {"min_shrink": -3.0}}, "budget.min_shrink: -3.0 is refused: the baseline already meets it"),
         (
             {"budget": {"min_shrink": float("inf")}},
-            "budget.min_shrink: inf is refused: Input should be a finite number",
+            "budget.min_shrink: inf is refused: numbers must be finite",
         ),
         ({"budget": {"min_speedup": "fast"}}, "budget.min_speedup: 'fast' is refused: Input should be a valid number"),
         (

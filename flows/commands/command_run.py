@@ -201,7 +201,7 @@ def _say(text: str) -> None:
 
 
 def _stop_on_signals(first: Callable[[], None], last: Callable[[], None]) -> threading.Event:
-    """On SIGINT or SIGTERM: end the children, unwind, and if that hangs, leave all the same."""
+    """On SIGINT, SIGTERM or SIGHUP: end the children, unwind, and if that hangs, leave all the same."""
     stopping = threading.Event()
 
     def leave() -> None:
@@ -222,6 +222,8 @@ def _stop_on_signals(first: Callable[[], None], last: Callable[[], None]) -> thr
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else it was started to outlive its terminal
+        signal.signal(signal.SIGHUP, handle)
     return stopping
 
 
