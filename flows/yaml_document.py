@@ -55,12 +55,8 @@ class _Loader(yaml.SafeLoader):
             if key.tag != "tag:yaml.org,2002:merge":
                 line = key.start_mark.line + 1
                 if key.value in seen and isinstance(key, yaml.ScalarNode):
-                    raise yaml.constructor.ConstructorError(
-                        None,
-                        None,
-                        f"the key {key.value!r} is given in line {seen[key.value]} and again",
-                        key.start_mark,
-                    )
+                    twice = f"the key {key.value!r} is given in line {seen[key.value]} and again"
+                    raise yaml.constructor.ConstructorError(None, None, twice, key.start_mark)
                 if isinstance(key, yaml.ScalarNode):
                     seen[key.value] = line
         return super().construct_mapping(node, deep)

@@ -120,10 +120,17 @@ class Clocked(Frozen):
     throughput: Throughput
     speedup: Speedup
 
+    tail_share: float = Field(gt=0)
+    """As :attr:`Measurement.tail_share`."""
+
     @property
     def latency_share(self) -> tuple[float, Interval]:
         """As :attr:`Measurement.latency_share`."""
         return _share(self.speedup)
+
+    def p95_beside(self, baseline: Measurement) -> float:
+        """As :meth:`Measurement.p95_beside`."""
+        return self.tail_share * baseline.p95_ms
 
 
 class Measurement(Record):
@@ -161,6 +168,9 @@ class Measurement(Record):
     p50_ms: float
     """Median latency of one request of ``batch`` samples, in milliseconds."""
     p95_ms: float
+    tail_share: float | None = Field(default=None, gt=0)
+    """95th percentile over that of the baseline in the same interleaved rounds; None for the baseline itself, and in
+    records of before."""
     latency_interval: LatencyIntervals
     throughput: Throughput
     speedup: Speedup | None = None
@@ -194,6 +204,13 @@ class Measurement(Record):
         medians in milliseconds also differ by what else the machine did. The baseline's own share is 1.
         """
         return _share(self.speedup) if self.speedup else (1.0, (1.0, 1.0))
+
+    def p95_beside(self, baseline: Measurement) -> float:
+        """95th percentile in milliseconds as a limit looks at it: the baseline's own, times this one's share of it.
+
+        An absolute number of one moment says as much about what else the machine did then.
+        """
+        return self.p95_ms if self.tail_share is None else self.tail_share * baseline.p95_ms
 
     @property
     def key(self) -> str:

@@ -83,6 +83,8 @@ class ProbeResult(Frozen):
     baseline_timing: EngineTiming
     speedup: Speedup | None
     """None where variant and baseline are the same."""
+    tail_share: float | None
+    """None likewise."""
     cpu_seconds: float
     """CPU seconds per 1000 samples, all threads, at ``predict_batch``."""
     peak_rss_bytes: int
@@ -133,6 +135,7 @@ class Probe:
             **dict(comparison.variant),
             baseline_timing=comparison.baseline,
             speedup=comparison.speedup,
+            tail_share=comparison.tail_share,
             cpu_seconds=found["cpu_seconds"] * 1000 / found["samples"],
             peak_rss_bytes=found["peak_rss_bytes"],
             loaded_rss_bytes=found["loaded_rss_bytes"],
@@ -172,8 +175,9 @@ class Probe:
                 p95_ms=timing.p95_ms,
                 throughput=timing.throughput,
                 speedup=speedup,
+                tail_share=share,
             )
-            for (variant, _), (timing, speedup) in zip(request.clocked, timed, strict=True)
+            for (variant, _), (timing, speedup, share) in zip(request.clocked, timed, strict=True)
         ]
 
     def get_ready(self) -> None:

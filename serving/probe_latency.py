@@ -77,6 +77,8 @@ class Comparison(Frozen):
     baseline: EngineTiming
     speedup: Speedup | None
     """Baseline's median latency over the variant's; None where both are one and the same."""
+    tail_share: float | None
+    """Variant's 95th percentile over the baseline's; None likewise."""
     rounds: int
     requests_per_block: int
     cpus: tuple[int, ...]
@@ -136,6 +138,7 @@ def compare_engines(
         variant=timings[0],
         baseline=timings[-1],
         speedup=None if baseline is None else _speedup(medians[1] / medians[0], draws),
+        tail_share=None if baseline is None else timings[0].p95_ms / timings[1].p95_ms,
         rounds=rounds,
         requests_per_block=blocks[0].shape[1],
         cpus=cpus,
@@ -152,17 +155,20 @@ def compare_many(
     seconds: float,
     warm_up_seconds: float,
     seed: int,
-) -> list[tuple[EngineTiming, Speedup]]:
+) -> list[tuple[EngineTiming, Speedup, float]]:
     """Time several engines and the baseline on the same requests, all in turns; arguments as :func:`compare_engines`.
 
     Returns:
-        The timing of each variant, and its speed-up over the baseline, in their order.
+        The timing of each variant, its speed-up over the baseline and its 95th percentile as a share of the baseline's,
+        in their order.
     """
     rng = np.random.default_rng(seed)
     *blocks, reference = _in_turns([*variants, baseline], requests, rounds, seconds, warm_up_seconds, rng)
     draws = rng.integers(0, rounds, size=(RESAMPLES, rounds))
-    whole = np.median(reference, axis=1)
-    return [(_timing(block, batch, draws), _speedup(whole / np.median(block, axis=1), draws)) for block in blocks]
+    whole, tail = np.median(reference, axis=1), _timing(reference, batch, draws).p95_ms
+    timings = [_timing(block, batch, draws) for block in blocks]
+    speedups = [_speedup(whole / np.median(block, axis=1), draws) for block in blocks]
+    return [(timing, speedup, timing.p95_ms / tail) for timing, speedup in zip(timings, speedups, strict=True)]
 
 
 def speedup_verdict(interval: Interval) -> Verdict:

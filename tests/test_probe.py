@@ -231,6 +231,7 @@ def test_interleaving_sees_through_a_drifting_machine(
     assert found.speedup.verdict == expected
     assert found.speedup.value == pytest.approx(slower_by, rel=0.05)
     assert found.speedup.interval[0] <= found.speedup.value <= found.speedup.interval[1]
+    assert found.tail_share == pytest.approx(1 / slower_by, rel=0.05)
     assert 1.0 < found.variant.p50_ms < found.variant.p95_ms < 4.0
     assert found.variant.throughput.value == pytest.approx(4e3 / found.variant.p50_ms, rel=0.1)
 

@@ -74,7 +74,7 @@ def clocked(name: str, p50: float, size: int = 50_000) -> Clocked:
     assert form.speedup is not None
     return Clocked(
         digest=form.digest, name=name, bytes=size, batch=1, p50_ms=p50, p95_ms=form.p95_ms, throughput=form.throughput,
-        speedup=form.speedup,
+        speedup=form.speedup, tail_share=form.p95_ms / BASELINE.p95_ms,
     )  # fmt: skip
 
 

@@ -170,5 +170,5 @@ def test_a_spec_may_begin_with_a_byte_order_mark(path: Path) -> None:
 def test_a_value_that_is_set_is_read_like_a_spec(path: Path) -> None:
     path.write_text(SMALL)
     for value in (".nan", "[1, .inf]", "{a: 1, a: 2}"):
-        with pytest.raises(SpecError, match="--set 'train.scale.width="):
+        with pytest.raises(SpecError, match=r"--set 'train\.scale\.width="):
             load_spec(path, [f"train.scale.width={value}"])

@@ -136,7 +136,7 @@ def test_a_relative_margin_is_a_share_of_the_metric_of_each_splits_baseline() ->
 
 def _rows(spec: GateSpec, variant: Measurement, baseline: Measurement) -> tuple[GateRow, ...]:
     sides = scored(variant, role="chosen"), scored(baseline, role="baseline")
-    return gate_rows(spec, *sides, variant, baseline_bytes=baseline.bytes)
+    return gate_rows(spec, *sides, variant, baseline_costs=baseline)
 
 
 def test_nothing_to_choose_from_is_a_refusal(case: Case) -> None:
@@ -259,6 +259,18 @@ def test_speed_is_that_beside_the_baseline_whatever_else_the_machine_did() -> No
     assert choose(GateSpec(), [quiet, busy], BASE, {}).chosen.name == "busy"
 
 
+def test_a_limit_of_the_tail_looks_at_the_share_of_the_baseline_in_turns_with_it() -> None:
+    """It was measured while everything took three times as long; a limit in milliseconds is about a quiet machine."""
+    busy = measured("busy", BASE, p50=1.0)
+    busy = busy.model_copy(update={"p95_ms": 3 * BASE.p95_ms, "tail_share": 0.5})
+    spec = GateSpec(max_p95_ms=0.6 * BASE.p95_ms)
+    (row,) = [row for row in _rows(spec, busy, BASE) if row.gate == "latency"]
+    assert row.value == pytest.approx(0.5 * BASE.p95_ms) and row.within
+    assert choose(spec, [busy], BASE, {}).failing[busy.digest] == ()
+    (row,) = [row for row in _rows(spec, BASE, BASE) if row.gate == "latency"]
+    assert row.value == BASE.p95_ms and not row.within
+
+
 def test_limits_and_the_champion_take_part_in_the_choice() -> None:
     fast, small = measured("fast", BASE, p50=1.0, bytes=900), measured("small", BASE, p50=3.0, bytes=100)
     assert choose(GateSpec(max_bytes=500), [fast, small], BASE, {}).chosen.name == "small"
@@ -291,7 +303,7 @@ def test_classes_too_small_to_show_any_loss_are_reported() -> None:
     classes = {"common": ClassLoss(samples=500, loss=0.0, shown=-0.02), "rare": ClassLoss(samples=3, loss=1.0, shown=0)}
     small = variant_of(classes)
     rows = gate_rows(
-        GateSpec(), scored(small, role="chosen"), scored(BASE, role="baseline"), small, baseline_bytes=1000
+        GateSpec(), scored(small, role="chosen"), scored(BASE, role="baseline"), small, baseline_costs=BASE
     )
     warning = next(row for row in rows if row.gate == "class_size")
     assert (warning.severity, warning.within, warning.value) == ("warning", False, 3)

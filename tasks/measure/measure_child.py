@@ -88,7 +88,7 @@ def _evidence(child: Child, scores: Scores, reference: Scores | None, outputs: A
 
 def _numbers(probed: dict[str, Any]) -> dict[str, Any]:
     """What the probe measured, as values."""
-    same = ("threads", "batch", "requests", "p50_ms", "p95_ms", "peak_rss_bytes", "cpu_seconds")
+    same = ("threads", "batch", "requests", "p50_ms", "p95_ms", "tail_share", "peak_rss_bytes", "cpu_seconds")
     return {
         **{name: probed[name] for name in same},
         "hardware": Hardware.model_validate(probed["hardware"]),

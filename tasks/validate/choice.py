@@ -52,7 +52,7 @@ def choose(
             scored(m, role="chosen", to_champion=to_champion.get(m.digest)),
             reference,
             m,
-            baseline_bytes=baseline.bytes,
+            baseline_costs=baseline,
         )
         for m in candidates
     }
@@ -110,7 +110,7 @@ def best_of(objective: Objective, passing: Sequence[Measurement]) -> tuple[Measu
 def failing_gates(spec: GateSpec, candidate: Measurement, baseline: Measurement) -> tuple[GateRow, ...]:
     """The critical gates that a candidate fails on validation, the comparison with a champion left out."""
     variant, reference = scored(candidate, role="chosen"), scored(baseline, role="baseline")
-    rows = gate_rows(spec, variant, reference, candidate, baseline_bytes=baseline.bytes)
+    rows = gate_rows(spec, variant, reference, candidate, baseline_costs=baseline)
     return tuple(row for row in rows if row.severity == "critical" and not row.within)
 
 

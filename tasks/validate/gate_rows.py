@@ -12,14 +12,14 @@ _SPEEDUP = "speed-up over the baseline, lower end of the 95 % interval"
 
 
 def gate_rows(
-    spec: GateSpec, variant: Scored, baseline: Scored, costs: Measurement, *, baseline_bytes: int
+    spec: GateSpec, variant: Scored, baseline: Scored, costs: Measurement, *, baseline_costs: Measurement
 ) -> tuple[GateRow, ...]:
     """Every gate that applies to the variant.
 
     Args:
         baseline: on the same split as the variant; a relative margin is a share of its metric.
         costs: the variant's measurement (latency and size on this machine).
-        baseline_bytes: size of the baseline's file.
+        baseline_costs: the baseline's.
     """
     spec = spec.resolved(baseline.metric.value)
     name, higher = variant.metric.name, variant.metric.better == "higher"
@@ -38,7 +38,7 @@ def gate_rows(
             GateRow(gate="floor", meaning=name, value=value, limit=spec.floor, unit="metric", at_most=not higher)
         )
     rows += [*_class_rows(spec, variant), *_sample_rows(variant)]
-    rows += structural_rows(spec, costs, baseline_bytes=baseline_bytes)
+    rows += structural_rows(spec, costs, baseline_costs=baseline_costs)
     if costs.speedup is not None and spec.min_speedup is None:
         # Not everybody compresses for speed, so this one only warns.
         low = costs.speedup.interval[0]
@@ -50,12 +50,17 @@ def gate_rows(
     return tuple(rows)
 
 
-def structural_rows(spec: GateSpec, costs: Measurement | Clocked, *, baseline_bytes: int) -> tuple[GateRow, ...]:
+def structural_rows(
+    spec: GateSpec, costs: Measurement | Clocked, *, baseline_costs: Measurement
+) -> tuple[GateRow, ...]:
     """The gates that a file's structure alone decides, trained or not: those of STRUCTURAL."""
     rows: list[GateRow] = []
     if spec.max_p95_ms is not None:
-        meaning = f"95th percentile latency, batch {costs.batch}"
-        rows.append(GateRow(gate="latency", meaning=meaning, value=costs.p95_ms, limit=spec.max_p95_ms, unit="ms"))
+        meaning = (
+            f"95th percentile latency, batch {costs.batch}: the baseline's times the share in turns with it"
+        )
+        value = costs.p95_beside(baseline_costs)
+        rows.append(GateRow(gate="latency", meaning=meaning, value=value, limit=spec.max_p95_ms, unit="ms"))
     if spec.max_bytes is not None:
         rows.append(GateRow(gate="size", meaning="model file", value=costs.bytes, limit=spec.max_bytes, unit="bytes"))
     if spec.min_speedup is not None:
@@ -63,7 +68,7 @@ def structural_rows(spec: GateSpec, costs: Measurement | Clocked, *, baseline_by
         limit = spec.min_speedup
         rows.append(GateRow(gate="speedup", meaning=_SPEEDUP, value=low, limit=limit, unit="ratio", at_most=False))
     if spec.min_shrink is not None:
-        meaning, ratio = "size of the baseline's file over this one's", baseline_bytes / costs.bytes
+        meaning, ratio = "size of the baseline's file over this one's", baseline_costs.bytes / costs.bytes
         limit = spec.min_shrink
         rows.append(GateRow(gate="shrink", meaning=meaning, value=ratio, limit=limit, unit="ratio", at_most=False))
     return tuple(rows)

@@ -52,7 +52,7 @@ def main(child: Child) -> Result:
         split.ask(variant, "the candidate")
         importing.join()
         scored = scored_roles({"chosen": variant, **others}, split.scores, split.targets, child.data)
-        rows = gate_rows(spec, scored["chosen"], scored["baseline"], member, baseline_bytes=costs.bytes)
+        rows = gate_rows(spec, scored["chosen"], scored["baseline"], member, baseline_costs=costs)
         gates = _run_gates(member.name, rows)
         gap = _gap(child, split, member, costs)
         trials.append(_Trial(variant, scored, gates, gap))
