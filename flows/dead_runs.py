@@ -6,11 +6,9 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 
-from pydantic import ValidationError
-
 from model_registry.store import Store
-from model_registry.variant import NewerRecord
-from tasks.report.run_report import RunReport, load_run, save_run
+from tasks.report.run_records import readable_run
+from tasks.report.run_report import RunReport, save_run
 
 _log = logging.getLogger("winnow.run")
 _LOOK_BACK = 50
@@ -24,7 +22,8 @@ def mark_dead_runs(store: Store, model: str | None = None) -> list[RunReport]:
     marked = []
     newest = store.list_records("runs/")[-_LOOK_BACK:]
     with ThreadPoolExecutor(max_workers=8) as pool:
-        reports = list(pool.map(lambda key: _load(store, key), newest))
+        ids = [key.removeprefix("runs/").removesuffix(".json") for key in newest]
+        reports = list(pool.map(lambda run_id: readable_run(store, run_id), ids))
     for report in reports:
         if report is None or report.status != "running" or report.state != "crashed":
             continue
@@ -37,14 +36,6 @@ def mark_dead_runs(store: Store, model: str | None = None) -> list[RunReport]:
         save_run(store, dead)
         marked.append(dead)
     return marked
-
-
-def _load(store: Store, key: str) -> RunReport | None:
-    try:
-        return load_run(store, key.removeprefix("runs/").removesuffix(".json"))
-    except (NewerRecord, ValidationError) as error:
-        _log.warning("%s cannot be read and is passed over: %s", key, error)
-        return None
 
 
 def set_prefect_state(flow_run_id: str, kind: str, message: str) -> None:

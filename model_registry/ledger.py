@@ -7,6 +7,7 @@ An entry begins only when every earlier one is decided, so at most the last one 
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from model_registry.owner import Owner
 from model_registry.store import Store, StoreError
 from model_registry.variant import ModelName, NewerRecord, Record
 
+_log = logging.getLogger("winnow.ledger")
 Kind = Literal["release", "rollback"]
 R = TypeVar("R", bound=Record)
 _MODEL: TypeAdapter[str] = TypeAdapter(ModelName)
@@ -105,7 +107,7 @@ class Ledger:
     # -- reading ------------------------------------------------------------------------------------------------
     def models(self) -> list[str]:
         """Names of all models with at least one entry."""
-        return sorted({self._parts(key)[0] for key in self._store.list_records("ledger/")})
+        return sorted({model for model, _, _ in self._keys("ledger/")})
 
     def history(self, model: str) -> list[Entry]:
         """All entries of a model, oldest first.
@@ -210,17 +212,20 @@ class Ledger:
         return decided
 
     # -- plumbing -----------------------------------------------------------------------------------------------
-    def _parts(self, key: str) -> tuple[str, int, bool]:
-        match = _KEY.fullmatch(key)
-        if match is None:
-            raise LedgerCorrupt(f"{self._store.records_bucket} holds {key!r}, which is no ledger entry; remove it")
-        return match["model"], int(match["seq"]), match["outcome"] is not None
+    def _keys(self, prefix: str) -> list[tuple[str, int, bool]]:
+        """Model, number and whether it is an outcome, of every entry; what else lies there is nobody's entry."""
+        keys = self._store.list_records(prefix)
+        found = [(key, _KEY.fullmatch(key)) for key in keys]
+        strays = [key for key, match in found if match is None]
+        if strays:
+            _log.warning("%s holds what is no ledger entry and is passed over: %s", self._store.records_bucket, strays)
+        return [(m["model"], int(m["seq"]), m["outcome"] is not None) for _, m in found if m is not None]
 
     def _sequence(self, model: str) -> tuple[list[int], set[int]]:
         """Sequence numbers of the intents, in order, and of the outcomes; every rule of the sequence checked."""
         _MODEL.validate_python(model)
         for last in (False, True):  # a release may write while the list is read: look twice before calling it corrupt
-            parts = [self._parts(key) for key in self._store.list_records(f"ledger/{model}/")]
+            parts = self._keys(f"ledger/{model}/")
             intents = sorted(seq for _, seq, outcome in parts if not outcome)
             outcomes = {seq for _, seq, outcome in parts if outcome}
             holes = sorted(set(range(1, max(outcomes | set(intents), default=0) + 1)) - set(intents))

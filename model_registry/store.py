@@ -7,18 +7,20 @@ Two buckets: a plain one for content-addressed blobs, checkpoints, leases and sc
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlparse
 
 from pydantic import ValidationError
 
-from model_registry.manifest import FileEntry, describe_folder, hash_bytes, hash_file
+from model_registry.manifest import FileEntry, canonical_json, describe_folder, hash_bytes, hash_file
 from model_registry.variant import NewerRecord, Variant
 
 if TYPE_CHECKING:
@@ -33,6 +35,14 @@ _MISSING = {"404", "NoSuchKey", "NotFound", "NoSuchVersion"}
 _CONFLICT = {"412", "409", "PreconditionFailed", "ConditionalRequestConflict"}
 
 
+_TOO_EARLY = {"SlowDown", "RequestTimeout", "OperationAborted", "408", "425", "429"}
+_CLOCK = {"RequestTimeTooSkewed", "RequestExpired"}
+_FULL = {"XMinioStorageFull", "InsufficientStorage", "QuotaExceeded", "507"}
+_UNREADABLE = "unreadable/"
+_PAUSES = (1.0, 4.0, 10.0)
+"""Seconds before an object that the server has is read again."""
+
+
 class StoreError(Exception):
     """Base of what the store raises."""
 
@@ -45,6 +55,10 @@ class StoreDenied(StoreError):
     """The S3 endpoint refuses the credentials. Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY and try again."""
 
 
+class StoreRefused(StoreError):
+    """The S3 endpoint refuses what was asked, and would again: too large, not implemented, a clock that differs."""
+
+
 class ObjectMissing(StoreError):
     """The store has no such object."""
 
@@ -54,7 +68,10 @@ class BucketMissing(StoreError):
 
 
 class CorruptObject(StoreError):
-    """An object's bytes are not those of its hash. It was moved to ``quarantine/`` and must be computed again."""
+    """An object's bytes are not those of its hash, or the server cannot read them any more.
+
+    A blob was moved to ``quarantine/``, or noted under ``unreadable/``, and must be computed again.
+    """
 
 
 class Store:
@@ -121,6 +138,7 @@ class Store:
                 Body=data,
                 Metadata={"sha256": entry.sha256},
             )
+            self._is_whole(entry)
         return entry
 
     def _publish_file(self, path: Path, entry: FileEntry) -> None:
@@ -133,6 +151,20 @@ class Store:
                 self.blob_key(entry.sha256),
                 ExtraArgs={"Metadata": {"sha256": entry.sha256}},
             )
+            self._is_whole(entry)
+
+    @cached_property
+    def _unreadable(self) -> set[str]:
+        """Hashes of blobs that the server has and could not read; they stay until they are sent again.
+
+        It may be the disk, or a part of the server that is away for a while: so nothing is deleted.
+        """
+        return {key.removeprefix(_UNREADABLE) for key in self.list_objects(_UNREADABLE)}
+
+    def _is_whole(self, entry: FileEntry) -> None:
+        if entry.sha256 in self._unreadable:
+            self.delete(_UNREADABLE + entry.sha256)
+            self._unreadable.discard(entry.sha256)
 
     def has_blob(self, entry: FileEntry) -> bool:
         """Whether the blob is there, with the right size and the hash stored beside it.
@@ -140,6 +172,8 @@ class Store:
         The content itself is hashed whenever it is opened; here only where the stored hash is missing, which is
         how an object looks that something else has overwritten.
         """
+        if entry.sha256 in self._unreadable:
+            return False
         key = self.blob_key(entry.sha256)
         try:
             head = self._call(self.client.head_object, Bucket=self.bucket, Key=key)
@@ -162,7 +196,12 @@ class Store:
         with tempfile.NamedTemporaryFile(dir=destination.parent, prefix=".fetch-", delete=False) as stream:
             partial = Path(stream.name)
         try:
-            self._call(self.client.download_file, self.bucket, key, str(partial))
+            try:
+                self._patiently(self.bucket, key, self.client.download_file, self.bucket, key, str(partial))
+            except CorruptObject as error:
+                self.put(_UNREADABLE + entry.sha256, str(error).encode())
+                self._unreadable.add(entry.sha256)
+                raise
             found = hash_file(partial)
             if found != entry.sha256:
                 self._quarantine(key, partial, found)
@@ -171,6 +210,7 @@ class Store:
                     "and will be computed again by the next run"
                 )
             partial.replace(destination)
+            self._is_whole(entry)
         finally:
             partial.unlink(missing_ok=True)
         return destination
@@ -279,10 +319,28 @@ class Store:
     def load_variant(self, digest: str) -> Variant:
         """The variant of that digest; ObjectMissing if the store has none, ValidationError if it was altered,
         NewerRecord if a newer version of Winnow wrote it."""
-        data = self.read_record(f"variants/{digest}.json")
-        if data is None:
+        key = f"variants/{digest}.json"
+        data = self.read_record(key)
+        if data is not None:
+            return Variant.from_json(data)
+        found = self._of_a_stage(digest)
+        if found is None:
             raise ObjectMissing(f"{self.uri} has no variant {digest}; list them with `winnow runs`")
-        return Variant.from_json(data)
+        self.create_record(key, found.to_json())
+        return found
+
+    def _of_a_stage(self, digest: str) -> Variant | None:
+        """The variant from the record of the stage that made it: its own manifest was lost."""
+
+        def look(key: str) -> Variant | None:
+            try:
+                made = json.loads(self.read_record(key) or b"{}").get("variants") or ()
+                return next((Variant.from_json(canonical_json(v)) for v in made if v.get("digest") == digest), None)
+            except (ValueError, AttributeError, CorruptObject):  # damaged itself
+                return None
+
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            return next((found for found in pool.map(look, self.list_records("stages/")[::-1]) if found), None)
 
     # -- user data ----------------------------------------------------------------------------------------------
     def download(self, uri: str, destination: Path) -> Path:
@@ -299,11 +357,33 @@ class Store:
 
     # -- plumbing -----------------------------------------------------------------------------------------------
     def _get(self, bucket: str, key: str) -> tuple[bytes, str] | None:
+        def read() -> tuple[bytes, str]:
+            answer = self.client.get_object(Bucket=bucket, Key=key)
+            return answer["Body"].read(), answer["ETag"]
+
         try:
-            answer = self._call(self.client.get_object, Bucket=bucket, Key=key)
-            return self._call(answer["Body"].read), answer["ETag"]
+            return self._patiently(bucket, key, read)
         except ObjectMissing:
             return None
+
+    def _patiently(self, bucket: str, key: str, read: Callable[..., T], *args: Any) -> T:
+        """Read an object; where the server answers and only this one cannot be read, it is damaged, and no outage.
+
+        Raises:
+            CorruptObject: it could not be read again and again, while the server knew it each time.
+        """
+        for pause in (*_PAUSES, None):
+            try:
+                return self._call(read, *args)
+            except StoreUnavailable as error:
+                self._call(self.client.head_object, Bucket=bucket, Key=key)  # raises where the server is away
+                if pause is None:
+                    raise CorruptObject(
+                        f"object {key} of s3://{bucket} is there and cannot be read ({error}); its disk may be "
+                        "damaged. What a run can compute again it does, the next time"
+                    ) from error
+                time.sleep(pause)
+        raise AssertionError("the loop returns or raises")
 
     def _put_conditional(
         self, bucket: str, key: str, data: bytes, *, if_none_match: str = "", if_match: str = ""
@@ -360,6 +440,13 @@ class Store:
         where, what = self.client.meta.endpoint_url, error.operation_name
         if code in _CONFLICT or status == "412":
             return _Conflict(f"S3 at {where}: {what}: precondition failed")
+        if code in _CLOCK:
+            return StoreRefused(
+                f"S3 at {where}: {what}: {code}: the clocks of this machine and of the store differ by more than it "
+                "allows; set them"
+            )
+        if code in _FULL or status in _FULL:
+            return StoreRefused(f"S3 at {where}: {what}: {code}: it is full ({error}); make room or raise its quota")
         if code in _DENIED or status in {"401", "403"}:
             return StoreDenied(
                 f"S3 at {where} refused the credentials ({what}: {code}); "
@@ -369,7 +456,10 @@ class Store:
             return BucketMissing(f"S3 at {where}: {what}: {error}; create the bucket with `winnow up`")
         if code in _MISSING or status == "404":
             return ObjectMissing(f"S3 at {where}: {what}: {code}: {error}")
-        return StoreUnavailable(f"S3 at {where}: {what}: {code or status}: {error}")
+        if status in {"501", "505"} or (status.startswith("4") and not {code, status} & _TOO_EARLY):
+            return StoreRefused(f"S3 at {where} refuses {what}: {code or status}: {error}")
+        full = "; if its disk is full, make room" if what.startswith(("Put", "Upload", "Complete")) else ""
+        return StoreUnavailable(f"S3 at {where}: {what}: {code or status}: {error}{full}")
 
 
 class _Conflict(StoreError):

@@ -174,7 +174,6 @@ def test_our_own_intent_whose_answer_was_lost_counts(store: Store, monkeypatch: 
         ("00000001.outcome.json", b"null"),
         ("00000003.json", None),  # a hole: entry 2 is missing
         ("00000002.outcome.json", None),  # an outcome without its intent
-        ("notes.txt", b"hello"),
     ],
 )
 def test_what_cannot_be_read_is_an_error_that_names_it(store: Store, key: str, data: bytes | None) -> None:
@@ -187,6 +186,16 @@ def test_what_cannot_be_read_is_an_error_that_names_it(store: Store, key: str, d
         ledger.history("m")
     with pytest.raises(LedgerCorrupt):
         ledger.begin("m", 2, digest(2), expected_champion_seq=1)
+
+
+def test_what_is_no_entry_harms_no_model(store: Store) -> None:
+    release(Ledger(store), 1)
+    for stray in ("README.txt", "m/notes.txt", "m/00000002.json.bak", "other/deep/00000001.json", "m/2.json"):
+        store.write_record(f"ledger/{stray}", b"hello")
+    ledger = Ledger(store)
+    assert ledger.models() == ["m"]
+    assert [entry.to_version for entry in ledger.history("m")] == [1]
+    assert release(ledger, 2).seq == 2
 
 
 def test_an_entry_under_the_wrong_number_is_an_error(store: Store) -> None:

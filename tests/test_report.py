@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from measurements import digits_measurements, measured, run_report
 
+from flows.dead_runs import mark_dead_runs
 from model_registry.measurement import MetricEstimate
 from model_registry.sizes import GB, size_text
 from model_registry.store import Store
@@ -27,7 +28,9 @@ from tasks.report.pages import render_card, render_html, write_report
 from tasks.report.pareto_plot import pareto_png, pareto_svg
 from tasks.report.plot_frame import fit_scale, tick_text
 from tasks.report.plot_points import frontier, plot_points
+from tasks.report.run_records import find_run, recent_runs
 from tasks.report.run_report import RunReport, describe_variants, load_run, save_run
+from tasks.running.errors import RunUnreadable
 
 TOP = {"status", "model", "version", "endpoint", "baseline", "chosen", "hardware", "metric", "stages", "variants"}
 VARIANT = {
@@ -86,6 +89,18 @@ def test_a_record_is_stored_and_read_again(store: Store) -> None:
     save_run(store, report)
     assert load_run(store, report.run_id) == report
     assert load_run(store, "20200101-none") is None
+
+
+def test_a_damaged_record_harms_only_its_own_run(store: Store) -> None:
+    whole = run_report("registered", run_id="20261122-120455-digits-aaaa")
+    save_run(store, whole)
+    for number, data in enumerate((b"", b"{", b"[]", b'{"schema": 2}')):
+        store.write_record(f"runs/20261122-13045{number}-digits-bbbb.json", data)
+    assert [report.run_id for report in recent_runs(store, limit=5)] == [whole.run_id]
+    assert find_run(store, "latest") == find_run(store, "digits") == whole
+    assert mark_dead_runs(store) == []
+    with pytest.raises(RunUnreadable, match=r"the record of run 20261122-130450-digits-bbbb cannot be read.*restore"):
+        find_run(store, "20261122-130450")
 
 
 @pytest.mark.parametrize("status", ["released", "registered", "refused", "failed", "crashed", "interrupted"])

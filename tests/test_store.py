@@ -7,12 +7,14 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 
-from model_registry.manifest import FileEntry, hash_bytes, hash_file
+from model_registry.manifest import FileEntry, canonical_json, hash_bytes, hash_file
 from model_registry.store import (
     BucketMissing,
     CorruptObject,
@@ -20,6 +22,7 @@ from model_registry.store import (
     Store,
     StoreDenied,
     StoreError,
+    StoreRefused,
     StoreUnavailable,
 )
 from model_registry.variant import TensorSpec, Variant
@@ -296,13 +299,113 @@ def cut_short() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", ["get", "fetch"])
-def test_an_answer_cut_short_is_unavailable(
+def test_answers_cut_short_again_and_again_are_an_error(
     store: Store, cut_short: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    monkeypatch.setattr("model_registry.store._PAUSES", (0.0,))
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", cut_short)
-    with pytest.raises(StoreUnavailable):
+    with pytest.raises((StoreUnavailable, CorruptObject)):
         calls(Store(store.uri), tmp_path)[name]()
     assert not (tmp_path / "out").exists()
+
+
+class Damaged:
+    """A client of a server that has one object and cannot read it, ``times`` times, as after a flipped byte on disk."""
+
+    def __init__(self, client: Any, key: str, times: int) -> None:
+        self._client, self._key, self.times = client, key, times
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+    def _fail(self, key: str) -> None:
+        if key == self._key and self.times:
+            self.times -= 1
+            error = {"Error": {"Code": "InternalError"}, "ResponseMetadata": {"HTTPStatusCode": 500}}
+            raise ClientError(error, "GetObject")  # type: ignore[arg-type]
+
+    def get_object(self, **asked: Any) -> Any:
+        self._fail(asked["Key"])
+        return self._client.get_object(**asked)
+
+    def download_file(self, bucket: str, key: str, path: str) -> None:
+        self._fail(key)
+        self._client.download_file(bucket, key, path)
+
+
+def test_a_blob_that_cannot_be_read_is_made_again_and_nothing_is_deleted(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_registry.store._PAUSES", (0.0, 0.0))
+    entry = store.publish_bytes(b"precious", "a.bin")
+    key = Store.blob_key(entry.sha256)
+    shaky = Store(store.uri, client=Damaged(store.client, key, 2))  # type: ignore[arg-type]
+    assert shaky.fetch_bytes(entry) == b"precious", "it passed"
+    broken = Store(store.uri, client=Damaged(store.client, key, 9))  # type: ignore[arg-type]
+    with pytest.raises(CorruptObject, match="is there and cannot be read"):
+        broken.fetch(entry, tmp_path / "out")
+    assert not (tmp_path / "out").exists() and store.get(key) == b"precious"
+    later = Store(store.uri)
+    assert not broken.has_blob(entry) and not later.has_blob(entry), "it is to be computed again"
+    assert later.publish_bytes(b"precious", "a.bin") == entry
+    assert later.has_blob(entry) and Store(store.uri).has_blob(entry)
+    assert store.list_objects("unreadable/") == []
+
+
+def test_a_blob_that_can_be_read_again_is_there_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model_registry.store._PAUSES", ())
+    entry = store.publish_bytes(b"away for a while", "a.bin")
+    client = Damaged(store.client, Store.blob_key(entry.sha256), 1)
+    with pytest.raises(CorruptObject):
+        Store(store.uri, client=client).fetch_bytes(entry)  # type: ignore[arg-type]
+    assert not Store(store.uri).has_blob(entry)
+    assert Store(store.uri).fetch_bytes(entry) == b"away for a while"
+    assert Store(store.uri).has_blob(entry)
+
+
+def test_a_record_that_cannot_be_read_is_no_outage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model_registry.store._PAUSES", (0.0,))
+    store.write_record("stages/k.json", b"{}")
+    broken = Store(store.uri, client=Damaged(store.client, "stages/k.json", 9))  # type: ignore[arg-type]
+    with pytest.raises(CorruptObject, match="its disk may be damaged"):
+        broken.read_record("stages/k.json")
+
+
+def test_a_lost_manifest_is_written_again_from_the_stage_that_made_it(store: Store) -> None:
+    made = variant(store, b"weights of a champion")
+    store.delete_record(f"variants/{made.digest}.json")
+    store.write_record("stages/a.json", b"{damaged")
+    store.write_record("stages/b.json", canonical_json({"variants": [made.model_dump(mode="json", by_alias=True)]}))
+    store.write_record("stages/c.json", b'{"variants": null}')
+    assert store.load_variant(made.digest) == made
+    assert store.read_record(f"variants/{made.digest}.json") == made.to_json()
+    with pytest.raises(ObjectMissing):
+        store.load_variant("0" * 64)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "says"),
+    [
+        (400, "EntityTooLarge", StoreRefused, "EntityTooLarge"),
+        (400, "KeyTooLongError", StoreRefused, "KeyTooLong"),
+        (405, "MethodNotAllowed", StoreRefused, "refuses PutObject"),
+        (501, "NotImplemented", StoreRefused, "NotImplemented"),
+        (403, "RequestTimeTooSkewed", StoreRefused, "the clocks of this machine and of the store differ"),
+        (507, "XMinioStorageFull", StoreRefused, "it is full"),
+        (503, "SlowDown", StoreUnavailable, "SlowDown"),
+        (400, "RequestTimeout", StoreUnavailable, "RequestTimeout"),
+        (500, "InternalError", StoreUnavailable, "if its disk is full, make room"),
+        (403, "AccessDenied", StoreDenied, "refused the credentials"),
+    ],
+)
+def test_what_would_fail_again_is_no_outage(status: int, code: str, kind: type[StoreError], says: str) -> None:
+    def refuse(**_asked: Any) -> None:
+        error = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+        raise ClientError(error, "PutObject")  # type: ignore[arg-type]
+
+    client = SimpleNamespace(meta=SimpleNamespace(endpoint_url="http://x"), put_object=refuse)
+    with pytest.raises(kind, match=says):
+        Store("s3://b", client=client).put("k", b"")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("uri", ["winnow", "s3://", "s3://bucket/path", "http://bucket", "/tmp/x"])

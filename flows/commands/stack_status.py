@@ -145,13 +145,17 @@ def _alias(model: str) -> int | None:
 def _dead_runs(store: Store) -> list[str]:
     """Ids of recent runs that say they are running and whose process is gone."""
     from model_registry.owner import Owner
+    from model_registry.store import CorruptObject
 
     dead = []
     for key in store.list_records("runs/")[-_RUNS_LOOKED_AT:]:
-        record = json.loads(store.read_record(key) or b"{}")
-        owner = record.get("owner")
-        if record.get("status") == "running" and owner and Owner.model_validate(owner).provably_dead():
-            dead.append(str(record["run_id"]))
+        try:
+            record = json.loads(store.read_record(key) or b"{}")
+            owner = record.get("owner")
+            if record.get("status") == "running" and owner and Owner.model_validate(owner).provably_dead():
+                dead.append(str(record["run_id"]))
+        except (ValueError, AttributeError, KeyError, CorruptObject):  # damaged: whoever asks for that run is told
+            continue
     return dead
 
 

@@ -10,7 +10,7 @@ from flows.lineage import CONTROL, Made, MadeStep
 from flows.searching.budget_spec import SearchSpec
 from flows.spec import PipelineSpec
 from model_registry.manifest import canonical_json, hash_bytes
-from model_registry.store import Store
+from model_registry.store import CorruptObject, Store
 from model_registry.variant import Frozen, Record, Variant
 from tasks.evidence.search_summary import SearchSummary
 from tasks.running.source_hash import closure_hash, closure_libraries
@@ -98,12 +98,12 @@ def remember(store: Store, record: SearchRecord) -> None:
 
 def recall(store: Store, key: str) -> SearchRecord | None:
     """The search stored under the key, if it can be read and every file of a measured variant is still there."""
-    data = store.read_record(f"searches/{key}.json")
-    if data is None:
-        return None
     try:
-        record = SearchRecord.from_json(data)
-    except ValidationError:  # of an older version: search again, which overwrites it
+        data = store.read_record(f"searches/{key}.json")
+        record = SearchRecord.from_json(data) if data is not None else None
+    except (ValidationError, CorruptObject):  # of an older version, or damaged: search again, which overwrites it
+        return None
+    if record is None:
         return None
     files = [f for outcome in record.measured for v in outcome.variants for f in (*v.files, *outcome.files)]
     return record if all(store.has_blob(f) for f in files) else None

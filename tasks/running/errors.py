@@ -109,6 +109,10 @@ class StageOutOfMemory(WinnowError):
     """A stage grew past its memory limit and was ended."""
 
 
+class RunUnreadable(WinnowError):
+    """The stored record of a run is damaged."""
+
+
 class Interrupted(WinnowError):
     """The run was asked to stop."""
 
@@ -136,5 +140,5 @@ def named_errors() -> dict[str, type[Exception]]:
     ours: dict[str, type[Exception]] = {
         name: value for name, value in globals().items() if isinstance(value, type) and issubclass(value, WinnowError)
     }
-    stores = (store.StoreUnavailable, store.StoreDenied, store.ObjectMissing, store.BucketMissing, store.CorruptObject)
-    return ours | {error.__name__: error for error in stores}
+    stores = (store.StoreUnavailable, store.StoreDenied, store.StoreRefused, store.ObjectMissing, store.BucketMissing)
+    return ours | {error.__name__: error for error in (*stores, store.CorruptObject)}

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from model_registry.lease import lease
 from model_registry.manifest import FileEntry, canonical_json
-from model_registry.store import Store
+from model_registry.store import CorruptObject, Store
 from model_registry.variant import Record, Variant
 from tasks.running.files_read import changed_since
 from tasks.running.journal import journal
@@ -149,7 +149,10 @@ def _find(store: Store, key: str) -> tuple[StageRecord | None, str]:
 
     Else None and why it cannot be used ('' = there is none).
     """
-    data = store.read_record(f"stages/{key}.json")
+    try:
+        data = store.read_record(f"stages/{key}.json")
+    except CorruptObject as error:
+        return None, str(error)
     if data is None:
         return None, ""
     try:

@@ -56,9 +56,7 @@ def structural_rows(
     """The gates that a file's structure alone decides, trained or not: those of STRUCTURAL."""
     rows: list[GateRow] = []
     if spec.max_p95_ms is not None:
-        meaning = (
-            f"95th percentile latency, batch {costs.batch}: the baseline's times the share in turns with it"
-        )
+        meaning = f"95th percentile latency, batch {costs.batch}: the baseline's times the share in turns with it"
         value = costs.p95_beside(baseline_costs)
         rows.append(GateRow(gate="latency", meaning=meaning, value=value, limit=spec.max_p95_ms, unit="ms"))
     if spec.max_bytes is not None:
