@@ -301,6 +301,34 @@ class Store:
         """Bytes held, by bucket (current versions)."""
         return {b: sum(size for _, size, _ in self._list(b, "")) for b in (self.bucket, self.records_bucket)}
 
+    def inventory(self, bucket: str) -> Iterator[tuple[str, int, float]]:
+        """Key, bytes and time of the last change (seconds since the epoch) of all objects in one of both buckets."""
+        return self._list(bucket, "")
+
+    def older_versions(self, bucket: str) -> Iterator[tuple[str, str, int, float]]:
+        """Key, version, bytes and time of every version that is not the current one, then of all markers of deletion.
+
+        In this order, since a marker that goes before the versions under it would bring the last of them back.
+        """
+        more: dict[str, Any] = {}
+        markers = []
+        while True:
+            page = self._call(self.client.list_object_versions, Bucket=bucket, **more)
+            for item in page.get("Versions", ()):
+                if not item["IsLatest"]:
+                    yield item["Key"], item["VersionId"], item["Size"], item["LastModified"].timestamp()
+            for marker in page.get("DeleteMarkers", ()):
+                markers.append((marker["Key"], marker["VersionId"], 0, marker["LastModified"].timestamp()))
+            if not page.get("IsTruncated"):
+                yield from markers
+                return
+            more = {"KeyMarker": page["NextKeyMarker"], "VersionIdMarker": page["NextVersionIdMarker"]}
+
+    def remove(self, bucket: str, key: str, version: str | None = None) -> None:
+        """Delete an object, or one version of it for good."""
+        which = {"VersionId": version} if version else {}
+        self._call(self.client.delete_object, Bucket=bucket, Key=key, **which)
+
     # -- variants -----------------------------------------------------------------------------------------------
     def save_variant(self, variant: Variant) -> None:
         """Write the variant's manifest, last: its files must be in the store already."""

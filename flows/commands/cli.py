@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pull": ("flows.commands.command_compare", "Write a released model to a file."),
     "promote": ("flows.commands.command_release", "Put a registered version into service."),
     "rollback": ("flows.commands.command_release", "Put the previous champion back into service."),
+    "gc": ("flows.commands.command_gc", "Count, or remove, what takes space and nobody needs."),
     "serve": ("flows.commands.command_serve", "Run the endpoint in the foreground."),
     "schema": ("flows.commands.command_init", "Print the JSON Schema of the spec."),
     "init": ("flows.commands.command_init", "Scaffold a workload and a spec of your own."),
