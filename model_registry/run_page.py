@@ -134,8 +134,8 @@ def metrics(measurement: Measurement) -> dict[str, float]:
     m = measurement
     name = metric_name(m.metric.name)
     found: dict[str, float | None] = {
-        name: m.metric.value,
         "accuracy": m.accuracy,
+        name: m.metric.value,  # after it: a workload may call its own metric accuracy
         f"d_{name}": m.paired.difference if m.paired else 0.0,
         "p50_ms": m.p50_ms,
         "p95_ms": m.p95_ms,

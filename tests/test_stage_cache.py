@@ -66,7 +66,7 @@ def some_variant(name: str, content: str) -> Variant:
 
 def some_data(content: str) -> DataRef:
     metric = MetricRef(name="accuracy", better="higher", builtin=True)
-    return DataRef(fingerprint=content * 64, splits=(), columns={}, task="classification", metric=metric)
+    return DataRef(fingerprint=content * 64, splits=(), columns={}, task="classes", metric=metric)
 
 
 def test_the_second_call_reuses_and_says_from_where(store: Store, tmp_path: Path) -> None:

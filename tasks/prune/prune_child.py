@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.evidence.scoring import learns_classes
 from tasks.prune.channel_cut import Cut
 from tasks.prune.narrow import narrow
 from tasks.running.child import Child, Result
@@ -104,7 +103,7 @@ def _objective(child: Child, data: TrainingData) -> Objective:
     return distillation(
         data.workload.loss,
         answers,
-        classification=learns_classes(child.data, child.inputs["teacher"]),
+        task=child.data.task,
         temperature=child.spec["temperature"],
         alpha=child.spec["alpha"],
     )
