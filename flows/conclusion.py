@@ -28,6 +28,7 @@ from tasks.report.flip_pictures import flips_of
 from tasks.report.pages import write_report
 from tasks.report.run_report import RunReport
 from tasks.report.sequence_view import gap_sentence, sequence_sentence
+from tasks.running.task_kind import CHOICES
 from tasks.track import conclude
 
 DATA_DOCS = "data_docs.html"
@@ -109,7 +110,7 @@ def curl_line(run: OngoingRun, made: Made, chosen: Measured, url: str) -> str:
         for name, spec in names.items()
     ]
     body: dict[str, object] = {"inputs": inputs}
-    if made.checked.labels:
+    if made.checked.labels and made.checked.task in (*CHOICES, "labels"):
         body["outputs"] = [{"name": "label"}, {"name": "probability"}]
     text = json.dumps(body, separators=(",", ":"))
     if sum(len(item["data"]) for item in inputs) > _INLINE_ELEMENTS:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model_registry.answer_labels import ONE_OF_SEVERAL, SEVERAL_AT_ONCE
 from tasks.running.errors import WorkloadError
 from tasks.running.splits import TARGET, Columns, MetricRef
 from tasks.running.task_kind import BY_SIGMOID, BY_SOFTMAX, CHOICES, TaskKind, fits_classes, kind_by_shape
@@ -60,6 +61,13 @@ def settle_task(workload: Workload, answer: tuple[int, ...], targets: Mapping[st
     look.try_loss_and_metric(settled, kind)
     metric = settled.metric_ref(targets["train"], look.made_up_answers())
     return SettledTask(kind, metric, _says(look, kind, metric), tuple(_oddities(look, kind)))
+
+
+def labels_file(kind: TaskKind) -> str | None:
+    """Which of a variant's files holds the names of what it answers; None where a row has no label."""
+    if kind in CHOICES:
+        return ONE_OF_SEVERAL
+    return SEVERAL_AT_ONCE if kind == "labels" else None
 
 
 class _Look:
