@@ -58,7 +58,7 @@ SHELVES = {
     "report": {"running", "evidence"},
 }
 STEPS = {
-    *("data", "train", "ask", "distill", "allocate", "cut", "prune"),
+    *("data", "rehearse", "train", "ask", "distill", "allocate", "cut", "prune"),
     *("export", "quantize", "qat", "measure", "rival", "validate", "release"),
 }
 _NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)

@@ -56,6 +56,7 @@ def main(child: Child) -> Result:
         "before": narrowed.before.as_json(),
         "layers": narrowed.layers,
         "untraced": narrowed.untraced,
+        "left_alone": narrowed.left_alone,
         "batchnorm_layers": narrowed.batchnorm_layers,
         "validation": narrowed.validation,
     }

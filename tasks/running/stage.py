@@ -78,6 +78,8 @@ class Stage:
     machine_matters: bool = False
     workload_matters: bool = True
     exclusive: bool = False
+    looks: bool = False
+    """Whether it is computed for a plan, too: it takes seconds, and what comes after depends on what it finds."""
     threads: int | None = None
     """Compute threads of the child; None = all cores."""
     yields: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""What a run would compute or reuse: the flow is walked with a plan set, and nothing is computed."""
+"""What a run would compute or reuse: the flow is walked with a plan set, and only what looks is computed."""
 
 from __future__ import annotations
 
@@ -29,6 +29,10 @@ class Plan(BaseModel):
     def reuse(self, call: StageCall, reason: str) -> None:
         """The call's result is stored."""
         self.lines.append(PlanLine(name=call.name, action="reused", reason=reason))
+
+    def looked(self, call: StageCall, why: str) -> None:
+        """The call had to be computed for the plan."""
+        self.lines.append(PlanLine(name=call.name, action="looked", reason=why))
 
     def compute(self, call: StageCall, why: str) -> tuple[str, tuple[Variant, ...]]:
         """The call would be computed: the reason (``why``, unless an input is new), and variants in its result's place.

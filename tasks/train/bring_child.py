@@ -23,7 +23,7 @@ from tasks.torch_models.torch_variant import (
     untied,
 )
 from tasks.train.weights_file import kind_of, read_weights
-from tasks.workloads.task_check import labels_file, settle_task, targets_of
+from tasks.workloads.task_check import SettledTask, labels_file, settle_task, targets_of
 from tasks.workloads.workload import Workload, load_workload
 
 _ROWS = 3
@@ -56,7 +56,8 @@ def _bring_weights(child: Child, path: Path, workload: Workload, splits: dict[st
         ) from error
     validation = splits["validation"]
     _, outputs = tensor_specs(model.eval(), workload=workload, sample=validation)
-    workload = _settled(workload, outputs[0].shape, splits)
+    task = _task(workload, outputs[0].shape, splits)
+    workload = Workload(workload.user, workload.ref.model_copy(update={"task": task.kind}))
     child.progress(0.5, "weights fit, evaluating")
     loss, metric, _ = evaluate(model, workload=workload, columns=validation, device=child.job.device)
     variant = save(
@@ -68,7 +69,7 @@ def _bring_weights(child: Child, path: Path, workload: Workload, splits: dict[st
         name="teacher",
         stage="bring",
     )
-    values = {"parameters": parameter_count(model), "val_metric": metric, "val_loss": loss}
+    values = {"parameters": parameter_count(model), "val_metric": metric, "val_loss": loss, "task": task.as_json()}
     return Result(variants=(variant,), values=values)
 
 
@@ -88,9 +89,9 @@ def _bring_onnx(child: Child, path: Path, workload: Workload, splits: dict[str, 
     )
     few = {name: torch.from_numpy(values[:_ROWS].copy()) for name, values in splits["validation"].items()}
     rows = {name: value.numpy() for name, value in workload.batch(few)[0].items()}
-    task = _settled(workload, answer_shape(found, child.spec["weights"], rows), splits).ref.task
+    task = _task(workload, answer_shape(found, child.spec["weights"], rows), splits)
     files = [child.store.publish_bytes(found.data, "model.onnx")]
-    asset = labels_file(task) if task is not None else None
+    asset = labels_file(task.kind)
     own = {"label", "probability", "probabilities"} & {o.name for o in found.outputs}
     if labels is not None and asset is not None and not own:
         files.append(child.store.publish_bytes(canonical_json(labels), asset))
@@ -102,10 +103,10 @@ def _bring_onnx(child: Child, path: Path, workload: Workload, splits: dict[str, 
         inputs=found.inputs,
         outputs=found.outputs,
     )
-    return Result(variants=(variant,), values={"parameters": found.cost.parameters, "macs": found.cost.macs})
+    values = {"parameters": found.cost.parameters, "macs": found.cost.macs, "task": task.as_json()}
+    return Result(variants=(variant,), values=values)
 
 
-def _settled(workload: Workload, answer: tuple[int, ...], splits: dict[str, Columns]) -> Workload:
-    """The workload once it is settled what it learns: what is evaluated and written depends on that."""
-    found = settle_task(workload, answer, {name: targets_of(workload, columns) for name, columns in splits.items()})
-    return Workload(workload.user, workload.ref.model_copy(update={"task": found.kind}))
+def _task(workload: Workload, answer: tuple[int, ...], splits: dict[str, Columns]) -> SettledTask:
+    """What is evaluated and written depends on what the workload learns."""
+    return settle_task(workload, answer, {name: targets_of(workload, columns) for name, columns in splits.items()})

@@ -33,6 +33,11 @@ class SettledTask:
     says: str
     warnings: tuple[str, ...] = ()
 
+    def as_json(self) -> dict[str, Any]:
+        """As a stage's value."""
+        metric = self.metric.model_dump(mode="json")
+        return {"kind": self.kind, "metric": metric, "says": self.says, "warnings": list(self.warnings)}
+
 
 def targets_of(workload: Workload, columns: Columns) -> Targets:
     """All targets [N, ...] of a split, as the workload's batch() gives them."""
