@@ -25,6 +25,7 @@ from tasks.evidence.split_inputs import split_inputs
 from tasks.release.ledger_protocol import patiently
 from tasks.report.chosen_layers import chosen_layers
 from tasks.report.flip_pictures import flips_of
+from tasks.report.headline import headline
 from tasks.report.pages import write_report
 from tasks.report.run_report import RunReport
 from tasks.report.sequence_view import gap_sentence, sequence_sentence
@@ -80,6 +81,7 @@ def _conclude(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: 
         files=written,
         tags={name: value for name, value in tags.items() if value},
         links=report.links,
+        remarks=(headline(report).sentence, *report.warnings, *report.notes),
     )
     _show_in_prefect(report, tracked)
 

@@ -86,7 +86,8 @@ class Made:
         """Sentences for the report: what is learned, what distillation gained over its control, what was left out."""
         task = (f"Task {self._task['says']}.",) if self._task else ()
         gains = (_gain(step.outcome.values) for step in self.steps if "gain" in step.outcome.values)
-        return (*task, *gains, *omitted(step.outcome for step in self.steps))
+        untried = (f"Not tried: {what.rstrip('.')}." for what in (self.search.untried if self.search else ()))
+        return (*task, *gains, *omitted(step.outcome for step in self.steps), *untried)
 
     @property
     def _task(self) -> dict[str, Any]:
