@@ -31,7 +31,11 @@ def settle(job: Job, spec: PipelineSpec, data: DataRef) -> Outcome:
     plan, task = planning.get(), outcome.values.get("task")
     if plan is not None and task is not None:
         plan.lines.append(
-            PlanLine(name="task", action=task["kind"], reason="; ".join([task["says"], *task["warnings"]]))
+            PlanLine(
+                name="task",
+                action=task["kind"],
+                reason="; ".join([task["says"].removeprefix(f"{task['kind']}: "), *task["warnings"]]),
+            )
         )
     return outcome
 

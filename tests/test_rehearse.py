@@ -16,7 +16,7 @@ from tasks.rehearse.rehearse_child import main
 from tasks.running.child import Child
 from tasks.running.errors import WorkloadError
 from tasks.running.splits import Columns, DataRef
-from tasks.running.stage import Outcome
+from tasks.running.stage import Outcome, WorkloadRef
 from tasks.torch_models.torch_variant import load
 from tasks.workloads.workload import Workload, load_workload
 
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from taught_workloads import ROWS, job_for, put_data
 else:  # tests/ is no package at run time
     from taught_workloads import ROWS, job_for, put_data
-
-from tasks.running.stage import WorkloadRef
 
 
 class Rings:
@@ -43,9 +41,9 @@ class Rings:
         return made
 
     def model(self, role: str) -> nn.Module:
-        net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
-        nn.init.zeros_(net[2].weight)
-        return net
+        head = nn.Linear(8, 1)
+        nn.init.zeros_(head.weight)
+        return nn.Sequential(nn.Linear(2, 8), nn.ReLU(), head)
 
     def labels(self) -> list[str]:
         return ["inside", "outside"]
