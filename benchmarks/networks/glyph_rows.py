@@ -66,7 +66,7 @@ class GreyImages:
 
 @cache
 def _drawn(rows: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """``rows`` images, [rows, 1, 28, 28], and their classes, [rows]; characters are turned, sheared, scaled, shifted."""
+    """``rows`` images, [rows, 1, 28, 28], and their classes, [rows]; each character turned, sheared, scaled, moved."""
     generator = torch.Generator().manual_seed(seed)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
