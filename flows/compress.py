@@ -13,6 +13,7 @@ from flows.champion import refused_decision, standing_champion
 from flows.conclusion import concluding, curl_line
 from flows.lineage import Made, MadeStep
 from flows.ongoing_run import OngoingRun, make_job, open_run
+from flows.rehearsal import settle, try_stages
 from flows.searching.search import search
 from flows.spec import PipelineSpec, load_spec
 from model_registry.store import CorruptObject, ObjectMissing
@@ -25,6 +26,7 @@ from tasks.measure import measure, measurement_of
 from tasks.prune import prune
 from tasks.qat import qat
 from tasks.quantize import quantize
+from tasks.rehearse import settled_data
 from tasks.release.deploy import deploy
 from tasks.release.ledger_protocol import patiently
 from tasks.release.register import register
@@ -35,7 +37,7 @@ from tasks.running.splits import DataRef
 from tasks.running.stage import Job
 from tasks.running.stage_plan import Plan, PlanLine, planning
 from tasks.track import track
-from tasks.train import TrainSpec, bring, train
+from tasks.train import TrainSpec, train
 from tasks.validate import decision_of, refuse_hopeless, validate
 
 RUNNER: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=2)
@@ -70,14 +72,17 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
     data = check_data(job, spec.data)
     import_ahead(data)
     checked = data_ref(data)
-    refuse_hopeless(spec.gates, checked)
 
-    brought = bring(job, spec.teacher, data=checked) if spec.teacher else None
-    trained = brought or train(job, spec.train or TrainSpec(), data=checked)
+    settled = settle(job, spec, checked)  # brought, or untrained
+    checked = settled_data(checked, settled)
+    job = job.learning(checked.task)
+    refuse_hopeless(spec.gates, checked)
+    try_stages(job, spec, checked, settled.variant)
+    trained = settled if spec.teacher else train(job, spec.train or TrainSpec(), data=checked)
     import_ahead(trained)
     others = more_teachers(job, spec, checked)
     if spec.search:  # a budget in, the proven best variant out
-        return search(job, spec, data=data, checked=checked, trained=trained, others=others)
+        return search(job, spec, data=data, checked=checked, trained=trained, others=others).with_task(settled)
     teacher = student = trained.variant
     models, controls = [MadeStep(trained)], tuple[str, ...]()
     if spec.distill:  # the student, and its control trained without the teacher
@@ -109,7 +114,8 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
     variants = [v for s in [*exported, *quantized] for v in s.variants]
     baseline = measure(job, spec.measure, data=checked, variant=variants[0])
     measured = [measure(job, spec.measure, data=checked, variant=v, baseline=baseline) for v in variants[1:]]
-    return Made(data, checked, (*models, *exported, *quantized), (baseline, *measured))
+    made = Made(data, checked, (*models, *exported, *quantized), (baseline, *measured))
+    return made.with_task(settled)
 
 
 def more_teachers(job: Job, spec: PipelineSpec, data: DataRef) -> tuple[Variant, ...]:
@@ -121,6 +127,7 @@ def more_teachers(job: Job, spec: PipelineSpec, data: DataRef) -> tuple[Variant,
 
 def release(run: OngoingRun, made: Made) -> RunReport:
     """From measured variants to the champion: proven on the test split, tracked, registered, deployed."""
+    run.job = run.job.learning(made.checked.task)
     job, spec, checked = run.job, run.spec, made.checked
     champion = patiently(lambda: standing_champion(run, made))
     opponent = None
@@ -193,7 +200,7 @@ def compare_with_rival(run: OngoingRun, spec: RivalSpec, data: DataRef) -> None:
 
 
 def plan(spec: PipelineSpec) -> list[PlanLine]:
-    """What a run of the spec would compute or reuse up to the measurements, and why. Computes nothing."""
+    """What a run of the spec would compute or reuse up to the measurements, and why. Only looks: nothing is trained."""
     plan = Plan()
     token = planning.set(plan)
     try:

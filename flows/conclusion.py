@@ -25,9 +25,11 @@ from tasks.evidence.split_inputs import split_inputs
 from tasks.release.ledger_protocol import patiently
 from tasks.report.chosen_layers import chosen_layers
 from tasks.report.flip_pictures import flips_of
+from tasks.report.headline import headline
 from tasks.report.pages import write_report
 from tasks.report.run_report import RunReport
 from tasks.report.sequence_view import gap_sentence, sequence_sentence
+from tasks.running.task_kind import CHOICES
 from tasks.track import conclude
 
 DATA_DOCS = "data_docs.html"
@@ -79,6 +81,7 @@ def _conclude(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: 
         files=written,
         tags={name: value for name, value in tags.items() if value},
         links=report.links,
+        remarks=(headline(report).sentence, *report.warnings, *report.notes),
     )
     _show_in_prefect(report, tracked)
 
@@ -109,7 +112,7 @@ def curl_line(run: OngoingRun, made: Made, chosen: Measured, url: str) -> str:
         for name, spec in names.items()
     ]
     body: dict[str, object] = {"inputs": inputs}
-    if made.checked.labels:
+    if made.checked.labels and made.checked.task in (*CHOICES, "labels"):
         body["outputs"] = [{"name": "label"}, {"name": "probability"}]
     text = json.dumps(body, separators=(",", ":"))
     if sum(len(item["data"]) for item in inputs) > _INLINE_ELEMENTS:

@@ -14,6 +14,7 @@ from model_registry.variant import Variant
 from tasks.evidence.pareto import pareto_digests
 from tasks.evidence.search_summary import SearchSummary
 from tasks.measure import measurement_of
+from tasks.report.left_out import omitted
 from tasks.running.splits import DataRef
 from tasks.running.stage import Outcome
 
@@ -54,10 +55,16 @@ class Made:
     steps: tuple[MadeStep, ...]
     measured: tuple[Outcome, ...]
     search: SearchSummary | None = None
+    settled: Outcome | None = None
+    """What settled the task: an untrained model, or weights that were brought."""
 
     def with_search(self, summary: SearchSummary) -> Made:
         """The same, as the end of a search."""
         return replace(self, search=summary)
+
+    def with_task(self, settled: Outcome) -> Made:
+        """The same, with what settled the task."""
+        return replace(self, settled=settled)
 
     @cached_property
     def measurements(self) -> tuple[Measurement, ...]:
@@ -71,13 +78,21 @@ class Made:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What the data checks found that does not stop a run."""
-        return tuple(str(warning) for warning in self.data.values.get("warnings", ()))
+        """What the data checks and the comparison of targets and answers found that does not stop a run."""
+        return tuple(map(str, (*self.data.values.get("warnings", ()), *self._task.get("warnings", ()))))
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """Sentences for the report: what distillation gained over its control."""
-        return tuple(_gain(step.outcome.values) for step in self.steps if "gain" in step.outcome.values)
+        """Sentences for the report: what is learned, what distillation gained over its control, what was left out."""
+        task = (f"Task {self._task['says']}.",) if self._task else ()
+        gains = (_gain(step.outcome.values) for step in self.steps if "gain" in step.outcome.values)
+        untried = (f"Not tried: {what.rstrip('.')}." for what in (self.search.untried if self.search else ()))
+        return (*task, *gains, *omitted(step.outcome for step in self.steps), *untried)
+
+    @property
+    def _task(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.settled.values.get("task", {}) if self.settled else {}
+        return found
 
     @cached_property
     def variants(self) -> dict[str, Variant]:

@@ -36,6 +36,7 @@ _REMOVED = {"tune"}
 """Sections of older specs: they still load."""
 STAGES = Literal[
     "data",
+    "rehearse",
     "train",
     "bring",
     "sensitivity",

@@ -18,6 +18,8 @@ from model_registry.variant import Frozen, Variant
 Status = Literal["running", "released", "registered", "refused", "failed", "interrupted", "crashed"]
 """Tag ``winnow.status`` of a parent run; ``registered``: deployment was switched off, ``refused``: by the gates."""
 
+_REMARKS, _REMARK = 12, 300
+"""Remarks in a description, and letters of each: MLflow keeps 8000 of a tag."""
 _NAME = re.compile(r"[^A-Za-z0-9_./: -]")  # what MLflow does not take in a metric name
 
 
@@ -134,8 +136,8 @@ def metrics(measurement: Measurement) -> dict[str, float]:
     m = measurement
     name = metric_name(m.metric.name)
     found: dict[str, float | None] = {
-        name: m.metric.value,
         "accuracy": m.accuracy,
+        name: m.metric.value,  # after it: a workload may call its own metric accuracy
         f"d_{name}": m.paired.difference if m.paired else 0.0,
         "p50_ms": m.p50_ms,
         "p95_ms": m.p95_ms,
@@ -248,8 +250,10 @@ def variants_table(rows: Sequence[VariantRun]) -> str:
     return "\n".join(lines)
 
 
-def run_note(rows: Sequence[VariantRun], status: str, links: Iterable[tuple[str, str]] = ()) -> str:
-    """Description of a parent run: how it ended, its variants, where else to look."""
+def run_note(
+    rows: Sequence[VariantRun], status: str, links: Iterable[tuple[str, str]] = (), remarks: Sequence[str] = ()
+) -> str:
+    """Description of a parent run: how it ended and why, its variants, what else is worth a sentence, where to look."""
     measured = next((row.measurement for row in rows if row.measurement is not None), None)
     parts = [f"### {status}", variants_table(rows)]
     if measured is not None:
@@ -259,6 +263,10 @@ def run_note(rows: Sequence[VariantRun], status: str, links: Iterable[tuple[str,
             f"{measured.batch}, {h.cpu} ({h.cores} cores, {h.cpu_class}), ONNX Runtime {h.onnxruntime}. "
             "◆ = on the Pareto front of metric, latency and size."
         )
+    if remarks:
+        lines = [f"- {remark.replace(chr(10), ' ')[:_REMARK]}" for remark in remarks[:_REMARKS]]
+        more = [f"- and {len(remarks) - _REMARKS} more in the report"] if len(remarks) > _REMARKS else []
+        parts.append("\n".join([*lines, *more]))
     shown = [f"[{text}]({url})" for text, url in links if url]
     if shown:
         parts.append(" · ".join(shown))

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from model_registry.answer_labels import ONE_OF_SEVERAL, SEVERAL_AT_ONCE
 from model_registry.cpu_class import require_cpu_class
 from model_registry.variant import RuntimeSpec, TensorSpec, Variant
 from serving.exceptions import EngineLoadError, EngineRunError
+from serving.labelled import Labelling
 from serving.onnx_safety import check_onnx
 from serving.tensors import NUMPY, ONNX, Array, bytes_array
 from serving.verified_file import read_verified
 
-MODEL, LABELS = "model.onnx", "assets/labels.json"
-LABEL = TensorSpec(name="label", datatype="BYTES", shape=(-1,))
-PROBABILITY = TensorSpec(name="probability", datatype="FP32", shape=(-1,))
+MODEL = "model.onnx"
 
 _LEVELS = {
     "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -41,8 +41,8 @@ class Engine:
         threads: intra-op threads instead of the variant's own, for measurements.
 
     Attributes:
-        inputs, outputs: tensor specs as served; with labels, ``label`` (BYTES [-1]) and ``probability`` (FP32 [-1])
-            follow the graph's own outputs.
+        inputs, outputs: tensor specs as served; with labels, those of :class:`serving.labelled.Labelling` follow the
+            graph's own outputs.
         graph_outputs: names of the graph's own outputs.
 
     Raises:
@@ -61,9 +61,9 @@ class Engine:
         self.graph_outputs = tuple(output.name for output in self._session.get_outputs())
         self.inputs, self.outputs = variant.inputs, variant.outputs
         self._text_inputs = {spec.name for spec in self.inputs if spec.datatype == "BYTES"}
-        self.labels = self._load_labels(folder)
-        if self.labels:
-            self.outputs = (*self.outputs, LABEL, PROBABILITY)
+        self._labelling = self._load_labels(folder)
+        if self._labelling is not None:
+            self.outputs = (*self.outputs, *self._labelling.outputs)
 
     def run(self, inputs: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once and return the outputs asked for (all by default), in their order.
@@ -82,8 +82,8 @@ class Engine:
         except Exception as error:  # ONNX Runtime raises a family of classes without a common base
             raise EngineRunError(f"{type(error).__name__}: {error}") from error
         found = {name: _from_text(array) if array.dtype == object else array for name, array in found.items()}
-        if needs_labels:
-            found |= self._classify(found[self.graph_outputs[0]])
+        if needs_labels and self._labelling is not None:
+            found |= self._labelling(found[self.graph_outputs[0]])
         return {name: found[name] for name in wanted}
 
     def warm_up(self, runs: int = 2) -> None:
@@ -101,41 +101,31 @@ class Engine:
                     f"variant {self.variant.name!r} fails on an input of zeros: {error}; check the exported graph"
                 ) from error
 
-    def _classify(self, logits: Array) -> dict[str, Array]:
-        """Winning label and its softmax probability per row; a row that is not finite gets no label and NaN."""
-        if logits.ndim != 2 or logits.shape[1] != len(self.labels):
-            raise EngineRunError(f"{len(self.labels)} labels for an output of shape {list(logits.shape)}")
-        with np.errstate(invalid="ignore", over="ignore"):
-            shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-            probability = shifted.max(axis=1) / shifted.sum(axis=1)
-        winners = logits.argmax(axis=1)
-        named = [
-            self.labels[winner] if finite else b""
-            for winner, finite in zip(winners.tolist(), np.isfinite(probability).tolist(), strict=True)
-        ]
-        return {"label": bytes_array(named, (len(named),)), "probability": probability.astype(np.float32)}
-
-    def _load_labels(self, folder: Path) -> list[bytes]:
-        entry = next((file for file in self.variant.files if file.path == LABELS), None)
-        if entry is None:
-            return []
+    def _load_labels(self, folder: Path) -> Labelling | None:
+        named = [file for file in self.variant.files if file.path in (ONE_OF_SEVERAL, SEVERAL_AT_ONCE)]
+        if not named:
+            return None
+        entry = named[0]
         try:
             labels = json.loads(read_verified(folder, entry))
         except ValueError as error:
-            raise EngineLoadError(f"{LABELS} of variant {self.variant.name!r} is not JSON: {error}") from error
-        first = self.outputs[0]
+            raise EngineLoadError(f"{entry.path} of variant {self.variant.name!r} is not JSON: {error}") from error
         if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
-            raise EngineLoadError(f"{LABELS} of variant {self.variant.name!r} must be a JSON list of strings")
-        if first.datatype != "FP32" or len(first.shape) != 2 or first.shape[1] not in (-1, len(labels)):
+            raise EngineLoadError(f"{entry.path} of variant {self.variant.name!r} must be a JSON list of strings")
+        labelling = Labelling(
+            tuple(label.encode() for label in labels), self.outputs[0], several=entry.path == SEVERAL_AT_ONCE
+        )
+        if not labelling.fits():
+            first = self.outputs[0]
             raise EngineLoadError(
                 f"variant {self.variant.name!r} has {len(labels)} labels, which need a first output FP32 "
                 f"[-1, {len(labels)}]; it is {first.datatype} {list(first.shape)}"
             )
-        if taken := {LABEL.name, PROBABILITY.name} & {spec.name for spec in self.outputs}:
+        if taken := {spec.name for spec in labelling.outputs} & {spec.name for spec in self.outputs}:
             raise EngineLoadError(
                 f"variant {self.variant.name!r} has labels, and outputs of its own called {sorted(taken)}; rename them"
             )
-        return [label.encode() for label in labels]
+        return labelling
 
 
 def _new_session(folder: Path, variant: Variant, threads: int) -> Any:

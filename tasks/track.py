@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -97,6 +98,7 @@ def conclude(
     files: dict[str, Path] | None = None,
     tags: dict[str, str] | None = None,
     links: dict[str, str] | None = None,
+    remarks: Sequence[str] = (),
 ) -> str:
     """End the parent run with its status and its files; returns its page.
 
@@ -104,6 +106,7 @@ def conclude(
         status: how it ended; a refused run is FINISHED in MLflow, with all its variants to compare.
         files: name among the artifacts -> local file or folder (report, plot, model card, data docs).
         tags: e.g. version and endpoint.
+        remarks: sentences for the description: why it ended so, warnings, what was left out.
     """
     registry, run = Registry.from_environment(), tracked.run
     if files:
@@ -114,7 +117,8 @@ def conclude(
                 shutil.copytree(path, target) if path.is_dir() else shutil.copyfile(path, target)
             registry.log_folder(run, Path(folder))
     pages = {name: run.file_url(name) for name in files or {} if not name.endswith(".json")}
-    note = {"mlflow.note.content": run_note(rows, status, list({**(links or {}), **pages}.items()))} if rows else {}
+    shown = list({**(links or {}), **pages}.items())
+    note = {"mlflow.note.content": run_note(rows, status, shown, remarks)} if rows else {}
     registry.end_run(run, status, {**(tags or {}), **note})
     return run.url
 

@@ -46,7 +46,7 @@ def store_splits(store: Store, splits: dict[str, Columns]) -> DataRef:
         fingerprint="".join(ref.file.sha256[:16] for ref in refs[:4]),
         splits=refs,
         columns=columns,
-        task="classification" if integers else "regression",
+        task="classes" if integers else "regression",
         metric=MetricRef(
             name="accuracy" if integers else "mse", better="higher" if integers else "lower", builtin=True
         ),

@@ -72,7 +72,7 @@ def make_data(store: Store, *, rows: int = 300, test_rows: int = 300, **changes:
             "features": ColumnSpec(dtype="float32", shape=(FEATURES,)),
             "target": ColumnSpec(dtype="int64", shape=()),
         },
-        "task": "classification",
+        "task": "classes",
         "metric": MetricRef(name="accuracy", better="higher", builtin=True),
         "labels": ("red", "green", "blue"),
     }

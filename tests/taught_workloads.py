@@ -130,7 +130,7 @@ def put_data(store: Store, workload: Workload) -> DataRef:
         fingerprint="f",
         splits=tuple(refs),
         columns={n: ColumnSpec(dtype=v.dtype.name, shape=v.shape[1:]) for n, v in train.items()},
-        task="classification" if whole else "regression",
+        task="classes" if whole else "regression",
         metric=MetricRef(name=metric.name, better=metric.better, builtin=True),
         labels=workload.labels(),
     )

@@ -136,7 +136,7 @@ def test_the_damage_is_that_of_really_removing_the_channels(family: str) -> None
         asked,
         groups,
         {group.name: [group.width // 2, group.lowest] for group in structure.groups},
-        classification=True,
+        task="classes",
         progress=lambda fraction, text: None,
     )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items() if "num_b" not in name)
@@ -163,7 +163,7 @@ def test_the_damage_of_a_regression_is_a_share_of_its_variance() -> None:
     structure, groups = read(model)
     pruner = ChannelPruner(model, images(), ratio=0.5)
     keeps = {group.name: [group.lowest] for group in structure.groups}
-    found = measure_damage(pruner, rows(), groups, keeps, classification=False, progress=lambda fraction, text: None)
+    found = measure_damage(pruner, rows(), groups, keeps, task="regression", progress=lambda fraction, text: None)
     assert all(0 < damage < 100 for ((_, damage),) in found.values())
     assert damage_at([(8, 1.0), (2, 4.0)], 16, 16) == 0.0
     assert [damage_at([(8, 1.0), (2, 4.0)], 16, keep) for keep in (12, 8, 5, 2, 1)] == [0.5, 1.0, 2.5, 4.0, 4.0]

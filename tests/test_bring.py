@@ -316,3 +316,34 @@ def test_labels_are_left_out_where_the_file_has_such_an_output(store: Store, tmp
     (tmp_path / "w").write_bytes(onnx_classifier(output="label").SerializeToString())
     (variant,) = bring(store, taught("Squares"), tmp_path / "w").variants
     assert [f.path for f in variant.files] == ["model.onnx"]
+
+
+def listed() -> ModelProto:
+    """As IR 3 had it: the weights are inputs, too."""
+    model = onnx_classifier()
+    model.ir_version, model.opset_import[0].version = 3, 11
+    model.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [64, 2]))
+    return model
+
+
+def test_a_file_that_lists_its_weights_among_the_inputs_becomes_the_teacher(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "w").write_bytes(listed().SerializeToString())
+    (variant,) = bring(store, taught("Squares"), tmp_path / "w").variants
+    assert [spec.name for spec in variant.inputs] == ["image"]
+    model = onnx.load_from_string(store.fetch_bytes(variant.file("model.onnx")))
+    assert [value.name for value in model.graph.input] == ["image"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"ir_version": 14}, r"has IR version 14; the newest that ONNX Runtime [\d.]+ takes is \d+: export it with"),
+        ({"operator": "Hann"}, r"no valid ONNX model|does not take it"),
+    ],
+)
+def test_what_the_runtime_does_not_take_is_refused_when_it_is_brought(changes: dict[str, Any], says: str) -> None:
+    model = onnx_classifier()
+    model.ir_version = changes.get("ir_version", 8)
+    model.graph.node[0].op_type = changes.get("operator", "Flatten")
+    with pytest.raises(WeightsMismatch, match=says):
+        read_onnx(model.SerializeToString(), "w.onnx", wanted=(IMAGE,), classes=2)

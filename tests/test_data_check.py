@@ -39,7 +39,7 @@ def checked(flaw: str = "none", **spec: Any) -> Checked:
     workload = flawed_workloads.Flawed(flaw)
     return check_splits(
         storable(workload.splits()),
-        task="classification",
+        task="classes",
         labels=tuple(workload.labels()),
         own_frame=lambda split: None,
         spec=DataSpec.model_validate(spec).model_dump(mode="json"),
@@ -183,7 +183,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_checked_data_lies_in_the_store_and_is_known_by_content(store: Store) -> None:
     outcome = ask(store, "flawed_workloads:Flawed", flaw="duplicate")
     data = data_ref(outcome)
-    assert data.task == "classification" and data.labels == ("<b>ant</b>", "bee", "cat")
+    assert data.task == "classes" and data.labels == ("<b>ant</b>", "bee", "cat")
     assert {name: (c.dtype, c.shape) for name, c in data.columns.items()} == {
         "image": ("float32", (1, 4, 4)),
         "target": ("int64", ()),

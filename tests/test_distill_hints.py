@@ -99,7 +99,7 @@ def teach(
     workload = taught("Squares")
     teacher = build(workload, "teacher", {}, seed=3)
     splits = workload.splits()
-    base = distillation(workload.loss, LiveAnswers(teacher), classification=True, temperature=2.0, alpha=0.5)
+    base = distillation(workload.loss, LiveAnswers(teacher), task="classes", temperature=2.0, alpha=0.5)
     images = {"image": torch.from_numpy(splits["train"]["image"][:2])}
     with hinted(base, teacher=teacher, student=student, pairs=pairs, weight=weight, inputs=images, seed=1) as goal:
         before = [parameter.detach().clone() for parameter in goal.parameters()]
@@ -139,7 +139,7 @@ def test_features_come_closer() -> None:
         columns = workload.splits()["validation"]
         inputs = {"image": torch.from_numpy(columns["image"]) / 16}
         batch = TrainingBatch(inputs, torch.from_numpy(columns["target"]), torch.arange(100))
-        silent = distillation(workload.loss, LiveAnswers(teacher), classification=True, temperature=1.0, alpha=1.0)
+        silent = distillation(workload.loss, LiveAnswers(teacher), task="classes", temperature=1.0, alpha=1.0)
         with (
             torch.no_grad(),
             hinted(silent, teacher=teacher, student=model, pairs=PAIRS, weight=1.0, inputs=inputs, seed=1) as fresh,

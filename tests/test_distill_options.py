@@ -181,10 +181,10 @@ def test_finished_trials_are_not_trained_again_after_a_kill(store: Store, capsys
 
 
 def test_only_what_is_open_is_tried() -> None:
-    assert candidates(3.0, 0.2, classification=True) == (Mix(3.0, 0.2),)
-    assert {m.temperature for m in candidates(3.0, "auto", classification=True)} == {3.0}
-    assert {m.alpha for m in candidates("auto", 0.7, classification=True)} == {0.7}
-    assert candidates("auto", 0.7, classification=False) == (Mix(1.0, 0.7),)
+    assert candidates(3.0, 0.2, softened=True) == (Mix(3.0, 0.2),)
+    assert {m.temperature for m in candidates(3.0, "auto", softened=True)} == {3.0}
+    assert {m.alpha for m in candidates("auto", 0.7, softened=True)} == {0.7}
+    assert candidates("auto", 0.7, softened=False) == (Mix(1.0, 0.7),)
 
 
 def fitted(*losses: float) -> Fitted:

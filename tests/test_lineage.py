@@ -62,3 +62,14 @@ def test_what_a_student_is_too_is_no_control() -> None:
     student, control = variant("student", "1"), variant("control", "1")
     made = made_of(MadeStep(of(student)), MadeStep(of(control), (), (control.digest,)))
     assert not made.controls and student.digest == control.digest
+
+
+def test_findings_tell_the_task_and_what_was_left_out() -> None:
+    step = of(variant("student", "1")).model_copy(
+        update={"stage": "quantize", "values": {"skipped": {"bf16": "no CPU"}}}
+    )
+    task = {"says": "binary: one logit a row", "warnings": ["every target is 0: there is nothing to tell apart"]}
+    settled = outcome("rehearse").model_copy(update={"values": {"task": task}})
+    made = made_of(MadeStep(step)).with_task(settled)
+    assert made.findings == ("Task binary: one logit a row.", "Left out: bf16 of quantize: no CPU.")
+    assert made.warnings == ("every target is 0: there is nothing to tell apart",)

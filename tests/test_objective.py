@@ -14,6 +14,7 @@ from tasks.torch_models.objective import (
     TrainingBatch,
     distillation,
     mean_answers,
+    soft_label_loss,
     soft_target_loss,
 )
 
@@ -63,7 +64,7 @@ def test_extra_dimensions_are_positions() -> None:
 def test_alpha_is_the_teachers_share(alpha: float) -> None:
     student, teacher, asked = batch()
     answers = StoredAnswers(torch.cat([torch.full((3, 4), 99.0), teacher]))
-    goal = distillation(cross_entropy, answers, classification=True, temperature=2.0, alpha=alpha)
+    goal = distillation(cross_entropy, answers, task="classes", temperature=2.0, alpha=alpha)
     soft, hard = soft_target_loss(student, teacher, temperature=2.0), cross_entropy(student, asked.targets)
     assert float(goal(student, asked)) == pytest.approx(float(alpha * soft + (1 - alpha) * hard), rel=1e-6)
 
@@ -71,7 +72,7 @@ def test_alpha_is_the_teachers_share(alpha: float) -> None:
 def test_regression_matches_the_teachers_outputs() -> None:
     student, teacher, asked = batch()
     answers = StoredAnswers(torch.cat([torch.zeros(3, 4), teacher]))
-    goal = distillation(nn.functional.mse_loss, answers, classification=False, temperature=2.0, alpha=1.0)
+    goal = distillation(nn.functional.mse_loss, answers, task="regression", temperature=2.0, alpha=1.0)
     assert float(goal(student, asked)) == pytest.approx(float(((student - teacher) ** 2).mean()), rel=1e-6)
 
 
@@ -81,7 +82,7 @@ def test_alpha_1_needs_no_targets() -> None:
 
     student, teacher, asked = batch()
     answers = StoredAnswers(torch.cat([torch.zeros(3, 4), teacher]))
-    goal = distillation(no_loss, answers, classification=True, temperature=1.0, alpha=1.0)
+    goal = distillation(no_loss, answers, task="classes", temperature=1.0, alpha=1.0)
     assert torch.isfinite(goal(student, asked))
 
 
@@ -116,3 +117,20 @@ def test_several_teachers_answer_the_mean_of_their_logits() -> None:
 def test_hard_is_the_workloads_loss() -> None:
     student, _, asked = batch()
     assert Hard(cross_entropy)(student, asked) == cross_entropy(student, asked.targets)
+
+
+def test_one_logit_teaches_as_the_two_classes_that_it_stands_for() -> None:
+    student, teacher = torch.randn(32, 1), 3 * torch.randn(32, 1)
+    pairs = [torch.cat([torch.zeros_like(logit), logit], dim=1) for logit in (student, teacher)]
+    found = soft_label_loss(student, teacher, temperature=2.0)
+    assert float(found) == pytest.approx(float(soft_target_loss(pairs[0], pairs[1], temperature=2.0)), rel=1e-5)
+    assert float(soft_target_loss(student, teacher, temperature=2.0)) == 0.0  # one column: nothing to learn
+    assert float(soft_label_loss(teacher[:, 0], teacher, temperature=2.0)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_several_labels_are_taught_one_by_one() -> None:
+    student, teacher, asked = batch()
+    answers = StoredAnswers(torch.cat([torch.zeros(3, 4), teacher]))
+    goal = distillation(cross_entropy, answers, task="labels", temperature=2.0, alpha=1.0)
+    one_by_one = [soft_label_loss(student[:, i], teacher[:, i], temperature=2.0) for i in range(4)]
+    assert float(goal(student, asked)) == pytest.approx(float(sum(one_by_one)) / 4, rel=1e-5)

@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from model_registry.variant import TensorSpec, Variant
 from tasks.evidence.number_text import is_share
-from tasks.evidence.scoring import builtin_scores, learns_classes
+from tasks.evidence.scoring import builtin_scores
 from tasks.running.errors import WorkloadError
-from tasks.running.splits import ColumnSpec, DataRef, MetricRef
 from tasks.running.stage import WorkloadRef
-from tasks.workloads.sample_scores import fits_classes, iou_scores, pixel_accuracy_scores
+from tasks.running.task_kind import fits_classes
+from tasks.workloads.sample_scores import iou_scores, pixel_accuracy_scores
 from tasks.workloads.workload import IOU, PIXEL_ACCURACY, Metric, Workload
 
 TARGETS = np.array([[[0, 0], [1, 1]], [[0, 0], [0, 0]], [[0, 255], [1, 255]], [[255, 255], [255, 255]]], np.uint8)
@@ -47,28 +46,6 @@ def test_shapes_say_whether_answers_are_classes() -> None:
         assert not fits_classes(outputs, (2, 8, 8))
     with pytest.raises(ValueError, match=r"they are \[4, 3, 2\] and \[4, 2, 2\]"):
         iou_scores(logits(ANSWERS)[..., 0], TARGETS)
-
-
-@pytest.mark.parametrize(
-    ("dtype", "target", "answer", "task", "classes"),
-    [
-        ("int64", (), (-1, 3), "classification", True),
-        ("uint8", (8, 8), (-1, 3, 8, 8), "other", True),
-        ("int64", (7,), (-1, 7), "other", False),  # several labels per sample
-        ("float32", (8, 8), (-1, 3, 8, 8), "regression", False),
-    ],
-)
-def test_who_is_taught_by_softened_classes(
-    dtype: str, target: tuple[int, ...], answer: tuple[int, ...], task: Any, classes: bool
-) -> None:
-    columns = {"target": ColumnSpec(dtype=dtype, shape=target)}
-    metric = MetricRef(name="m", better="higher", builtin=True)
-    data = DataRef(fingerprint="f", splits=(), columns=columns, task=task, metric=metric)
-    spec = TensorSpec(name="logits", datatype="FP32", shape=answer)
-    assert (
-        learns_classes(data, Variant(name="m", stage="t", format="torch", files=(), inputs=(), outputs=(spec,)))
-        == classes
-    )
 
 
 def test_the_default_metric_fits_the_targets_and_a_misfit_is_told_before_training() -> None:

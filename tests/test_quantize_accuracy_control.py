@@ -43,7 +43,7 @@ def data(metric: str = "accuracy") -> DataRef:
         fingerprint="f" * 64,
         splits=(),
         columns={},
-        task="classification",
+        task="classes",
         metric=MetricRef(name=metric, better=better, builtin=True),
     )
 

@@ -29,7 +29,7 @@ from tasks.report.pareto_plot import pareto_png, pareto_svg
 from tasks.report.plot_frame import fit_scale, tick_text
 from tasks.report.plot_points import frontier, plot_points
 from tasks.report.run_records import find_run, recent_runs
-from tasks.report.run_report import RunReport, describe_variants, load_run, save_run
+from tasks.report.run_report import RunError, RunReport, describe_variants, load_run, save_run
 from tasks.running.errors import RunUnreadable
 
 TOP = {"status", "model", "version", "endpoint", "baseline", "chosen", "hardware", "metric", "stages", "variants"}
@@ -237,3 +237,11 @@ def test_no_folder_is_made_for_a_plot(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "none"))
     assert kept_png(run_report()) == pareto_png(run_report())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refusal_never_stands_without_its_reason() -> None:
+    error = RunError(
+        stage="validate", type="GateFailed", message="the teacher knows nothing yet: 0.1.\nTrain it longer"
+    )
+    sentence = headline(run_report("refused", chosen=None, decision=None, error=error)).sentence
+    assert sentence == "The gates refused this run: the teacher knows nothing yet: 0.1. Nothing was registered."

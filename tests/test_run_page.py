@@ -45,6 +45,11 @@ def test_a_metric_of_the_users_own_stands_beside_accuracy() -> None:
     assert "accuracy" not in regression and "macs" not in regression and regression["mse"] == 0.5
 
 
+def test_a_metric_that_a_workload_calls_accuracy_is_the_workloads() -> None:
+    own = MetricEstimate(name="accuracy", better="higher", value=0.75, interval=(0.7, 0.8))
+    assert metrics(measured("v", metric=own, accuracy=0.5))["accuracy"] == 0.75
+
+
 def test_the_note_of_a_run_is_a_table_with_links() -> None:
     teacher = measured("teacher")
     rows = [
@@ -60,6 +65,10 @@ def test_the_note_of_a_run_is_a_table_with_links() -> None:
     assert "teacher ◆" in table[2] and "**int8** (chosen)" in table[3] and "4.00x" in table[3]
     assert "AMD EPYC 7763" in text and "1 thread(s), batch 1" in text
     assert "[report](http://x/report)" in text and "nothing" not in text
+    remarks = ["int8 did not pass: speed-up.\nNothing was registered.", *(f"Left out: {n}." for n in range(20))]
+    bullets = [line for line in run_note(rows, "refused", [], remarks).splitlines() if line.startswith("- ")]
+    assert bullets[0] == "- int8 did not pass: speed-up. Nothing was registered."
+    assert bullets[-1] == "- and 9 more in the report" and len(bullets) == 13
 
 
 def test_the_note_of_a_variant_says_who_flipped() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def some_variant(name: str, content: str) -> Variant:
 
 def some_data(content: str) -> DataRef:
     metric = MetricRef(name="accuracy", better="higher", builtin=True)
-    return DataRef(fingerprint=content * 64, splits=(), columns={}, task="classification", metric=metric)
+    return DataRef(fingerprint=content * 64, splits=(), columns={}, task="classes", metric=metric)
 
 
 def test_the_second_call_reuses_and_says_from_where(store: Store, tmp_path: Path) -> None:
@@ -274,3 +275,23 @@ def test_a_plan_computes_nothing_and_says_why(store: Store, tmp_path: Path) -> N
     assert plan(spec)[0] == ("echo", "reused", "made by run run-1")
     changed = plan(spec.model_copy(update={"content": "bye"}), seed=9)[0]
     assert changed == ("echo", "computed", "changed: seed 3 -> 9, spec.content hello -> bye")
+
+
+def test_what_looks_is_computed_for_a_plan_too(store: Store, tmp_path: Path) -> None:
+    looking = replace(STAGE, looks=True)
+    spec = EchoSpec(count=str(tmp_path / "count"))
+    token = planning.set(plan := Plan())
+    try:
+        first, again = (run_stage(looking, job(store), spec) for _ in range(2))
+    finally:
+        planning.reset(token)
+    assert [(line.name, line.action) for line in plan.lines] == [("echo", "looked")]  # once, though asked for twice
+    assert computed(tmp_path / "count") == 1
+    assert first.variants == again.variants and first.values == again.values
+
+
+def test_what_is_learned_is_part_of_the_key_once_it_is_settled(store: Store, tmp_path: Path) -> None:
+    spec, before = EchoSpec(count=str(tmp_path / "count")), job(store)
+    keys = [StageCall(STAGE, one, spec).key for one in (before, before.learning("binary"), before.learning("classes"))]
+    assert len(set(keys)) == 3
+    assert "task" not in StageCall(STAGE, before, spec).ingredients["workload"]

@@ -38,7 +38,7 @@ from tasks.validate.gate_rows import gate_rows
 def classified(metric: str, better: Better) -> DataRef:
     """Data of a classification that nothing but the metric is asked of."""
     named = MetricRef(name=metric, better=better, builtin=False)
-    return DataRef(fingerprint="f", splits=(), columns={}, task="classification", metric=named)
+    return DataRef(fingerprint="f", splits=(), columns={}, task="classes", metric=named)
 
 
 def variant_of(classes: dict[str, ClassLoss]) -> Measurement:

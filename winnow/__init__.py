@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 __all__ = [
     "ACCURACY",
     "IOU",
+    "LABEL_ACCURACY",
     "PIXEL_ACCURACY",
     "SQUARED_ERROR",
     "ArrayWorkload",
@@ -145,6 +146,7 @@ if TYPE_CHECKING:  # one line per name: what is here is what there is, for type 
     from tasks.workloads.vgg import VggClassifier as VggClassifier
     from tasks.workloads.workload import ACCURACY as ACCURACY
     from tasks.workloads.workload import IOU as IOU
+    from tasks.workloads.workload import LABEL_ACCURACY as LABEL_ACCURACY
     from tasks.workloads.workload import PIXEL_ACCURACY as PIXEL_ACCURACY
     from tasks.workloads.workload import SQUARED_ERROR as SQUARED_ERROR
     from tasks.workloads.workload import Metric as Metric

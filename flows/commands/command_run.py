@@ -40,7 +40,9 @@ _GRACE_SECONDS = 7.0
 @click.option(
     "--report", type=click.Path(file_okay=False, path_type=Path), help="Also write the report to this folder."
 )
-@click.option("--plan", is_flag=True, help="Say what would be computed or reused, and why; compute nothing.")
+@click.option(
+    "--plan", is_flag=True, help="Say what is learned, what would be computed or reused, and why; train nothing."
+)
 @click.option("--no-deploy", is_flag=True, help="Stop after registration; leave the endpoint alone.")
 @click.option("--up", is_flag=True, help="Start the embedded stack first if it is down.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")

@@ -12,8 +12,8 @@ from flows.searching.search_setup import SearchSetup
 from model_registry.variant import Variant
 from tasks.ask import AskSpec
 from tasks.distill import DistillSpec
-from tasks.evidence.scoring import learns_classes
 from tasks.qat import QatSpec
+from tasks.running.task_kind import BY_SIGMOID, BY_SOFTMAX
 
 SHARE = 0.6
 """Of the seconds that are left, for a candidate's last rung: if it fails, another one can be tried."""
@@ -112,7 +112,7 @@ class TrainingPlan:
         if affordable < 1:
             return (LABELS,)
         views = self.distilling.views or (min(_MOST_VIEWS, affordable, self.epochs[0]) if augments else None)
-        taught = _TAUGHT if learns_classes(self.setup.data, self.setup.teacher) else _MATCHED
+        taught = _TAUGHT if self.setup.data.task in (*BY_SOFTMAX, *BY_SIGMOID) else _MATCHED
         return (LABELS, *({**mix, "views": views} for mix in taught))
 
     def decide_mix(self, mix: Mapping[str, Any]) -> None:

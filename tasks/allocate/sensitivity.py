@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from tasks.running.task_kind import BY_SIGMOID, BY_SOFTMAX, TaskKind
 from tasks.torch_models.channel_groups import ChannelGroup
 from tasks.torch_models.channel_pruner import ChannelPruner
 from tasks.torch_models.fit_rows import Rows
-from tasks.torch_models.objective import soft_target_loss
+from tasks.torch_models.objective import soft_label_loss, soft_target_loss
 
 Damages = dict[str, list[tuple[int, float]]]
 """By group: channels left and the damage, from wide to narrow."""
@@ -28,7 +29,7 @@ def measure_damage(
     groups: list[ChannelGroup],
     keeps: Mapping[str, list[int]],
     *,
-    classification: bool,
+    task: TaskKind,
     progress: Callable[[float, str], None],
 ) -> Damages:
     """Narrow one group at a time to each of ``keeps`` and compare the answers with those of the whole model.
@@ -41,8 +42,8 @@ def measure_damage(
         rows: what the model is asked, never the test split.
 
     Returns:
-        The damage is the mean KL divergence of softened answers (temperature 2) for a classifier, else the mean squared
-        difference over the variance of the whole model's answers. It never falls as a group gets narrower.
+        The damage is the mean KL divergence of softened answers (temperature 2) where they are logits, else the mean
+        squared difference over the variance of the whole model's answers. It never falls as a group gets narrower.
     """
     model = pruner.model
     batches = list(torch.tensor_split(torch.arange(rows.count), max(1, rows.count // _BATCH)))
@@ -54,7 +55,7 @@ def measure_damage(
             worst, found = 0.0, []
             for keep in sorted(keeps[group.name], reverse=True):
                 with pruner.without(group, keep):
-                    worst = max(worst, _damage(_answers(model, rows, batches), whole, classification))
+                    worst = max(worst, _damage(_answers(model, rows, batches), whole, task))
                 found.append((keep, worst))
             damages[group.name] = found
     return damages
@@ -64,9 +65,11 @@ def _answers(model: nn.Module, rows: Rows, batches: list[Tensor]) -> Tensor:
     return torch.cat([model(**rows(index, None).inputs).float() for index in batches])
 
 
-def _damage(found: Tensor, whole: Tensor, classification: bool) -> float:
-    if classification:
+def _damage(found: Tensor, whole: Tensor, task: TaskKind) -> float:
+    if task in BY_SOFTMAX:
         value = soft_target_loss(found, whole, temperature=_TEMPERATURE) / _TEMPERATURE**2
+    elif task in BY_SIGMOID:
+        value = soft_label_loss(found, whole, temperature=_TEMPERATURE) / _TEMPERATURE**2
     else:
         value = (found - whole).square().mean() / whole.var().clamp_min(1e-12)
     return float(torch.nan_to_num(value, nan=1e6, posinf=1e6))

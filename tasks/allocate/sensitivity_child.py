@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from tasks.allocate.sensitivity_trials import Trials, find_sensitivity
-from tasks.evidence.scoring import learns_classes
 from tasks.running.child import Child, Result
 from tasks.running.errors import PruningRefused
 from tasks.running.splits import Columns, read_split
@@ -30,7 +29,7 @@ def main(child: Child) -> Result:
             workload,
             columns,
             Trials.of(child.spec, workload.prune_hints()),
-            classification=learns_classes(child.data, child.inputs["parent"]),
+            task=child.data.task,
             seed=child.job.seed,
             device=child.job.device,
             progress=child.progress,

@@ -13,6 +13,7 @@ from tasks.allocate.layer_shapes import read_structure
 from tasks.allocate.sensitivity import Damages, measure_damage
 from tasks.allocate.structure import Structure
 from tasks.running.splits import Columns
+from tasks.running.task_kind import TaskKind
 from tasks.torch_models.channel_pruner import ChannelPruner
 from tasks.torch_models.fit_layout import channels_last
 from tasks.torch_models.fit_rows import Rows, torch_device
@@ -61,7 +62,7 @@ def find_sensitivity(
     columns: Columns,
     trials: Trials,
     *,
-    classification: bool,
+    task: TaskKind,
     seed: int,
     device: str,
     progress: Callable[[float, str], None],
@@ -93,5 +94,5 @@ def find_sensitivity(
     order = torch.randperm(rows.count, generator=torch.Generator().manual_seed(seed))[:count]
     chosen = Rows(workload, {name: values[order.numpy()] for name, values in columns.items()}, where)
     with reproducible(where, True), worthwhile_threads(model, sample, count), channels_last(model, sample):
-        damages = measure_damage(pruner, chosen, groups, keeps, classification=classification, progress=progress)
+        damages = measure_damage(pruner, chosen, groups, keeps, task=task, progress=progress)
     return Sensitivity(structure, damages, count, pruner.left_alone)

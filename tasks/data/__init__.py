@@ -73,6 +73,7 @@ STAGE = Stage(
     libraries=("great-expectations", "numpy", "pandas", "pyarrow", "scikit-learn"),
     seed_matters=False,  # the division into splits has a seed of its own, in the workload's arguments
     device_matters=False,
+    looks=True,
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
@@ -13,12 +14,13 @@ from tasks.data.expectations import class_expectations, schema_expectations, spl
 from tasks.data.frames import MAX_CLASSES, class_frame, class_name, schema_frame, split_frame
 from tasks.data.repeats import find_repeats
 from tasks.running.splits import TARGET, Columns
+from tasks.running.task_kind import CHOICES, TaskKind
 
 
 def check_splits(
     splits: dict[str, Columns],
     *,
-    task: str,
+    task: TaskKind,
     labels: tuple[str, ...] | None,
     own_frame: Callable[[Columns], pd.DataFrame | None],
     spec: dict[str, Any],
@@ -28,7 +30,7 @@ def check_splits(
 
     Args:
         splits: arrays [rows, ...] by split and column; ``target`` among them.
-        task: ``classification`` where the target is a class.
+        task: ``classes`` or ``binary`` where the target is a class.
         labels: names of the classes; without them the classes are 0 up to the highest in train.
         own_frame: the workload's frame of a split, or None for the default.
         spec: the fields of :class:`tasks.data.DataSpec`.
@@ -40,8 +42,9 @@ def check_splits(
     repeats = find_repeats(splits)
     frames = {name: split_frame(columns, repeats[name], labels, own_frame(columns)) for name, columns in splits.items()}
     classes = None
-    if task == "classification":
-        highest = int(splits["train"][TARGET].max())
+    target = splits["train"][TARGET]
+    if task in CHOICES and target.ndim == 1 and np.issubdtype(target.dtype, np.integer):
+        highest = int(target.max())
         count = len(labels) if labels is not None else max(highest, 0) + 1
         classes = [class_name(value, labels) for value in range(count)]
     assets = {"types": (schema_frame(splits), schema_expectations())}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from tasks.running.child import Child, Result
 from tasks.running.errors import DataCheckFailed, DataReadError
 from tasks.running.files_read import watched_reading
 from tasks.running.splits import TARGET, Columns, ColumnSpec, DataRef, SplitRef
+from tasks.running.task_kind import TaskKind
 from tasks.workloads.workload import Workload, load_workload
 
 if TYPE_CHECKING:
@@ -97,16 +98,16 @@ def _store(child: Child, workload: Workload, splits: dict[str, Columns]) -> Data
         fingerprint=hash_bytes(canonical_json({name: entry.sha256 for name, entry in files.items()})),
         splits=tuple(SplitRef(name=name, file=files[name], rows=len(splits[name][TARGET])) for name in splits),
         columns={n: ColumnSpec(dtype=a.dtype.name, shape=tuple(a.shape[1:])) for n, a in sorted(train.items())},
-        task=_task(train[TARGET]),
+        task=workload.ref.task or _task(train[TARGET]),
         metric=workload.metric_ref(train[TARGET]),
         labels=workload.labels(),
     )
 
 
-def _task(target: np.ndarray) -> Literal["classification", "regression", "other"]:
+def _task(target: np.ndarray) -> TaskKind:
     if np.issubdtype(target.dtype, np.floating):
         return "regression"
-    return "classification" if target.ndim == 1 else "other"
+    return "classes" if target.ndim == 1 else "other"
 
 
 def _page(child: Child, data: DataRef, checked: Checked) -> FileEntry:

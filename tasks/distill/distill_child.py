@@ -17,8 +17,8 @@ from tasks.distill.inheritance import inherit
 from tasks.distill.lessons import Lessons, WatchedTeacher
 from tasks.distill.mix_search import candidates
 from tasks.evidence.paired import compare_paired
-from tasks.evidence.scoring import learns_classes
 from tasks.running.child import Child, Result
+from tasks.running.task_kind import BY_SIGMOID, BY_SOFTMAX
 from tasks.torch_models.fit import Fitted
 from tasks.torch_models.fit_checkpoint import StoreCheckpoints
 from tasks.torch_models.fit_rows import Outputs, Rows, answers, predict, torch_device
@@ -50,7 +50,7 @@ def main(child: Child) -> Result:
 
     values |= _metrics(child, data, model)
     lessons = _lessons(child, data)
-    mixes = candidates(spec["temperature"], spec["alpha"], classification=lessons.classification)
+    mixes = candidates(spec["temperature"], spec["alpha"], softened=child.data.task in (*BY_SIGMOID, *BY_SOFTMAX))
     course = Course(lessons, mixes, auto_epochs=spec["auto_epochs"], control=spec["control"], progress=child.progress)
     mix, tried = course.choose()
     taught = course.student(mix)
@@ -113,7 +113,7 @@ def _lessons(child: Child, data: TrainingData) -> Lessons:
         data=data,
         training=Training.of(child.spec),
         answers=mean_answers([*live, *stored]) if live or stored else None,
-        classification=learns_classes(child.data, next(iter(child.inputs.values()))),
+        task=child.data.task,
         watched=watched,
         views=views,
         seed=child.job.seed,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tasks.distill.hint_layers import matching_layers
 from tasks.distill.hints import hinted
 from tasks.distill.mix_search import Mix
+from tasks.running.task_kind import TaskKind
 from tasks.torch_models.fit import Fitted, fit
 from tasks.torch_models.fit_checkpoint import Checkpoints
 from tasks.torch_models.fit_rows import Rows, torch_device
@@ -56,7 +57,7 @@ class Lessons:
     data: TrainingData
     training: Training
     answers: TeacherAnswers | None
-    classification: bool
+    task: TaskKind
     watched: WatchedTeacher | None
     views: Views | None
     seed: int
@@ -72,7 +73,7 @@ class Lessons:
         base = distillation(
             self.data.workload.loss,
             self.answers,
-            classification=self.classification,
+            task=self.task,
             temperature=mix.temperature,
             alpha=mix.alpha,
         )

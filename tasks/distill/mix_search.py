@@ -37,11 +37,11 @@ class MixTrial:
 
 
 def candidates(
-    temperature: float | Literal["auto"], alpha: float | Literal["auto"], *, classification: bool
+    temperature: float | Literal["auto"], alpha: float | Literal["auto"], *, softened: bool
 ) -> tuple[Mix, ...]:
-    """All mixes to try; the one there is where neither is open. Only classifiers have a temperature."""
+    """All mixes to try; the one there is where neither is open. Only logits are ``softened`` by a temperature."""
     temperatures: Sequence[float] = (temperature,) if temperature != "auto" else TEMPERATURES
-    if temperature == "auto" and not classification:
+    if temperature == "auto" and not softened:
         temperatures = (1.0,)
     alphas: Sequence[float] = (alpha,) if alpha != "auto" else ALPHAS
     return tuple(Mix(t, a) for t in temperatures for a in alphas)

@@ -6,17 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_registry.measurement import MetricEstimate
-from model_registry.variant import Variant
 from tasks.evidence.arrays import Array
 from tasks.evidence.paired import summarise_pairs
 from tasks.running.errors import ParityFailed, WorkloadError
-from tasks.running.splits import TARGET, DataRef
+from tasks.running.splits import DataRef
 from tasks.running.stage import WorkloadRef
+from tasks.running.task_kind import CHOICES, fits_classes
 from tasks.workloads.sample_scores import (
     Scores,
     accuracy_scores,
-    fits_classes,
     iou_scores,
+    label_accuracy_scores,
     pixel_accuracy_scores,
     squared_error_scores,
 )
@@ -24,6 +24,7 @@ from tasks.workloads.sample_scores import top_classes as top_classes
 
 _BUILTIN = {
     "accuracy": accuracy_scores,
+    "label_accuracy": label_accuracy_scores,
     "pixel_accuracy": pixel_accuracy_scores,
     "iou": iou_scores,
     "mse": squared_error_scores,
@@ -73,7 +74,7 @@ def per_class(data: DataRef, scores: Scores, targets: Array) -> dict[str, Metric
 
 def by_class(data: DataRef, targets: Array) -> dict[str, NDArray[np.bool_]]:
     """Which samples [N] belong to each true class that occurs, by label; empty for what is no classification."""
-    if data.task != "classification" or targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
+    if data.task not in CHOICES or targets.ndim != 1 or not np.issubdtype(targets.dtype, np.integer):
         return {}
     labels = data.labels or ()
     return {
@@ -82,7 +83,7 @@ def by_class(data: DataRef, targets: Array) -> dict[str, NDArray[np.bool_]]:
 
 
 def builtin_scores(metric: str, outputs: Array, targets: Array) -> Scores:
-    """Scores [N] of ``accuracy``, ``pixel_accuracy``, ``iou`` or ``mse``, exactly as a workload's training sees them.
+    """Scores [N] of a built-in metric by its name (``accuracy``, ``mse``, ...), exactly as training sees them.
 
     Raises:
         KeyError: no such built-in metric.
@@ -90,23 +91,15 @@ def builtin_scores(metric: str, outputs: Array, targets: Array) -> Scores:
     return _BUILTIN[metric](outputs, targets)
 
 
-def learns_classes(data: DataRef, model: Variant) -> bool:
-    """Whether the model's answers are logits of classes: one class for each sample, or for each place of a sample.
-
-    Several labels per sample are none: each is a question of its own.
-    """
-    target = data.columns.get(TARGET)
-    if data.task != "other" or target is None:
-        return data.task == "classification"
-    return fits_classes(model.outputs[0].shape, (-1, *target.shape))
-
-
 def is_classifier(outputs: Array, targets: Array) -> bool:
-    """Whether outputs are logits [N, C] and targets are class indices [N]."""
-    return outputs.ndim == 2 and targets.ndim == 1 and bool(np.issubdtype(targets.dtype, np.integer))
+    """Whether outputs are logits [N, C] of several classes and targets are class indices [N]."""
+    return outputs.ndim == 2 and outputs.shape[1] > 1 and targets.ndim == 1 and _whole(targets)
 
 
 def has_places(outputs: Array, targets: Array) -> bool:
     """Whether the outputs [N, C, ...] are logits of a class for each of several places of a sample."""
-    whole = bool(np.issubdtype(targets.dtype, np.integer))
-    return whole and targets.ndim > 1 and fits_classes(outputs.shape, targets.shape)
+    return _whole(targets) and targets.ndim > 1 and fits_classes(outputs.shape, targets.shape)
+
+
+def _whole(targets: Array) -> bool:
+    return bool(np.issubdtype(targets.dtype, np.integer))

@@ -17,6 +17,7 @@ from tasks.onnx_models.onnx_graph import signature
 from tasks.running.child import Child, Result
 from tasks.running.splits import read_split
 from tasks.torch_models.torch_variant import load
+from tasks.workloads.task_check import labels_file
 from tasks.workloads.workload import load_workload
 
 _ROWS = max(BATCHES)
@@ -43,9 +44,9 @@ def main(child: Child) -> Result:
     cost = onnx_cost(graph, {name: (1, *value.shape[1:]) for name, value in inputs.items()})
 
     files = [child.store.publish_bytes(data, "model.onnx")]
-    labels = workload.labels()
-    if labels is not None and len(answers[0].shape) == 2:  # a class for each place has no one label
-        files.append(child.store.publish_bytes(canonical_json(list(labels)), "assets/labels.json"))
+    labels, asset = workload.labels(), labels_file(child.data.task)
+    if labels is not None and asset is not None:
+        files.append(child.store.publish_bytes(canonical_json(list(labels)), asset))
     variant = Variant(
         name=f"{parent.name}.fp32",
         stage="export",

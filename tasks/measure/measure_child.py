@@ -14,12 +14,13 @@ from model_registry.variant import Variant
 from tasks.evidence.arrays import Array, fetch_arrays, publish_arrays
 from tasks.evidence.class_loss import class_losses
 from tasks.evidence.paired import Scores, compare_paired, summarise_pairs
-from tasks.evidence.scoring import is_classifier, per_class, score
+from tasks.evidence.scoring import per_class, score
 from tasks.measure.kept_answers import kept_answers
 from tasks.measure.probe_process import ProbeProcess, probe_process
 from tasks.onnx_models.onnx_cost import onnx_cost
 from tasks.running.child import Child, Result
 from tasks.running.splits import TARGET
+from tasks.running.task_kind import CHOICES
 from tasks.workloads.sample_scores import accuracy_scores
 
 
@@ -79,7 +80,7 @@ def _evidence(child: Child, scores: Scores, reference: Scores | None, outputs: A
         lost = class_losses(child.data, scores, reference, targets)
     return {
         "metric": summarise_pairs(scores, name=metric.name, better=metric.better),
-        "accuracy": float(np.mean(accuracy_scores(outputs, targets))) if is_classifier(outputs, targets) else None,
+        "accuracy": float(np.mean(accuracy_scores(outputs, targets))) if child.data.task in CHOICES else None,
         "per_class": per_class(child.data, scores, targets),
         "paired": paired,
         "class_losses": lost,

@@ -122,8 +122,8 @@ def prune(job: Job, spec: PruneSpec, *, data: DataRef, parent: Variant, teacher:
 
     Values: ``variants`` by digest (``name``, ``parameters``, ``macs``), the same under ``before``; ``layers`` (name to
     channels before and after), ``validation`` (the metric of the ``parent``, after pruning, and ``tuned``; empty with 0
-    epochs), ``batchnorm_layers``, ``untraced`` layers that the dependency graph did not reach, and with 0 epochs
-    ``row_seconds``, which a row of a training step would take, and ``larger``
+    epochs), ``batchnorm_layers``, ``untraced`` layers that the dependency graph did not reach, those ``left_alone``
+    and why, and with 0 epochs ``row_seconds``, which a row of a training step would take, and ``larger``
     (``batch_size``, ``row_seconds``): the same with as large a batch as hardly lengthens a step.
 
     Raises:

@@ -32,7 +32,8 @@ class Narrowed:
     """What pruning came to; the model itself was changed in place.
 
     ``layers``: channels before and after by layer. ``validation``: the metric of the ``parent``, of the ``pruned``
-    model before its last fine-tuning, and of the ``tuned`` one. ``untraced``: layers the graph did not reach.
+    model before its last fine-tuning, and of the ``tuned`` one. ``untraced``: layers the graph did not reach;
+    ``left_alone``: those whose width cannot change, and why.
     """
 
     plan: Plan
@@ -40,6 +41,7 @@ class Narrowed:
     after: TorchCost
     layers: dict[str, tuple[int, int]]
     untraced: tuple[str, ...]
+    left_alone: dict[str, str]
     batchnorm_layers: int
     validation: dict[str, float]
     history: History
@@ -113,6 +115,7 @@ def narrow(
         after=torch_cost(model, sample),
         layers={name: (width, cutter.pruner.widths()[name]) for name, width in widths.items()},
         untraced=cutter.pruner.untraced,
+        left_alone=dict(cutter.pruner.left_alone),
         batchnorm_layers=cutter.batchnorm_layers,
         validation=metric,
         history=history,

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from tasks.evidence.scoring import learns_classes
 from tasks.prune.channel_cut import Cut
 from tasks.prune.narrow import narrow
 from tasks.running.child import Child, Result
@@ -57,6 +56,7 @@ def main(child: Child) -> Result:
         "before": narrowed.before.as_json(),
         "layers": narrowed.layers,
         "untraced": narrowed.untraced,
+        "left_alone": narrowed.left_alone,
         "batchnorm_layers": narrowed.batchnorm_layers,
         "validation": narrowed.validation,
     }
@@ -104,7 +104,7 @@ def _objective(child: Child, data: TrainingData) -> Objective:
     return distillation(
         data.workload.loss,
         answers,
-        classification=learns_classes(child.data, child.inputs["teacher"]),
+        task=child.data.task,
         temperature=child.spec["temperature"],
         alpha=child.spec["alpha"],
     )

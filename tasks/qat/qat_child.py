@@ -10,7 +10,6 @@ import onnx
 import torch
 
 from model_registry.variant import Variant
-from tasks.evidence.scoring import learns_classes
 from tasks.onnx_models.byte_input import fold_byte_inputs, spell_out_byte_inputs
 from tasks.onnx_models.onnx_cost import onnx_cost
 from tasks.onnx_models.onnx_graph import strip
@@ -90,7 +89,7 @@ def _objective(child: Child, workload: Workload, data: TrainingData) -> Objectiv
     return distillation(
         workload.loss,
         answers,
-        classification=learns_classes(child.data, child.inputs["teacher"]),
+        task=child.data.task,
         temperature=child.spec["temperature"],
         alpha=child.spec["alpha"],
     )

@@ -18,6 +18,7 @@ from tasks.quantize.raw_rows import read_rows
 from tasks.running.child import Child, Result
 from tasks.running.errors import WorkloadError
 from tasks.running.splits import TARGET, read_split
+from tasks.running.task_kind import CHOICES
 
 _COMPARED_BYTES = 256 << 20
 """Training data larger than this are not fetched just to be compared with the calibration rows."""
@@ -31,7 +32,7 @@ def main(child: Child) -> Result:
     label = child.extra.get("label") or parent.name.removesuffix(".fp32")
     calibrated = "static" in spec["methods"]
     file = child.store.fetch_bytes(parent.file("model.onnx"))
-    feeds, rows = _calibration_rows(child, stratify=calibrated and child.data.task == "classification")
+    feeds, rows = _calibration_rows(child, stratify=calibrated and child.data.task in CHOICES)
     wanted = top_answers(file, feeds)
     check_finite(wanted, rows)
     control, warnings = _control(child, file)

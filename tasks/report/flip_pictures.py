@@ -167,6 +167,7 @@ def _bytes(values: NDArray[Any]) -> Pixels:
 
 
 def _answers(outputs: NDArray[Any], targets: NDArray[Any], labels: Sequence[str] | None) -> list[str]:
+    outputs = _pairs(outputs, labels)
     if has_places(outputs, targets):
         return right_texts(outputs, targets)
     if not is_classifier(outputs, targets):
@@ -184,9 +185,17 @@ def _truths(flipped: Flipped, labels: Sequence[str] | None) -> list[str]:
         counted = [zip(*np.unique(target, return_counts=True), strict=True) for target in flipped.targets]
         ordered = [sorted(counts, key=lambda item: -item[1])[:_VALUES] for counts in counted]
         return [", ".join(_label(int(label), labels) for label, _ in counts) for counts in ordered]
-    if is_classifier(flipped.baseline, flipped.targets):
+    if is_classifier(_pairs(flipped.baseline, labels), flipped.targets):
         return [_label(int(target), labels) for target in flipped.targets]
     return [_numbers(target) for target in flipped.targets]
+
+
+def _pairs(outputs: NDArray[Any], labels: Sequence[str] | None) -> NDArray[Any]:
+    """One logit a row as those of two classes, where the classes have names."""
+    if len(labels or ()) != 2 or outputs.size != len(outputs):
+        return outputs
+    logits = outputs.reshape(-1, 1)
+    return np.concatenate([np.zeros_like(logits), logits], axis=1)
 
 
 def _label(index: int, labels: Sequence[str] | None) -> str:

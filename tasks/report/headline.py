@@ -73,7 +73,8 @@ def _sentence(report: RunReport, state: str) -> str:
         if report.search and report.search.best is None:
             return f"{search_verdict(report)} Nothing was registered."
         if chosen is None or not failed:
-            return "The gates refused this run. Nothing was registered."
+            why = report.error.message.partition("\n")[0].rstrip(".:") if report.error else "no reason is recorded"
+            return f"The gates refused this run: {why}. Nothing was registered."
         gates_failed = ", ".join(failed)
         return f"{chosen.name} did not pass on the test split: {gates_failed}. Nothing was registered."
     if state == "failed" and report.error:

@@ -49,6 +49,13 @@ def boosted_trees(
     return Trees(answers, seconds, int(model.n_iter_), int(nodes), _row_ms(model, asked[:1]))
 
 
+def log_odds(probabilities: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probabilities of two classes [rows, 2] as one logit [rows, 1], which is what a binary workload is judged by."""
+    zero, one = np.clip(probabilities.astype(np.float64), 1e-12, 1.0).T
+    logits: NDArray[np.float32] = np.log(one / zero).astype(np.float32)[:, None]
+    return logits
+
+
 def _row_ms(model: Any, row: Table) -> float:
     times = []
     for _ in range(_CALLS):

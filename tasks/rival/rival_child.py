@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from tasks.evidence.number_text import metric_text, ms_text, seconds_text
-from tasks.rival.boosted_trees import Table, Trees, boosted_trees
+from tasks.rival.boosted_trees import Table, Trees, boosted_trees, log_odds
 from tasks.running.child import Child, Result
 from tasks.running.splits import Columns, read_split
+from tasks.running.task_kind import CHOICES
 from tasks.workloads.workload import Workload, load_workload
 
 
@@ -24,10 +25,11 @@ def main(child: Child) -> Result:
         why = "the inputs are no table of numbers [rows, columns] with one target a row"
         return Result(values={"refused": why, "text": f"no trees were trained beside it: {why}"})
     child.progress(0.1, f"trees on {len(train)} rows of {train.shape[1]} columns")
-    classes = int(max(targets.max(), wanted.max())) + 1 if child.data.task == "classification" else None
+    classes = int(max(targets.max(), wanted.max())) + 1 if child.data.task in CHOICES else None
     trees = boosted_trees(train, targets, test, classes=classes, seed=child.job.seed, **child.spec)
-    metric = workload.metric(wanted)
-    value = float(np.mean(metric.per_sample(trees.answers, wanted)))
+    answers = log_odds(trees.answers) if child.data.task == "binary" else trees.answers
+    metric = workload.metric(wanted, answers)
+    value = float(workload.scores(answers, wanted).mean())
     facts = {"seconds": trees.seconds, "rounds": trees.rounds, "bytes": trees.bytes, "row_ms": trees.row_ms}
     text = _sentence(trees, metric.name, value, rows=len(train))
     return Result(values={"metric": metric.name, "value": value, **facts, "text": text})

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from model_registry.manifest import FileEntry
 from model_registry.store import Store
 from model_registry.variant import Frozen
+from tasks.running.task_kind import TaskKind
 
 Columns = dict[str, NDArray[np.generic]]
 """One split: equal-length arrays by column name; ``target`` is the target."""
@@ -43,12 +44,15 @@ class MetricRef(Frozen):
 
 
 class DataRef(Frozen):
-    """Data that passed its checks. ``fingerprint`` is the hash of the splits' content."""
+    """Data that passed its checks. ``fingerprint`` is the hash of the splits' content.
+
+    ``task`` and ``metric`` are what the targets alone say until a model has been asked (see tasks/rehearse).
+    """
 
     fingerprint: str
     splits: tuple[SplitRef, ...]
     columns: dict[str, ColumnSpec]
-    task: Literal["classification", "regression", "other"]
+    task: TaskKind
     metric: MetricRef
     labels: tuple[str, ...] | None = None
 

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from model_registry.manifest import FileEntry
 from model_registry.variant import Frozen, ModelName, Record, Variant
+from tasks.running.task_kind import TaskKind
 
 
 class WorkloadRef(Frozen):
@@ -16,6 +17,12 @@ class WorkloadRef(Frozen):
 
     path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
     arguments: dict[str, Any] = Field(default_factory=dict)
+    task: TaskKind | None = Field(
+        default=None,
+        description="what is learned, where targets and answers do not say it: binary (one logit), classes, labels "
+        "(several per sample), regression, places (a class for each pixel or step), or other (only the workload's own "
+        "loss and metric know); absent: inferred before training, and shown by --plan",
+    )
     folder: str | None = None
     """Searched last for the module, and the base of relative paths. Not part of any identity."""
 
@@ -43,6 +50,10 @@ class Job(Frozen):
     limits: dict[str, Limits] = Field(default_factory=dict)
     """By stage name; a stage that is not named has the defaults."""
 
+    def learning(self, task: TaskKind) -> Job:
+        """The same once it is settled what the workload learns."""
+        return self.model_copy(update={"workload": self.workload.model_copy(update={"task": task})})
+
     def limits_of(self, stage: str) -> Limits:
         return self.limits.get(stage, Limits())
 
@@ -67,6 +78,8 @@ class Stage:
     machine_matters: bool = False
     workload_matters: bool = True
     exclusive: bool = False
+    looks: bool = False
+    """Whether it is computed for a plan, too: it takes seconds, and what comes after depends on what it finds."""
     threads: int | None = None
     """Compute threads of the child; None = all cores."""
     yields: tuple[str, ...] = ()

@@ -108,7 +108,7 @@ def _find_or_compute(call: StageCall, started: float) -> Outcome:
     record, broken = _find(store, call.key)
     why = "" if record is not None else broken or call.difference(store.get(latest))
     plan = planning.get()
-    if plan is not None:
+    if plan is not None and (record is not None or not call.stage.looks):
         return _plan(plan, call, record, why, started)
     if record is not None:
         _tell(call.name, 1.0, "reused")
@@ -136,6 +136,8 @@ def _find_or_compute(call: StageCall, started: float) -> Outcome:
         for checkpoint in store.list_objects(f"checkpoints/{call.key}/"):  # what it would have resumed from
             store.delete(checkpoint)
     _tell(call.name, 1.0, "done")
+    if plan is not None:
+        plan.looked(call, why)
     return _outcome(call, record, started, reason=why, computed=True)
 
 

@@ -77,6 +77,8 @@ class StageCall:
                 "source": self.workload_hash,
                 "libraries": closure_libraries(job.workload.path.partition(":")[0], job.workload.folder),
             }
+            if job.workload.task is not None:  # absent in the keys of before
+                parts["workload"]["task"] = job.workload.task
         if stage.cpu_class_matters:
             parts["cpu_class"] = cpu_class()
             parts["sums_saturate"] = sums_saturate(cpu_class())  # decided there, outside the sources that are hashed

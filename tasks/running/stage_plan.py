@@ -1,4 +1,4 @@
-"""What a run would compute or reuse: the flow is walked with a plan set, and nothing is computed."""
+"""What a run would compute or reuse: the flow is walked with a plan set, and only what looks is computed."""
 
 from __future__ import annotations
 
@@ -25,10 +25,16 @@ class Plan(BaseModel):
     lines: list[PlanLine] = Field(default_factory=list)
     pending: set[str] = Field(default_factory=set)
     """Digests of placeholders: what does not exist yet."""
+    told: set[tuple[str, str]] = Field(default_factory=set)
+    """Names and keys of the lines."""
 
     def reuse(self, call: StageCall, reason: str) -> None:
         """The call's result is stored."""
-        self.lines.append(PlanLine(name=call.name, action="reused", reason=reason))
+        self._tell(call, "reused", reason)
+
+    def looked(self, call: StageCall, why: str) -> None:
+        """The call had to be computed for the plan."""
+        self._tell(call, "looked", why)
 
     def compute(self, call: StageCall, why: str) -> tuple[str, tuple[Variant, ...]]:
         """The call would be computed: the reason (``why``, unless an input is new), and variants in its result's place.
@@ -37,7 +43,7 @@ class Plan(BaseModel):
         """
         new = [role for role, variant in call.inputs.items() if variant.digest in self.pending]
         reason = f"its {', '.join(new)} will be new" if new else why
-        self.lines.append(PlanLine(name=call.name, action="computed", reason=reason))
+        self._tell(call, "computed", reason)
         placeholders = tuple(
             Variant(
                 name=label,
@@ -51,6 +57,12 @@ class Plan(BaseModel):
         )
         self.pending.update(v.digest for v in placeholders)
         return reason, placeholders
+
+    def _tell(self, call: StageCall, action: str, reason: str) -> None:
+        """A line, the first time: several stages may ask for the same one."""
+        if (call.name, call.key) not in self.told:
+            self.told.add((call.name, call.key))
+            self.lines.append(PlanLine(name=call.name, action=action, reason=reason))
 
 
 planning: ContextVar[Plan | None] = ContextVar("planning", default=None)

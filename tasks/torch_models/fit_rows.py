@@ -59,7 +59,7 @@ def answers(model: nn.Module, rows: Rows) -> tuple[Outputs, Outputs]:
 def judge(workload: Workload, outputs: Outputs, targets: Outputs) -> tuple[float, float, Literal["higher", "lower"]]:
     """Mean loss and mean metric of outputs [N, ...] against targets [N, ...], and which way is better."""
     loss = float(workload.loss(torch.from_numpy(outputs), torch.from_numpy(targets)))
-    return loss, float(workload.scores(outputs, targets).mean()), workload.metric(targets).better
+    return loss, float(workload.scores(outputs, targets).mean()), workload.metric(targets, outputs).better
 
 
 def torch_device(name: str) -> torch.device:

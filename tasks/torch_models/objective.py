@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tasks.running.task_kind import BY_SIGMOID, BY_SOFTMAX, TaskKind
 from tasks.torch_models.views import View
 
 HardLoss = Callable[[Tensor, Tensor], Tensor]
@@ -59,17 +60,20 @@ class Hard:
 class SoftTargets:
     """Distillation of a classifier: ``alpha * T^2 * KL(teacher_T || student_T) + (1 - alpha) * hard``.
 
-    Both distributions are softened by the temperature T over dimension 1; T^2 keeps the gradient's size independent
-    of T (Hinton, Vinyals, Dean 2015, "Distilling the knowledge in a neural network", section 2).
+    Both distributions are softened by the temperature T, over dimension 1 or, where each answer is a logit of its own
+    (``by_sigmoid``), one by one; T^2 keeps the gradient's size independent of T (Hinton, Vinyals, Dean 2015,
+    "Distilling the knowledge in a neural network", section 2).
     """
 
     loss: HardLoss
     teacher: TeacherAnswers
     temperature: float
     alpha: float
+    by_sigmoid: bool = False
 
     def __call__(self, outputs: Tensor, batch: TrainingBatch) -> Tensor:
-        soft = soft_target_loss(outputs, self.teacher(batch), temperature=self.temperature)
+        divergence = soft_label_loss if self.by_sigmoid else soft_target_loss
+        soft = divergence(outputs, self.teacher(batch), temperature=self.temperature)
         return _mix(soft, self.loss, outputs, batch, self.alpha)
 
 
@@ -87,11 +91,11 @@ class MatchOutputs:
 
 
 def distillation(
-    loss: HardLoss, teacher: TeacherAnswers, *, classification: bool, temperature: float, alpha: float
+    loss: HardLoss, teacher: TeacherAnswers, *, task: TaskKind, temperature: float, alpha: float
 ) -> Objective:
-    """Soft targets for a classifier, else matched outputs; ``alpha`` is the teacher's share (0 to 1)."""
-    if classification:
-        return SoftTargets(loss, teacher, temperature, alpha)
+    """Soft targets where answers are logits, else matched outputs; ``alpha`` is the teacher's share (0 to 1)."""
+    if task in BY_SOFTMAX or task in BY_SIGMOID:
+        return SoftTargets(loss, teacher, temperature, alpha, by_sigmoid=task in BY_SIGMOID)
     return MatchOutputs(loss, teacher, alpha)
 
 
@@ -101,6 +105,17 @@ def soft_target_loss(student: Tensor, teacher: Tensor, *, temperature: float) ->
     wanted = functional.log_softmax(teacher.float() / temperature, dim=1)
     divergence = functional.kl_div(learned, wanted, log_target=True, reduction="none").sum(dim=1).mean()
     return divergence * temperature**2
+
+
+def soft_label_loss(student: Tensor, teacher: Tensor, *, temperature: float) -> Tensor:
+    """``T^2 * KL(teacher_T || student_T)`` of logits that each are a question of its own, [N, ...]; their mean.
+
+    Of one logit it is :func:`soft_target_loss` of the pair (0, logit).
+    """
+    learned, wanted = student.float() / temperature, teacher.float().reshape(student.shape) / temperature
+    on, off = functional.logsigmoid(wanted), functional.logsigmoid(-wanted)
+    divergence = on.exp() * (on - functional.logsigmoid(learned)) + off.exp() * (off - functional.logsigmoid(-learned))
+    return divergence.mean() * temperature**2
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from model_registry.manifest import FileEntry, describe_files
+from model_registry.manifest import FileEntry
 from model_registry.store import BucketMissing, ObjectMissing, Store
 from model_registry.variant import Frozen
 from tasks.running.errors import WeightsMismatch
@@ -18,7 +18,6 @@ from tasks.running.policy import step
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome, Stage
 from tasks.running.stage_cache import run_stage
-from tasks.running.stage_plan import planning
 
 
 class TrainSpec(Frozen):
@@ -83,6 +82,7 @@ BRING = Stage(
     entry="tasks.train.bring_child:main",
     libraries=("torch",),
     seed_matters=False,
+    looks=True,
     device_matters=False,
     yields=("teacher",),
 )
@@ -108,7 +108,8 @@ def train(job: Job, spec: TrainSpec, *, data: DataRef, label: str = "") -> Outco
 def bring(job: Job, spec: BringSpec, *, data: DataRef) -> Outcome:
     """Take trained weights as the variant ``teacher``: a torch variant, or an ONNX one if the file is ONNX.
 
-    Values: ``parameters``, and for weights ``val_metric`` and ``val_loss``.
+    Values: ``parameters``; ``task``, see :func:`tasks.rehearse.settled_data`; for weights also ``val_metric`` and
+    ``val_loss``.
 
     Raises:
         WeightsMismatch: the file is not there, is no file of weights, or does not fit the model.
@@ -133,7 +134,5 @@ def _into_the_store(job: Job, weights: str) -> FileEntry:
                     f"weights {weights!r}: there is no file {path}; relative paths start at the spec's folder"
                 )
             shutil.copyfile(path, copy)
-        if planning.get() is not None:  # only asked what would be done
-            return describe_files(copy, "weights")
         (entry,) = store.publish_folder(Path(folder))
     return entry

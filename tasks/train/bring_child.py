@@ -4,29 +4,42 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from model_registry.manifest import FileEntry, canonical_json
 from model_registry.variant import Variant
 from tasks.running.child import Child, Result
 from tasks.running.errors import WeightsMismatch
-from tasks.running.splits import Columns, read_split
+from tasks.running.splits import SPLITS, Columns, read_split
 from tasks.torch_models.fit_rows import evaluate
 from tasks.torch_models.model_structure import ModelStructure
-from tasks.torch_models.torch_variant import build, input_specs, load_tensors, parameter_count, save, untied
+from tasks.torch_models.torch_variant import (
+    build,
+    input_specs,
+    load_tensors,
+    parameter_count,
+    save,
+    tensor_specs,
+    untied,
+)
 from tasks.train.weights_file import kind_of, read_weights
+from tasks.workloads.task_check import SettledTask, labels_file, settle_task, targets_of
 from tasks.workloads.workload import Workload, load_workload
+
+_ROWS = 3
 
 
 def main(child: Child) -> Result:
     """Read the file as what it is, and check that it fits workload and data."""
     workload = load_workload(child.job.workload)
-    validation = read_split(child.store, child.data, "validation")
+    splits = {name: read_split(child.store, child.data, name) for name in SPLITS}
     path = child.store.fetch(FileEntry.model_validate(child.extra["file"]), child.workdir / "weights")
     if kind_of(path) == "onnx":
-        return _bring_onnx(child, path, workload, validation)
-    return _bring_weights(child, path, workload, validation)
+        return _bring_onnx(child, path, workload, splits)
+    return _bring_weights(child, path, workload, splits)
 
 
-def _bring_weights(child: Child, path: Path, workload: Workload, validation: Columns) -> Result:
+def _bring_weights(child: Child, path: Path, workload: Workload, splits: dict[str, Columns]) -> Result:
     scale, said = child.spec["scale"], child.spec["weights"]
     model = build(workload, "teacher", scale)
     tensors = read_weights(path, said)
@@ -41,6 +54,10 @@ def _bring_weights(child: Child, path: Path, workload: Workload, validation: Col
             "scale they were trained with under teacher.scale, or rename the tensors",
             **error.details,
         ) from error
+    validation = splits["validation"]
+    _, outputs = tensor_specs(model.eval(), workload=workload, sample=validation)
+    task = _task(workload, outputs[0].shape, splits)
+    workload = Workload(workload.user, workload.ref.model_copy(update={"task": task.kind}))
     child.progress(0.5, "weights fit, evaluating")
     loss, metric, _ = evaluate(model, workload=workload, columns=validation, device=child.job.device)
     variant = save(
@@ -52,12 +69,12 @@ def _bring_weights(child: Child, path: Path, workload: Workload, validation: Col
         name="teacher",
         stage="bring",
     )
-    values = {"parameters": parameter_count(model), "val_metric": metric, "val_loss": loss}
+    values = {"parameters": parameter_count(model), "val_metric": metric, "val_loss": loss, "task": task.as_json()}
     return Result(variants=(variant,), values=values)
 
 
-def _bring_onnx(child: Child, path: Path, workload: Workload, validation: Columns) -> Result:
-    from tasks.train.onnx_teacher import read_onnx
+def _bring_onnx(child: Child, path: Path, workload: Workload, splits: dict[str, Columns]) -> Result:
+    from tasks.train.onnx_teacher import answer_shape, read_onnx
 
     if child.spec["scale"]:
         raise WeightsMismatch(
@@ -67,12 +84,17 @@ def _bring_onnx(child: Child, path: Path, workload: Workload, validation: Column
     found = read_onnx(
         path.read_bytes(),
         child.spec["weights"],
-        wanted=input_specs(workload, validation),
+        wanted=input_specs(workload, splits["validation"]),
         classes=len(labels) if labels is not None else None,
     )
+    few = {name: torch.from_numpy(values[:_ROWS].copy()) for name, values in splits["validation"].items()}
+    rows = {name: value.numpy() for name, value in workload.batch(few)[0].items()}
+    task = _task(workload, answer_shape(found, child.spec["weights"], rows), splits)
     files = [child.store.publish_bytes(found.data, "model.onnx")]
-    if labels is not None and not {"label", "probability"} & {o.name for o in found.outputs}:
-        files.append(child.store.publish_bytes(canonical_json(labels), "assets/labels.json"))
+    asset = labels_file(task.kind)
+    own = {"label", "probability", "probabilities"} & {o.name for o in found.outputs}
+    if labels is not None and asset is not None and not own:
+        files.append(child.store.publish_bytes(canonical_json(labels), asset))
     variant = Variant(
         name="teacher",
         stage="bring",
@@ -81,4 +103,10 @@ def _bring_onnx(child: Child, path: Path, workload: Workload, validation: Column
         inputs=found.inputs,
         outputs=found.outputs,
     )
-    return Result(variants=(variant,), values={"parameters": found.cost.parameters, "macs": found.cost.macs})
+    values = {"parameters": found.cost.parameters, "macs": found.cost.macs, "task": task.as_json()}
+    return Result(variants=(variant,), values=values)
+
+
+def _task(workload: Workload, answer: tuple[int, ...], splits: dict[str, Columns]) -> SettledTask:
+    """What is evaluated and written depends on what the workload learns."""
+    return settle_task(workload, answer, {name: targets_of(workload, columns) for name, columns in splits.items()})

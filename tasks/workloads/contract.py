@@ -18,9 +18,10 @@ class WorkloadProtocol(Protocol):
       the targets. Without it every column but ``target`` is an input.
     - ``preprocess(inputs) -> inputs``: raw inputs [N, ...] to what the model takes; becomes part of the exported file.
     - ``augment(inputs, generator) -> inputs``: random changes of a training batch, before ``preprocess``.
-    - ``loss(outputs, targets) -> Tensor``: a scalar; by default cross-entropy for integer targets, else squared error.
-    - ``metric() -> Metric``: by default accuracy for integer targets (of targets [N, H, W], a class for each pixel, the
-      share that is right), else squared error. ``winnow.IOU`` is intersection over union by picture.
+    - ``loss(outputs, targets) -> Tensor``: a scalar; by default what fits the task, see
+      :data:`tasks.running.task_kind.TaskKind`.
+    - ``metric() -> Metric``: by default accuracy, the share of the labels or of the pixels that are right, or squared
+      error, as the task is. ``winnow.IOU`` is intersection over union by picture.
     - ``labels() -> list[str]``: names of the classes, in the order of the model's outputs.
     - ``frame(split) -> DataFrame``: what the data checks look at.
     - ``prune_hints() -> dict``: ``{"ignore": [module names], "round_to": 8}``.

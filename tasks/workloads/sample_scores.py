@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.running.task_kind import fits_classes
+
 Scores = NDArray[np.float64]
 
 
@@ -14,16 +16,41 @@ def top_classes(outputs: NDArray[Any]) -> NDArray[np.int64]:
     """The class that logits [N, C, ...] answer, [N, ...]; -1 where they answer none.
 
     That is where the largest logit is no finite number: arg max would call NaN the largest and could be right by luck.
-    Minus infinity is a class ruled out. The endpoint gives a row its label by the same rule.
+    Minus infinity is a class ruled out. One logit a row, [N] or [N, 1], answers class 1 above 0, else class 0. The
+    endpoint gives a row its label by the same rules.
     """
+    if outputs.ndim == 1 or outputs.shape[1:] == (1,):
+        logits = outputs.reshape(len(outputs))
+        found: NDArray[np.int64] = np.where(np.isfinite(logits), (logits > 0).astype(np.int64), -1)
+        return found
     answers: NDArray[np.int64] = np.where(np.isfinite(outputs.max(axis=1)), outputs.argmax(axis=1), -1)
     return answers
 
 
 def accuracy_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
-    """1.0 where the class answered (that of the largest logit) by the logits [N, C] is the target [N], else 0.0."""
-    answers = top_classes(outputs)
+    """1.0 where the class answered is the target [N], else 0.0; by logits [N, C], or one logit [N] or [N, 1]."""
+    if outputs.ndim > 2 or targets.size != len(outputs):
+        raise ValueError(
+            f"accuracy takes one class a row, targets [N] and answers [N, classes] or [N, 1]; they are "
+            f"{list(targets.shape)} and {list(outputs.shape)}"
+        )
+    answers, targets = top_classes(outputs), targets.reshape(len(outputs))
     scores: Scores = ((answers == targets) & (answers >= 0)).astype(np.float64)
+    return scores
+
+
+def label_accuracy_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
+    """Share of each sample's labels that are right, by a logit for each: above 0 means on. Both are [N, labels].
+
+    A logit that is no finite number is wrong.
+    """
+    if outputs.shape != targets.shape:
+        raise ValueError(
+            f"several labels a row take as many answers as targets, [N, labels]; they are {list(outputs.shape)} and "
+            f"{list(targets.shape)}"
+        )
+    right = ((outputs > 0) == (targets > 0.5)) & np.isfinite(outputs)
+    scores: Scores = right.reshape(len(right), -1).mean(axis=1, dtype=np.float64)
     return scores
 
 
@@ -51,16 +78,6 @@ def iou_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
         classes += occurs
     scores: Scores = np.where(classes > 0, total / np.maximum(classes, 1), 1.0)
     return scores
-
-
-def fits_classes(outputs: tuple[int, ...], targets: tuple[int, ...]) -> bool:
-    """Whether answers of shape [N, C, ...] are logits of several classes for integer targets of shape [N, ...].
-
-    Dimensions of -1 are free, and so is the first.
-    """
-    if len(outputs) != len(targets) + 1 or 0 <= outputs[1] <= 1:
-        return False
-    return all(-1 in pair or pair[0] == pair[1] for pair in zip(outputs[2:], targets[1:], strict=True))
 
 
 def _labelled(outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.bool_]:

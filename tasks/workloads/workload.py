@@ -27,10 +27,12 @@ from tasks.running.errors import WorkloadError
 from tasks.running.source_hash import FIRST_PARTY
 from tasks.running.splits import SPLITS, TARGET, Columns, MetricRef
 from tasks.running.stage import WorkloadRef
+from tasks.running.task_kind import BY_SIGMOID, TaskKind, kind_by_shape
 from tasks.workloads.sample_scores import (
     Scores,
     accuracy_scores,
     iou_scores,
+    label_accuracy_scores,
     pixel_accuracy_scores,
     squared_error_scores,
 )
@@ -64,10 +66,20 @@ class Metric:
 
 
 ACCURACY = Metric("accuracy", "higher", accuracy_scores)
+LABEL_ACCURACY = Metric("label_accuracy", "higher", label_accuracy_scores)
 PIXEL_ACCURACY = Metric("pixel_accuracy", "higher", pixel_accuracy_scores)
 IOU = Metric("iou", "higher", iou_scores)
 SQUARED_ERROR = Metric("mse", "lower", squared_error_scores)
-_BUILTIN = (ACCURACY, PIXEL_ACCURACY, IOU, SQUARED_ERROR)
+_METRICS: dict[TaskKind | None, Metric] = {
+    "binary": ACCURACY,
+    "classes": ACCURACY,
+    "labels": LABEL_ACCURACY,
+    "places": PIXEL_ACCURACY,
+    "regression": SQUARED_ERROR,
+}
+_UNLABELLED = -100
+"""What torch's cross-entropy passes over."""
+_BUILTIN = (ACCURACY, LABEL_ACCURACY, PIXEL_ACCURACY, IOU, SQUARED_ERROR)
 
 
 class Workload:
@@ -130,21 +142,37 @@ class Workload:
         return hasattr(self.user, "augment")
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Scalar loss on hard targets. Default: cross-entropy for integer targets, else mean squared error."""
+        """Scalar loss on hard targets.
+
+        Default, by the task (see :data:`tasks.running.task_kind.TaskKind`): cross-entropy for classes and places, where
+        targets that are no class count for nothing; binary cross-entropy for one logit and for several labels; else
+        mean squared error.
+        """
         if hasattr(self.user, "loss"):
             loss: Tensor = self.user.loss(outputs, targets)
             return loss
-        if not targets.is_floating_point():
-            return nn.functional.cross_entropy(outputs, targets.long())
-        return nn.functional.mse_loss(outputs.reshape(targets.shape), targets)
+        kind = _task_of(self.ref, outputs, targets, whole=not targets.is_floating_point())
+        if kind in BY_SIGMOID:
+            given = targets.to(outputs.dtype)
+            return nn.functional.binary_cross_entropy_with_logits(outputs.reshape(targets.shape), given)
+        if kind == "places":
+            known = (targets >= 0) & (targets < outputs.shape[1])
+            return nn.functional.cross_entropy(outputs, torch.where(known, targets.long(), _UNLABELLED))
+        if kind == "regression" or targets.is_floating_point():
+            return nn.functional.mse_loss(outputs.reshape(targets.shape), targets.to(outputs.dtype))
+        return nn.functional.cross_entropy(outputs, targets.long())
 
-    def metric(self, targets: NDArray[Any]) -> Metric:
-        """The metric. Default: accuracy for integer targets, where each has several the share of them that is right,
-        else squared error."""
+    def metric(self, targets: NDArray[Any], outputs: NDArray[Any] | None = None) -> Metric:
+        """The metric. Default, by the task: accuracy for one class a sample, the share of the labels or of the places
+        that are right for several, else squared error. Without ``outputs``, as the targets look."""
         if hasattr(self.user, "metric"):
             metric: Metric = self.user.metric()
             return metric
-        if not np.issubdtype(targets.dtype, np.integer):
+        whole = bool(np.issubdtype(targets.dtype, np.integer))
+        kind = self.ref.task if outputs is None else _task_of(self.ref, outputs, targets, whole=whole)
+        if kind in _METRICS:
+            return _METRICS[kind]
+        if not whole:
             return SQUARED_ERROR
         return ACCURACY if targets.ndim == 1 else PIXEL_ACCURACY
 
@@ -154,14 +182,15 @@ class Workload:
         Raises:
             WorkloadError: the metric does not take them, or does not give one score per sample.
         """
-        metric = self.metric(targets)
+        metric = self.metric(targets, outputs)
         try:
             scores = np.asarray(metric.per_sample(outputs, targets), dtype=np.float64)
         except (ValueError, IndexError, TypeError) as error:
             raise WorkloadError(
                 f"metric {metric.name!r} does not take outputs {outputs.dtype}{list(outputs.shape)} and targets "
                 f"{targets.dtype}{list(targets.shape)}: {error}; return one that does from metric(), such as "
-                "winnow.IOU or winnow.PIXEL_ACCURACY for a class in every place, or a winnow.Metric of your own"
+                "winnow.IOU or winnow.PIXEL_ACCURACY for a class in every place, winnow.LABEL_ACCURACY for several "
+                "labels, or a winnow.Metric of your own"
             ) from error
         if scores.shape != (len(targets),):
             raise WorkloadError(
@@ -170,9 +199,9 @@ class Workload:
             )
         return scores
 
-    def metric_ref(self, targets: NDArray[Any]) -> MetricRef:
+    def metric_ref(self, targets: NDArray[Any], outputs: NDArray[Any] | None = None) -> MetricRef:
         """The metric's name and direction as a value."""
-        metric = self.metric(targets)
+        metric = self.metric(targets, outputs)
         return MetricRef(name=metric.name, better=metric.better, builtin=metric in _BUILTIN)
 
     def labels(self) -> tuple[str, ...] | None:
@@ -191,6 +220,11 @@ class Workload:
     def dynamic_dims(self) -> dict[str, dict[int, str]]:
         """Dimensions besides the batch that vary, by input name: ``{"tokens": {1: "sequence"}}``."""
         return dict(self.user.dynamic_dims()) if hasattr(self.user, "dynamic_dims") else {}
+
+
+def _task_of(ref: WorkloadRef, outputs: Any, targets: Any, *, whole: bool) -> TaskKind:
+    """What is learned, as it is settled, or by the shapes of answers and targets, arrays or tensors [N, ...]."""
+    return ref.task or kind_by_shape(tuple(outputs.shape), tuple(targets.shape), whole=whole)
 
 
 def load_workload(ref: WorkloadRef) -> Workload:

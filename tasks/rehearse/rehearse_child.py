@@ -1,0 +1,48 @@
+"""The rehearse stage in its process."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from tasks.running.child import Child, Result
+from tasks.running.splits import SPLITS, read_split
+from tasks.torch_models.model_structure import ModelStructure
+from tasks.torch_models.torch_variant import build, save, tensor_specs
+from tasks.workloads.task_check import settle_task, targets_of
+from tasks.workloads.workload import load_workload
+
+_NOISE = 0.02
+
+
+def main(child: Child) -> Result:
+    """Ask an untrained teacher about two rows, compare its answers with all targets, and publish it."""
+    scale = child.spec["scale"]
+    workload = load_workload(child.job.workload)
+    validation = read_split(child.store, child.data, "validation")
+    model = build(workload, "teacher", scale, seed=child.job.seed)
+    _, outputs = tensor_specs(model.eval(), workload=workload, sample=validation)
+
+    targets = {name: targets_of(workload, read_split(child.store, child.data, name)) for name in SPLITS}
+    task = settle_task(workload, outputs[0].shape, targets)
+
+    _stir(model, child.job.seed)
+    variant = save(
+        child.store,
+        model,
+        workload=workload,
+        structure=ModelStructure(role="teacher", scale=scale),
+        sample=validation,
+        name="untrained",
+        stage="rehearse",
+    )
+    return Result(variants=(variant,), values={"task": task.as_json()})
+
+
+def _stir(model: nn.Module, seed: int) -> None:
+    """Layers that begin with zeros answer nothing, of which quantization and pruning can be tried on nothing."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and not parameter.any():
+                parameter.copy_(_NOISE * torch.randn(parameter.shape, generator=generator))
