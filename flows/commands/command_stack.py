@@ -53,8 +53,10 @@ def up_command(s3: str | None, mlflow_db: str | None, store: str | None, **ports
       winnow up --mlflow-port 5001 --prefect-port 4201
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from flows.commands.deployments import deploy_in_background
+    from flows.commands.unserved_models import unserved_models
     from infra.stack import Stack
 
     stack = Stack.from_environment()
@@ -68,6 +70,8 @@ def up_command(s3: str | None, mlflow_db: str | None, store: str | None, **ports
     for state in states:
         if state.url:
             console.print(f"  {state.title:<24}{state.url}", highlight=False, soft_wrap=True)
+    for model, why in (unserved_models(stack.environment()) or {}).items():
+        console.print(f"  [yellow]{escape(model)}[/] is not served yet: {escape(why)}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -112,7 +116,7 @@ def down_command() -> int:
 def status_command(as_json: bool) -> int:
     """Show components, disk use, champions, pending roll-outs, hand-moved aliases and dead runs.
 
-    Exits 1 when the stack, or a part of it, is down.
+    Exits 1 when the stack, or a part of it, is down, or the endpoint does not answer for a model.
 
     \b
     Example:
@@ -127,7 +131,7 @@ def status_command(as_json: bool) -> int:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:
         _print_status(found)
-    return 0 if found.up else 1
+    return 0 if found.up and not any(model.unserved for model in found.models) else 1
 
 
 @click.command()
@@ -298,6 +302,8 @@ def _remarks(found: StackStatus) -> Iterator[str]:
         name = escape(model.model)
         if model.pending:
             yield f"[yellow]{name}[/]: {escape(model.pending)} is under way"
+        if model.unserved:
+            yield f"[red]{name}[/]: not served: {escape(model.unserved)}"
         if model.problem:
             yield f"[red]{name}[/]: {escape(model.problem)}"
         if model.hand_moved:

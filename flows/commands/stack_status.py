@@ -12,11 +12,12 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
+from flows.commands.unserved_models import unserved_models
 from infra.component import fetch
 from infra.faults import StackDown
 from infra.stack import ComponentState, Stack
@@ -40,6 +41,8 @@ class ModelState:
     alias: int | None
     pending: str | None
     problem: str | None = None
+    unserved: str | None = None
+    """Why the endpoint does not answer for it; None where it does, or was never asked to."""
 
     @property
     def hand_moved(self) -> bool:
@@ -107,8 +110,13 @@ def _contents(stack: Stack) -> tuple[dict[str, Any], list[str]]:
         found["store_usage"] = _within(0.3, store.usage)
         with ThreadPoolExecutor(max_workers=8) as pool:
             dead = pool.submit(_dead_runs, store)
-            found["models"] = list(pool.map(lambda model: _model(ledger, model), ledger.models()))
+            unserved = pool.submit(unserved_models, os.environ)
+            models = list(pool.map(lambda model: _model(ledger, model), ledger.models()))
             found["dead_runs"] = dead.result()
+            why = unserved.result()
+            if why is None:
+                problems.append("the endpoint does not say which models it serves; see `winnow logs endpoint`")
+            found["models"] = [replace(model, unserved=(why or {}).get(model.model)) for model in models]
     except StoreError as error:
         problems.append(str(error))
     return found, problems
