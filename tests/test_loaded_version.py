@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from serving import loaded_version
 from serving.engine_client import EngineClient
 from serving.exceptions import EngineLoadError, LoadFailed, LoadRefused
 from serving.limits import RequestLimits
@@ -62,7 +61,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         pauses.append(seconds)
         await sleep(0)
 
-    monkeypatch.setattr(loaded_version.asyncio, "sleep", note)
+    monkeypatch.setattr(asyncio, "sleep", note)
     return pauses
 
 

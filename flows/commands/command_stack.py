@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from flows.commands.stack_status import StackStatus
+    from infra.home import Home
     from infra.startup import Event
 
 _COMPONENTS = ("s3", "mlflow", "prefect", "worker", "endpoint")
@@ -70,9 +71,20 @@ def up_command(s3: str | None, mlflow_db: str | None, store: str | None, **ports
     for state in states:
         if state.url:
             console.print(f"  {state.title:<24}{state.url}", highlight=False, soft_wrap=True)
+    console.print(login_hint(stack.home), highlight=False, soft_wrap=True)
     for model, why in (unserved_models(stack.environment()) or {}).items():
         console.print(f"  [yellow]{escape(model)}[/] is not served yet: {escape(why)}", highlight=False, soft_wrap=True)
     return 0
+
+
+def login_hint(home: Home) -> str:
+    """Who logs in to the pages, and where the password lies; it is never printed."""
+    from infra.home import USER
+
+    return (
+        f'MLflow asks for the user {USER} and "password" of {home.secrets_file}; '
+        f"Prefect for both at once, {USER}:PASSWORD."
+    )
 
 
 def _settle_releases(environment: dict[str, str]) -> None:
@@ -126,11 +138,14 @@ def status_command(as_json: bool) -> int:
     from flows.commands.stack_status import look_at_stack
     from infra.stack import Stack
 
-    found = look_at_stack(Stack.from_environment())
+    stack = Stack.from_environment()
+    found = look_at_stack(stack)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:
         _print_status(found)
+        if found.up:
+            click.echo(f"\n{login_hint(stack.home)}")
     return 0 if found.up and not any(model.unserved for model in found.models) else 1
 
 

@@ -21,6 +21,7 @@ from flows.commands.unserved_models import unserved_models
 from infra.component import fetch
 from infra.faults import StackDown
 from infra.stack import ComponentState, Stack
+from model_registry.authorization import mlflow_authorization
 
 if TYPE_CHECKING:
     from model_registry.ledger import Ledger
@@ -146,7 +147,8 @@ def _model(ledger: Ledger, model: str) -> ModelState:
 def _alias(model: str) -> int | None:
     """Where MLflow's alias ``champion`` points to, over its REST API; None for nowhere."""
     api = f"{os.environ['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/registered-models/alias"
-    status, body = fetch(f"{api}?name={quote(model)}&alias=champion", timeout=2)
+    url, headers = f"{api}?name={quote(model)}&alias=champion", mlflow_authorization(os.environ)
+    status, body = fetch(url, timeout=2, headers=headers)
     return int(json.loads(body)["model_version"]["version"]) if status == 200 else None
 
 
