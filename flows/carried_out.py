@@ -9,7 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    temporary_settings,
+)
 
 from flows.compress import compress
 from flows.dead_runs import set_prefect_state
@@ -48,6 +53,8 @@ def settings_of_a_run() -> Iterator[None]:
     """Prefect's settings while a flow runs in this process."""
     # Prefect may have been imported before the stack was there.
     there = {PREFECT_API_URL: os.environ["PREFECT_API_URL"]}
+    if password := os.environ.get("PREFECT_API_AUTH_STRING"):
+        there[PREFECT_API_AUTH_STRING] = password
     # Unless somebody asks for heartbeats there are none: a run's end would wait up to a second for their thread, and
     # who died is found by its owner.
     with temporary_settings(there, {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):

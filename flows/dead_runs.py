@@ -6,6 +6,7 @@ import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
 
+from model_registry.authorization import prefect_authorization
 from model_registry.store import Store
 from tasks.report.run_records import readable_run
 from tasks.report.run_report import RunReport, save_run
@@ -47,13 +48,13 @@ def set_prefect_state(flow_run_id: str, kind: str, message: str) -> None:
 
     api = os.environ["PREFECT_API_URL"]
     state = {"type": kind, "name": kind.capitalize(), "message": message}
-    with httpx.Client(base_url=api, timeout=10) as client:
+    with httpx.Client(base_url=api, timeout=10, headers=prefect_authorization(os.environ)) as client:
         filters = {
             "flow_runs": {"id": {"any_": [flow_run_id]}},
             "task_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "SCHEDULED"]}}},
         }
-        left = client.post("/task_runs/filter", json=filters)
-        for task_run in left.json() if left.status_code == 200 else []:
+        left = client.post("/task_runs/filter", json=filters).raise_for_status()
+        for task_run in left.json():
             client.post(f"/task_runs/{task_run['id']}/set_state", json={"state": state, "force": True})
         client.post(f"/flow_runs/{flow_run_id}/set_state", json={"state": state, "force": True}).raise_for_status()
 

@@ -31,7 +31,7 @@ from tasks.report.run_report import RunError, RunReport, StageLine, describe_var
 from tasks.running.errors import GateFailed, Interrupted
 from tasks.running.journal import Journal, Line, journal
 from tasks.running.launch import end_all, kept_processes
-from tasks.running.stage import Job
+from tasks.running.stage import Job, checked_run_id
 from tasks.running.stage_cache import log_folder
 
 STOPPED = (KeyboardInterrupt, SystemExit, TerminationSignal, Interrupted)
@@ -170,9 +170,10 @@ def open_run(spec: PipelineSpec, run_id: str | None = None) -> Iterator[OngoingR
     """Begin a run; whatever happens in the body, its record ends as what became of it.
 
     Raises:
+        SpecError: the run id cannot name a folder.
         StoreUnavailable, StoreDenied: before anything is recorded.
     """
-    job = make_job(spec, run_id or new_run_id(spec.model))
+    job = make_job(spec, checked_run_id(run_id or new_run_id(spec.model)))
     store = Store(job.store)
     store.ping()
     mark_dead_runs(store, spec.model)

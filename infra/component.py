@@ -27,6 +27,8 @@ class Component:
     environment: Mapping[str, str] = field(default_factory=dict)
     url: str = ""
     health: tuple[str, ...] = ()
+    #: what the health URLs are asked with
+    headers: Mapping[str, str] = field(default_factory=dict)
     needs: tuple[str, ...] = ()
     patience: float = 60.0
     grace: float = 5.0
@@ -43,7 +45,7 @@ class Component:
 
     def is_well(self, timeout: float = 1.0) -> bool:
         """Whether every health URL answers 200 within the timeout, in seconds."""
-        return all(fetch(url, timeout=timeout)[0] == 200 for url in self.health)
+        return all(fetch(url, timeout=timeout, headers=self.headers)[0] == 200 for url in self.health)
 
 
 def fetch(

@@ -2,7 +2,7 @@
 
 stack.json     ports and choices, remembered          secrets.json   keys and tokens, mode 0600
 run/           pid files, the lock                    logs/          a log per component
-seaweedfs/  mlflow/  prefect/  endpoint/              their data
+certificates/  of the S3 server's parts                seaweedfs/  mlflow/  prefect/  endpoint/   their data
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from infra.faults import StackMisconfigured
 SCHEMA = 1
 T = TypeVar("T", "Settings", "Secrets")
 
+#: Who logs in to MLflow and Prefect.
+USER = "winnow"
 #: Ports that nobody needs to know: SeaweedFS listens on nine more, Prefect's worker on one.
 INNER_PORTS = ("master", "master.grpc", "volume", "volume.grpc", "filer", "filer.grpc", "s3.grpc", "admin", "worker")
 #: SeaweedFS's own worker looks for the admin's gRPC so much above its HTTP port, whatever the flag says.
@@ -57,6 +59,8 @@ class Secrets:
     access_key: str = field(default_factory=lambda: "WINNOW" + secrets.token_hex(7).upper())
     secret_key: str = field(default_factory=lambda: secrets.token_urlsafe(30))
     admin_token: str = field(default_factory=lambda: secrets.token_urlsafe(32))
+    #: of MLflow and Prefect, for the user above
+    password: str = field(default_factory=lambda: secrets.token_urlsafe(24))
     #: without signing keys SeaweedFS's inner ports would let every local user read and write all objects
     signing_key: str = field(default_factory=lambda: secrets.token_hex(32))
     #: the URL of MLflow's database, which may hold a password; empty: SQLite in the folder

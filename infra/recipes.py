@@ -13,6 +13,7 @@ from infra.faults import StackMisconfigured
 from infra.home import ADMIN_GRPC, Secrets, Settings
 from infra.mlflow_database import half_made
 from infra.ports import LOOPBACK
+from model_registry.authorization import prefect_authorization
 from model_registry.quiet import QUIET
 
 WORK_POOL = "winnow"
@@ -32,6 +33,7 @@ def s3_server(home: Path, settings: Settings, secrets: Secrets) -> Component:
         name="s3",
         title="S3 server (SeaweedFS)",
         argv=(
+            *(sys.executable, "-m", "infra.certificates", str(home / "certificates")),
             weed(),
             "-logtostderr=true",
             "mini",
@@ -57,7 +59,7 @@ def s3_server(home: Path, settings: Settings, secrets: Secrets) -> Component:
         environment={
             "AWS_ACCESS_KEY_ID": secrets.access_key,
             "AWS_SECRET_ACCESS_KEY": secrets.secret_key,
-            # With these keys the inner ports answer 401 to whoever is not SeaweedFS itself.
+            # Besides the certificates: no part of it takes a request that another has not signed.
             "WEED_JWT_SIGNING_KEY": secrets.signing_key,
             "WEED_JWT_FILER_SIGNING_KEY": secrets.signing_key,
             "WEED_JWT_FILER_SIGNING_READ_KEY": secrets.signing_key,
@@ -74,7 +76,7 @@ def s3_server(home: Path, settings: Settings, secrets: Secrets) -> Component:
 
 
 def mlflow_server(home: Path, port: int, store: str, database: str, environment: Mapping[str, str]) -> Component:
-    """The tracking server: SQLite unless a database URL is given, artifacts proxied to S3, one worker."""
+    """The tracking server: SQLite unless a database URL is given, artifacts proxied to S3, one worker, a password."""
     folder = home / "mlflow"
     return Component(
         name="mlflow",
@@ -83,11 +85,12 @@ def mlflow_server(home: Path, port: int, store: str, database: str, environment:
             *(sys.executable, "-m", "mlflow", "server"),
             *("--host", LOOPBACK, "--port", str(port), "--workers", "1"),
             *("--artifacts-destination", f"{store}/mlflow"),
+            *("--app-name", "winnow"),  # infra/mlflow_gate.py
             *("--uvicorn-opts", "--log-level warning"),  # no line for every request
         ),
         folder=folder,
         environment={
-            **_only(environment, "AWS_", "NO_PROXY"),
+            **_only(environment, "AWS_", "MLFLOW_TRACKING_", "NO_PROXY"),
             **QUIET,
             # By environment, since the URL may hold a password and every user may read a command line.
             "MLFLOW_BACKEND_STORE_URI": database or f"sqlite:///{folder / 'mlflow.db'}",
@@ -113,6 +116,7 @@ def prefect_server(home: Path, port: int, environment: Mapping[str, str]) -> Com
         environment={
             **_only(environment, "PREFECT_", "NO_PROXY"),
             **QUIET,
+            "PREFECT_SERVER_API_AUTH_STRING": environment["PREFECT_API_AUTH_STRING"],
             "PREFECT_SERVER_API_HOST": LOOPBACK,
             "PREFECT_SERVER_API_PORT": str(port),  # the UI calls the API under this address
             "PREFECT_UI_STATIC_DIRECTORY": str(folder / "ui"),  # the default is inside the installed package
@@ -146,6 +150,7 @@ def prefect_worker(home: Path, inner_port: int, environment: Mapping[str, str]) 
             f"http://{LOOPBACK}:{inner_port}/health",
             f"{environment['PREFECT_API_URL']}/work_pools/{WORK_POOL}",
         ),
+        headers=prefect_authorization(environment),
         needs=("prefect",),
         patience=90,
         grace=8,  # its flow runs end their children first
@@ -162,7 +167,7 @@ def endpoint(home: Path, settings: Settings, secrets: Secrets, environment: Mapp
         argv=(sys.executable, "-m", "serving"),
         folder=home / "run",
         environment={
-            **_only(environment, "WINNOW_", "AWS_", "MLFLOW_", "NO_PROXY"),
+            **_only(environment, "WINNOW_", "AWS_", "NO_PROXY"),
             **QUIET,
             "WINNOW_ENDPOINT_HOST": LOOPBACK,
             "WINNOW_ENDPOINT_PORT": str(settings.ports["endpoint"]),

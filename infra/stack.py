@@ -17,7 +17,7 @@ from infra.choices import choose_settings
 from infra.component import Component
 from infra.daemon import Daemon, census
 from infra.faults import StackDown, StackError
-from infra.home import ADMIN_GRPC, Home, Secrets, Settings, inner_ports
+from infra.home import ADMIN_GRPC, USER, Home, Secrets, Settings, inner_ports
 from infra.lock import exclusive
 from infra.ports import LOOPBACK
 from infra.startup import Event, Report, Startup, silent
@@ -261,7 +261,10 @@ class Stack:
             "AWS_ENDPOINT_URL_S3": settings.s3_endpoint or f"http://{LOOPBACK}:{settings.ports['s3']}",
             "AWS_REGION": settings.region,
             "MLFLOW_TRACKING_URI": f"http://{LOOPBACK}:{settings.ports['mlflow']}",
+            "MLFLOW_TRACKING_USERNAME": USER,
+            "MLFLOW_TRACKING_PASSWORD": secrets.password,
             "PREFECT_API_URL": f"http://{LOOPBACK}:{settings.ports['prefect']}/api",
+            "PREFECT_API_AUTH_STRING": f"{USER}:{secrets.password}",
             "PREFECT_HOME": str(self.home.path / "prefect"),  # a profile in ~/.prefect shall not send runs elsewhere
             "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
             "WINNOW_ENDPOINT": f"http://{LOOPBACK}:{settings.ports['endpoint']}",

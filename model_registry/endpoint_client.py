@@ -60,6 +60,11 @@ class ServedModel(_Answer):
     serving: int | None = None
     versions: tuple[HeldVersion, ...] = ()
 
+    @property
+    def answers(self) -> bool:
+        """Whether the version with the traffic is ready."""
+        return any(v.version == self.serving and v.state == "ready" for v in self.versions)
+
     def digest_of(self, version: int | None) -> str | None:
         """Digest of a loaded version; None if it is not loaded."""
         return next((v.digest for v in self.versions if v.version == version), None)

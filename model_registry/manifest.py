@@ -36,10 +36,16 @@ class FileEntry(BaseModel):
     @field_validator("path")
     @classmethod
     def _relative(cls, path: str) -> str:
-        pure = PurePosixPath(path)
-        if pure.is_absolute() or ".." in pure.parts or "\\" in path or not pure.parts or str(pure) != path:
+        if not stays_inside(path):
             raise ValueError(f"file path {path!r} must be relative, normalised and without '..'")
         return path
+
+
+def stays_inside(path: str) -> bool:
+    """Whether a name from outside, joined to a folder, is a place below it: relative, normalised, without ``..``."""
+    pure = PurePosixPath(path)
+    odd = pure.is_absolute() or ".." in pure.parts or "\\" in path or "\0" in path
+    return not odd and bool(pure.parts) and str(pure) == path
 
 
 def canonical_json(value: Any) -> bytes:

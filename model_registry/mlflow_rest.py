@@ -7,7 +7,6 @@ import math
 import mimetypes
 import os
 import ssl
-from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import httpx
+
+from model_registry.authorization import mlflow_authorization
 
 _SECONDS = 120.0
 _IDLE_SECONDS = 3.0  # less than the server keeps a silent connection: it must not hang up on a request of ours
@@ -92,7 +93,7 @@ class MlflowServer:
             self._ask("PUT", quote(path), content=iter(lambda: stream.read(1 << 20), b""), headers=headers)
 
     def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
-        request["headers"] = _authorization() | request.get("headers", {})
+        request["headers"] = mlflow_authorization(os.environ) | request.get("headers", {})
         hint = "`winnow status` tells whether it runs"
         try:
             answer = _client(self.uri.startswith("https:")).request(method, f"{self.uri}/api/2.0/{path}", **request)
@@ -118,15 +119,6 @@ def _client(secure: bool) -> httpx.Client:
     authorities = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or os.environ.get("REQUESTS_CA_BUNDLE")
     trusted = ssl.create_default_context(cafile=authorities) if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     return httpx.Client(timeout=_SECONDS, verify=trusted, limits=httpx.Limits(keepalive_expiry=_IDLE_SECONDS))
-
-
-def _authorization() -> dict[str, str]:
-    """Who asks, in MLflow's own variables."""
-    user, password = (os.environ.get(f"MLFLOW_TRACKING_{name}") for name in ("USERNAME", "PASSWORD"))
-    if user and password:
-        return {"Authorization": "Basic " + b64encode(f"{user}:{password}".encode()).decode()}
-    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
-    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def _encodable(value: Any) -> Any:

@@ -137,6 +137,10 @@ class LoadedVersion:
             ) from error
         except (StoreError, CacheUnusable, LoadFailed) as error:
             raise LoadFailed(f"{self._name()} could not be loaded: {error}") from error
+        except Exception as error:  # no descriptors, memory or threads left, or a fault of ours: it may pass
+            log.exception("%s could not be loaded", self._name())
+            why = getattr(error, "strerror", None) or type(error).__name__  # clients read it: no paths
+            raise LoadFailed(f"{self._name()} could not be loaded: {why}; the endpoint's log says more") from error
 
     def _name(self) -> str:
         return f"version {self.version} of model {self.model!r} (digest {self.digest[:12]})"

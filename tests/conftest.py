@@ -25,6 +25,7 @@ from infra.home import Secrets, Settings
 from infra.recipes import mlflow_server as mlflow_recipe
 from infra.recipes import s3_server
 from infra.stack import Stack
+from model_registry.authorization import mlflow_authorization, prefect_authorization
 from model_registry.quiet import QUIET
 from model_registry.store import Store
 
@@ -34,6 +35,7 @@ os.environ.update(QUIET)  # as every launcher does
 hypothesis.settings.register_profile("winnow", deadline=None)
 hypothesis.settings.load_profile("winnow")
 
+MLFLOW_USER = {"MLFLOW_TRACKING_USERNAME": "tester", "MLFLOW_TRACKING_PASSWORD": "only-for-tests"}
 SERVERS = {"s3", "stack"}
 """Fixtures that start servers; every other one that does stands on these."""
 
@@ -146,6 +148,16 @@ class RunningStack:
     home: Path
     environment: dict[str, str]
 
+    @property
+    def mlflow_headers(self) -> dict[str, str]:
+        """What MLflow wants with every request."""
+        return mlflow_authorization(self.environment)
+
+    @property
+    def prefect_headers(self) -> dict[str, str]:
+        """What Prefect's API wants with every request."""
+        return prefect_authorization(self.environment)
+
 
 @pytest.fixture(scope="session")
 def stack(servers_wanted: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
@@ -187,14 +199,17 @@ def store(s3: Server, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 @pytest.fixture(scope="session")
 def mlflow_server(s3: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real MLflow server on SQLite, artifacts proxied to the S3 server; its URL."""
+    """A real MLflow server on SQLite, artifacts proxied to the S3 server; its URL. Our environment has its password."""
     home = tmp_path_factory.mktemp("mlflow")
     subprocess.run(
         [sys.executable, "-m", "infra.store_probe", "prepare"],
         env={**os.environ, **s3.environment, "WINNOW_STORE": "s3://mlflow"},
         check=True,
     )
-    component = mlflow_recipe(home, ports.pick(1)[0], "s3://mlflow", "", s3.environment)
+    component = mlflow_recipe(home, ports.pick(1)[0], "s3://mlflow", "", {**s3.environment, **MLFLOW_USER})
     daemon = _start(component, home)
-    yield component.url
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in MLFLOW_USER.items():
+            patch.setenv(name, value)
+        yield component.url
     daemon.end(grace=0)

@@ -25,12 +25,13 @@ ALLOWED = {
     "tasks": {"tasks", "model_registry"},
     "model_registry": {"model_registry"},
     "serving": {"serving", "model_registry"},
-    "infra": {"infra", "model_registry.store", "model_registry.quiet"},
+    "infra": {"infra", "model_registry.store", "model_registry.quiet", "model_registry.authorization"},
 }
 # library -> the places that may import it
 CONFINED = {
     "prefect": ("flows/", "tasks/running/policy.py"),
-    "mlflow": ("model_registry/registry.py",),
+    "mlflow": ("model_registry/registry.py", "infra/mlflow_gate.py"),
+    "cryptography": ("infra/certificates.py",),
     "boto3": ("model_registry/store.py",),
     "botocore": ("model_registry/store.py",),
     "great_expectations": ("tasks/data/", "tasks/validate/"),

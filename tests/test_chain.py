@@ -70,7 +70,8 @@ class Released:
 
     def mlflow(self, path: str, **body: Any) -> Any:
         url = f"{self.stack.environment['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/{path}"
-        answer = httpx.post(url, json=body) if body else httpx.get(url)
+        headers = self.stack.mlflow_headers
+        answer = httpx.post(url, json=body, headers=headers) if body else httpx.get(url, headers=headers)
         answer.raise_for_status()
         return answer.json()
 
@@ -79,6 +80,7 @@ class Released:
         found = httpx.get(
             f"{self.stack.environment['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/experiments/get-by-name",
             params={"experiment_name": self.model},
+            headers=self.stack.mlflow_headers,
         ).json()
         where = " and ".join(f"tags.`{k.replace('__', '.')}` = '{v}'" for k, v in tags.items())
         runs = self.mlflow("runs/search", experiment_ids=[found["experiment"]["experiment_id"]], filter=where)
@@ -93,7 +95,8 @@ class Released:
         ]
 
     def prefect(self, path: str, **body: Any) -> Any:
-        answer = httpx.post(f"{self.stack.environment['PREFECT_API_URL']}/{path}", json=body)
+        url = f"{self.stack.environment['PREFECT_API_URL']}/{path}"
+        answer = httpx.post(url, json=body, headers=self.stack.prefect_headers)
         answer.raise_for_status()
         return answer.json()
 
@@ -205,6 +208,7 @@ def test_data_docs_open_without_s3_keys(released: Released) -> None:
     page = httpx.get(
         f"{released.stack.environment['MLFLOW_TRACKING_URI']}/get-artifact",
         params={"path": "data_docs.html", "run_uuid": parent["id"]},
+        headers=released.stack.mlflow_headers,
     )
     assert page.status_code == 200
     assert "<html" in page.text

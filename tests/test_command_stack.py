@@ -84,9 +84,9 @@ def test_status_shows_champion_hand_moved_alias_and_pending_release(
     store = in_stack(stack, monkeypatch)
     ledger = Ledger(store)
     api = f"{stack.environment['MLFLOW_TRACKING_URI']}/api/2.0/mlflow"
-    mlflow(f"{api}/registered-models/create", {"name": "shown"})
+    mlflow(stack, f"{api}/registered-models/create", {"name": "shown"})
     for _ in range(2):
-        mlflow(f"{api}/model-versions/create", {"name": "shown", "source": "s3://nowhere/model"})
+        mlflow(stack, f"{api}/model-versions/create", {"name": "shown", "source": "s3://nowhere/model"})
     ledger.commit(ledger.begin("shown", 1, DIGEST, expected_champion_seq=0))
 
     def shown() -> dict[str, Any]:
@@ -95,9 +95,9 @@ def test_status_shows_champion_hand_moved_alias_and_pending_release(
 
     assert (shown()["champion"], shown()["alias"], shown()["hand_moved"]) == (1, None, True)
     alias = {"name": "shown", "alias": "champion"}
-    mlflow(f"{api}/registered-models/alias", alias | {"version": "1"})
+    mlflow(stack, f"{api}/registered-models/alias", alias | {"version": "1"})
     assert (shown()["alias"], shown()["hand_moved"]) == (1, False)
-    mlflow(f"{api}/registered-models/alias", alias | {"version": "2"})
+    mlflow(stack, f"{api}/registered-models/alias", alias | {"version": "2"})
     assert (shown()["alias"], shown()["hand_moved"]) == (2, True)
     assert "alias champion points to version 2; the ledger says version 1" in winnow("status").stdout
     entry = ledger.begin("shown", 2, DIGEST, expected_champion_seq=1)
@@ -108,10 +108,9 @@ def test_status_shows_champion_hand_moved_alias_and_pending_release(
         store.delete_record(key)
 
 
-def mlflow(url: str, body: dict[str, str]) -> None:
-    code, answer = fetch(
-        url, method="POST", body=json.dumps(body).encode(), headers={"Content-Type": "application/json"}, timeout=30
-    )
+def mlflow(stack: RunningStack, url: str, body: dict[str, str]) -> None:
+    headers = {"Content-Type": "application/json", **stack.mlflow_headers}
+    code, answer = fetch(url, method="POST", body=json.dumps(body).encode(), headers=headers, timeout=30)
     assert code == 200, answer
 
 
@@ -180,17 +179,19 @@ def test_a_second_up_finds_all_running_and_deploys_the_flow(winnow: Winnow, stac
     done = winnow("up")
     assert done.returncode == 0, done.stderr
     assert "The stack is up" in done.stdout and stack.environment["MLFLOW_TRACKING_URI"] in done.stdout
-    assert stack.environment["AWS_SECRET_ACCESS_KEY"] not in done.stdout + done.stderr
+    for secret in ("AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD"):
+        assert stack.environment[secret] not in done.stdout + done.stderr
+    assert f'the user winnow and "password" of {stack.home}/secrets.json' in done.stdout
     assert {state.name: state.pid for state in Stack(stack.home).components()} == before
-    api = stack.environment["PREFECT_API_URL"]
+    known = f"{stack.environment['PREFECT_API_URL']}/deployments/name/compress"
     deadline = time.monotonic() + 90
-    while fetch(f"{api}/deployments/name/compress/nightly", timeout=10)[0] != 200:
+    while fetch(f"{known}/nightly", timeout=10, headers=stack.prefect_headers)[0] != 200:
         assert time.monotonic() < deadline, Daemon("deploy", stack.home).tail(30)
         time.sleep(0.3)
-    nightly = json.loads(fetch(f"{api}/deployments/name/compress/nightly", timeout=10)[1])
+    nightly = json.loads(fetch(f"{known}/nightly", timeout=10, headers=stack.prefect_headers)[1])
     assert [schedule["active"] for schedule in nightly["schedules"]] == [False]
     assert nightly["entrypoint"].startswith("flows.compress") and nightly["work_pool_name"] == "winnow"
-    assert fetch(f"{api}/deployments/name/compress/compress", timeout=10)[0] == 200
+    assert fetch(f"{known}/compress", timeout=10, headers=stack.prefect_headers)[0] == 200
 
 
 def test_a_taken_port_is_an_error_in_words(tmp_path: Path) -> None:

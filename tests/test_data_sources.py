@@ -55,3 +55,33 @@ def test_a_folder_of_objects_is_fetched_whole_and_removed_again(store: Store) ->
         found = {p.relative_to(folder).as_posix(): p.read_text() for p in folder.rglob("*") if p.is_file()}
     assert found == {"a": "set/a", "deep/b": "set/deep/b"}
     assert not folder.exists()
+
+
+class Bucket:
+    """A bucket of the user's with such keys; what is fetched from it is noted."""
+
+    def __init__(self, *keys: str) -> None:
+        self.keys, self.fetched = keys, list[Path]()
+
+    def list_uri(self, uri: str) -> list[str]:
+        return [f"s3://pictures/{key}" for key in self.keys]
+
+    def download(self, uri: str, destination: Path) -> Path:
+        self.fetched.append(destination)
+        return destination
+
+
+@pytest.mark.parametrize("key", ["train/../../x", "train/..", "train//x", "train/./x", "train/a\\..\\x", "train/\0"])
+def test_a_key_that_is_no_path_below_the_source_is_refused(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    bucket = Bucket("train/cat/1.png", key)
+    monkeypatch.setattr(Store, "from_environment", lambda: bucket)
+    with pytest.raises(DataReadError, match="1 keys cannot be paths"), local("s3://pictures/train"):
+        raise AssertionError("it was read")
+    assert bucket.fetched == []
+
+
+def test_a_source_that_climbs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket = Bucket("train/..")
+    monkeypatch.setattr(Store, "from_environment", lambda: bucket)
+    with pytest.raises(DataReadError, match="cannot be paths"), local("s3://pictures/train/.."):
+        raise AssertionError("it was read")

@@ -17,8 +17,8 @@ from infra.stack import Stack
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
-def get(url: str) -> dict[str, Any]:
-    status, body = fetch(url, timeout=20)
+def get(stack: RunningStack, url: str) -> dict[str, Any]:
+    status, body = fetch(url, timeout=20, headers=stack.prefect_headers)
     assert status == 200, (url, status, body)
     found: dict[str, Any] = json.loads(body)
     return found
@@ -27,23 +27,23 @@ def get(url: str) -> dict[str, Any]:
 def test_the_deployed_flow_runs_to_a_champion(stack: RunningStack) -> None:
     api = stack.environment["PREFECT_API_URL"]
     deployments.deploy_in_background(Stack(stack.home))
-    wait_for(lambda: not deployments.missing(api), seconds=120, what="the deployment")
+    wait_for(lambda: not deployments.missing(stack.environment), seconds=120, what="the deployment")
     assert not deployments.deploy_in_background(Stack(stack.home))  # nothing to do again
-    deployment = get(f"{api}/deployments/name/compress/compress")
+    deployment = get(stack, f"{api}/deployments/name/compress/compress")
     assert deployment["parameters"] == {"spec": "digits"} and deployment["enforce_parameter_schema"] is True
     begun = time.time()
     status, body = fetch(
         f"{api}/deployments/{deployment['id']}/create_flow_run",
         method="POST",
         body=json.dumps({"parameters": {"spec": "tiny"}}).encode(),
-        headers={"Content-Type": "application/json"},
+        headers={"Content-Type": "application/json", **stack.prefect_headers},
         timeout=20,
     )
     assert status == 201, body
     run = json.loads(body)["id"]
 
     def ended() -> dict[str, Any] | None:
-        found = get(f"{api}/flow_runs/{run}")
+        found = get(stack, f"{api}/flow_runs/{run}")
         return found if found["state"]["type"] in FINAL else None
 
     found = wait_for(ended, seconds=240, what="the run", every=0.5)
@@ -60,13 +60,13 @@ def test_the_deployed_flow_runs_to_a_champion(stack: RunningStack) -> None:
 def test_a_run_with_a_wrong_parameter_is_refused_before_it_starts(stack: RunningStack) -> None:
     api = stack.environment["PREFECT_API_URL"]
     deployments.deploy_in_background(Stack(stack.home))
-    wait_for(lambda: not deployments.missing(api), seconds=120, what="the deployment")
-    deployment = get(f"{api}/deployments/name/compress/compress")
+    wait_for(lambda: not deployments.missing(stack.environment), seconds=120, what="the deployment")
+    deployment = get(stack, f"{api}/deployments/name/compress/compress")
     status, body = fetch(
         f"{api}/deployments/{deployment['id']}/create_flow_run",
         method="POST",
         body=json.dumps({"parameters": {"spec": 17}}).encode(),
-        headers={"Content-Type": "application/json"},
+        headers={"Content-Type": "application/json", **stack.prefect_headers},
         timeout=20,
     )
     assert status == 409 and b"spec" in body

@@ -116,7 +116,8 @@ def test_wrong_keys_are_a_failure_in_words(store: Store, monkeypatch: pytest.Mon
 def test_servers_that_do_not_answer_are_failures() -> None:
     [port] = ports.pick(1)
     url = f"http://127.0.0.1:{port}"
-    checks: list[Any] = [stack_doctor._mlflow(url), *stack_doctor._prefect(f"{url}/api"), stack_doctor._endpoint(url)]
+    there = {"MLFLOW_TRACKING_URI": url, "PREFECT_API_URL": f"{url}/api"}
+    checks: list[Any] = [stack_doctor._mlflow(there), *stack_doctor._prefect(there), stack_doctor._endpoint(url)]
     assert [check.verdict for check in checks] == ["fail"] * 3
     assert all(check.remedy for check in checks)
 

@@ -44,12 +44,14 @@ class World:
         return process, lambda: next(iter(self.run_folders() - before), None)
 
     def prefect_state(self, report: dict[str, Any]) -> str:
-        answer = httpx.get(f"{self.stack.environment['PREFECT_API_URL']}/flow_runs/{report['prefect_run']}")
+        url = f"{self.stack.environment['PREFECT_API_URL']}/flow_runs/{report['prefect_run']}"
+        answer = httpx.get(url, headers=self.stack.prefect_headers)
         return str(answer.json()["state"]["type"])
 
     def task_seen(self, prefect_run: str, name: str) -> bool:
         body = {"flow_runs": {"id": {"any_": [prefect_run]}}, "task_runs": {"name": {"like_": name}}}
-        return bool(httpx.post(f"{self.stack.environment['PREFECT_API_URL']}/task_runs/filter", json=body).json())
+        url = f"{self.stack.environment['PREFECT_API_URL']}/task_runs/filter"
+        return bool(httpx.post(url, json=body, headers=self.stack.prefect_headers).json())
 
     def leftovers(self) -> list[psutil.Process]:
         """Child processes of runs that still live."""
@@ -233,7 +235,8 @@ def test_a_stage_past_its_limits_is_named_with_them(world: World) -> None:
     assert report["error"]["stage"] == "train"
     assert "limit of 0.5 s" in report["error"]["message"]
     body = {"flow_runs": {"id": {"any_": [report["prefect_run"]]}}, "task_runs": {"name": {"like_": "train"}}}
-    (task,) = httpx.post(f"{world.stack.environment['PREFECT_API_URL']}/task_runs/filter", json=body).json()
+    url = f"{world.stack.environment['PREFECT_API_URL']}/task_runs/filter"
+    (task,) = httpx.post(url, json=body, headers=world.stack.prefect_headers).json()
     assert task["state"]["name"] == "TimedOut"
     report = world.winnow.report(
         "tiny", "--set", "model=limits", "--set", "seed=61", "--set", "limits.train.memory_bytes=100000000", code=1

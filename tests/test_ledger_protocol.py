@@ -21,7 +21,7 @@ from release_world import INPUTS, World, new_name
 
 from model_registry import lease as lease_module
 from model_registry.cpu_class import cpu_class
-from model_registry.endpoint_client import Endpoint, EndpointUnreachable
+from model_registry.endpoint_client import Endpoint, EndpointRefused, EndpointUnreachable, HeldVersion, ServedModel
 from model_registry.ledger import ChampionMoved, Ledger, LedgerCorrupt, ReleasePending
 from model_registry.mlflow_rest import RegistryUnavailable
 from model_registry.owner import Owner
@@ -356,6 +356,22 @@ def test_an_endpoint_that_strayed_is_brought_back(world: World) -> None:
     assert world.answers() == 3.0
     assert world.rollout().reconcile().action == "rerouted"
     assert world.state() == (1, 1.0, 1, [1])
+
+
+def test_a_champion_whose_engine_is_down_is_not_said_to_serve(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.release(1)
+    held = HeldVersion(version=1, digest=world.digest(1), state="restarting")
+    monkeypatch.setattr(world.endpoint, "model", lambda model: ServedModel(model=model, serving=1, versions=(held,)))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise EndpointRefused("version 1 is restarting: its engine process died", 503)
+
+    monkeypatch.setattr(world.endpoint, "load", refuse)
+    monkeypatch.setattr(ledger_protocol, "PATIENCE_SECONDS", 0.0)
+    with pytest.raises(EndpointRefused, match="engine process died"):
+        world.release(1)
+    champion = world.ledger.champion(world.model)
+    assert champion is not None and (champion.to_version, champion.seq) == (1, 1)
 
 
 def test_what_cannot_be_released_moves_nothing(world: World) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from tasks.running.errors import UnsafeLock
 from tasks.running.machine_lock import machine_lock
 
 
@@ -63,3 +66,53 @@ def test_a_stream_of_computations_does_not_starve_a_measurement() -> None:
     stop.set()
     for thread in [*threads, waiting]:
         thread.join()
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where our folder would be made among everybody's, and nothing is named."""
+    monkeypatch.delenv("WINNOW_MACHINE_LOCK")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path / f"winnow-{os.getuid()}"
+
+
+def test_our_folder_in_the_temporary_one_is_ours_alone(temporary: Path) -> None:
+    with machine_lock(exclusive=True):
+        pass
+    assert temporary.stat().st_mode & 0o777 == 0o700
+    assert {file.name: file.stat().st_mode & 0o777 for file in temporary.iterdir()} == {
+        "turnstile": 0o600,
+        "machine": 0o600,
+    }
+
+
+@pytest.mark.parametrize("file", ["turnstile", "machine"])
+@pytest.mark.parametrize("mode", [0o700, 0o777])
+def test_a_link_that_somebody_prepared_empties_no_file_of_ours(temporary: Path, file: str, mode: int) -> None:
+    precious = temporary.parent / "precious"
+    precious.write_text("worth keeping")
+    temporary.mkdir()
+    temporary.chmod(mode)
+    (temporary / file).symlink_to(precious)
+    with pytest.raises(UnsafeLock, match="set WINNOW_MACHINE_LOCK"), machine_lock(exclusive=False):
+        raise AssertionError("it locked a file of somebody else's choice")
+    assert precious.read_text() == "worth keeping"
+
+
+def test_a_folder_that_is_a_link_is_refused(temporary: Path) -> None:
+    theirs = temporary.parent / "theirs"
+    temporary.symlink_to(theirs)
+    with pytest.raises(UnsafeLock, match="cannot be used"), machine_lock(exclusive=False):
+        raise AssertionError("it followed a link to nothing")
+    theirs.mkdir()
+    with pytest.raises(UnsafeLock, match="cannot be used"), machine_lock(exclusive=False):
+        raise AssertionError("it followed a link")
+    assert list(theirs.iterdir()) == []
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may give a folder away")
+def test_a_folder_of_another_user_is_refused(temporary: Path) -> None:
+    temporary.mkdir(mode=0o700)
+    os.chown(temporary, 65534, 65534)
+    with pytest.raises(UnsafeLock, match="belongs to user 65534"), machine_lock(exclusive=False):
+        raise AssertionError("it used another user's folder")

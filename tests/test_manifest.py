@@ -58,7 +58,7 @@ def test_a_file_hashes_as_its_bytes(tmp_path: Path, size: int) -> None:
     assert hash_file(tmp_path / "f") == hash_bytes(data)
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../up", "a/../b", "a//b", "./a", "a/", "", ".", "a\\b"])
+@pytest.mark.parametrize("path", ["/etc/passwd", "../up", "a/../b", "a//b", "./a", "a/", "", ".", "a\\b", "a\0b"])
 def test_paths_that_lead_elsewhere_are_refused(path: str) -> None:
     with pytest.raises(ValidationError, match="file path"):
         FileEntry(path=path, sha256="0" * 64, size=0)

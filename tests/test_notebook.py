@@ -77,5 +77,6 @@ def test_a_run_after_an_interrupted_one(stack: RunningStack, tmp_path: Path) -> 
         shown = httpx.post(
             f"{stack.environment['PREFECT_API_URL']}/artifacts/filter",
             json={"artifacts": {"flow_run_id": {"any_": [cell["prefect"]]}}},
+            headers=stack.prefect_headers,
         ).json()
         assert {artifact["key"] for artifact in shown} >= {"notebook-variants", "notebook-pareto"}

@@ -7,7 +7,7 @@ import inspect
 import pytest
 from conftest import RunningStack
 from prefect import flow
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from model_registry.store import StoreDenied, StoreUnavailable
 from tasks.running import policy
@@ -76,6 +76,10 @@ def test_retries_in_a_real_flow(stack: RunningStack, monkeypatch: pytest.MonkeyP
             final()
         return result
 
-    with temporary_settings({PREFECT_API_URL: stack.environment["PREFECT_API_URL"]}):
+    there = {
+        PREFECT_API_URL: stack.environment["PREFECT_API_URL"],
+        PREFECT_API_AUTH_STRING: stack.environment["PREFECT_API_AUTH_STRING"],
+    }
+    with temporary_settings(there):
         assert both() == "done"
     assert attempts == {"passing": 3, "final": 1}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from infra.home import Secrets, Settings
+from infra.home import USER, Secrets, Settings
 from infra.recipes import mlflow_server, prefect_server, prefect_worker, s3_server
 from infra.stack import NAMES
 from model_registry.quiet import QUIET
@@ -44,7 +44,7 @@ def test_nothing_calls_home_and_nothing_is_published_beyond_loopback(services: d
 
 
 def test_its_commands_are_those_of_the_recipes(services: dict[str, Any]) -> None:
-    environment = {"PREFECT_API_URL": "http://127.0.0.1:4200/api"}
+    environment = {"PREFECT_API_URL": "http://127.0.0.1:4200/api", "PREFECT_API_AUTH_STRING": "winnow:x"}
     home = Path("/data")
     recipes = {
         "s3": s3_server(home, Settings(), Secrets()),
@@ -66,6 +66,20 @@ def test_its_commands_are_those_of_the_recipes(services: dict[str, Any]) -> None
 def test_every_secret_is_demanded_and_explained(services: dict[str, Any]) -> None:
     text = FILE.read_text()
     demanded = set(re.findall(r"\$\{(\w+):\?", text))
-    assert demanded == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "WINNOW_ADMIN_TOKEN", "WINNOW_SIGNING_KEY"}
+    ours = {"WINNOW_ADMIN_TOKEN", "WINNOW_SIGNING_KEY", "WINNOW_PASSWORD"}
+    assert demanded == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", *ours}
     head = text.split("\nname:")[0]
     assert all(f"{name}=%s" in head for name in demanded)
+
+
+def test_nothing_is_open_that_the_stack_closes(services: dict[str, Any]) -> None:
+    """The parts of the S3 server have certificates, MLflow and Prefect one password."""
+    assert services["s3"]["command"].startswith("python -m infra.certificates /data/certificates weed ")
+    assert "--app-name winnow" in services["mlflow"]["command"]
+    for name in ("mlflow", "prefect", "worker"):
+        environment = services[name]["environment"]
+        password = environment["MLFLOW_TRACKING_PASSWORD"]
+        assert environment["MLFLOW_TRACKING_USERNAME"] == USER and "WINNOW_PASSWORD" in password
+        assert environment["PREFECT_API_AUTH_STRING"] == f"{USER}:{password}"
+    prefect = services["prefect"]["environment"]
+    assert prefect["PREFECT_SERVER_API_AUTH_STRING"] == prefect["PREFECT_API_AUTH_STRING"]

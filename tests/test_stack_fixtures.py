@@ -10,6 +10,7 @@ import urllib.request
 
 import pytest
 
+from model_registry.authorization import mlflow_authorization
 from model_registry.store import Store
 
 
@@ -28,7 +29,10 @@ def test_child_processes_reach_the_same_store(store: Store) -> None:
 
 def test_mlflow_keeps_artifacts_in_s3(mlflow_server: str, store: Store) -> None:
     request = urllib.request.Request(
-        f"{mlflow_server}/api/2.0/mlflow-artifacts/artifacts/probe/file.txt", data=b"kept", method="PUT"
+        f"{mlflow_server}/api/2.0/mlflow-artifacts/artifacts/probe/file.txt",
+        data=b"kept",
+        headers=mlflow_authorization(os.environ),
+        method="PUT",
     )
     with urllib.request.urlopen(request) as answer:
         assert answer.status == 200

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from conftest import MLFLOW_USER
 
 from infra import ports
 from infra.component import Component, fetch
@@ -22,6 +23,7 @@ from infra.faults import StackMisconfigured
 from infra.home import Secrets, Settings
 from infra.recipes import mlflow_server as mlflow_recipe
 from infra.stack import Stack
+from model_registry.authorization import mlflow_authorization
 
 if TYPE_CHECKING:
     from conftest import Server
@@ -102,7 +104,7 @@ class OnlyMlflow(Stack):
 
     def _components(self, settings: Settings, secrets: Secrets) -> list[Component]:
         port = settings.ports["mlflow"]
-        return [mlflow_recipe(self.home.path, port, "s3://mlflow", secrets.mlflow_db, self.s3)]
+        return [mlflow_recipe(self.home.path, port, "s3://mlflow", secrets.mlflow_db, {**self.s3, **MLFLOW_USER})]
 
 
 def test_runs_are_kept_in_postgresql_and_the_password_is_not_shown(
@@ -115,9 +117,8 @@ def test_runs_are_kept_in_postgresql_and_the_password_is_not_shown(
         assert state.state == "up"
         body = json.dumps({"name": "in-postgres"}).encode()
         created = f"{state.url}/api/2.0/mlflow/experiments/create"
-        assert (
-            fetch(created, method="POST", body=body, headers={"Content-Type": "application/json"}, timeout=30)[0] == 200
-        )
+        headers = {"Content-Type": "application/json", **mlflow_authorization(MLFLOW_USER)}
+        assert fetch(created, method="POST", body=body, headers=headers, timeout=30)[0] == 200
         connection = psycopg2.connect(postgres.url)
         with connection.cursor() as cursor:
             cursor.execute("select count(*) from experiments where name = 'in-postgres'")
@@ -130,10 +131,8 @@ def test_runs_are_kept_in_postgresql_and_the_password_is_not_shown(
         assert postgres.password not in "\n".join(Daemon("mlflow", stack.home.path).tail(1000))
         stack.down()
         [state] = stack.up()  # the database is remembered
-        assert (
-            fetch(f"{state.url}/api/2.0/mlflow/experiments/get-by-name?experiment_name=in-postgres", timeout=30)[0]
-            == 200
-        )
+        kept = f"{state.url}/api/2.0/mlflow/experiments/get-by-name?experiment_name=in-postgres"
+        assert fetch(kept, timeout=30, headers=mlflow_authorization(MLFLOW_USER))[0] == 200
     finally:
         stack.down()
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,19 @@ def test_secrets_are_for_the_owner_only_and_stay(tmp_path: Path) -> None:
     assert (home.settings(), home.secrets()) == (settings, secrets)
     assert secrets.secret_key not in home.settings_file.read_text()
     assert Secrets() != Secrets()
+
+
+def test_a_home_of_before_gets_the_secrets_that_it_lacks_and_keeps_its_own(tmp_path: Path) -> None:
+    home, before = Home(tmp_path / ".winnow"), Secrets()
+    home.save(Settings(), before)
+    written = json.loads(home.secrets_file.read_text())
+    del written["password"]
+    home.secrets_file.write_text(json.dumps(written))
+    found = home.secrets()
+    assert found is not None and len(found.password) >= 32 and found.password != before.password
+    assert replace(found, password="") == replace(before, password="")
+    home.save(Settings(), found)
+    assert home.secrets() == found
 
 
 def test_a_damaged_or_newer_file_is_told_not_overwritten(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from flows.commands.stack_status import StackStatus
+    from infra.home import Home
     from infra.startup import Event
 
 _COMPONENTS = ("s3", "mlflow", "prefect", "worker", "endpoint")
@@ -53,8 +54,10 @@ def up_command(s3: str | None, mlflow_db: str | None, store: str | None, **ports
       winnow up --mlflow-port 5001 --prefect-port 4201
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from flows.commands.deployments import deploy_in_background
+    from flows.commands.unserved_models import unserved_models
     from infra.stack import Stack
 
     stack = Stack.from_environment()
@@ -68,7 +71,20 @@ def up_command(s3: str | None, mlflow_db: str | None, store: str | None, **ports
     for state in states:
         if state.url:
             console.print(f"  {state.title:<24}{state.url}", highlight=False, soft_wrap=True)
+    console.print(login_hint(stack.home), highlight=False, soft_wrap=True)
+    for model, why in (unserved_models(stack.environment()) or {}).items():
+        console.print(f"  [yellow]{escape(model)}[/] is not served yet: {escape(why)}", highlight=False, soft_wrap=True)
     return 0
+
+
+def login_hint(home: Home) -> str:
+    """Who logs in to the pages, and where the password lies; it is never printed."""
+    from infra.home import USER
+
+    return (
+        f'MLflow asks for the user {USER} and "password" of {home.secrets_file}; '
+        f"Prefect for both at once, {USER}:PASSWORD."
+    )
 
 
 def _settle_releases(environment: dict[str, str]) -> None:
@@ -112,7 +128,7 @@ def down_command() -> int:
 def status_command(as_json: bool) -> int:
     """Show components, disk use, champions, pending roll-outs, hand-moved aliases and dead runs.
 
-    Exits 1 when the stack, or a part of it, is down.
+    Exits 1 when the stack, or a part of it, is down, or the endpoint does not answer for a model.
 
     \b
     Example:
@@ -122,12 +138,15 @@ def status_command(as_json: bool) -> int:
     from flows.commands.stack_status import look_at_stack
     from infra.stack import Stack
 
-    found = look_at_stack(Stack.from_environment())
+    stack = Stack.from_environment()
+    found = look_at_stack(stack)
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:
         _print_status(found)
-    return 0 if found.up else 1
+        if found.up:
+            click.echo(f"\n{login_hint(stack.home)}")
+    return 0 if found.up and not any(model.unserved for model in found.models) else 1
 
 
 @click.command()
@@ -298,6 +317,8 @@ def _remarks(found: StackStatus) -> Iterator[str]:
         name = escape(model.model)
         if model.pending:
             yield f"[yellow]{name}[/]: {escape(model.pending)} is under way"
+        if model.unserved:
+            yield f"[red]{name}[/]: not served: {escape(model.unserved)}"
         if model.problem:
             yield f"[red]{name}[/]: {escape(model.problem)}"
         if model.hand_moved:

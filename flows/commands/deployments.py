@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from infra.component import Component, fetch
 from infra.daemon import Daemon
 from infra.stack import Stack
+from model_registry.authorization import prefect_authorization
 from model_registry.quiet import QUIET
 
 #: In a checkout; an installed wheel has none, and its users write their own.
@@ -19,9 +21,10 @@ PREFECT_FILE = Path(__file__).parents[2] / "prefect.yaml"
 NAMES = ("compress", "nightly")
 
 
-def missing(api: str) -> list[str]:
-    """Deployments that the Prefect server does not know."""
-    return [name for name in NAMES if fetch(f"{api}/deployments/name/compress/{name}", timeout=2)[0] != 200]
+def missing(environment: Mapping[str, str]) -> list[str]:
+    """Deployments that the Prefect server of the environment does not know."""
+    known, headers = f"{environment['PREFECT_API_URL']}/deployments/name/compress", prefect_authorization(environment)
+    return [name for name in NAMES if fetch(f"{known}/{name}", timeout=2, headers=headers)[0] != 200]
 
 
 def deploy_in_background(stack: Stack) -> bool:
@@ -32,7 +35,7 @@ def deploy_in_background(stack: Stack) -> bool:
     if not PREFECT_FILE.exists() or daemon.running():
         return False
     content = hashlib.sha256(PREFECT_FILE.read_bytes()).hexdigest()
-    if noted.exists() and noted.read_text() == content and not missing(environment["PREFECT_API_URL"]):
+    if noted.exists() and noted.read_text() == content and not missing(environment):
         return False
     daemon.start(
         Component(

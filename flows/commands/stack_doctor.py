@@ -8,7 +8,7 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +21,7 @@ from infra.daemon import census
 from infra.faults import StackDown, StackError
 from infra.recipes import WORK_POOL, weed
 from infra.stack import Stack
+from model_registry.authorization import mlflow_authorization, prefect_authorization
 from model_registry.sizes import GB, size_text
 
 Verdict = Literal["ok", "warn", "fail"]
@@ -61,8 +62,8 @@ def examine(stack: Stack) -> Iterator[DoctorCheck]:
         return
     os.environ.update(environment)
     yield _store()
-    yield _mlflow(environment["MLFLOW_TRACKING_URI"])
-    yield from _prefect(environment["PREFECT_API_URL"], deploying="deploy" in census(stack.home.path))
+    yield _mlflow(environment)
+    yield from _prefect(environment, deploying="deploy" in census(stack.home.path))
     yield _endpoint(environment["WINNOW_ENDPOINT"])
 
 
@@ -227,8 +228,9 @@ def _store() -> DoctorCheck:
     return DoctorCheck("S3", "ok", f"{where}, {store.uri}: put, get, conditional put ({took:.0f} ms)")
 
 
-def _mlflow(url: str) -> DoctorCheck:
-    status, body = fetch(f"{url}/version", timeout=3)
+def _mlflow(environment: Mapping[str, str]) -> DoctorCheck:
+    url = environment["MLFLOW_TRACKING_URI"]
+    status, body = fetch(f"{url}/version", timeout=3, headers=mlflow_authorization(environment))
     if status != 200:
         return DoctorCheck(
             "MLflow", "fail", f"{url} does not answer: {body.decode(errors='replace')[:200]}", "winnow up"
@@ -239,8 +241,9 @@ def _mlflow(url: str) -> DoctorCheck:
     return DoctorCheck("MLflow", "ok", f"{url}, version {version}")
 
 
-def _prefect(api: str, *, deploying: bool = False) -> Iterator[DoctorCheck]:
-    status, body = fetch(f"{api}/admin/version", timeout=3)
+def _prefect(environment: Mapping[str, str], *, deploying: bool = False) -> Iterator[DoctorCheck]:
+    api, headers = environment["PREFECT_API_URL"], prefect_authorization(environment)
+    status, body = fetch(f"{api}/admin/version", timeout=3, headers=headers)
     if status != 200:
         yield DoctorCheck(
             "Prefect", "fail", f"{api} does not answer: {body.decode(errors='replace')[:200]}", "winnow up"
@@ -251,7 +254,7 @@ def _prefect(api: str, *, deploying: bool = False) -> Iterator[DoctorCheck]:
         yield DoctorCheck("Prefect", "warn", f"{api} is {version}, the client {ours}", "winnow down, then winnow up")
     else:
         yield DoctorCheck("Prefect", "ok", f"{api}, version {version}")
-    status, body = fetch(f"{api}/work_pools/{WORK_POOL}", timeout=3)
+    status, body = fetch(f"{api}/work_pools/{WORK_POOL}", timeout=3, headers=headers)
     state = json.loads(body).get("status") if status == 200 else "missing"
     if state == "READY":
         yield DoctorCheck("worker", "ok", f"work pool {WORK_POOL} is ready")
@@ -259,7 +262,7 @@ def _prefect(api: str, *, deploying: bool = False) -> Iterator[DoctorCheck]:
         yield DoctorCheck(
             "worker", "fail", f"work pool {WORK_POOL} is {state}", "winnow up; `winnow logs worker` says more"
         )
-    lacking = deployments.missing(api)
+    lacking = deployments.missing(environment)
     if lacking and deploying:
         yield DoctorCheck("deployments", "ok", "being made")
     elif lacking and deployments.PREFECT_FILE.exists():

@@ -12,14 +12,16 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
+from flows.commands.unserved_models import unserved_models
 from infra.component import fetch
 from infra.faults import StackDown
 from infra.stack import ComponentState, Stack
+from model_registry.authorization import mlflow_authorization
 
 if TYPE_CHECKING:
     from model_registry.ledger import Ledger
@@ -40,6 +42,8 @@ class ModelState:
     alias: int | None
     pending: str | None
     problem: str | None = None
+    unserved: str | None = None
+    """Why the endpoint does not answer for it; None where it does, or was never asked to."""
 
     @property
     def hand_moved(self) -> bool:
@@ -107,8 +111,13 @@ def _contents(stack: Stack) -> tuple[dict[str, Any], list[str]]:
         found["store_usage"] = _within(0.3, store.usage)
         with ThreadPoolExecutor(max_workers=8) as pool:
             dead = pool.submit(_dead_runs, store)
-            found["models"] = list(pool.map(lambda model: _model(ledger, model), ledger.models()))
+            unserved = pool.submit(unserved_models, os.environ)
+            models = list(pool.map(lambda model: _model(ledger, model), ledger.models()))
             found["dead_runs"] = dead.result()
+            why = unserved.result()
+            if why is None:
+                problems.append("the endpoint does not say which models it serves; see `winnow logs endpoint`")
+            found["models"] = [replace(model, unserved=(why or {}).get(model.model)) for model in models]
     except StoreError as error:
         problems.append(str(error))
     return found, problems
@@ -138,7 +147,8 @@ def _model(ledger: Ledger, model: str) -> ModelState:
 def _alias(model: str) -> int | None:
     """Where MLflow's alias ``champion`` points to, over its REST API; None for nowhere."""
     api = f"{os.environ['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/registered-models/alias"
-    status, body = fetch(f"{api}?name={quote(model)}&alias=champion", timeout=2)
+    url, headers = f"{api}?name={quote(model)}&alias=champion", mlflow_authorization(os.environ)
+    status, body = fetch(url, timeout=2, headers=headers)
     return int(json.loads(body)["model_version"]["version"]) if status == 200 else None
 
 

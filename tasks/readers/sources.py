@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from model_registry.manifest import canonical_json, describe_folder, hash_bytes, hash_file
+from model_registry.manifest import canonical_json, describe_folder, hash_bytes, hash_file, stays_inside
 from model_registry.store import BucketMissing, ObjectMissing, Store
 from tasks.running.errors import DataReadError
 
@@ -24,16 +24,16 @@ def local(source: str) -> Iterator[Path]:
             Relative paths are looked for beside the spec, then in the current folder.
 
     Raises:
-        DataReadError: there is nothing of that name.
+        DataReadError: there is nothing of that name, or an object's key is no path below the source.
         StoreUnavailable, StoreDenied: S3 does not answer or refuses the credentials.
     """
     if not source.startswith("s3://"):
         yield _find(source)
         return
     store = Store.from_environment()
+    places = _places(source, _objects(store, source))
     with tempfile.TemporaryDirectory(prefix="winnow-data-") as folder:
-        objects = _objects(store, source)
-        targets = {uri: Path(folder) / uri.removeprefix(_parent(source)) for uri in objects}
+        targets = {uri: Path(folder) / place for uri, place in places.items()}
         with ThreadPoolExecutor(max_workers=8) as pool:
             list(pool.map(store.download, targets, targets.values()))
         try:
@@ -93,6 +93,18 @@ def _objects(store: Store, source: str) -> list[str]:
     if not objects:
         raise DataReadError(f"{source} names no object and no folder with objects; check bucket and key")
     return objects
+
+
+def _places(source: str, objects: list[str]) -> dict[str, str]:
+    """Where each object goes below the temporary folder. A key is any text: one like ``a/../../x`` would leave it."""
+    places = {uri: uri.removeprefix(_parent(source)) for uri in objects}
+    odd = [uri for uri, place in places.items() if not stays_inside(place)]
+    if odd:
+        raise DataReadError(
+            f"{source}: {len(odd)} keys cannot be paths of files, {odd[0]!r} for one: a part is empty, '.' or '..', "
+            "or holds a backslash; rename these objects"
+        )
+    return places
 
 
 def _etags(store: Store, source: str) -> dict[str, str]:

@@ -105,6 +105,8 @@ class ReleaseProtocol:
             champion = self.ledger.champion(self.model)
             if champion is not None and champion.digest == digest:
                 self._follow(champion)
+                if not self.endpoint.model(self.model).answers:  # its engine is down: the refusal says why
+                    self._load(champion.to_version, digest, load_seconds)
                 return champion
             self.registry.version(self.model, version)  # exists, and MLflow answers: asked before anything moves
             seen = (champion.seq if champion else 0) if champion_seq is None else champion_seq

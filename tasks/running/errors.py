@@ -37,6 +37,10 @@ class WrongInstallation(WinnowError):
     exit_code = 2
 
 
+class UnsafeLock(WinnowError):
+    """The folder of the machine's lock is not ours alone: a link in it could point to any file of ours."""
+
+
 class DataReadError(WinnowError):
     """A file of the user's data cannot be read as what the spec says it is."""
 

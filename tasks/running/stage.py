@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,7 +10,10 @@ from pydantic import Field
 
 from model_registry.manifest import FileEntry
 from model_registry.variant import Frozen, ModelName, Record, Variant
+from tasks.running.errors import SpecError
 from tasks.running.task_kind import TaskKind
+
+_RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
 
 
 class WorkloadRef(Frozen):
@@ -39,7 +43,7 @@ class Limits(Frozen):
 class Job(Frozen):
     """What every stage of one run shares. Plain JSON: it travels to child processes and other machines."""
 
-    run_id: str
+    run_id: str = Field(pattern=_RUN_ID)
     model: ModelName
     store: str
     workload: WorkloadRef
@@ -56,6 +60,17 @@ class Job(Frozen):
 
     def limits_of(self, stage: str) -> Limits:
         return self.limits.get(stage, Limits())
+
+
+def checked_run_id(run_id: str) -> str:
+    """The run id, where it can name a folder, an object and a tag.
+
+    Raises:
+        SpecError: it cannot.
+    """
+    if re.fullmatch(_RUN_ID, run_id) is None:
+        raise SpecError(f"run id {run_id!r} is refused: use letters, digits, '_', '.' and '-', at most 128")
+    return run_id
 
 
 @dataclass(frozen=True)

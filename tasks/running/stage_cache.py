@@ -30,7 +30,7 @@ from tasks.running.launch import Progress, prewarm_if_kept, run_child
 from tasks.running.machine_lock import machine_lock
 from tasks.running.process_guard import guarded
 from tasks.running.splits import DataRef
-from tasks.running.stage import Job, Outcome, Stage
+from tasks.running.stage import Job, Outcome, Stage, checked_run_id
 from tasks.running.stage_call import StageCall
 from tasks.running.stage_plan import Plan, planning
 
@@ -142,8 +142,8 @@ def _find_or_compute(call: StageCall, started: float) -> Outcome:
 
 
 def log_folder(run_id: str) -> Path:
-    """Where a run's stage logs lie."""
-    return Path(os.environ.get("WINNOW_HOME", ".winnow")).absolute() / "runs" / run_id
+    """Where a run's stage logs lie; SpecError for a text that names no folder."""
+    return Path(os.environ.get("WINNOW_HOME", ".winnow")).absolute() / "runs" / checked_run_id(run_id)
 
 
 def _find(store: Store, key: str) -> tuple[StageRecord | None, str]:
