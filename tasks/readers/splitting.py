@@ -36,12 +36,13 @@ def split_columns(
     seed: int = 0,
     fractions: Mapping[str, float] = FRACTIONS,
     target: str = TARGET,
-    source_rows: Sequence[str] | None = None,
+    source_rows: Sequence[str] | NDArray[Any] | None = None,
 ) -> Divided:
     """Divide rows into splits, stratified by the target, equal inputs always together.
 
     Args:
-        columns: arrays [rows, ...]; ``target`` names the one to stratify by (numbers with a fraction by deciles).
+        columns: arrays [rows, ...]; ``target`` names the one to stratify by (numbers with a fraction by deciles). All
+            others decide which rows are equal: leave out beforehand what the model does not see, such as identifiers.
         seed: another seed gives another division; the order of the rows has no influence.
         fractions: share of the rows by split name; the shares must add up to 1.
         source_rows: a name for every row, such as its file; by default its number.
@@ -57,7 +58,7 @@ def split_columns(
             f"{len(columns[target])} rows are too few to divide into {dict(fractions)}: {empty} would be empty; "
             "bring more rows or a file per split"
         )
-    names = np.arange(len(columns[target])) if source_rows is None else np.array(source_rows, dtype=np.str_)
+    names = np.arange(len(columns[target])) if source_rows is None else np.asarray(source_rows)
     return Divided(
         {name: {column: values[chosen] for column, values in columns.items()} for name, chosen in rows.items()},
         {name: names[chosen] for name, chosen in rows.items()},
@@ -70,7 +71,7 @@ def complete(
     seed: int = 0,
     fractions: Mapping[str, float] = FRACTIONS,
     target: str = TARGET,
-    source_rows: Mapping[str, Sequence[str]] | None = None,
+    source_rows: Mapping[str, Sequence[str] | NDArray[Any]] | None = None,
 ) -> Divided:
     """Take the splits that are missing out of train, by their shares; as :func:`split_columns`, which see.
 
@@ -87,7 +88,7 @@ def complete(
     Raises:
         DataReadError: there is no train split, or it is too small.
     """
-    names = {split: np.array(rows, dtype=np.str_) for split, rows in (source_rows or {}).items()}
+    names = {split: np.asarray(rows) for split, rows in (source_rows or {}).items()}
     given = {split: np.arange(len(columns[target])) for split, columns in splits.items()} | names
     missing = [name for name in SPLITS if name not in splits]
     if not missing:
