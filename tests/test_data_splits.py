@@ -80,7 +80,7 @@ def test_equal_inputs_stay_in_one_split() -> None:
 
 
 def test_too_few_rows_are_refused() -> None:
-    with pytest.raises(DataReadError, match="2 rows are too few"):
+    with pytest.raises(DataReadError, match=r"2 rows \(2 different ones\) are too few"):
         split_columns({"x": np.arange(2), "target": np.arange(2)})
 
 

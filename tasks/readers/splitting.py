@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.readers.content import row_hashes
+from tasks.readers.reading import Reading
 from tasks.running.errors import DataReadError
 from tasks.running.splits import SPLITS, TARGET, Columns
 
@@ -22,12 +23,19 @@ _BINS = 10
 class Divided(dict[str, Columns]):
     """Splits by name that know where their rows come from, so that a finding can name the row of the user's file.
 
-    ``source_rows``: per split, the number or name of each row in what was divided.
+    ``source_rows``: per split, the number or name of each row in what was divided. ``reading``: how the files were
+    understood, for the report.
     """
 
-    def __init__(self, splits: Mapping[str, Columns], source_rows: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(
+        self,
+        splits: Mapping[str, Columns],
+        source_rows: Mapping[str, NDArray[Any]],
+        reading: Reading = Reading(),  # noqa: B008 - frozen
+    ) -> None:
         super().__init__(splits)
         self.source_rows = dict(source_rows)
+        self.reading = reading
 
 
 def split_columns(
@@ -51,12 +59,13 @@ def split_columns(
         DataReadError: too few rows to put one into every split.
     """
     inputs = [name for name in sorted(columns) if name != target]
-    rows = assign(row_hashes(columns, inputs), strata(columns[target]), seed=seed, fractions=fractions)
+    hashes = row_hashes(columns, inputs)
+    rows = assign(hashes, strata(columns[target]), seed=seed, fractions=fractions)
     empty = [name for name, chosen in rows.items() if not len(chosen)]
     if empty:
         raise DataReadError(
-            f"{len(columns[target])} rows are too few to divide into {dict(fractions)}: {empty} would be empty; "
-            "bring more rows or a file per split"
+            f"{len(columns[target])} rows ({len(set(hashes.tolist()))} different ones) are too few to divide into "
+            f"{dict(fractions)}: {empty} would be empty; bring more rows or a file per split"
         )
     names = np.arange(len(columns[target])) if source_rows is None else np.asarray(source_rows)
     return Divided(
