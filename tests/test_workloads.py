@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +274,7 @@ def test_a_folder_per_split(tmp_path: Path) -> None:
     splits = load("images:Images", source=source).splits()
     assert len(splits["test"][TARGET]) == 40 and sum(len(splits[n][TARGET]) for n in SPLITS) == 80
     (tmp_path / "b" / "green").mkdir()
+    shutil.copy(tmp_path / "b" / "red" / "0.png", tmp_path / "b" / "green")
     with pytest.raises(DataReadError, match=r"'green'. are not among .'blue', 'red'."):
         load("images:Images", source=source).splits()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.readers.reading import Reading, Table, kinds_sentence
+from tasks.readers.reading import Reading, Table, counts_text, kinds_sentence
 from tasks.running.errors import DataReadError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _facts(table: pa.Table, columns: dict[str, np.ndarray], path: Path) -> tuple
     facts = [f"{path.name}: {table.num_rows} rows. {kinds_sentence(kinds)}"]
     gaps = {name: table.column(name).null_count for name in columns if table.column(name).null_count}
     if gaps:
-        facts.append(f"{path.name}: missing values: " + ", ".join(f"{n!r} {c}" for n, c in gaps.items()) + ".")
+        facts.append(f"{path.name}: missing values: {counts_text(gaps)}.")
     return tuple(facts)
 
 

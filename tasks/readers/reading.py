@@ -48,6 +48,13 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(quoted[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
+def counts_text(counts: Mapping[str, int]) -> str:
+    """``'a' 3, 'b' 5 and 2 more``."""
+    shown = ", ".join(f"{name!r} {count}" for name, count in list(counts.items())[:_SHOWN])
+    more = len(counts) - _SHOWN
+    return shown + (f" and {more} more" if more > 0 else "")
+
+
 def kinds_sentence(kinds: Mapping[str, str]) -> str:
     """``Numbers: 'a', 'b'. Text: 'c'.``, from the kind of every column."""
     by_kind: dict[str, list[str]] = {}
