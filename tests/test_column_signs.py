@@ -15,9 +15,7 @@ from tasks.workloads.sklearn_table import SklearnTable
 ROWS = {"train": 400, "calibration": 50, "validation": 100, "test": 100}
 
 
-def signs(
-    columns: dict[str, Any], target: Any, *, task: str = "classification", own: bool = False
-) -> dict[str, dict[str, str]]:
+def signs(columns: dict[str, Any], target: Any, *, own: bool = False) -> dict[str, dict[str, str]]:
     """The signs by column, of columns over all rows."""
     splits: dict[str, Columns] = {}
     start = 0
@@ -29,7 +27,7 @@ def signs(
     def own_frame(split: Columns) -> pd.DataFrame | None:
         return pd.DataFrame({name: split[name] for name in columns}) if own else None
 
-    frame = column_frame(splits, own_frame, task=task)
+    frame = column_frame(splits, own_frame)
     return {
         line["column"]: {sign: line[sign] for sign in SIGNS if isinstance(line[sign], str)}
         for line in frame.to_dict("records")
@@ -52,8 +50,7 @@ def test_sound_columns_have_no_sign() -> None:
 @pytest.mark.parametrize("name", ["breast_cancer", "wine", "iris", "diabetes"])
 def test_real_tables_have_no_sign(name: Any) -> None:
     workload = SklearnTable(name)
-    task = "regression" if name == "diabetes" else "classification"
-    frame = column_frame(workload.splits(), workload.frame, task=task)
+    frame = column_frame(workload.splits(), workload.frame)
     assert frame[list(SIGNS)].isna().all(axis=None)
 
 
@@ -65,7 +62,7 @@ def test_times_in_milliseconds_are_rounded_away() -> None:
     assert left < 7 and found == {"stamp": {"rounded": f"{different} different values, {left} left in float32"}}
     some = np.where(RANDOM.random(TOTAL) < 0.1, 0, stamp)  # 0 where it is not known
     assert "rounded" in signs({"noise": NOISE, "stamp": some}, CLASSES)["stamp"]
-    assert signs({"noise": NOISE}, stamp, task="regression")["target"] == found["stamp"]
+    assert signs({"noise": NOISE}, stamp)["target"] == found["stamp"]
 
 
 @pytest.mark.parametrize("shift", [0, 1, 1000])
@@ -106,5 +103,5 @@ def test_a_frequent_class_alone_is_no_sign() -> None:
 
 def test_a_number_that_explains_the_target_is_found() -> None:
     price = np.exp(NOISE[:, 0])
-    found = signs({"y": NOISE[:, 1], "price_in_cents": 100 * price}, price, task="regression")
+    found = signs({"y": NOISE[:, 1], "price_in_cents": 100 * price}, price)
     assert "of the ranks' variance explained on validation" in found["price_in_cents"]["gives the answer"]

@@ -56,7 +56,7 @@ def check_splits(
         count = len(labels) if labels is not None else max(highest, 0) + 1
         classes = [class_name(value, labels) for value in range(count)]
     assets = {"types": (schema_frame(splits), schema_expectations())}
-    signs = column_frame(given or splits, own_frame, task=task)
+    signs = column_frame(given or splits, own_frame)
     if len(signs):
         assets["columns"] = (signs, column_expectations(spec))
     for name, frame in frames.items():

@@ -31,19 +31,18 @@ _FAR, _HIGH = 0.25, 0.9
 """Or if it is this often right, and by so much more than the next best column."""
 
 
-def column_frame(splits: dict[str, Columns], own_frame: OwnFrame, *, task: str) -> pd.DataFrame:
-    """A row per column with a sign, in words where it shows, else None; without rows where nothing is a column.
+def column_frame(splits: dict[str, Columns], own_frame: OwnFrame) -> pd.DataFrame:
+    """A row per column, its signs in words where they show, else None; without rows where nothing is a column.
 
     Args:
         splits: as the workload gives them, before they are stored.
         own_frame: the workload's frame of a split, or None: then each input [rows] and [rows, values] is looked at.
-        task: ``classification`` or ``regression``; of other targets no column gives the answer.
     """
     import pandas as pd
 
     columns = {name: _columns(split, own_frame) for name, split in splits.items()}
     names = [name for name in columns["train"] if all(name in there for there in columns.values())]
-    answers = _answers(columns, splits, names, task)
+    answers = _answers(columns, splits, names)
     lines = [
         {
             "column": name,
@@ -111,15 +110,14 @@ def _counts_rows(values: NDArray[Any]) -> str | None:
 
 
 def _answers(
-    columns: dict[str, dict[str, NDArray[Any]]], splits: dict[str, Columns], names: list[str], task: str
+    columns: dict[str, dict[str, NDArray[Any]]], splits: dict[str, Columns], names: list[str]
 ) -> dict[str, str]:
     """What the columns that give the answer alone achieve: learned from train, judged on validation."""
     train, validation = splits["train"][TARGET], splits["validation"][TARGET]
-    known = train.ndim == 1 and task in ("classification", "regression")
-    if not known or len(names) < 2 or min(len(train), len(validation)) < _FEWEST:
+    if train.ndim > 1 or len(names) < 2 or min(len(train), len(validation)) < _FEWEST:
         return {}
     judge, what = _share_right, "right"
-    if task == "regression":  # by rank: a few large targets must not decide
+    if train.dtype.kind == "f":  # by rank: a few large targets must not decide
         _, ranks = np.unique(np.concatenate([train, validation]), return_inverse=True)
         train, validation = ranks[: len(train)], ranks[len(train) :]
         judge, what = _share_explained, "of the ranks' variance explained"
