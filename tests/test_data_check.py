@@ -11,6 +11,7 @@ import pytest
 
 from model_registry.manifest import FileEntry
 from model_registry.store import Store
+from model_registry.variant import TensorSpec
 from tasks.data import DataSpec, check_data, data_ref, understood
 from tasks.data.materialise import storable
 from tasks.running.errors import DataCheckFailed, DataReadError, WorkloadError
@@ -293,6 +294,13 @@ def test_what_was_understood_is_in_the_result_and_on_the_page(store: Store, tmp_
     assert understood(outcome) == (*facts, *outcome.values["warnings"])
     page = outcome.file("data_docs.html")
     assert page is not None and b"fields separated by &#x27;;&#x27;" in store.fetch_bytes(page)
+
+
+def test_columns_that_lack_values_in_train_are_known(store: Store) -> None:
+    data = data_ref(ask(store, "flawed_workloads:Flawed", flaw="nan", spec=DataSpec(missing="warn")))
+    assert {name: column.missing for name, column in data.columns.items()} == {"image": True, "target": False}
+    specs = [TensorSpec(name=name, datatype="FP32", shape=(-1,)) for name in ("image", "other")]
+    assert data.inputs_with_gaps(specs) == ["image"]
 
 
 def test_unreadable_data_is_a_named_error(store: Store) -> None:

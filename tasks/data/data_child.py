@@ -77,11 +77,16 @@ def _store(child: Child, workload: Workload, splits: dict[str, Columns]) -> Data
     return DataRef(
         fingerprint=hash_bytes(canonical_json({name: entry.sha256 for name, entry in files.items()})),
         splits=tuple(SplitRef(name=name, file=files[name], rows=len(splits[name][TARGET])) for name in splits),
-        columns={n: ColumnSpec(dtype=a.dtype.name, shape=tuple(a.shape[1:])) for n, a in sorted(train.items())},
+        columns={name: _column(values) for name, values in sorted(train.items())},
         task=workload.ref.task or _task(train[TARGET]),
         metric=workload.metric_ref(train[TARGET]),
         labels=workload.labels(),
     )
+
+
+def _column(values: np.ndarray) -> ColumnSpec:
+    missing = values.dtype.kind == "f" and bool(np.isnan(values).any())
+    return ColumnSpec(dtype=values.dtype.name, shape=tuple(values.shape[1:]), missing=missing)
 
 
 def _task(target: np.ndarray) -> TaskKind:
