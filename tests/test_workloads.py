@@ -202,7 +202,10 @@ def test_a_file_per_split(tmp_path: Path) -> None:
         ({"target": "gone"}, "has no column 'gone' to predict; it has .'age', 'glad'"),
         ({"target": "glad"}, "'id' has .* different texts, at most 100"),
         ({"target": "glad", "drop": ["id", "age", "town", "income"]}, "nothing to learn from"),
-        ({"target": "town", "task": "regression", "drop": ["id"]}, "holds text; a number is needed"),
+        (
+            {"target": "town", "task": "regression", "drop": ["id"], "unlabelled": "drop"},
+            "holds text; a number is needed",
+        ),
         ({"source": {"holdout": "x.csv"}}, "names the splits .'holdout'."),
         ({"target": "glad", "drop": ["ID"]}, r"drop names \['ID'\], which the data \(.*people.csv\) do not have"),
         ({"target": "glad", "unlabelled": "guess"}, "unlabelled 'guess' must be one of refuse, drop"),

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tasks.readers.reading import Reading, Table, counts_text, kinds_sentence
+from tasks.readers.reading import ReadColumns, Reading, counts_text, kinds_sentence
 from tasks.running.errors import DataReadError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def to_columns(table: pa.Table, path: Path, reading: Reading | None = None) -> Table:
+def to_columns(table: pa.Table, path: Path, reading: Reading | None = None) -> ReadColumns:
     """Numpy columns [rows, ...] of an Arrow table.
 
     Numbers keep their type; a missing number makes its column float64 with NaN. Text, dates and times become
@@ -36,7 +36,7 @@ def to_columns(table: pa.Table, path: Path, reading: Reading | None = None) -> T
         for name in columns
         if _is_number(table.column(name).type) and table.column(name).null_count
     }
-    return Table(columns, Reading(_facts(table, columns, path)) + (reading or Reading()), types)
+    return ReadColumns(columns, Reading(_facts(table, columns, path)) + (reading or Reading()), types)
 
 
 def require_unique_names(table: pa.Table, path: Path) -> None:

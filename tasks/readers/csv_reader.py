@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tasks.readers.arrow_columns import require_unique_names, to_columns
 from tasks.readers.csv_form import fill_gaps, recognise_decimal_comma, recognise_delimiter
-from tasks.readers.reading import Reading, Table, listed
+from tasks.readers.reading import ReadColumns, Reading, listed
 from tasks.running.errors import DataReadError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def read_csv(
     path: Path, *, delimiter: str | None = None, decimal: str | None = None, missing: Sequence[str] = ()
-) -> Table:
+) -> ReadColumns:
     """Columns of a UTF-8 CSV file whose first line names them. Types are inferred from all rows.
 
     Args:

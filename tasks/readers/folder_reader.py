@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.readers.folder_layout import EXTENSIONS, class_names, images_below
-from tasks.readers.reading import Reading, Table, counts_text, listed
+from tasks.readers.reading import ReadColumns, Reading, counts_text, listed
 from tasks.running.errors import DataReadError
 
 _GREY = {"1", "L", "LA"}
@@ -20,7 +20,7 @@ _EIGHT_BITS = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"
 
 def read_image_folder(
     folder: Path, *, labels: Sequence[str] = (), size: tuple[int, int] | None = None, channels: int | None = None
-) -> tuple[Table, list[str]]:
+) -> tuple[ReadColumns, list[str]]:
     """Images of a folder with one subfolder per class. Hidden files and leftovers such as ``__MACOSX`` are passed over.
 
     Args:
@@ -67,7 +67,7 @@ def read_image_folder(
     stacked = np.stack([with_channels(image[None], colours)[0] for image in images])
     target = np.array([t for _, t in files], dtype=np.int64)
     counts = {name: int((target == number).sum()) for number, name in enumerate(names)}
-    return Table({"image": stacked, "target": target}, _reading(folder, counts, modes, stacked.shape)), names
+    return ReadColumns({"image": stacked, "target": target}, _reading(folder, counts, modes, stacked.shape)), names
 
 
 def with_channels(images: np.ndarray, channels: int) -> np.ndarray:

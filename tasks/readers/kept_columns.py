@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.readers.reading import Reading, Table, listed, rows_text
+from tasks.readers.reading import ReadColumns, Reading, listed, rows_text
 from tasks.running.errors import DataReadError
 from tasks.running.splits import Columns
 
@@ -18,7 +18,7 @@ _NAMELESS = re.compile(r"|Unnamed: \d+|__index_level_\d+__")
 """What pandas calls an index without a name, in CSV, when it reads that again, and in Parquet."""
 
 
-def keep_columns(columns: Columns, *, target: str, drop: Collection[str], where: str) -> Table:
+def keep_columns(columns: Columns, *, target: str, drop: Collection[str], where: str) -> ReadColumns:
     """The table without the columns in ``drop`` and without an index that pandas or R wrote.
 
     Raises:
@@ -49,11 +49,13 @@ def keep_columns(columns: Columns, *, target: str, drop: Collection[str], where:
         raise DataReadError(
             f"the data ({where}) have no column besides the target {target!r}; there is nothing to learn from"
         )
-    reading, types = (columns.reading, columns.types) if isinstance(columns, Table) else (Reading(), {})
-    return Table(kept, reading + Reading(facts, tuple(findings)), types)
+    reading, types = (columns.reading, columns.types) if isinstance(columns, ReadColumns) else (Reading(), {})
+    return ReadColumns(kept, reading + Reading(facts, tuple(findings)), types)
 
 
-def labelled_rows(table: Table, target: str, *, unlabelled: Unlabelled, where: str) -> tuple[Table, NDArray[np.intp]]:
+def labelled_rows(
+    table: ReadColumns, target: str, *, unlabelled: Unlabelled, where: str
+) -> tuple[ReadColumns, NDArray[np.intp]]:
     """The rows that have a target, and their numbers in the table.
 
     Raises:
@@ -70,7 +72,7 @@ def labelled_rows(table: Table, target: str, *, unlabelled: Unlabelled, where: s
     kept = {name: column[rows] for name, column in table.items()}
     # A missing value had made floats of whole numbers, and of true and false.
     kept[target] = kept[target].astype(table.types.get(target, kept[target].dtype))
-    return Table(kept, table.reading + Reading(findings=(f"{found}; they were left out.",)), table.types), rows
+    return ReadColumns(kept, table.reading + Reading(findings=(f"{found}; they were left out.",)), table.types), rows
 
 
 def is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.readers.reading import Reading, Table, kinds_sentence
+from tasks.readers.reading import ReadColumns, Reading, kinds_sentence
 from tasks.running.errors import DataReadError
 
 
-def read_npz(path: Path) -> Table:
+def read_npz(path: Path) -> ReadColumns:
     """Arrays of an ``.npz``, each [rows, ...], the first axis equally long in all.
 
     Raises:
@@ -43,4 +43,4 @@ def read_npz(path: Path) -> Table:
         raise DataReadError(f"{path} holds no rows, at least one is needed; check that the file is complete")
     rows = next(iter(lengths.values()))
     kinds = {name: f"{array.dtype.name} {list(array.shape[1:])}" for name, array in columns.items()}
-    return Table(columns, Reading((f"{path.name}: {rows} rows. {kinds_sentence(kinds)}",)))
+    return ReadColumns(columns, Reading((f"{path.name}: {rows} rows. {kinds_sentence(kinds)}",)))

@@ -25,7 +25,7 @@ class Reading:
         return Reading(tuple(facts), tuple(dict.fromkeys((*self.findings, *other.findings))))
 
 
-class Table(dict[str, NDArray[Any]]):
+class ReadColumns(dict[str, NDArray[Any]]):
     """Columns that know how they were read.
 
     Attributes:

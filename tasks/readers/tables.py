@@ -9,11 +9,11 @@ from tasks.readers.csv_reader import read_csv
 from tasks.readers.jsonl_reader import read_jsonl
 from tasks.readers.npz_reader import read_npz
 from tasks.readers.parquet_reader import read_parquet
-from tasks.readers.reading import Table
+from tasks.readers.reading import ReadColumns
 from tasks.readers.sources import local
 from tasks.running.errors import DataReadError
 
-READERS: dict[str, Callable[[Path], Table]] = {
+READERS: dict[str, Callable[[Path], ReadColumns]] = {
     ".csv": read_csv,
     ".tsv": read_csv,
     ".parquet": read_parquet,
@@ -25,7 +25,7 @@ READERS: dict[str, Callable[[Path], Table]] = {
 
 def read_table(
     source: str, *, delimiter: str | None = None, decimal: str | None = None, missing: Sequence[str] = ()
-) -> Table:
+) -> ReadColumns:
     """Columns [rows, ...] of a CSV, Parquet, JSON lines or npz file, local or s3://; a dict of arrays.
 
     Args:

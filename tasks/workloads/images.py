@@ -15,7 +15,7 @@ from tasks.readers.folder_layout import class_names, passed_over, split_folders
 from tasks.readers.folder_reader import image_files, read_image_folder, with_channels
 from tasks.readers.idx_reader import read_idx_folder
 from tasks.readers.npz_reader import read_npz
-from tasks.readers.reading import Reading, Table, listed
+from tasks.readers.reading import ReadColumns, Reading, listed
 from tasks.readers.sources import local
 from tasks.readers.splitting import Divided, complete, split_columns
 from tasks.running.errors import DataReadError
@@ -74,7 +74,7 @@ class Images:
 
     @cached_property
     def _read(self) -> tuple[Divided, list[str]]:
-        found: dict[str, Table]
+        found: dict[str, ReadColumns]
         if isinstance(self.source, str):
             with local(self.source) as path:
                 found, labels = self._read_path(path)
@@ -97,7 +97,7 @@ class Images:
             divided = complete(columns, seed=self.seed, source_rows=files)
         return Divided(divided, divided.source_rows, reading), labels
 
-    def _read_path(self, path: Path, labels: list[str] | None = None) -> tuple[dict[str, Table], list[str]]:
+    def _read_path(self, path: Path, labels: list[str] | None = None) -> tuple[dict[str, ReadColumns], list[str]]:
         """Columns by split (``all`` where the source does not say) and labels."""
         if path.is_file():
             columns = _image_columns(read_npz(path), path)
@@ -111,19 +111,19 @@ class Images:
             sets = read_idx_folder(path)
             return sets, labels or _numbers(sets.get("train", next(iter(sets.values()))))
         left = passed_over(path)
-        found: dict[str, Table] = {}
+        found: dict[str, ReadColumns] = {}
         for split, folder in split_folders(path).items():
             columns, labels = self._read_folder(folder, labels)
-            found[split] = Table(columns, columns.reading + left)
+            found[split] = ReadColumns(columns, columns.reading + left)
         return found, labels or []
 
-    def _read_folder(self, path: Path, labels: list[str] | None) -> tuple[Table, list[str]]:
+    def _read_folder(self, path: Path, labels: list[str] | None) -> tuple[ReadColumns, list[str]]:
         columns, labels = read_image_folder(path, labels=labels or (), size=self.size, channels=self.channels)
         files = [file.relative_to(path).as_posix() for file in image_files(path, labels)]
-        return Table({**columns, _FILE: np.array(files)}, columns.reading), labels
+        return ReadColumns({**columns, _FILE: np.array(files)}, columns.reading), labels
 
 
-def _mixture(found: dict[str, Table]) -> Reading:
+def _mixture(found: dict[str, ReadColumns]) -> Reading:
     """A finding where some splits are grey and the others have colour."""
     grey = [split for split, table in found.items() if table["image"].shape[1] == 1]
     if not grey or len(grey) == len(found):
@@ -131,7 +131,7 @@ def _mixture(found: dict[str, Table]) -> Reading:
     return Reading(findings=(f"the splits {listed(grey)} are grey and the others have colour; all are read in colour",))
 
 
-def _separated(found: dict[str, Table]) -> tuple[dict[str, Columns], dict[str, list[str]]]:
+def _separated(found: dict[str, ReadColumns]) -> tuple[dict[str, Columns], dict[str, list[str]]]:
     """Images and targets by split, all in colour where any is; and the files of the images."""
     channels = max(table["image"].shape[1] for table in found.values())
     columns: dict[str, Columns] = {}
@@ -140,7 +140,7 @@ def _separated(found: dict[str, Table]) -> tuple[dict[str, Columns], dict[str, l
     return columns, {split: table[_FILE].tolist() for split, table in found.items() if _FILE in table}
 
 
-def _image_columns(columns: Table, path: Path) -> Table:
+def _image_columns(columns: ReadColumns, path: Path) -> ReadColumns:
     missing = {"image", TARGET} - set(columns)
     if missing:
         raise DataReadError(
@@ -163,7 +163,7 @@ def _image_columns(columns: Table, path: Path) -> Table:
     unused = sorted(set(columns) - {"image", TARGET})
     findings = (f"{path.name}: the arrays {listed(unused)} were left out",) if unused else ()
     said = f"{path.name}: images read as [rows, channels, height, width] {list(image.shape)}."
-    return Table({"image": image, TARGET: target.astype(np.int64)}, columns.reading + Reading((said,), findings))
+    return ReadColumns({"image": image, TARGET: target.astype(np.int64)}, columns.reading + Reading((said,), findings))
 
 
 def _numbers(columns: Columns) -> list[str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tasks.readers.kept_columns import Unlabelled, keep_columns, labelled_rows
-from tasks.readers.reading import Reading, Table
+from tasks.readers.reading import ReadColumns, Reading
 from tasks.readers.splitting import Divided, complete, split_columns
 from tasks.running.errors import DataReadError
 from tasks.running.splits import SPLITS, TARGET, Columns
@@ -166,7 +166,7 @@ class Tabular:
 
     @cached_property
     def _raw(self) -> Divided:
-        kept, rows = dict[str, Table](), {}
+        kept, rows = dict[str, ReadColumns](), {}
         for split, columns in self.read().items():
             if self.target not in columns:
                 raise DataReadError(
