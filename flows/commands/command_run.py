@@ -130,7 +130,7 @@ def _print_plan(spec: PipelineSpec, as_json: bool) -> int:
     console = Console()
     console.print(table)
     for note in [note for line in lines for note in line.notes]:
-        console.print(note, highlight=False, markup=False)
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -52,7 +52,7 @@ def column_frame(splits: dict[str, Columns], own_frame: OwnFrame) -> pd.DataFram
         }
         for name in names
     ]
-    if names and splits["train"][TARGET].ndim == 1:
+    if splits["train"][TARGET].dtype == np.float64:
         lines.append({"column": TARGET, "rounded": _rounded(splits["train"][TARGET])})
     return pd.DataFrame(lines, columns=["column", *SIGNS], dtype=object)
 
