@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import re
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,10 +99,12 @@ def _as_numbers(text: pa.ChunkedArray) -> pa.ChunkedArray:
 
 def _beginning(path: Path) -> tuple[str, bool]:
     """The start of the file and whether that is all; nothing where it cannot be read, which its reader will say."""
+    import pyarrow as pa
+
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as stream:
-            data = stream.read(_SAMPLE)
-    except (OSError, EOFError, zlib.error):
+        with pa.input_stream(path) as stream:  # unpacks by the extension
+            data: bytes = stream.read(_SAMPLE)
+    except (pa.ArrowException, OSError):
         return "", True
     return data.decode("utf-8-sig", errors="replace"), len(data) < _SAMPLE
 
