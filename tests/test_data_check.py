@@ -178,9 +178,7 @@ def test_signs_of_columns_are_findings_by_name() -> None:
     def found(**spec: Any) -> Checked:
         settings = DataSpec.model_validate(spec).model_dump(mode="json")
         none: Any = lambda split: None  # noqa: E731
-        return check_splits(
-            storable(given), task="classification", labels=None, own_frame=none, spec=settings, given=given
-        )
+        return check_splits(storable(given), task="classes", labels=None, own_frame=none, spec=settings, given=given)
 
     told = found(leakage="skip", duplicates="skip", conflicts="skip", unfamiliar="skip").findings
     assert [(f.severity, f.check, f.asset, f.rows) for f in told] == [
@@ -202,9 +200,7 @@ def test_a_single_class_stops_the_run() -> None:
 
     splits = {name: {**columns, "target": columns["target"] * 0} for name, columns in flawed_workloads.sound().items()}
     none: Any = lambda split: None  # noqa: E731
-    found = check_splits(
-        splits, task="classification", labels=None, own_frame=none, spec=DataSpec().model_dump(mode="json")
-    )
+    found = check_splits(splits, task="classes", labels=None, own_frame=none, spec=DataSpec().model_dump(mode="json"))
     (finding,) = found.of("critical")
     assert (finding.check, finding.asset) == ("classes", "train")
     assert "'There are two classes or more' does not hold: 1" in str(finding)

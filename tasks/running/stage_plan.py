@@ -38,10 +38,6 @@ class Plan(BaseModel):
         """The call had to be computed for the plan."""
         self._tell(call, "looked", why)
 
-    def looked(self, call: StageCall, why: str) -> None:
-        """The call had to be computed for the plan."""
-        self.lines.append(PlanLine(name=call.name, action="looked", reason=why))
-
     def compute(self, call: StageCall, why: str) -> tuple[str, tuple[Variant, ...]]:
         """The call would be computed: the reason (``why``, unless an input is new), and variants in its result's place.
 
