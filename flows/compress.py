@@ -18,7 +18,7 @@ from flows.searching.search import search
 from flows.spec import PipelineSpec, load_spec
 from model_registry.store import CorruptObject, ObjectMissing
 from model_registry.variant import Variant
-from tasks.data import check_data, data_ref
+from tasks.data import check_data, data_ref, understood
 from tasks.distill import distill
 from tasks.evidence.split_uses import note_use, worn_text
 from tasks.export import export
@@ -204,7 +204,8 @@ def plan(spec: PipelineSpec) -> list[PlanLine]:
     plan = Plan()
     token = planning.set(plan)
     try:
-        make_variants(make_job(spec, "plan"), spec)
+        made = make_variants(make_job(spec, "plan"), spec)
     finally:
         planning.reset(token)
-    return plan.lines
+    first, *others = plan.lines
+    return [first.model_copy(update={"notes": understood(made.data)}), *others]

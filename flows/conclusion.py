@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -107,7 +108,7 @@ def curl_line(run: OngoingRun, made: Made, chosen: Measured, url: str) -> str:
             "name": name,
             "shape": [1, *columns[name].shape[1:]],
             "datatype": spec.datatype,
-            "data": [int(v) if float(v).is_integer() else float(v) for v in np.ravel(columns[name][0])],
+            "data": [_json_number(float(v)) for v in np.ravel(columns[name][0])],
         }
         for name, spec in names.items()
     ]
@@ -118,6 +119,11 @@ def curl_line(run: OngoingRun, made: Made, chosen: Measured, url: str) -> str:
     if sum(len(item["data"]) for item in inputs) > _INLINE_ELEMENTS:
         return f"curl -s {url}/infer -d @{_request_file(text, made)}"
     return f"curl -s {url}/infer -d '{text}'"
+
+
+def _json_number(value: float) -> int | float | None:
+    """As a person would write it; null for a missing value."""
+    return None if not math.isfinite(value) else int(value) if value.is_integer() else value
 
 
 def _request_file(text: str, made: Made) -> Path:

@@ -83,11 +83,12 @@ class Made:
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """Sentences for the report: what is learned, what distillation gained over its control, what was left out."""
+        """Sentences for the report: what was read and is learned, what distillation gained, what was left out."""
+        read = (" ".join(("Data:", *facts)) for facts in [self.data.values.get("reading", ())] if facts)
         task = (f"Task {self._task['says']}.",) if self._task else ()
         gains = (_gain(step.outcome.values) for step in self.steps if "gain" in step.outcome.values)
         untried = (f"Not tried: {what.rstrip('.')}." for what in (self.search.untried if self.search else ()))
-        return (*task, *gains, *omitted(step.outcome for step in self.steps), *untried)
+        return (*read, *task, *gains, *omitted(step.outcome for step in self.steps), *untried)
 
     @property
     def _task(self) -> dict[str, Any]:

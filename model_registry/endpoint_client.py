@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import ssl
 from collections.abc import Mapping
@@ -174,6 +175,8 @@ class Endpoint:
 
 
 def _json_value(value: Any) -> Any:
+    if isinstance(value, float) and math.isnan(value):
+        return None  # a missing value, as null
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 

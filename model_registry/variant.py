@@ -81,6 +81,14 @@ class TensorSpec(Frozen):
     name: str
     datatype: Datatype
     shape: tuple[int, ...]
+    missing: bool = False
+    """As served: values may be missing, NaN in an array and ``null`` in JSON. Never set in a variant's own specs."""
+
+    @model_serializer(mode="wrap")
+    def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Later fields are written only where they are set: what was stored before them keeps its digest."""
+        written: dict[str, Any] = handler(self)
+        return {name: value for name, value in written.items() if name != "missing" or value}
 
 
 class RuntimeSpec(Frozen):

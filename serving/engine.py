@@ -15,6 +15,7 @@ import onnxruntime
 
 from model_registry.answer_labels import ONE_OF_SEVERAL, SEVERAL_AT_ONCE
 from model_registry.cpu_class import require_cpu_class
+from model_registry.missing_values import MISSING_VALUES
 from model_registry.variant import RuntimeSpec, TensorSpec, Variant
 from serving.exceptions import EngineLoadError, EngineRunError
 from serving.labelled import Labelling
@@ -59,7 +60,9 @@ class Engine:
         self.variant = variant
         self._session = _new_session(folder, variant, threads or variant.runtime.intra_op_threads)
         self.graph_outputs = tuple(output.name for output in self._session.get_outputs())
-        self.inputs, self.outputs = variant.inputs, variant.outputs
+        gaps = self._load_gaps(folder)
+        self.inputs = tuple(spec.model_copy(update={"missing": spec.name in gaps}) for spec in variant.inputs)
+        self.outputs = variant.outputs
         self._text_inputs = {spec.name for spec in self.inputs if spec.datatype == "BYTES"}
         self._labelling = self._load_labels(folder)
         if self._labelling is not None:
@@ -126,6 +129,19 @@ class Engine:
                 f"variant {self.variant.name!r} has labels, and outputs of its own called {sorted(taken)}; rename them"
             )
         return labelling
+
+    def _load_gaps(self, folder: Path) -> list[str]:
+        """Names of the inputs that may lack values."""
+        entry = next((file for file in self.variant.files if file.path == MISSING_VALUES), None)
+        if entry is None:
+            return []
+        try:
+            names = json.loads(read_verified(folder, entry))
+        except ValueError as error:
+            raise EngineLoadError(f"{MISSING_VALUES} of variant {self.variant.name!r} is not JSON: {error}") from error
+        if not isinstance(names, list):
+            raise EngineLoadError(f"{MISSING_VALUES} of variant {self.variant.name!r} must be a JSON list of names")
+        return names
 
 
 def _new_session(folder: Path, variant: Variant, threads: int) -> Any:

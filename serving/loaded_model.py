@@ -85,7 +85,8 @@ class LoadedModel:
         """The outputs for one sample, by name.
 
         Args:
-            sample: one row without the batch dimension: an array, tensor or list, or a mapping of them by input name.
+            sample: one row without the batch dimension: an array, tensor or list, or a mapping of them by input name. A
+                missing value is NaN or None, where the model was trained with some.
 
         Returns:
             A scalar or an array per output; labels are text.
@@ -148,6 +149,8 @@ def _array(values: Any, spec: TensorSpec) -> Array:
         flat = [v if isinstance(v, bytes) else str(v).encode() for v in given.ravel().tolist()]
         return bytes_array(flat, given.shape)
     wanted = NUMPY[spec.datatype]
+    if spec.missing and given.dtype == object:
+        given = np.array([np.nan if v is None else v for v in given.ravel().tolist()]).reshape(given.shape)
     if given.dtype.kind not in "biuf":
         raise InvalidRequest(f"input {spec.name!r} takes numbers ({spec.datatype}), got {given.dtype}")
     cast = given.astype(wanted)

@@ -4,7 +4,8 @@ Everything about a request is checked against the model's tensor specs before an
 are Python ints and cannot overflow. Unknown members are ignored, as the protocol's extensions require.
 
 JSON has no form for FP16 (nor does the protocol give it one), so models with FP16 tensors need the binary extension.
-NaN and infinities in outputs become ``null``: the answer stays valid JSON for every reader.
+NaN and infinities in outputs become ``null``: the answer stays valid JSON for every reader. In inputs ``null`` stands
+for a missing value, where the model was trained with some.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def _tensor(tensor: dict[str, Any], spec: TensorSpec, limits: RequestLimits) -> 
     data = tensor.get("data")
     if not isinstance(data, list):
         raise InvalidRequest(f"data of {where} must be a list, nested or flat, got {_show(data)}")
-    return _array(_flat(data, shape, where), spec.datatype, shape, where)
+    return _array(_flat(data, shape, where), spec, shape, where)
 
 
 def _shape(value: Any, spec: TensorSpec, limits: RequestLimits) -> tuple[int, ...]:
@@ -190,21 +191,24 @@ def _flat(data: list[Any], shape: tuple[int, ...], where: str) -> list[Any]:
     return level
 
 
-def _array(elements: list[Any], datatype: str, shape: tuple[int, ...], where: str) -> Array:
-    # Checked here because numpy would take "1.5" for a number, None for NaN and 2 for true.
+def _array(elements: list[Any], spec: TensorSpec, shape: tuple[int, ...], where: str) -> Array:
+    # Checked here because numpy would take "1.5" for a number and 2 for true; of None it makes NaN.
+    datatype = spec.datatype
     types, description = _ACCEPTED[datatype]
-    if wrong := set(map(type, elements)) - types:
+    dtype = NUMPY[datatype]
+    gaps = elements.count(None) if spec.missing and dtype.kind == "f" else 0
+    if wrong := set(map(type, elements)) - types - ({type(None)} if gaps else set()):
         value = next(element for element in elements if type(element) in wrong)
-        raise InvalidRequest(f"data of {where} ({datatype}) must be {description}, got {_show(value)}")
+        hint = "" if value is not None else ": the model was not trained with missing values"
+        raise InvalidRequest(f"data of {where} ({datatype}) must be {description}, got {_show(value)}{hint}")
     if datatype == "BYTES":
         return bytes_array([element.encode() for element in elements], shape)
-    dtype = NUMPY[datatype]
     try:
         with np.errstate(over="ignore"):  # found just below
             array = np.array(elements, dtype=dtype).reshape(shape)
     except OverflowError as error:
         raise InvalidRequest(f"data of {where} holds a number that does not fit {datatype}") from error
-    if dtype.kind == "f" and not np.isfinite(array).all():
+    if dtype.kind == "f" and np.count_nonzero(~np.isfinite(array)) != gaps:
         raise InvalidRequest(f"data of {where} holds a number that does not fit {datatype}")
     return array
 

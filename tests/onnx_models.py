@@ -30,17 +30,19 @@ def save(
     initializers: Sequence[onnx.TensorProto] = (),
     *,
     labels: list[str] | None = None,
+    missing: list[str] | None = None,
     runtime: RuntimeSpec | None = None,
     name: str = "test",
 ) -> Variant:
-    """Write model.onnx (and labels) into the folder; the variant that describes them."""
+    """Write model.onnx (and assets) into the folder; the variant that describes them."""
     graph = helper.make_graph(list(nodes), name, [_info(s) for s in inputs], [_info(s) for s in outputs], initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.onnx").write_bytes(model.SerializeToString())
-    if labels is not None:
-        (folder / "assets").mkdir()
-        (folder / "assets" / "labels.json").write_text(json.dumps(labels))
+    for asset, value in (("labels", labels), ("missing", missing)):
+        if value is not None:
+            (folder / "assets").mkdir(exist_ok=True)
+            (folder / "assets" / f"{asset}.json").write_text(json.dumps(value))
     return Variant(
         name=name,
         stage="export",
@@ -97,6 +99,13 @@ def log(folder: Path) -> Variant:
     """Takes ``x`` FP32 [-1] and answers its logarithm: NaN below zero, -Inf at zero."""
     x, y = (TensorSpec(name=name, datatype="FP32", shape=(-1,)) for name in ("x", "y"))
     return save(folder, [helper.make_node("Log", ["x"], ["y"])], [x], [y], name="log")
+
+
+def filled(folder: Path, missing: list[str] | None = None) -> Variant:
+    """Takes ``x`` FP32 [-1] and answers it with 7 in the place of NaN; ``missing`` as in the variant's asset."""
+    x, y = (TensorSpec(name=name, datatype="FP32", shape=(-1,)) for name in ("x", "y"))
+    nodes = [helper.make_node("IsNaN", ["x"], ["gap"]), helper.make_node("Where", ["gap", "seven", "x"], ["y"])]
+    return save(folder, nodes, [x], [y], [constant("seven", np.float32(7))], missing=missing, name="filled")
 
 
 def identities(folder: Path) -> Variant:

@@ -11,10 +11,11 @@ import pytest
 
 from model_registry.manifest import FileEntry
 from model_registry.store import Store
-from tasks.data import DataSpec, check_data, data_ref
+from model_registry.variant import TensorSpec
+from tasks.data import DataSpec, check_data, data_ref, understood
 from tasks.data.materialise import storable
 from tasks.running.errors import DataCheckFailed, DataReadError, WorkloadError
-from tasks.running.splits import SPLITS, read_split
+from tasks.running.splits import SPLITS, Columns, read_split
 from tasks.running.stage import Job, Outcome, WorkloadRef
 from tasks.running.stage_cache import log_folder
 from tasks.running.stage_plan import Plan, planning
@@ -53,7 +54,7 @@ def summary(found: Checked) -> list[tuple[str, str, str, tuple[int, ...]]]:
 def test_sound_data_meets_every_expectation() -> None:
     found = checked()
     assert found.findings == []
-    assert found.passed == 1 + 10 + 3 * 13 + 1  # types; train; three splits that are also compared with train; classes
+    assert found.passed == 1 + 11 + 3 * 13 + 1  # types; train; three splits that are also compared with train; classes
 
 
 FLAWS: dict[str, list[tuple[str, str, str, tuple[int, ...]]]] = {
@@ -157,6 +158,54 @@ def test_a_frame_of_the_workload_is_checked_as_it_is() -> None:
         check_splits(splits, own_frame=lambda split: pd.DataFrame({"x": np.zeros(5)}), **arguments)
 
 
+def test_signs_of_columns_are_findings_by_name() -> None:
+    from tasks.data.check_splits import check_splits
+
+    random = np.random.default_rng(0)
+    given: dict[str, Columns] = {}
+    start = 1000
+    for name, rows in flawed_workloads.ROWS.items():
+        target = np.arange(rows) % 2
+        given[name] = {
+            "stamp": 1.7e12 + random.integers(0, 60_000, rows).astype(np.float64),
+            "ticket": np.arange(start, start + rows),
+            "state": 3 * target,
+            "noise": random.normal(0, 1, rows),
+            "target": target,
+        }
+        start += rows
+
+    def found(**spec: Any) -> Checked:
+        settings = DataSpec.model_validate(spec).model_dump(mode="json")
+        none: Any = lambda split: None  # noqa: E731
+        return check_splits(storable(given), task="classes", labels=None, own_frame=none, spec=settings, given=given)
+
+    told = found(leakage="skip", duplicates="skip", conflicts="skip", unfamiliar="skip").findings
+    assert [(f.severity, f.check, f.asset, f.rows) for f in told] == [
+        ("critical", "precision", "columns", ()),
+        ("warning", "identifiers", "columns", ()),
+        ("warning", "revealing", "columns", ()),
+    ]
+    texts = [str(f) for f in told]
+    assert "float32 keeps the different values of every column' does not hold: stamp: 60 different" in texts[0]
+    assert "ticket: 140 different whole numbers in as many rows, from 1000 to 1139. Remedy: leave it out if" in texts[1]
+    assert "state: alone 100.0% right on validation, the next best column" in texts[2]
+    assert texts[0].endswith("or set data.precision: warn") and texts[2].endswith("or set data.revealing: skip")
+    skipped = found(precision="skip", identifiers="skip", revealing="skip")
+    assert not {f.check for f in skipped.findings} & {"precision", "identifiers", "revealing"}
+
+
+def test_a_single_class_stops_the_run() -> None:
+    from tasks.data.check_splits import check_splits
+
+    splits = {name: {**columns, "target": columns["target"] * 0} for name, columns in flawed_workloads.sound().items()}
+    none: Any = lambda split: None  # noqa: E731
+    found = check_splits(splits, task="classes", labels=None, own_frame=none, spec=DataSpec().model_dump(mode="json"))
+    (finding,) = found.of("critical")
+    assert (finding.check, finding.asset) == ("classes", "train")
+    assert "'There are two classes or more' does not hold: 1" in str(finding)
+
+
 def test_the_page_is_self_contained_and_safe() -> None:
     from tasks.data.data_docs import data_docs_page
 
@@ -225,6 +274,31 @@ def test_rows_are_named_as_they_stand_in_the_file(store: Store, tmp_path: Path) 
     assert told.value.details["failures"][0]["source_rows"] == ["source row 41"]
 
 
+def test_what_was_understood_is_in_the_result_and_on_the_page(store: Store, tmp_path: Path) -> None:
+    lines = [f"{i};{i},5;{'yes' if i % 2 else 'no'}" for i in range(200)]
+    (tmp_path / "t.csv").write_text(";b;answer\n" + "\n".join(lines) + "\n")
+    arguments: dict[str, Any] = {"source": str(tmp_path / "t.csv"), "target": "answer"}
+    facts = [
+        "t.csv: 200 rows. Whole numbers: ''. Numbers: 'b'. Text: 'answer'.",
+        "t.csv: fields separated by ';', decimal mark ','.",
+        "Rows: train 110, calibration 20, validation 30, test 40.",
+        "2 classes: 'no', 'yes'.",
+    ]
+    outcome = ask(store, "tasks.workloads.tabular:Tabular", **arguments)
+    assert outcome.values["reading"] == facts
+    assert "the column '' is an index of the rows, as pandas writes it" in outcome.values["warnings"][0]
+    assert understood(outcome) == (*facts, *outcome.values["warnings"])
+    page = outcome.file("data_docs.html")
+    assert page is not None and b"fields separated by &#x27;;&#x27;" in store.fetch_bytes(page)
+
+
+def test_columns_that_lack_values_in_train_are_known(store: Store) -> None:
+    data = data_ref(ask(store, "flawed_workloads:Flawed", flaw="nan", spec=DataSpec(missing="warn")))
+    assert {name: column.missing for name, column in data.columns.items()} == {"image": True, "target": False}
+    specs = [TensorSpec(name=name, datatype="FP32", shape=(-1,)) for name in ("image", "other")]
+    assert data.inputs_with_gaps(specs) == ["image"]
+
+
 def test_unreadable_data_is_a_named_error(store: Store) -> None:
     with pytest.raises(DataReadError, match="rows differ in shape"):
         ask(store, "flawed_workloads:Flawed", flaw="ragged")
@@ -242,18 +316,17 @@ def test_changed_data_under_an_unchanged_name_is_noticed(store: Store, tmp_path:
         plan = Plan()
         token = planning.set(plan)
         try:
-            assert data_ref(again()).fingerprint
+            assert "2 classes: 'no', 'yes'." in understood(again())
         finally:
             planning.reset(token)
         (line,) = plan.lines
         return line.action, line.reason
 
     write(1)
-    assert planned() == ("computed", "first time")
-    assert again().status == "computed"
+    assert planned() == ("looked", "first time"), "a plan says what the data are understood as"
     assert again().status == "reused" and planned()[0] == "reused"
     write(2)
     action, reason = planned()
-    assert action == "computed" and "extra.sources.source" in reason
+    assert action == "looked" and "extra.sources.source" in reason
     write(1)
     assert planned()[0] == "reused"

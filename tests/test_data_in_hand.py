@@ -85,3 +85,9 @@ def test_held_out_rows_are_nowhere_else(rows: int, seed: int) -> None:
     assert sorted([*kept["x"], *held["x"]]) == list(range(rows))
     assert 1 <= len(held["x"]) <= max(1, round(rows / 10))
     assert (kept["target"] == kept["x"] % 3).all() and (held["target"] == held["x"] % 3).all()
+
+
+def test_a_row_that_is_there_twice_is_held_out_twice_or_not_at_all() -> None:
+    train: Columns = {"x": np.arange(300) % 60 + 0.1, "target": np.arange(300) % 3}
+    kept, held = hold_out(train)
+    assert len(held["x"]) and not set(kept["x"].tolist()) & set(held["x"].tolist())

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from endpoint_process import TOKEN, endpoint
-from onnx_models import answer, digits, log, publish
+from onnx_models import answer, digits, filled, log, publish
 
 from model_registry.endpoint_client import Endpoint, EndpointError, EndpointRefused, EndpointUnreachable
 from model_registry.store import Store
@@ -53,6 +53,19 @@ def test_labels_and_numbers_that_are_none(client: Endpoint, store: Store, tmp_pa
     client.load("log", 1, logarithm.digest)
     values = client.infer("log", 1, {"x": np.array([-1, 1], np.float32)}, logarithm.inputs)["y"]
     assert np.isnan(values[0]) and values[1] == 0.0
+
+
+def test_missing_values_travel_to_a_model_that_was_trained_with_some(
+    client: Endpoint, store: Store, tmp_path: Path
+) -> None:
+    rows = {"x": np.array([1, np.nan], np.float32)}
+    gaps = publish(store, tmp_path / "gaps", filled(tmp_path / "gaps", missing=["x"]))
+    client.load("gaps", 1, gaps.digest)
+    assert client.infer("gaps", 1, rows, gaps.inputs)["y"].tolist() == [1, 7]
+    whole = publish(store, tmp_path / "whole", filled(tmp_path / "whole"))
+    client.load("whole", 1, whole.digest)
+    with pytest.raises(EndpointRefused, match="got None: the model was not trained with missing values"):
+        client.infer("whole", 1, rows, whole.inputs)
 
 
 def test_refusals_carry_the_endpoints_words(client: Endpoint, store: Store, tmp_path: Path) -> None:

@@ -153,6 +153,58 @@ def test_a_bad_table_is_a_named_error_that_names_the_file(case: str, tmp_path: P
     assert str(tmp_path / name) in str(told.value)
 
 
+CSV_FORMS = {
+    "semicolons": (b"a;b\n1.5;x\n2.5;y\n", [1.5, 2.5]),
+    "decimal commas": (b"a;b\n1,5;x\n2;y\n", [1.5, 2]),
+    "quoted decimal commas": (b'a,b\n"1,5",x\n"2,25",y\n', [1.5, 2.25]),
+    "bars": (b"a|b\n1|x\n2|y\n", [1, 2]),
+    "tabs in a .csv": (b"a\tb\n1\tx\n2\ty\n", [1, 2]),
+    "commas in names and texts": (b'"a";"b, c"\n1;"x, y"\n2;z\n', [1, 2]),
+    "question marks": (b"a,b\n1,x\n?,y\n", [1, np.nan]),
+    "dashes among decimal commas": (b"a;b\n1,5;x\n-;y\n", [1.5, np.nan]),
+}
+
+
+@pytest.mark.parametrize("form", CSV_FORMS)
+def test_how_a_csv_file_is_written_is_recognised(form: str, tmp_path: Path) -> None:
+    data, wanted = CSV_FORMS[form]
+    (tmp_path / "t.csv").write_bytes(data)
+    np.testing.assert_array_equal(read_table(str(tmp_path / "t.csv"))["a"], wanted)
+
+
+def test_what_was_recognised_is_reported(tmp_path: Path) -> None:
+    lines = [f"{i},5;{'?' if i == 3 else i};{'old' if i == 4 else i};p" for i in range(40)]
+    (tmp_path / "t.csv").write_text("a;b;c;d\n" + "\n".join(lines) + "\n")
+    reading = read_table(str(tmp_path / "t.csv")).reading
+    assert reading.facts == (
+        "t.csv: 40 rows. Numbers: 'a'. Whole numbers: 'b'. Text: 'c', 'd'.",
+        "t.csv: missing values: 'b' 1.",
+        "t.csv: fields separated by ';', decimal mark ','.",
+    )
+    assert reading.findings == (
+        "t.csv: column 'b': '?' was read as missing (1 of 40 values)",
+        "t.csv: column 'c' was read as text because of 'old', though 39 of its 40 values are numbers; if they stand "
+        "for missing values, name them by `missing`",
+    )
+    named = read_table(str(tmp_path / "t.csv"), missing=["old"])
+    assert np.isnan(named["c"][4]) and named.types["c"] == "int64"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"a;b\n1,5;2.5\n2,5;3.5\n", "the decimal mark is a comma in 'a' and a point in 'b'"),
+        (b'a,b\n"1,234",x\n"12,345",y\n', "numbers such as 1,234, whose comma may be a decimal mark or separate"),
+        (b"a,b;c\n1,2;3\n", "could be separated by ',' or by ';'"),
+    ],
+)
+def test_a_csv_file_that_can_be_read_in_two_ways_is_refused(data: bytes, says: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(data)
+    with pytest.raises(DataReadError, match=says):
+        read_table(str(tmp_path / "t.csv"))
+    assert read_table(str(tmp_path / "t.csv"), delimiter=";", decimal=",")
+
+
 def test_lists_keep_their_numbers_and_depth(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"big": [9007199254740993, 1], "deep": [[1, 2], [3, 4]], "gap": [0.5, null]}\n')
     columns = read_table(str(tmp_path / "t.jsonl"))

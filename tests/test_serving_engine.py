@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from onnx_models import answer, constant, digits, identities, log, save, slow
+from onnx_models import answer, constant, digits, filled, identities, log, save, slow
 
 from model_registry.cpu_class import CpuClassMismatch
 from model_registry.manifest import ManifestMismatch, describe_folder
@@ -31,7 +31,15 @@ from serving import onnx_safety
 from serving.engine import Engine
 from serving.engine_client import EngineClient
 from serving.engine_frames import PREFIX, Decoder, Frame, MalformedFrame, encode
-from serving.exceptions import EngineCrashed, EngineLoadError, EngineRunError, InferenceTimedOut, LoadFailed
+from serving.exceptions import (
+    EngineCrashed,
+    EngineLoadError,
+    EngineRunError,
+    InferenceTimedOut,
+    InvalidRequest,
+    LoadFailed,
+)
+from serving.loaded_model import LoadedModel
 from serving.onnx_safety import UnsafeModel, check_onnx
 from serving.tensors import Array, bytes_array
 
@@ -181,6 +189,28 @@ def test_a_manifest_that_lies_is_refused(tmp_path: Path) -> None:
 def test_wrong_labels_are_refused(tmp_path: Path, labels: str, message: str) -> None:
     variant = digits(tmp_path)
     (tmp_path / "assets" / "labels.json").write_text(labels)
+    with pytest.raises(EngineLoadError, match=message):
+        Engine(tmp_path, changed(variant, files=describe_folder(tmp_path)))
+
+
+def test_inputs_that_may_lack_values_are_served_so(tmp_path: Path) -> None:
+    variant = filled(tmp_path / "gaps", missing=["x"])
+    engine = Engine(tmp_path / "gaps", variant)
+    assert [spec.missing for spec in engine.inputs] == [True] and not variant.inputs[0].missing
+    model = LoadedModel(engine, "m")
+    assert model.predict_batch([1.0, None, float("nan")])["y"].tolist() == [1, 7, 7]
+    with pytest.raises(InvalidRequest, match="takes numbers"):
+        model.predict_batch([1.0, None, "x"])
+
+    whole = LoadedModel(Engine(tmp_path / "none", filled(tmp_path / "none")), "m")
+    with pytest.raises(InvalidRequest, match="takes numbers"):
+        whole.predict_batch([1.0, None])
+
+
+@pytest.mark.parametrize(("names", "message"), [("{}", "JSON list of names"), ("[", "not JSON")])
+def test_a_wrong_list_of_what_may_lack_is_refused(tmp_path: Path, names: str, message: str) -> None:
+    variant = filled(tmp_path, missing=["x"])
+    (tmp_path / "assets" / "missing.json").write_text(names)
     with pytest.raises(EngineLoadError, match=message):
         Engine(tmp_path, changed(variant, files=describe_folder(tmp_path)))
 

@@ -63,6 +63,20 @@ def test_optional_members_and_unknown_ones() -> None:
     assert parse({**body(), "outputs": []}).outputs == ("y", "z")
 
 
+def test_null_is_a_missing_value_where_the_model_was_trained_with_some() -> None:
+    gaps = TensorSpec(name="x", datatype="FP32", shape=(-1, 2), missing=True)
+    found = parse(body(data=[[1, None], [None, 4]]), (gaps,)).inputs["x"]
+    np.testing.assert_array_equal(found, [[1, np.nan], [np.nan, 4]])
+    assert found.dtype == np.float32
+    assert parse(body(), (gaps,)).inputs["x"].tolist() == [[1.0, 2.5], [3.0, 4.0]]
+    for data, says in (([None, 1e39, 1, 2], "does not fit FP32"), ([None, "x", 1, 2], "must be numbers, got 'x'")):
+        with pytest.raises(InvalidRequest, match=says):
+            parse(body(data=data), (gaps,))
+    whole = TensorSpec(name="x", datatype="INT64", shape=(-1, 2), missing=True)
+    with pytest.raises(InvalidRequest, match="must be integers, got None"):
+        parse(body(data=[1, None, 3, 4], datatype="INT64"), (whole,))
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "empty": (b"", "not valid JSON"),
     "cut off": (b'{"inputs": [', "not valid JSON"),
@@ -103,7 +117,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "data nested too deep": (body(data=[[[1], [2]], [[3], [4]]]), r"must be numbers, got \[1\]"),
     "data of the other way": (body(shape=[1, 2], data=[[1], [2]]), "nested as its shape"),
     "strings for numbers": (body(data=["1", "2", "3", "4"]), "must be numbers, got '1'"),
-    "null for a number": (body(data=[1, None, 3, 4]), "must be numbers, got None"),
+    "null for a number": (body(data=[1, None, 3, 4]), "got None: the model was not trained with missing values"),
     "boolean for a number": (body(data=[1, True, 3, 4]), "must be numbers, got True"),
     "too large for FP32": (body(data=[1, 1e39, 3, 4]), "does not fit FP32"),
     "id a number": ({**body(), "id": 7}, "id must be a string"),

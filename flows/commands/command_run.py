@@ -41,7 +41,7 @@ _GRACE_SECONDS = 7.0
     "--report", type=click.Path(file_okay=False, path_type=Path), help="Also write the report to this folder."
 )
 @click.option(
-    "--plan", is_flag=True, help="Say what is learned, what would be computed or reused, and why; train nothing."
+    "--plan", is_flag=True, help="Say what was read and is learned, and what would be computed, and why; train nothing."
 )
 @click.option("--no-deploy", is_flag=True, help="Stop after registration; leave the endpoint alone.")
 @click.option("--up", is_flag=True, help="Start the embedded stack first if it is down.")
@@ -127,7 +127,10 @@ def _print_plan(spec: PipelineSpec, as_json: bool) -> int:
     for line in lines:
         style = {"reused": "green", "computed": "yellow"}.get(line.action, "dim")
         table.add_row(line.name, f"[{style}]{line.action}[/]", line.reason)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for note in [note for line in lines for note in line.notes]:
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

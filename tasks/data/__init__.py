@@ -54,6 +54,20 @@ class DataSpec(Frozen):
         default=20.0, ge=1, description="how many times rarer than the most frequent class a class may be"
     )
 
+    precision: Action = Field(
+        default="fail",
+        description="what to do about columns that lose more than a tenth of their different values in float32, as "
+        "times in milliseconds do",
+    )
+    identifiers: Action = Field(
+        default="warn", description="what to do about columns that number or name the rows, each value once"
+    )
+    revealing: Action = Field(
+        default="warn",
+        description="what to do about columns that give the answer alone: nearly always right, or far more often than "
+        "the next best",
+    )
+
     @field_validator("ranges")
     @classmethod
     def _ordered(
@@ -93,6 +107,11 @@ def check_data(job: Job, spec: DataSpec) -> Outcome:
         page = log_folder(job.run_id) / "data_docs.html"
         Store(job.store).fetch(FileEntry.model_validate(error.details["data_docs"]), page)
         raise DataCheckFailed(f"{error.message}\n  page: {page}", **error.details) from error
+
+
+def understood(outcome: Outcome) -> tuple[str, ...]:
+    """What the data were understood as, and what to look at, in sentences."""
+    return (*outcome.values.get("reading", ()), *outcome.values.get("warnings", ()))
 
 
 def data_ref(outcome: Outcome) -> DataRef:

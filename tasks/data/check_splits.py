@@ -10,7 +10,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from tasks.data.checking import Checked, run_checks
-from tasks.data.expectations import class_expectations, schema_expectations, split_expectations
+from tasks.data.column_signs import column_frame
+from tasks.data.expectations import (
+    class_expectations,
+    column_expectations,
+    schema_expectations,
+    split_expectations,
+)
 from tasks.data.frames import MAX_CLASSES, class_frame, class_name, schema_frame, split_frame
 from tasks.data.repeats import find_repeats
 from tasks.running.splits import TARGET, Columns
@@ -25,6 +31,7 @@ def check_splits(
     own_frame: Callable[[Columns], pd.DataFrame | None],
     spec: dict[str, Any],
     source_rows: Mapping[str, NDArray[Any]] | None = None,
+    given: dict[str, Columns] | None = None,
 ) -> Checked:
     """Check every split by itself and against the others.
 
@@ -35,6 +42,7 @@ def check_splits(
         own_frame: the workload's frame of a split, or None for the default.
         spec: the fields of :class:`tasks.data.DataSpec`.
         source_rows: per split, where its rows come from, to name them in findings.
+        given: the splits before they were stored, which shows what is lost by it; by default ``splits``.
 
     Raises:
         WorkloadError: the workload's frame has another number of rows than its split.
@@ -48,6 +56,9 @@ def check_splits(
         count = len(labels) if labels is not None else max(highest, 0) + 1
         classes = [class_name(value, labels) for value in range(count)]
     assets = {"types": (schema_frame(splits), schema_expectations())}
+    signs = column_frame(given or splits, own_frame)
+    if len(signs):
+        assets["columns"] = (signs, column_expectations(spec))
     for name, frame in frames.items():
         assets[name] = (frame, split_expectations(frame, frames["train"], classes, spec))
     if classes is not None and len(classes) <= MAX_CLASSES:

@@ -26,7 +26,7 @@ class Finding:
 
     check: str
     asset: str
-    """The split, or the table of types or classes."""
+    """The split, or the table of types, columns or classes."""
     column: str
     severity: Literal["critical", "warning"]
     says: str
@@ -122,7 +122,7 @@ def _finding(asset: str, one: dict[str, Any], frame: pd.DataFrame, source: NDArr
     if trouble:
         trouble += f" There are {[str(name) for name in frame.columns if name not in REPEATS]}"
     examples = _examples(column, rows, result, frame)
-    numbered = "split" not in frame  # the rows of the tables of types and classes are no samples
+    numbered = REPEATS[0] in frame  # the rows of the tables of types, columns and classes are no samples
     return Finding(
         check=meta["check"],
         asset=asset,
@@ -141,6 +141,9 @@ def _finding(asset: str, one: dict[str, Any], frame: pd.DataFrame, source: NDArr
 def _examples(column: str, rows: tuple[int, ...], result: dict[str, Any], frame: pd.DataFrame) -> tuple[str, ...]:
     if rows and "split" in frame:
         return tuple(", ".join(f"{k} {_short(v)}" for k, v in frame.loc[row].items()) for row in rows)
+    if rows and REPEATS[0] not in frame:  # a row per column
+        signs = frame.loc[list(rows), ["column", column]].values
+        return tuple(f"{_short(name)}: {sign}" for name, sign in signs)
     if rows:
         return tuple(_short(frame.loc[row, column]) for row in rows)
     if result.get("missing_list") or result.get("partial_missing_list"):

@@ -18,6 +18,7 @@ from tasks.running.splits import TARGET
 
 Severity = Literal["critical", "warning"]
 _SEVERITY: dict[str, Severity] = {"fail": "critical", "warn": "warning"}
+_WEAKER = {"fail": "warn", "warn": "skip"}
 _STRAYS = (0.01, 3)
 """Rows that may be unlike those of train before it is reported: this share, and in small splits this many."""
 
@@ -56,6 +57,36 @@ def schema_expectations() -> list[Expectation]:
     ]
 
 
+_SIGNS = {
+    "precision": (
+        "rounded",
+        "float32 keeps the different values of every column",
+        "subtract a constant or use a larger unit (seconds of the day instead of milliseconds since 1970), or leave "
+        "the column out",
+    ),
+    "identifiers": (
+        "counts rows",
+        "No column numbers or names the rows",
+        "leave it out if it only identifies the rows: what was learned from it is worth nothing for new ones",
+    ),
+    "revealing": (
+        "gives the answer",
+        "No column gives the answer alone",
+        "leave it out if it is not known before the answer is",
+    ),
+}
+
+
+def column_expectations(spec: dict[str, Any]) -> list[Expectation]:
+    """For the frame of :func:`tasks.data.column_signs.column_frame`."""
+    found = []
+    for name, (column, description, remedy) in _SIGNS.items():
+        if spec[name] != "skip":
+            check = DataCheck(name, _SEVERITY[spec[name]], f"{remedy}; or set data.{name}: {_WEAKER[spec[name]]}")
+            found.append(check(gxe.ExpectColumnValuesToBeNull, description, column=column))
+    return found
+
+
 def class_expectations(spec: dict[str, Any]) -> list[Expectation]:
     """For the frame of :func:`tasks.data.frames.class_frame`."""
     if spec["balance"] == "skip":
@@ -88,6 +119,13 @@ def split_expectations(
     found = [_rows(spec["min_rows"])]
     if classes is not None:
         found += _target(classes)
+    if classes is not None and frame is train:
+        several = DataCheck("classes", "critical", "bring rows of another class: one alone needs no model")
+        found.append(
+            several(
+                gxe.ExpectColumnUniqueValueCountToBeBetween, "There are two classes or more", column=TARGET, min_value=2
+            )
+        )
     for name, (column, description, remedy) in _REPEATS.items():
         if spec[name] != "skip":
             check = DataCheck(name, _SEVERITY[spec[name]], f"{remedy}, or set data.{name}: warn")

@@ -7,6 +7,7 @@ import zipfile
 
 import numpy as np
 
+from tasks.readers.content import as_stored
 from tasks.running.errors import DataReadError
 from tasks.running.splits import TARGET, Columns
 
@@ -54,9 +55,5 @@ def npz_bytes(columns: Columns) -> bytes:
 
 
 def _typed(values: np.ndarray, column: str) -> np.ndarray:
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    if values.dtype == np.float64:
-        return values.astype(np.float32)
-    if values.dtype == np.bool_ and column == TARGET:
-        return values.astype(np.int64)
-    return values
+    stored: np.ndarray = as_stored(values)
+    return stored.astype(np.int64) if stored.dtype == np.bool_ and column == TARGET else stored

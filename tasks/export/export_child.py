@@ -8,6 +8,7 @@ import onnx
 import torch
 
 from model_registry.manifest import canonical_json
+from model_registry.missing_values import MISSING_VALUES
 from model_registry.variant import RuntimeSpec, Variant
 from tasks.export.onnx_export import OPSET, export_onnx
 from tasks.export.parity import BATCHES, check_parity
@@ -47,6 +48,9 @@ def main(child: Child) -> Result:
     labels, asset = workload.labels(), labels_file(child.data.task)
     if labels is not None and asset is not None:
         files.append(child.store.publish_bytes(canonical_json(list(labels)), asset))
+    missing = child.data.inputs_with_gaps(specs)
+    if missing:
+        files.append(child.store.publish_bytes(canonical_json(missing), MISSING_VALUES))
     variant = Variant(
         name=f"{parent.name}.fp32",
         stage="export",

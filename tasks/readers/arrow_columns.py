@@ -9,30 +9,62 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tasks.readers.reading import ReadColumns, Reading, counts_text, kinds_sentence
 from tasks.running.errors import DataReadError
-from tasks.running.splits import Columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def to_columns(table: pa.Table, path: Path) -> Columns:
+def to_columns(table: pa.Table, path: Path, reading: Reading | None = None) -> ReadColumns:
     """Numpy columns [rows, ...] of an Arrow table.
 
     Numbers keep their type; a missing number makes its column float64 with NaN. Text, dates and times become
     fixed-width text, missing ones the empty text (the data checks count both as missing). Equal-length lists become
     one array [rows, length] of the numbers' type. Object arrays never arise: they would need pickle on the way to the
-    store.
+    store. ``reading``: what is known of the file besides its columns.
 
     Raises:
         DataReadError: no rows, a column twice, lists of unequal length, or a type with no array form.
     """
+    require_unique_names(table, path)
+    if table.num_rows == 0:
+        raise DataReadError(f"{path} holds no rows, at least one is needed; check that the file is complete")
+    columns = {name: _array(table.column(name), name, path) for name in table.column_names}
+    types = {
+        name: str(np.dtype(table.column(name).type.to_pandas_dtype()))
+        for name in columns
+        if _is_number(table.column(name).type) and table.column(name).null_count
+    }
+    return ReadColumns(columns, Reading(_facts(table, columns, path)) + (reading or Reading()), types)
+
+
+def require_unique_names(table: pa.Table, path: Path) -> None:
+    """DataReadError where a column is there twice."""
     twice = [name for name, count in Counter(table.column_names).items() if count > 1]
     if twice:
         raise DataReadError(f"{path}: the columns {twice} are there more than once; give every column its own name")
-    if table.num_rows == 0:
-        raise DataReadError(f"{path} holds no rows, at least one is needed; check that the file is complete")
-    return {name: _array(table.column(name), name, path) for name in table.column_names}
+
+
+def _facts(table: pa.Table, columns: dict[str, np.ndarray], path: Path) -> tuple[str, ...]:
+    kinds = {name: _kind(table.column(name).type, values) for name, values in columns.items()}
+    facts = [f"{path.name}: {table.num_rows} rows. {kinds_sentence(kinds)}"]
+    gaps = {name: table.column(name).null_count for name in columns if table.column(name).null_count}
+    if gaps:
+        facts.append(f"{path.name}: missing values: {counts_text(gaps)}.")
+    return tuple(facts)
+
+
+def _kind(kind: pa.DataType, values: np.ndarray) -> str:
+    import pyarrow as pa
+
+    if values.ndim > 1:
+        return f"lists of {' x '.join(map(str, values.shape[1:]))} numbers"
+    if pa.types.is_temporal(kind):
+        return "times"
+    if pa.types.is_boolean(kind):
+        return "true or false"
+    return "text" if values.dtype.kind == "U" else "whole numbers" if pa.types.is_integer(kind) else "numbers"
 
 
 def _array(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:

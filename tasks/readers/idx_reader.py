@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.readers.reading import ReadColumns, Reading
 from tasks.running.errors import DataReadError
 from tasks.running.splits import Columns
 
@@ -54,7 +55,7 @@ def parse_idx(data: bytes, where: str) -> np.ndarray:
     return array.astype(dtype.newbyteorder("="))
 
 
-def read_idx_folder(folder: Path) -> dict[str, Columns]:
+def read_idx_folder(folder: Path) -> dict[str, ReadColumns]:
     """The sets of a folder laid out like MNIST: ``train-images-idx3-ubyte`` and so on, with ``t10k`` as ``test``.
 
     Returns:
@@ -63,11 +64,13 @@ def read_idx_folder(folder: Path) -> dict[str, Columns]:
     Raises:
         DataReadError: no pair of images and labels, or unequal counts in a pair.
     """
-    sets: dict[str, Columns] = {}
+    sets: dict[str, ReadColumns] = {}
     for name, prefixes in _PARTS.items():
         images, labels = (_find(folder, prefixes, kind) for kind in ("images", "labels"))
         if images and labels:
-            sets[name] = _pair(images, labels)
+            columns = _pair(images, labels)
+            said = f"{folder.name}: {name} is {images.name} and {labels.name}, {list(columns['image'].shape)}."
+            sets[name] = ReadColumns(columns, Reading((said,)))
     if not sets:
         raise DataReadError(
             f"{folder} holds no pair of IDX files; it needs train-images-idx3-ubyte and train-labels-idx1-ubyte "

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.readers.arrow_columns import to_columns
+from tasks.readers.reading import ReadColumns
 from tasks.running.errors import DataReadError
-from tasks.running.splits import Columns
 
 
-def read_jsonl(path: Path) -> Columns:
+def read_jsonl(path: Path) -> ReadColumns:
     """Columns of a file with one JSON object per line; keys missing in a line are missing values.
 
     Raises:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from tasks.readers.reading import ReadColumns, Reading, kinds_sentence
 from tasks.running.errors import DataReadError
-from tasks.running.splits import Columns
 
 
-def read_npz(path: Path) -> Columns:
+def read_npz(path: Path) -> ReadColumns:
     """Arrays of an ``.npz``, each [rows, ...], the first axis equally long in all.
 
     Raises:
@@ -41,4 +41,6 @@ def read_npz(path: Path) -> Columns:
         raise DataReadError(f"{path}: the arrays differ in their number of rows: {lengths}; all must be equal")
     if not next(iter(lengths.values())):
         raise DataReadError(f"{path} holds no rows, at least one is needed; check that the file is complete")
-    return columns
+    rows = next(iter(lengths.values()))
+    kinds = {name: f"{array.dtype.name} {list(array.shape[1:])}" for name, array in columns.items()}
+    return ReadColumns(columns, Reading((f"{path.name}: {rows} rows. {kinds_sentence(kinds)}",)))

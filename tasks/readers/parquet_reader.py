@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from tasks.readers.arrow_columns import to_columns
+from tasks.readers.reading import ReadColumns
 from tasks.running.errors import DataReadError
-from tasks.running.splits import Columns
 
 
-def read_parquet(path: Path) -> Columns:
+def read_parquet(path: Path) -> ReadColumns:
     """Columns of a Parquet file; raises DataReadError where it is none."""
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.readers.content import row_hashes
+from tasks.readers.reading import Reading
 from tasks.running.errors import DataReadError
 from tasks.running.splits import SPLITS, TARGET, Columns
 
@@ -22,12 +23,19 @@ _BINS = 10
 class Divided(dict[str, Columns]):
     """Splits by name that know where their rows come from, so that a finding can name the row of the user's file.
 
-    ``source_rows``: per split, the number or name of each row in what was divided.
+    ``source_rows``: per split, the number or name of each row in what was divided. ``reading``: how the files were
+    understood, for the report.
     """
 
-    def __init__(self, splits: Mapping[str, Columns], source_rows: Mapping[str, NDArray[Any]]) -> None:
+    def __init__(
+        self,
+        splits: Mapping[str, Columns],
+        source_rows: Mapping[str, NDArray[Any]],
+        reading: Reading = Reading(),  # noqa: B008 - frozen
+    ) -> None:
         super().__init__(splits)
         self.source_rows = dict(source_rows)
+        self.reading = reading
 
 
 def split_columns(
@@ -36,12 +44,13 @@ def split_columns(
     seed: int = 0,
     fractions: Mapping[str, float] = FRACTIONS,
     target: str = TARGET,
-    source_rows: Sequence[str] | None = None,
+    source_rows: Sequence[str] | NDArray[Any] | None = None,
 ) -> Divided:
     """Divide rows into splits, stratified by the target, equal inputs always together.
 
     Args:
-        columns: arrays [rows, ...]; ``target`` names the one to stratify by (numbers with a fraction by deciles).
+        columns: arrays [rows, ...]; ``target`` names the one to stratify by (numbers with a fraction by deciles). All
+            others decide which rows are equal: leave out beforehand what the model does not see, such as identifiers.
         seed: another seed gives another division; the order of the rows has no influence.
         fractions: share of the rows by split name; the shares must add up to 1.
         source_rows: a name for every row, such as its file; by default its number.
@@ -50,14 +59,15 @@ def split_columns(
         DataReadError: too few rows to put one into every split.
     """
     inputs = [name for name in sorted(columns) if name != target]
-    rows = assign(row_hashes(columns, inputs), strata(columns[target]), seed=seed, fractions=fractions)
+    hashes = row_hashes(columns, inputs)
+    rows = assign(hashes, strata(columns[target]), seed=seed, fractions=fractions)
     empty = [name for name, chosen in rows.items() if not len(chosen)]
     if empty:
         raise DataReadError(
-            f"{len(columns[target])} rows are too few to divide into {dict(fractions)}: {empty} would be empty; "
-            "bring more rows or a file per split"
+            f"{len(columns[target])} rows ({len(set(hashes.tolist()))} different ones) are too few to divide into "
+            f"{dict(fractions)}: {empty} would be empty; bring more rows or a file per split"
         )
-    names = np.arange(len(columns[target])) if source_rows is None else np.array(source_rows, dtype=np.str_)
+    names = np.arange(len(columns[target])) if source_rows is None else np.asarray(source_rows)
     return Divided(
         {name: {column: values[chosen] for column, values in columns.items()} for name, chosen in rows.items()},
         {name: names[chosen] for name, chosen in rows.items()},
@@ -70,7 +80,7 @@ def complete(
     seed: int = 0,
     fractions: Mapping[str, float] = FRACTIONS,
     target: str = TARGET,
-    source_rows: Mapping[str, Sequence[str]] | None = None,
+    source_rows: Mapping[str, Sequence[str] | NDArray[Any]] | None = None,
 ) -> Divided:
     """Take the splits that are missing out of train, by their shares; as :func:`split_columns`, which see.
 
@@ -87,7 +97,7 @@ def complete(
     Raises:
         DataReadError: there is no train split, or it is too small.
     """
-    names = {split: np.array(rows, dtype=np.str_) for split, rows in (source_rows or {}).items()}
+    names = {split: np.asarray(rows) for split, rows in (source_rows or {}).items()}
     given = {split: np.arange(len(columns[target])) for split, columns in splits.items()} | names
     missing = [name for name in SPLITS if name not in splits]
     if not missing:

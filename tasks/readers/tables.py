@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tasks.readers.csv_reader import read_csv
 from tasks.readers.jsonl_reader import read_jsonl
 from tasks.readers.npz_reader import read_npz
 from tasks.readers.parquet_reader import read_parquet
+from tasks.readers.reading import ReadColumns
 from tasks.readers.sources import local
 from tasks.running.errors import DataReadError
-from tasks.running.splits import Columns
 
-READERS: dict[str, Callable[[Path], Columns]] = {
+READERS: dict[str, Callable[[Path], ReadColumns]] = {
     ".csv": read_csv,
     ".tsv": read_csv,
     ".parquet": read_parquet,
@@ -23,8 +23,16 @@ READERS: dict[str, Callable[[Path], Columns]] = {
 }
 
 
-def read_table(source: str) -> Columns:
-    """Columns [rows, ...] of a CSV, Parquet, JSON lines or npz file, local or s3://.
+def read_table(
+    source: str, *, delimiter: str | None = None, decimal: str | None = None, missing: Sequence[str] = ()
+) -> ReadColumns:
+    """Columns [rows, ...] of a CSV, Parquet, JSON lines or npz file, local or s3://; a dict of arrays.
+
+    Args:
+        source: a path or s3:// URI.
+        delimiter: of CSV, what separates the fields; by default recognised.
+        decimal: of CSV, ``.`` or ``,``; by default recognised.
+        missing: of CSV, how a missing value is spelt besides the usual ways.
 
     Raises:
         DataReadError: unknown extension, no such file, or not readable as what its extension says.
@@ -38,4 +46,6 @@ def read_table(source: str) -> Columns:
                 f"{source}: no reader for {'a folder' if path.is_dir() else f'the extension {extension!r}'}; "
                 f"tables are read from {', '.join(READERS)} (CSV and JSON lines also with .gz)"
             )
-        return reader(path)
+        if reader is not read_csv:
+            return reader(path)
+        return read_csv(path, delimiter=delimiter, decimal=decimal, missing=missing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 
 from model_registry.manifest import FileEntry
 from model_registry.store import Store
-from model_registry.variant import Frozen
+from model_registry.variant import Frozen, TensorSpec
 from tasks.running.task_kind import TaskKind
 
 Columns = dict[str, NDArray[np.generic]]
@@ -21,10 +22,11 @@ TARGET = "target"
 
 
 class ColumnSpec(Frozen):
-    """dtype (numpy name) and per-sample shape of one column."""
+    """dtype (numpy name) and per-sample shape of one column; ``missing``: some values of train are NaN."""
 
     dtype: str
     shape: tuple[int, ...]
+    missing: bool = False
 
 
 class SplitRef(Frozen):
@@ -62,6 +64,10 @@ class DataRef(Frozen):
             if split.name == name:
                 return split
         raise KeyError(f"no split {name!r}; there are {[s.name for s in self.splits]}")
+
+    def inputs_with_gaps(self, inputs: Iterable[TensorSpec]) -> list[str]:
+        """Names of the inputs that lack values in train, where they are columns of the splits."""
+        return [spec.name for spec in inputs if spec.name in self.columns and self.columns[spec.name].missing]
 
 
 def read_split(store: Store, data: DataRef, name: str) -> Columns:

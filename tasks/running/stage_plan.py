@@ -17,6 +17,8 @@ class PlanLine(Record):
     name: str
     action: str
     reason: str
+    notes: tuple[str, ...] = ()
+    """What is known of its result already, in sentences: of data, how they were understood."""
 
 
 class Plan(BaseModel):

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from model_registry.manifest import FileEntry, canonical_json
+from model_registry.missing_values import MISSING_VALUES
 from model_registry.variant import Variant
 from tasks.running.child import Child, Result
 from tasks.running.errors import WeightsMismatch
@@ -95,6 +96,9 @@ def _bring_onnx(child: Child, path: Path, workload: Workload, splits: dict[str, 
     own = {"label", "probability", "probabilities"} & {o.name for o in found.outputs}
     if labels is not None and asset is not None and not own:
         files.append(child.store.publish_bytes(canonical_json(labels), asset))
+    missing = child.data.inputs_with_gaps(found.inputs)
+    if missing:
+        files.append(child.store.publish_bytes(canonical_json(missing), MISSING_VALUES))
     variant = Variant(
         name="teacher",
         stage="bring",

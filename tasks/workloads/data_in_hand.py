@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
+from tasks.readers.splitting import split_columns
 from tasks.running.errors import DataReadError
 from tasks.running.splits import TARGET, Columns
 
@@ -45,12 +46,17 @@ def as_columns(data: Any, inputs: Sequence[str], *, labels: Sequence[str] | None
 
 
 def hold_out(train: Columns, *, share: float = 0.1, most: int = 512, seed: int = 0) -> tuple[Columns, Columns]:
-    """``train`` without the rows that become the calibration split, and that split; which ones, the seed decides."""
+    """``train`` without the rows that become the calibration split, and that split; which ones, the seed decides.
+
+    Equal rows stay together.
+
+    Raises:
+        DataReadError: all rows are equal, or there is one alone.
+    """
     rows = len(train[TARGET])
-    taken = min(most, max(1, round(share * rows)))
-    order = np.random.default_rng(seed).permutation(rows)
-    held, kept = np.sort(order[:taken]), np.sort(order[taken:])
-    return {n: v[kept] for n, v in train.items()}, {n: v[held] for n, v in train.items()}
+    share = min(max(share, 1 / rows), most / rows, 0.5)
+    split = split_columns(train, seed=seed, fractions={"train": 1 - share, "calibration": share})
+    return split["train"], split["calibration"]
 
 
 def _pair(data: Any, what: str) -> tuple[Any, Any]:

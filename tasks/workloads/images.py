@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tasks.readers.folder_reader import class_names, image_files, read_image_folder
+from tasks.readers.folder_layout import class_names, passed_over, split_folders
+from tasks.readers.folder_reader import image_files, read_image_folder, with_channels
 from tasks.readers.idx_reader import read_idx_folder
 from tasks.readers.npz_reader import read_npz
+from tasks.readers.reading import ReadColumns, Reading, listed
 from tasks.readers.sources import local
-from tasks.readers.splitting import complete, split_columns
+from tasks.readers.splitting import Divided, complete, split_columns
 from tasks.running.errors import DataReadError
 from tasks.running.splits import SPLITS, TARGET, Columns
 from tasks.workloads.workload import Inputs
-
-_FOLDERS = {name: name for name in SPLITS} | {"val": "validation", "valid": "validation"}
 
 _FILE = "file"
 """Column of the names of the images' files, on the way to what findings name."""
@@ -33,9 +33,10 @@ class Images:
     Args:
         source: a folder with one folder per class (or ``train/``, ``val/``, ``test/`` with these inside), a folder with
             MNIST's IDX files, or an npz with the arrays ``image`` and ``target``; local or s3://. Or one of these per
-            split (``{train: ..., test: ...}``). Splits that are missing are taken out of train.
+            split (``{train: ..., test: ...}``). Splits that are missing are taken out of train. Hidden files,
+            ``__MACOSX`` and the like are passed over.
         size: [height, width] to scale all images to; needed where they differ.
-        channels: 1 for grey, 3 for colour; by default as the first image is.
+        channels: 1 for grey, 3 for colour; by default 3 where any image has colour.
         seed: of the division into splits.
     """
 
@@ -72,7 +73,8 @@ class Images:
         return self._read[1]
 
     @cached_property
-    def _read(self) -> tuple[dict[str, Columns], list[str]]:
+    def _read(self) -> tuple[Divided, list[str]]:
+        found: dict[str, ReadColumns]
         if isinstance(self.source, str):
             with local(self.source) as path:
                 found, labels = self._read_path(path)
@@ -87,38 +89,58 @@ class Images:
                 if "all" not in parts and split not in parts:
                     raise DataReadError(f"{self.source[split]} holds the splits {sorted(parts)} and no {split}")
                 found[split] = parts["all"] if "all" in parts else parts[split]
-        files = {split: columns.pop(_FILE).tolist() for split, columns in found.items() if _FILE in columns}
+        reading = sum((table.reading for table in found.values()), Reading()) + _mixture(found)
+        columns, files = _separated(found)
         if "all" in found:
-            return split_columns(found["all"], seed=self.seed, source_rows=files.get("all")), labels
-        return complete(found, seed=self.seed, source_rows=files), labels
+            divided = split_columns(columns["all"], seed=self.seed, source_rows=files.get("all"))
+        else:
+            divided = complete(columns, seed=self.seed, source_rows=files)
+        return Divided(divided, divided.source_rows, reading), labels
 
-    def _read_path(self, path: Path, labels: list[str] | None = None) -> tuple[dict[str, Columns], list[str]]:
+    def _read_path(self, path: Path, labels: list[str] | None = None) -> tuple[dict[str, ReadColumns], list[str]]:
         """Columns by split (``all`` where the source does not say) and labels."""
         if path.is_file():
             columns = _image_columns(read_npz(path), path)
             return {"all": columns}, labels or _numbers(columns)
-        if any("idx" in file.name for file in path.iterdir() if file.is_file()):
+        if any("ubyte" in file.name for file in path.iterdir() if file.is_file()):
+            if class_names(path):
+                raise DataReadError(
+                    f"{path} holds MNIST's IDX files and the folders {listed(class_names(path))} with images; it "
+                    "cannot be both: name a folder with one of them"
+                )
             sets = read_idx_folder(path)
             return sets, labels or _numbers(sets.get("train", next(iter(sets.values()))))
-        folders = class_names(path)
-        if "train" in folders and set(folders) <= set(_FOLDERS):
-            found = {}
-            for folder in sorted(folders, key=lambda name: SPLITS.index(_FOLDERS[name])):
-                columns, labels = self._read_folder(path / folder, labels)
-                found[_FOLDERS[folder]] = columns
-            return found, labels or []
-        columns, labels = self._read_folder(path, labels)
-        return {"all": columns}, labels
+        left = passed_over(path)
+        found: dict[str, ReadColumns] = {}
+        for split, folder in split_folders(path).items():
+            columns, labels = self._read_folder(folder, labels)
+            found[split] = ReadColumns(columns, columns.reading + left)
+        return found, labels or []
 
-    def _read_folder(self, path: Path, labels: list[str] | None) -> tuple[Columns, list[str]]:
+    def _read_folder(self, path: Path, labels: list[str] | None) -> tuple[ReadColumns, list[str]]:
         columns, labels = read_image_folder(path, labels=labels or (), size=self.size, channels=self.channels)
-        # One place decides for all: what the first image was, all the following are read as.
-        self.channels = int(columns["image"].shape[1])
         files = [file.relative_to(path).as_posix() for file in image_files(path, labels)]
-        return {**columns, _FILE: np.array(files)}, labels
+        return ReadColumns({**columns, _FILE: np.array(files)}, columns.reading), labels
 
 
-def _image_columns(columns: Columns, path: Path) -> Columns:
+def _mixture(found: dict[str, ReadColumns]) -> Reading:
+    """A finding where some splits are grey and the others have colour."""
+    grey = [split for split, table in found.items() if table["image"].shape[1] == 1]
+    if not grey or len(grey) == len(found):
+        return Reading()
+    return Reading(findings=(f"the splits {listed(grey)} are grey and the others have colour; all are read in colour",))
+
+
+def _separated(found: dict[str, ReadColumns]) -> tuple[dict[str, Columns], dict[str, list[str]]]:
+    """Images and targets by split, all in colour where any is; and the files of the images."""
+    channels = max(table["image"].shape[1] for table in found.values())
+    columns: dict[str, Columns] = {}
+    for split, table in found.items():
+        columns[split] = {"image": with_channels(table["image"], channels), TARGET: table[TARGET]}
+    return columns, {split: table[_FILE].tolist() for split, table in found.items() if _FILE in table}
+
+
+def _image_columns(columns: ReadColumns, path: Path) -> ReadColumns:
     missing = {"image", TARGET} - set(columns)
     if missing:
         raise DataReadError(
@@ -138,7 +160,10 @@ def _image_columns(columns: Columns, path: Path) -> Columns:
     target = columns[TARGET]
     if target.dtype.kind not in "iu" or target.ndim != 1:
         raise DataReadError(f"{path}: target is {target.dtype} {target.shape}; it must be one integer class per row")
-    return {"image": image, TARGET: target.astype(np.int64)}
+    unused = sorted(set(columns) - {"image", TARGET})
+    findings = (f"{path.name}: the arrays {listed(unused)} were left out",) if unused else ()
+    said = f"{path.name}: images read as [rows, channels, height, width] {list(image.shape)}."
+    return ReadColumns({"image": image, TARGET: target.astype(np.int64)}, columns.reading + Reading((said,), findings))
 
 
 def _numbers(columns: Columns) -> list[str]:
