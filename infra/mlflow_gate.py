@@ -1,7 +1,7 @@
 """MLflow's server behind one user and one password: its ``--app-name winnow``, a plug-in by entry point.
 
 MLflow's own ``basic-auth`` computes a scrypt hash for every request (a tenth of a second of CPU time) and keeps users
-and rights in a database of its own, where one user is all that there is here: docs/decisions/0038.
+and rights in a database of its own, where one user is all that there is here: docs/decisions/0036.
 """
 
 from __future__ import annotations

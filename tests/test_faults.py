@@ -229,7 +229,13 @@ def test_a_stopped_run_leaves_nothing_behind(world: World) -> None:
 
 def test_a_stage_past_its_limits_is_named_with_them(world: World) -> None:
     report = world.winnow.report(
-        "tiny", "--set", "model=limits", "--set", "seed=61", "--set", "limits.train.seconds=0.5", code=1
+        "tiny",
+        "--set",
+        "model=limits",
+        "--set",
+        "seed=61",
+        *("--set", "train.epochs=2000", "--set", "limits.train.seconds=0.5"),
+        code=1,
     )
     assert report["error"]["type"] == "StageTimedOut"
     assert report["error"]["stage"] == "train"
