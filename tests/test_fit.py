@@ -264,7 +264,7 @@ class Wrong(nn.Module):
         (lambda x: (x, x), r"answered tuple \(.*\) to features float32\[2, 4\].*must answer one tensor"),
         (lambda x: x.sum(), r"answered float32\[\]"),
         (lambda x: x[:1], r"answered float32\[1, 3\]"),
-        (lambda x: x[:, :1], r"loss does not take outputs float32\[2, 1\] and targets int64\[2\]"),
+        (lambda x: x[:, :, None, None], r"loss does not take outputs float32\[2, 3, 1, 1\] and targets int64\[2\]"),
         (lambda x: x @ x, r"does not take the inputs features float32\[2, 4\].*cannot be multiplied"),
     ],
 )
