@@ -13,7 +13,7 @@ from flows.champion import refused_decision, standing_champion
 from flows.conclusion import concluding, curl_line
 from flows.lineage import Made, MadeStep
 from flows.ongoing_run import OngoingRun, make_job, open_run
-from flows.rehearsal import settle, try_stages
+from flows.rehearsal import settle, try_stages, worth_trying
 from flows.searching.search import search
 from flows.spec import PipelineSpec, load_spec
 from model_registry.store import CorruptObject, ObjectMissing
@@ -77,7 +77,8 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
     checked = settled_data(checked, settled)
     job = job.learning(checked.task)
     refuse_hopeless(spec.gates, checked)
-    try_stages(job, spec, checked, settled.variant)
+    if worth_trying(job, spec, checked, settled):
+        try_stages(job, spec, checked, settled.variant)
     trained = settled if spec.teacher else train(job, spec.train or TrainSpec(), data=checked)
     import_ahead(trained)
     others = more_teachers(job, spec, checked)

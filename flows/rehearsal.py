@@ -12,10 +12,15 @@ from tasks.quantize import QuantizeSpec, quantize
 from tasks.rehearse import RehearseSpec, rehearse
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome
+from tasks.running.stage_cache import is_stored
 from tasks.running.stage_plan import PlanLine, planning
-from tasks.train import TrainSpec, bring
+from tasks.train import TRAIN, TrainSpec, bring
 
 _CLOCK = ClockSpec(seconds=0.05)
+_SECONDS = 20.0
+"""Trainings that take no longer together are not worth a rehearsal, which takes some seconds."""
+_STEP = 3.0
+"""What a step of training takes, in answers to its rows: forward, and twice as long back."""
 
 
 def settle(job: Job, spec: PipelineSpec, data: DataRef) -> Outcome:
@@ -38,6 +43,21 @@ def settle(job: Job, spec: PipelineSpec, data: DataRef) -> Outcome:
             )
         )
     return outcome
+
+
+def worth_trying(job: Job, spec: PipelineSpec, data: DataRef, settled: Outcome) -> bool:
+    """Whether a later stage that fails would cost more than trying all of them: not where the teacher is there already,
+    nor where all trainings together take seconds."""
+    train = spec.train or TrainSpec()
+    if spec.teacher is None and is_stored(TRAIN, job, train, data=data):
+        return False
+    row_seconds = settled.values.get("row_seconds")
+    if row_seconds is None or spec.search:
+        return True
+    epochs = train.epochs
+    epochs += spec.distill.epochs * (1 + spec.distill.control) if spec.distill else 0
+    epochs += spec.prune.epochs if spec.prune else 0
+    return _STEP * row_seconds * data.split("train").rows * epochs > _SECONDS
 
 
 def try_stages(job: Job, spec: PipelineSpec, data: DataRef, teacher: Variant) -> None:

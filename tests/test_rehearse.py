@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from flows.rehearsal import worth_trying
+from flows.spec import parse_spec
 from model_registry.store import Store
 from tasks.rehearse import STAGE, settled_data
 from tasks.rehearse.rehearse_child import main
@@ -89,3 +91,26 @@ def test_the_task_and_what_follows_from_it_are_settled(store: Store, tmp_path: P
 def test_classes_that_are_not_numbered_from_0_are_refused(store: Store, tmp_path: Path) -> None:
     with pytest.raises(WorkloadError, match=r"1 to 2, and the model answers \[N, 1\].*neither 0 and 1"):
         rehearsed(store, tmp_path, first=1)
+
+
+def test_stages_are_tried_where_training_takes_long_and_the_teacher_is_not_there(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload, data, outcome = rehearsed(store, tmp_path)
+    assert 0 < outcome.values["row_seconds"] < 0.1
+    job = job_for(store, workload.ref)
+
+    def worth(settled: Outcome, **sections: Any) -> bool:
+        document = {"schema": 1, "model": "rings", "workload": "test_rehearse:Rings", **sections}
+        return worth_trying(job, parse_spec(document, "here"), data, settled)
+
+    slow = outcome.model_copy(update={"values": {**outcome.values, "row_seconds": 1.0}})
+    quick = outcome.model_copy(update={"values": {**outcome.values, "row_seconds": 1e-6}})
+    brought = outcome.model_copy(update={"values": {"task": outcome.values["task"]}})
+    assert worth(slow) and not worth(quick)
+    assert not worth(quick, distill={"epochs": 5}) and worth(quick, distill={"epochs": 10**6})
+    assert worth(quick, prune={"epochs": 10**7})
+    assert worth(quick, search={"minutes": 1}) and worth(brought, teacher={"weights": "weights.safetensors"})
+    monkeypatch.setattr("flows.rehearsal.is_stored", lambda *_, **__: True)
+    assert not worth(slow) and not worth(slow, search={"minutes": 1})
+    assert worth(brought, teacher={"weights": "weights.safetensors"})

@@ -37,7 +37,7 @@ STAGE = Stage(
 def rehearse(job: Job, spec: RehearseSpec, *, data: DataRef) -> Outcome:
     """Make the variant ``untrained``: the teacher as it is before its training, which later stages can be tried on.
 
-    Values: ``task``, see :func:`settled_data`.
+    Values: ``task``, see :func:`settled_data`; ``row_seconds``, what an answer takes.
 
     Raises:
         WorkloadError: the model does not take the data; or targets, answers, loss and metric do not go together.

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import nn
 
 from tasks.running.child import Child, Result
 from tasks.running.splits import SPLITS, read_split
+from tasks.torch_models.fit_rows import Rows, call_model
 from tasks.torch_models.model_structure import ModelStructure
 from tasks.torch_models.torch_variant import build, save, tensor_specs
 from tasks.workloads.task_check import settle_task, targets_of
 from tasks.workloads.workload import load_workload
 
 _NOISE = 0.02
+_TIMED = 64
+"""Rows of the batch that is timed."""
 
 
 def main(child: Child) -> Result:
@@ -36,7 +41,18 @@ def main(child: Child) -> Result:
         name="untrained",
         stage="rehearse",
     )
-    return Result(variants=(variant,), values={"task": task.as_json()})
+    seconds = _row_seconds(model, Rows(workload, validation, torch.device("cpu")))
+    return Result(variants=(variant,), values={"task": task.as_json(), "row_seconds": seconds})
+
+
+def _row_seconds(model: nn.Module, rows: Rows) -> float:
+    """What an answer takes, by row."""
+    batch = rows(torch.arange(min(_TIMED, rows.count)), None)
+    with torch.no_grad():
+        call_model(model, batch.inputs)
+        began = time.perf_counter()
+        call_model(model, batch.inputs)
+    return (time.perf_counter() - began) / len(batch.targets)
 
 
 def _stir(model: nn.Module, seed: int) -> None:

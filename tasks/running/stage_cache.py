@@ -141,6 +141,11 @@ def _find_or_compute(call: StageCall, started: float) -> Outcome:
     return _outcome(call, record, started, reason=why, computed=True)
 
 
+def is_stored(stage: Stage, job: Job, spec: BaseModel, *, data: DataRef | None = None) -> bool:
+    """Whether :func:`run_stage` would find the result, whole."""
+    return _find(Store(job.store), StageCall(stage, job, spec, data, {}, {}, "").key)[0] is not None
+
+
 def log_folder(run_id: str) -> Path:
     """Where a run's stage logs lie; SpecError for a text that names no folder."""
     return Path(os.environ.get("WINNOW_HOME", ".winnow")).absolute() / "runs" / checked_run_id(run_id)
