@@ -20,7 +20,8 @@ from flows.compress import compress
 from flows.dead_runs import set_prefect_state
 from flows.ongoing_run import STOPPED, new_run_id
 from flows.spec import PipelineSpec
-from tasks.report.run_report import RunReport
+from model_registry.store import Store, StoreError
+from tasks.report.run_report import RunReport, load_run
 from tasks.running.stage_cache import log_folder
 
 
@@ -38,7 +39,7 @@ def carry_out(spec: PipelineSpec) -> tuple[RunReport, Path | None]:
         try:
             state = compress(spec, run_id=run_id, return_state=True)
         except STOPPED:
-            tell_prefect_cancelled(run_id)
+            tell_prefect_stopped(run_id)
             raise KeyboardInterrupt from None
         report = read_report(run_id)
         if report is None or report.status not in ("released", "registered", "refused"):
@@ -62,18 +63,25 @@ def settings_of_a_run() -> Iterator[None]:
 
 
 def read_report(run_id: str) -> RunReport | None:
-    """The run's report as written beside its logs; None where it could not even begin."""
+    """The run's report as written beside its logs, or, where the disk had no room for it, in the store; None where it
+    could not even begin."""
     path = log_folder(run_id) / "report.json"
-    return RunReport.from_json(path.read_bytes()) if path.exists() else None
+    if path.exists():
+        return RunReport.from_json(path.read_bytes())
+    try:
+        return load_run(Store.from_environment(), run_id)
+    except StoreError:  # it is why the run could not begin, and was reported
+        return None
 
 
-def tell_prefect_cancelled(run_id: str) -> str:
+def tell_prefect_stopped(run_id: str) -> str:
     """Make Prefect's state true for a run that a person stopped; why that was not possible, or an empty text."""
     report = read_report(run_id)
     if report is None or report.prefect_run is None:
         return ""
+    kind = "COMPLETED" if report.status == "released" else "CANCELLED"
     try:
-        set_prefect_state(report.prefect_run, "CANCELLED", "stopped by the user")
+        set_prefect_state(report.prefect_run, kind, "stopped by the user")
     except httpx.HTTPError as error:
         return f"Prefect could not be informed that the run was stopped: {error}"
     return ""
