@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
+    PREFECT_API_REQUEST_TIMEOUT,
     PREFECT_API_URL,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     temporary_settings,
@@ -20,9 +21,13 @@ from flows.compress import compress
 from flows.dead_runs import set_prefect_state
 from flows.ongoing_run import STOPPED, new_run_id
 from flows.spec import PipelineSpec
+from infra.faults import StackDown
 from model_registry.store import Store, StoreError
 from tasks.report.run_report import RunReport, load_run
 from tasks.running.stage_cache import log_folder
+
+_HUNG_SECONDS = 10.0
+_ANSWER_SECONDS = 15.0
 
 
 def carry_out(spec: PipelineSpec) -> tuple[RunReport, Path | None]:
@@ -51,14 +56,28 @@ def carry_out(spec: PipelineSpec) -> tuple[RunReport, Path | None]:
 
 @contextmanager
 def settings_of_a_run() -> Iterator[None]:
-    """Prefect's settings while a flow runs in this process."""
+    """Prefect's settings while a flow runs in this process.
+
+    Raises:
+        StackDown: Prefect takes requests and answers none; what cannot be reached is waited for by its own client.
+    """
+    try:
+        httpx.get(f"{os.environ['PREFECT_API_URL']}/health", timeout=_HUNG_SECONDS)
+    except httpx.TimeoutException as error:
+        raise StackDown(
+            f"Prefect at {os.environ['PREFECT_API_URL']} does not answer within {_HUNG_SECONDS:g} s; `winnow logs "
+            "prefect` may say why, and `winnow down` and `winnow up` start it again"
+        ) from error
+    except httpx.TransportError:
+        pass  # Prefect's client waits for it, and says in the end that it is not there
     # Prefect may have been imported before the stack was there.
     there = {PREFECT_API_URL: os.environ["PREFECT_API_URL"]}
     if password := os.environ.get("PREFECT_API_AUTH_STRING"):
         there[PREFECT_API_AUTH_STRING] = password
     # Unless somebody asks for heartbeats there are none: a run's end would wait up to a second for their thread, and
     # who died is found by its owner.
-    with temporary_settings(there, {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    patience = {PREFECT_API_REQUEST_TIMEOUT: _ANSWER_SECONDS}  # of each of the six attempts of its client
+    with temporary_settings({**there, **patience}, {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 
 

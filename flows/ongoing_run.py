@@ -219,9 +219,9 @@ def open_run(spec: PipelineSpec, run_id: str | None = None) -> Iterator[OngoingR
     job = make_job(spec, checked_run_id(run_id or new_run_id(spec.model)))
     store = Store(job.store)
     store.ping()
-    mark_dead_runs(store, spec.model)
     if spec.deploy and Ledger(store).pending(spec.model):
         reconcile(store, spec.model)  # a release died between two steps: complete or undo it first
+    mark_dead_runs(store, spec.model)  # by what became of their releases
     report = RunReport(
         run_id=job.run_id,
         status="running",

@@ -18,6 +18,7 @@ from conftest import RunningStack
 from forked_runs import ForkedRun, Forks
 from winnow_command import Winnow, stage_lines, wait_for
 
+from infra.component import fetch_when_free
 from model_registry.ledger import Ledger
 from model_registry.store import Store
 
@@ -45,13 +46,15 @@ class World:
 
     def prefect_state(self, report: dict[str, Any]) -> str:
         url = f"{self.stack.environment['PREFECT_API_URL']}/flow_runs/{report['prefect_run']}"
-        answer = httpx.get(url, headers=self.stack.prefect_headers)
-        return str(answer.json()["state"]["type"])
+        status, body = fetch_when_free(url, timeout=10, headers=self.stack.prefect_headers)
+        assert status == 200, body
+        return str(json.loads(body)["state"]["type"])
 
     def task_seen(self, prefect_run: str, name: str) -> bool:
         body = {"flow_runs": {"id": {"any_": [prefect_run]}}, "task_runs": {"name": {"like_": name}}}
         url = f"{self.stack.environment['PREFECT_API_URL']}/task_runs/filter"
-        return bool(httpx.post(url, json=body, headers=self.stack.prefect_headers).json())
+        answer = httpx.post(url, json=body, headers=self.stack.prefect_headers)
+        return answer.status_code == 200 and bool(answer.json())  # it says 503 while its database is locked
 
     def leftovers(self) -> list[psutil.Process]:
         """Child processes of runs that still live."""

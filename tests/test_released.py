@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import socket
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from memory_store import Memory
 
-from flows import conclusion, dead_runs
-from flows.carried_out import read_report
+from flows import carried_out, conclusion, dead_runs
+from flows.carried_out import read_report, settings_of_a_run
+from flows.commands import deployments
 from flows.conclusion import concluding
 from flows.dead_runs import mark_dead_runs
 from flows.ongoing_run import OngoingRun, make_job
 from flows.spec import load_spec
+from infra.faults import StackDown
 from model_registry.ledger import Entry, Ledger
 from model_registry.owner import Owner
 from model_registry.store import Store, StoreUnavailable
@@ -154,6 +160,56 @@ def test_a_run_that_was_killed_is_marked_as_it_ended(
     assert (marked.status, told) == (status, [prefect])
     assert marked == load_run(store, "r1")
     assert (marked.version, len(marked.warnings)) == ((1, 1) if status == "released" else (None, 0))
+
+
+@pytest.fixture
+def busy() -> Iterator[tuple[str, list[str]]]:
+    """A Prefect server whose database is locked: every path is answered 503 twice. Its address; the paths it took."""
+    asked, taken = list[str](), list[str]()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            asked.append(self.path)
+            free = asked.count(self.path) > 2
+            if free:
+                taken.append(self.path)
+            body = b'[{"id": "t"}]' if free else b"{}"
+            self.send_response(200 if free else 503)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing to say."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", taken
+        server.shutdown()
+
+
+def test_prefect_is_waited_for_while_its_database_is_locked(
+    busy: tuple[str, list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api, taken = busy
+    monkeypatch.setenv("PREFECT_API_URL", api)
+    dead_runs.set_prefect_state("r", "CRASHED", "it died")
+    assert taken == ["/task_runs/filter", "/task_runs/t/set_state", "/flow_runs/r/set_state"]
+    assert deployments.missing({"PREFECT_API_URL": api}) == []
+
+
+def test_a_prefect_that_hangs_is_said_to_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(carried_out, "_HUNG_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never reads from one
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/api")
+        with (
+            pytest.raises(StackDown, match=r"does not answer within 0.2 s; `winnow logs prefect`"),
+            settings_of_a_run(),
+        ):
+            pytest.fail("it went on")
 
 
 def test_a_killed_run_whose_release_is_undecided_is_left_until_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,11 @@ from model_registry.store import Store, StoreError
 if TYPE_CHECKING:
     from model_registry.ledger import Entry
 
-LOADING_SECONDS = 10.0
-"""How long an endpoint that has just started may take until it serves its champions by itself."""
+READING_SECONDS = 5.0
+"""How long an endpoint that has just started may take until it has read the ledger."""
 
 
-def settle_releases(store: Store, *, patience: float = LOADING_SECONDS) -> Iterator[str]:
+def settle_releases(store: Store, *, patience: float = READING_SECONDS) -> Iterator[str]:
     """What was done for each model where something was not as the ledger says, or was in the way: a line each."""
     ledger, champions, astray = Ledger(store), dict[str, "Entry"](), set[str]()
     for model in ledger.models():
@@ -45,17 +45,17 @@ def settle_releases(store: Store, *, patience: float = LOADING_SECONDS) -> Itera
 
 
 def _not_served(champions: dict[str, Entry], patience: float) -> set[str]:
-    """Models whose endpoint serves something else than the champion, or nothing."""
+    """Models for which the endpoint does not do what the ledger says, nor is about to load what it lacks."""
     deadline = time.monotonic() + patience
     with Endpoint.from_environment() as endpoint:
         while True:
             served = {one.model: one for one in endpoint.models()}
-            wrong = {name for name, entry in champions.items() if not _serves(served.get(name), entry)}
-            loading = any(name not in served or served[name].serving is None for name in wrong)
-            if not loading or time.monotonic() > deadline:
-                return wrong
+            if champions.keys() <= served.keys() or time.monotonic() > deadline:
+                return {name for name, entry in champions.items() if _strays(served.get(name), entry)}
             time.sleep(0.2)
 
 
-def _serves(served: ServedModel | None, champion: Entry) -> bool:
-    return served is not None and served.serves(champion.to_version, champion.digest)
+def _strays(served: ServedModel | None, champion: Entry) -> bool:
+    if served is None or served.serves(champion.to_version, champion.digest):
+        return served is None
+    return served.serving is not None or served.digest_of(champion.to_version) == champion.digest
