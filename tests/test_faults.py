@@ -68,11 +68,11 @@ class World:
                     continue
         return found
 
-    def kill(self, *components: str) -> None:
+    def kill(self, *components: str, number: int = signal.SIGKILL) -> None:
         status = json.loads(self.winnow("status", "--json").stdout)
         for component in status["components"]:
             if component["name"] in components:
-                os.killpg(os.getpgid(component["pid"]), signal.SIGKILL)
+                os.killpg(os.getpgid(component["pid"]), number)
 
     def up(self) -> None:
         done = self.winnow("up")
@@ -171,6 +171,21 @@ def test_servers_that_are_away_for_20_seconds_are_waited_for(world: World, compo
     assert report["status"] == "released"
     if "prefect" not in components:
         assert world.prefect_state(report) == "COMPLETED"
+
+
+def test_a_run_whose_mlflow_hangs_releases_all_the_same(world: World) -> None:
+    process, folder = world.start("--set", "model=unseen")
+    wait_for(lambda: _reached(world, folder, "distill"), seconds=90, what="distill")
+    world.kill("mlflow", number=signal.SIGSTOP)
+    try:
+        out, err = process.communicate(timeout=200)
+    finally:
+        world.kill("mlflow", number=signal.SIGCONT)
+    assert process.returncode == 0, err[-3000:]
+    report = json.loads(out)
+    assert report["status"] == "released" and "MLflow does not show this run" in " ".join(report["warnings"])
+    up = world.winnow("up")
+    assert "unseen: MLflow's alias champion was moved to the champion" in up.stdout
 
 
 def test_a_corrupted_object_is_quarantined_and_made_again(world: World) -> None:

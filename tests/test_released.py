@@ -24,6 +24,7 @@ from flows.ongoing_run import OngoingRun, make_job
 from flows.spec import load_spec
 from infra.faults import StackDown
 from model_registry.ledger import Entry, Ledger
+from model_registry.mlflow_rest import RegistryHung
 from model_registry.owner import Owner
 from model_registry.store import Store, StoreUnavailable
 from tasks.report.run_report import RunReport, load_run, save_run
@@ -108,6 +109,16 @@ def test_pages_that_cannot_be_written_are_a_warning(run: OngoingRun, monkeypatch
     stored = load_run(run.store, "r1")
     assert stored is not None and stored.status == "released"
     assert stored.warnings == ("not shown everywhere: OSError: [Errno 28] No space left on device",)
+
+
+def test_mlflow_that_fails_is_a_warning_and_is_asked_no_more(run: OngoingRun) -> None:
+    def hang() -> str:
+        raise RegistryHung("not answered within 30 s")
+
+    assert run.show(lambda: "shown") == "shown"
+    assert run.show(hang) is None
+    assert run.show(lambda: pytest.fail("it was asked again")) is None
+    assert run.report.warnings == ("MLflow does not show this run: not answered within 30 s",)
 
 
 def test_a_ledger_that_cannot_be_read_is_said_to_be(run: OngoingRun, monkeypatch: pytest.MonkeyPatch) -> None:
