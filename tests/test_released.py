@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +16,9 @@ import pytest
 from memory_store import Memory
 
 from flows import carried_out, conclusion, dead_runs
+from flows import compress as compress_module
 from flows.carried_out import read_report, settings_of_a_run
-from flows.commands import deployments
+from flows.commands import command_run, deployments
 from flows.conclusion import concluding
 from flows.dead_runs import mark_dead_runs
 from flows.ongoing_run import OngoingRun, make_job
@@ -28,6 +29,7 @@ from model_registry.mlflow_rest import RegistryHung
 from model_registry.owner import Owner
 from model_registry.store import Store, StoreUnavailable
 from tasks.report.run_report import RunReport, load_run, save_run
+from tasks.running.stage_cache import log_folder
 
 CHOSEN = "a" * 64
 FULL = OSError(28, "No space left on device")
@@ -83,6 +85,35 @@ def test_interrupted_before_the_commit_it_has_not(run: OngoingRun, outcome: str)
     with pytest.raises(KeyboardInterrupt):
         end(run, KeyboardInterrupt())
     assert run.report.status == "interrupted" and run.report.error is not None
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        ("released", 0, "version 1 was released; interrupted before"),
+        ("interrupted", 130, "Continue with: winnow run tiny"),
+    ],
+)
+def test_the_command_says_whether_it_released_before_it_was_interrupted(
+    run: OngoingRun,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    status: str,
+    code: int,
+    says: str,
+) -> None:
+    def interrupted(spec: Any, *, run_id: str, **_: Any) -> None:
+        folder = log_folder(run_id)
+        folder.mkdir(parents=True)
+        (folder / "report.json").write_bytes(report(status=status, version=1).to_json())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compress_module, "compress", interrupted)
+    monkeypatch.setattr(command_run, "_stop_on_signals", lambda *_: Event())
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setenv("WINNOW_SPEC", "tiny")
+    assert command_run._run(run.spec, None, False, Path("none")) == code
+    assert says in capsys.readouterr().err
 
 
 def test_out_of_disk_after_the_commit_it_has_released_and_ends_well(run: OngoingRun) -> None:
