@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
+    PREFECT_API_REQUEST_TIMEOUT,
     PREFECT_API_URL,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     temporary_settings,
@@ -20,8 +21,13 @@ from flows.compress import compress
 from flows.dead_runs import set_prefect_state
 from flows.ongoing_run import STOPPED, new_run_id
 from flows.spec import PipelineSpec
-from tasks.report.run_report import RunReport
+from infra.faults import StackDown
+from model_registry.store import Store, StoreError
+from tasks.report.run_report import RunReport, load_run
 from tasks.running.stage_cache import log_folder
+
+_HUNG_SECONDS = 10.0
+_ANSWER_SECONDS = 15.0
 
 
 def carry_out(spec: PipelineSpec) -> tuple[RunReport, Path | None]:
@@ -38,7 +44,7 @@ def carry_out(spec: PipelineSpec) -> tuple[RunReport, Path | None]:
         try:
             state = compress(spec, run_id=run_id, return_state=True)
         except STOPPED:
-            tell_prefect_cancelled(run_id)
+            tell_prefect_stopped(run_id)
             raise KeyboardInterrupt from None
         report = read_report(run_id)
         if report is None or report.status not in ("released", "registered", "refused"):
@@ -50,30 +56,51 @@ def carry_out(spec: PipelineSpec) -> tuple[RunReport, Path | None]:
 
 @contextmanager
 def settings_of_a_run() -> Iterator[None]:
-    """Prefect's settings while a flow runs in this process."""
+    """Prefect's settings while a flow runs in this process.
+
+    Raises:
+        StackDown: Prefect takes requests and answers none; what cannot be reached is waited for by its own client.
+    """
+    try:
+        httpx.get(f"{os.environ['PREFECT_API_URL']}/health", timeout=_HUNG_SECONDS)
+    except httpx.TimeoutException as error:
+        raise StackDown(
+            f"Prefect at {os.environ['PREFECT_API_URL']} does not answer within {_HUNG_SECONDS:g} s; `winnow logs "
+            "prefect` may say why, and `winnow down` and `winnow up` start it again"
+        ) from error
+    except httpx.TransportError:
+        pass  # Prefect's client waits for it, and says in the end that it is not there
     # Prefect may have been imported before the stack was there.
     there = {PREFECT_API_URL: os.environ["PREFECT_API_URL"]}
     if password := os.environ.get("PREFECT_API_AUTH_STRING"):
         there[PREFECT_API_AUTH_STRING] = password
     # Unless somebody asks for heartbeats there are none: a run's end would wait up to a second for their thread, and
     # who died is found by its owner.
-    with temporary_settings(there, {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    patience = {PREFECT_API_REQUEST_TIMEOUT: _ANSWER_SECONDS}  # of each of the six attempts of its client
+    with temporary_settings({**there, **patience}, {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 
 
 def read_report(run_id: str) -> RunReport | None:
-    """The run's report as written beside its logs; None where it could not even begin."""
+    """The run's report as written beside its logs, or, where the disk had no room for it, in the store; None where it
+    could not even begin."""
     path = log_folder(run_id) / "report.json"
-    return RunReport.from_json(path.read_bytes()) if path.exists() else None
+    if path.exists():
+        return RunReport.from_json(path.read_bytes())
+    try:
+        return load_run(Store.from_environment(), run_id)
+    except StoreError:  # it is why the run could not begin, and was reported
+        return None
 
 
-def tell_prefect_cancelled(run_id: str) -> str:
+def tell_prefect_stopped(run_id: str) -> str:
     """Make Prefect's state true for a run that a person stopped; why that was not possible, or an empty text."""
     report = read_report(run_id)
     if report is None or report.prefect_run is None:
         return ""
+    kind = "COMPLETED" if report.status == "released" else "CANCELLED"
     try:
-        set_prefect_state(report.prefect_run, "CANCELLED", "stopped by the user")
+        set_prefect_state(report.prefect_run, kind, "stopped by the user")
     except httpx.HTTPError as error:
         return f"Prefect could not be informed that the run was stopped: {error}"
     return ""

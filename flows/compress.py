@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from prefect import State, flow
@@ -30,6 +31,7 @@ from tasks.rehearse import settled_data
 from tasks.release.deploy import deploy
 from tasks.release.ledger_protocol import patiently
 from tasks.release.register import register
+from tasks.release.show_versions import show_versions
 from tasks.report.run_report import RunReport
 from tasks.rival import RivalSpec, rival
 from tasks.running.errors import CANDIDATE_FAILURES, GateFailed
@@ -161,7 +163,7 @@ def release(run: OngoingRun, made: Made) -> RunReport:
         run.warn(worn_text(uses))
     draw_ahead(run.report)
     rows = made.rows(run.report.chosen, decision.front if decision else ())
-    tracked = track(job, data=checked, rows=rows, origin=run.origin, links=run.report.links)
+    tracked = run.show(lambda: track(job, data=checked, rows=rows, origin=run.origin, links=run.report.links))
 
     with concluding(run, made, rows, tracked):  # MLflow's run ends as ours does, whatever happens
         if refusal or decision is None:
@@ -172,10 +174,12 @@ def release(run: OngoingRun, made: Made) -> RunReport:
             data=checked,
             variant=chosen.variant,
             measurement=chosen.measurement,
-            tracked=tracked,
             others=tuple(row for row in rows if row.proven and not row.chosen),
         )
         version = versions[decision.chosen]
+        if tracked:
+            show = partial(show_versions, job, versions=versions, chosen=decision.chosen, rows=rows, tracked=tracked)
+            run.show(show)
         run.update(status="registered", version=version, front=versions if decision.front else {})
         if spec.deploy:
             deployed = deploy(
@@ -186,7 +190,9 @@ def release(run: OngoingRun, made: Made) -> RunReport:
                 digest=decision.chosen,
                 champion_seq=champion.entry.seq if champion else 0,
             )
-            run.update(status="released", endpoint=deployed.url)
+            run.update(status="released", endpoint=deployed.url if deployed.served else None)
+            for text in deployed.warnings:
+                run.warn(text)
             run.update(curl=patiently(lambda: curl_line(run, made, chosen, deployed.url)))
     return run.report
 

@@ -16,7 +16,7 @@ from prefect.exceptions import PrefectException
 
 from flows.lineage import Made, Measured
 from flows.ongoing_run import STOPPED, OngoingRun
-from model_registry.mlflow_rest import RegistryError
+from model_registry.mlflow_rest import ANSWER_SECONDS, RegistryError
 from model_registry.registry import Registry
 from model_registry.run_page import Tracked, VariantRun
 from model_registry.sizes import KB, MB
@@ -34,34 +34,59 @@ from tasks.running.task_kind import CHOICES
 from tasks.track import conclude
 
 DATA_DOCS = "data_docs.html"
-NOT_SHOWN = (RegistryError, StoreError, httpx.HTTPError, PrefectException)
-"""What the servers that only show a run may answer."""
+NOT_SHOWN = (RegistryError, StoreError, httpx.HTTPError, PrefectException, OSError)
+"""What the servers that only show a run may answer, and what a full disk does."""
+_STOP_SECONDS = 2.0
+"""How long MLflow may take where somebody waits for the prompt."""
 _INLINE_ELEMENTS = 256
 
 
 @contextmanager
-def concluding(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: Tracked) -> Iterator[None]:
-    """Whatever happens in the body, write the report and end MLflow's run with the same status."""
-    run.update(links={**run.report.links, "mlflow": tracked.run.url, "compare": tracked.run.variants_url})
+def concluding(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: Tracked | None) -> Iterator[None]:
+    """Whatever happens in the body, write the report and end MLflow's run with the same status.
+
+    An error after the release is a warning: the release stands. ``tracked`` is None where MLflow does not show the run.
+    """
+    if tracked:
+        run.update(links={**run.report.links, "mlflow": tracked.run.url, "compare": tracked.run.variants_url})
     try:
         yield
-    except BaseException as error:
-        run.settle(error)
-        if isinstance(error, STOPPED):  # somebody waits for the prompt: only the state, no pages
-            Registry.from_environment().end_run(tracked.run, "interrupted")
-        else:
-            try:
-                _conclude(run, made, rows, tracked)
-            except NOT_SHOWN as lost:  # what the run failed of is what counts
-                error.add_note(f"and it could not be shown everywhere: {lost}")
+    except STOPPED as stop:  # somebody waits for the prompt: only the state, no pages
+        run.settle(stop)
+        _end_in_mlflow(run, tracked, _STOP_SECONDS)
         raise
+    except Exception as error:
+        run.settle(error)
+        lost = _concluded(run, made, rows, tracked)
+        if run.report.status != "released":
+            if lost:
+                error.add_note(f"and it could not be shown everywhere: {lost}")
+            raise
+    else:
+        _concluded(run, made, rows, tracked)
+
+
+def _concluded(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: Tracked | None) -> str:
+    """What kept the run from being shown everywhere, if anything: pages may be lost, what was decided is not."""
     try:
         _conclude(run, made, rows, tracked)
-    except NOT_SHOWN as lost:  # pages may be lost; the release is not
-        run.note(f"not shown everywhere: {lost}")
+    except NOT_SHOWN as lost:
+        run.warn(f"not shown everywhere: {type(lost).__name__}: {lost}")
+        _end_in_mlflow(run, tracked)
+        try:
+            run.save()
+        except (StoreError, OSError) as still:
+            return f"{lost}; {still}"
+        return str(lost)
+    return ""
 
 
-def _conclude(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: Tracked) -> None:
+def _end_in_mlflow(run: OngoingRun, tracked: Tracked | None, seconds: float = ANSWER_SECONDS) -> None:
+    if tracked:
+        run.show(lambda: Registry.from_environment(seconds).end_run(tracked.run, run.report.status))
+
+
+def _conclude(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: Tracked | None) -> None:
     _look_closer(run, made)
     report = run.save()
     written = write_report(report, run.pages, run.flips)
@@ -75,16 +100,21 @@ def _conclude(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: 
         "winnow.sequence": sequence_sentence(report),
         "winnow.splits_differ": gap_sentence(report),
     }
-    conclude(
-        tracked,
-        status=report.status,
-        rows=tuple(rows),
-        files=written,
-        tags={name: value for name, value in tags.items() if value},
-        links=report.links,
-        remarks=(headline(report).sentence, *report.warnings, *report.notes),
-    )
+    if tracked:
+        run.show(
+            lambda: conclude(
+                tracked,
+                status=report.status,
+                rows=tuple(rows),
+                files=written,
+                tags={name: value for name, value in tags.items() if value},
+                links=report.links,
+                remarks=(headline(report).sentence, *report.warnings, *report.notes),
+            )
+        )
     _show_in_prefect(report, tracked)
+    if run.report is not report:  # MLflow was lost on the way
+        run.save()
 
 
 def _look_closer(run: OngoingRun, made: Made) -> None:
@@ -134,7 +164,7 @@ def _request_file(text: str, made: Made) -> Path:
     return path
 
 
-def _show_in_prefect(report: RunReport, tracked: Tracked) -> None:
+def _show_in_prefect(report: RunReport, tracked: Tracked | None) -> None:
     table = [
         {
             "variant": row.name + (" (chosen)" if row.digest == report.chosen else ""),
@@ -149,7 +179,8 @@ def _show_in_prefect(report: RunReport, tracked: Tracked) -> None:
     ]
     key = "".join(c if c.isalnum() else "-" for c in report.model.lower())
     create_table_artifact(table, key=f"{key}-variants", description=f"Variants of {report.model}: {report.status}")
-    plot = f"{os.environ['MLFLOW_TRACKING_URI']}/get-artifact?path=pareto.png&run_uuid={tracked.run.mlflow_id}"
-    create_image_artifact(image_url=plot, key=f"{key}-pareto", description="Accuracy against latency, by file size")
+    if tracked:
+        plot = f"{tracked.run.uri}/get-artifact?path=pareto.png&run_uuid={tracked.run.mlflow_id}"
+        create_image_artifact(image_url=plot, key=f"{key}-pareto", description="Accuracy against latency, by file size")
     for name, url in {**report.links, **({"endpoint": report.endpoint} if report.endpoint else {})}.items():
         create_link_artifact(link=url, link_text=name, key=f"{key}-{name.replace(' ', '-')}")

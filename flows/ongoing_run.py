@@ -6,24 +6,26 @@ import os
 import secrets
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 
 from flows.dead_runs import mark_dead_runs
 from flows.lineage import Made
+from flows.released import entry_of_run
 from flows.spec import PipelineSpec, resolve_device
 from model_registry.ledger import Ledger
+from model_registry.mlflow_rest import RegistryError
 from model_registry.owner import Owner
 from model_registry.store import Store, StoreError
 from tasks.evidence.decision import Decision
-from tasks.release.deploy import reconcile
+from tasks.release.deployment import reconcile
 from tasks.release.ledger_protocol import patiently
 from tasks.report.flip_pictures import Flips
 from tasks.report.pages import write_report
@@ -34,6 +36,7 @@ from tasks.running.launch import end_all, kept_processes
 from tasks.running.stage import Job, checked_run_id
 from tasks.running.stage_cache import log_folder
 
+T = TypeVar("T")
 STOPPED = (KeyboardInterrupt, SystemExit, TerminationSignal, Interrupted)
 """What a run raises that somebody stopped: a person, or the worker that supervises it."""
 
@@ -49,6 +52,7 @@ class OngoingRun:
     journal: Journal = field(default_factory=Journal)
     flips: Flips | None = None
     """The test samples whose answers changed, for the pages."""
+    _unseen: bool = False
     _began: float = field(default_factory=time.monotonic)
 
     def update(self, **changes: Any) -> None:
@@ -58,6 +62,19 @@ class OngoingRun:
     def note(self, text: str) -> None:
         """Add a sentence to the report."""
         self.update(notes=(*self.report.notes, text))
+
+    def show(self, view: Callable[[], T]) -> T | None:
+        """What ``view`` does in MLflow, which only shows the run; where it fails a warning, and None from then on."""
+        if self._unseen:
+            return None
+        try:
+            return view()
+        except RegistryError as lost:
+            self._unseen = True
+            for name in [name for name, why in self.journal.failures.items() if why is lost]:
+                del self.journal.failures[name]
+            self.warn(f"MLflow does not show this run: {lost}")
+            return None
 
     def warn(self, text: str) -> None:
         """Add a warning to the report, if there is a text."""
@@ -81,7 +98,12 @@ class OngoingRun:
             self.update(decision=decision, chosen=decision.chosen, champion=decision.champion)
 
     def settle(self, error: BaseException) -> None:
-        """The run ends with this error: say as what, in which stage, why and how to go on."""
+        """The run ends with this error: say as what, in which stage, why and how to go on. After its release, which
+        the ledger tells, it has released all the same."""
+        if (version := self._released()) is not None:
+            self.update(status="released", version=version)
+            self.warn(f"version {version} was released, and then the run ended with {type(error).__name__}: {error}")
+            return
         stage, cause = self.journal.failure or ("flow", error)
         if isinstance(error, GateFailed):  # it was raised with the table of all variants added
             cause = error
@@ -97,6 +119,17 @@ class OngoingRun:
                 resume=f"winnow run {os.environ.get('WINNOW_SPEC', self.spec.model)}",
             ),
         )
+
+    def _released(self) -> int | None:
+        """The version that this run made champion; None where it did not, or the ledger cannot be read."""
+        if self.report.status == "released" or self.report.version is None or not self.spec.deploy:
+            return self.report.version if self.report.status == "released" else None
+        try:
+            entry = entry_of_run(self.store, self.report)
+        except StoreError as lost:
+            self.warn(f"whether version {self.report.version} was released cannot be told: {lost}")
+            return None
+        return entry.to_version if entry is not None and entry.state == "committed" else None
 
     def recover(self, text: str) -> None:
         """Go on after an error that was repaired; the text says what it was."""
@@ -135,16 +168,26 @@ class OngoingRun:
                 for line in self.journal.lines
             ),
         )
-        folder = log_folder(self.job.run_id)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".report-{os.getpid()}.json"
-        partial.write_bytes(self.report.to_json())
-        partial.replace(folder / "report.json")  # whoever reads it, reads it whole
-        if patient:
-            patiently(lambda: save_run(self.store, self.report))
-        else:
-            save_run(self.store, self.report)
+        try:
+            self._write_beside_logs()
+        finally:  # a full disk is no reason for the store not to know
+            if patient:
+                patiently(lambda: save_run(self.store, self.report))
+            else:
+                save_run(self.store, self.report)
         return self.report
+
+    def _write_beside_logs(self) -> None:
+        folder = log_folder(self.job.run_id)
+        target, partial = folder / "report.json", folder / f".report-{os.getpid()}.json"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(self.report.to_json())
+            partial.replace(target)  # whoever reads it, reads it whole
+        except OSError:
+            for stale in (partial, target):  # rather none than one that is not true any more
+                stale.unlink(missing_ok=True)
+            raise
 
 
 def new_run_id(model: str) -> str:
@@ -176,9 +219,9 @@ def open_run(spec: PipelineSpec, run_id: str | None = None) -> Iterator[OngoingR
     job = make_job(spec, checked_run_id(run_id or new_run_id(spec.model)))
     store = Store(job.store)
     store.ping()
-    mark_dead_runs(store, spec.model)
     if spec.deploy and Ledger(store).pending(spec.model):
         reconcile(store, spec.model)  # a release died between two steps: complete or undo it first
+    mark_dead_runs(store, spec.model)  # by what became of their releases
     report = RunReport(
         run_id=job.run_id,
         status="running",

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from model_registry.store import Store
 
 FOR_A_RUN = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "WINNOW_STORE")
-FOR_A_RELEASE = (*FOR_A_RUN, "WINNOW_ENDPOINT", "WINNOW_ENDPOINT_ADMIN")
+
+
+def reach_for_a_release(*, remedy: str = "") -> None:
+    """Export how to reach store and endpoint, and MLflow if it is there; raises StackDown without the first two."""
+    needed = ("WINNOW_STORE", "WINNOW_ENDPOINT", "WINNOW_ENDPOINT_ADMIN")
+    reach_stack(needed, components=("s3", "endpoint"), remedy=remedy)
 
 
 def quiet_environment() -> None:
@@ -23,12 +28,14 @@ def quiet_environment() -> None:
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
-def reach_stack(needed: tuple[str, ...], *, remedy: str = "") -> None:
+def reach_stack(needed: tuple[str, ...], *, components: tuple[str, ...] = (), remedy: str = "") -> None:
     """Export how to reach the embedded stack, or take somebody else's servers where the environment names all needed.
 
     Call it before Prefect is imported: Prefect reads its settings then.
 
     Args:
+        needed: variables that name the servers where there is no embedded stack.
+        components: those of the embedded stack that have to run; empty for all.
         remedy: what else would help where neither is there.
 
     Raises:
@@ -38,7 +45,8 @@ def reach_stack(needed: tuple[str, ...], *, remedy: str = "") -> None:
     from infra.stack import Stack
 
     try:
-        os.environ.update(Stack.from_environment().environment())
+        stack = Stack.from_environment()
+        os.environ.update(stack.environment(components) if components else stack.environment())
     except StackDown as error:
         if not all(os.environ.get(name) for name in needed):
             raise StackDown(f"{error}, or {remedy}" if remedy else str(error)) from None
@@ -46,7 +54,7 @@ def reach_stack(needed: tuple[str, ...], *, remedy: str = "") -> None:
 
 def reach_store() -> Store:
     """The store of the embedded stack, or of the environment where there is none; raises StackDown for neither."""
-    reach_stack(("WINNOW_STORE",))
+    reach_stack(("WINNOW_STORE",), components=("s3",))
     from model_registry.store import Store
 
     return Store.from_environment()

@@ -1,18 +1,22 @@
-"""Release without a run: promote any registered version, or roll back. The same protocol as at the end of a run."""
+"""Release without a run: promote any registered version, or roll back. The same protocol as at the end of a run.
+
+Store and endpoint are enough for it: MLflow is had to follow if it answers, and Prefect has no part in it.
+"""
 
 from __future__ import annotations
 
-import os
-
-from prefect import flow
+import logging
 
 from model_registry.ledger import Ledger
-from model_registry.registry import Registry, VersionMissing
-from model_registry.store import DEFAULT_URI, Store
-from tasks.release.deploy import Deployment, DeploySpec, deploy, reconcile
+from model_registry.mlflow_rest import RegistryError
+from model_registry.store import Store
+from model_registry.versions import VersionMissing, Versions
+from tasks.release.deployment import Deployment, DeploySpec, mlflow_view, put_into_service, reconcile
+from tasks.release.ledger_protocol import patiently
+
+_log = logging.getLogger("winnow.release")
 
 
-@flow(name="promote", persist_result=False)
 def promote(model: str, version: int) -> Deployment:
     """Put a registered version into service, whatever its gates said when it was made.
 
@@ -21,17 +25,10 @@ def promote(model: str, version: int) -> Deployment:
         EndpointUnhealthy: it does not load or answer as it was recorded; the champion keeps serving.
     """
     store = _store()
-    registered = Registry.from_environment().version(model, version)
-    if not registered.digest:
-        raise VersionMissing(
-            f"version {version} of model {model!r} has no tag winnow.digest: it was registered by somebody else and "
-            "has no variant in the store; promote a version that a pipeline run made"
-        )
-    reconcile(store, model)
-    return deploy(store.uri, model, DeploySpec(), version=version, digest=registered.digest)
+    digest = variant_of(store, model, version)
+    return patiently(lambda: put_into_service(store, model, DeploySpec(), version=version, digest=digest))
 
 
-@flow(name="rollback", persist_result=False)
 def rollback(model: str) -> Deployment:
     """Put the champion before the present one back into service; once more goes one further back.
 
@@ -40,21 +37,45 @@ def rollback(model: str) -> Deployment:
         EndpointUnhealthy: it does not load or answer as it was recorded; the champion keeps serving.
     """
     store = _store()
-    reconcile(store, model)
-    ledger = Ledger(store)
+    ledger, versions = Ledger(store), Versions(store)
+    if ledger.pending(model) is not None:
+        patiently(lambda: reconcile(store, model))
     target, champion = ledger.rollback_target(model), ledger.champion(model)
-    return deploy(
-        store.uri,
-        model,
-        DeploySpec(),
-        version=target.to_version,
-        digest=target.digest,
-        kind="rollback",
-        champion_seq=champion.seq if champion else 0,
+    # Its own number may be another variant's by now, where MLflow was lost before we kept the numbers ourselves.
+    version = versions.find(model, target.digest) or versions.add(model, target.digest)
+    return patiently(
+        lambda: put_into_service(
+            store,
+            model,
+            DeploySpec(),
+            version=version,
+            digest=target.digest,
+            kind="rollback",
+            champion_seq=champion.seq if champion else 0,
+        )
     )
 
 
+def variant_of(store: Store, model: str, version: int) -> str:
+    """Digest of the variant that a registered version names.
+
+    Raises:
+        VersionMissing: there is no such version; says which there are.
+    """
+    versions, view = Versions(store), mlflow_view()
+    try:
+        return versions.digest(model, version)
+    except VersionMissing:
+        if view is None:
+            raise
+        try:
+            versions.adopt(model, view.versions(model))
+        except RegistryError as error:
+            _log.warning("MLflow could not be asked for versions that it alone knows: %s", error)
+        return versions.digest(model, version)
+
+
 def _store() -> Store:
-    store = Store(os.environ.get("WINNOW_STORE", DEFAULT_URI))
+    store = Store.from_environment()
     store.ping()
     return store

@@ -22,7 +22,7 @@ from tasks.measure import MeasureSpec
 from tasks.prune import PruneSpec
 from tasks.qat import QatSpec
 from tasks.quantize import QuantizeSpec
-from tasks.release.deploy import DeploySpec
+from tasks.release.deployment import DeploySpec
 from tasks.rival import RivalSpec
 from tasks.running.errors import SpecError
 from tasks.running.source_hash import FACE, public_names, public_place

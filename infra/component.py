@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
+
+BUSY_SECONDS = 6.0
+"""How long a server may say that it is busy."""
 
 
 @dataclass(frozen=True)
@@ -63,3 +67,14 @@ def fetch(
         return 0, str(error).encode()
     finally:
         connection.close()
+
+
+def fetch_when_free(url: str, *, timeout: float = 1.0, headers: Mapping[str, str] = {}) -> tuple[int, bytes]:
+    """:func:`fetch`, again for some seconds while the answer is 503, as Prefect's is while its SQLite is locked."""
+    deadline, pause = time.monotonic() + BUSY_SECONDS, 0.1
+    while True:
+        found = fetch(url, timeout=timeout, headers=headers)
+        if found[0] != 503 or time.monotonic() + pause > deadline:
+            return found
+        time.sleep(pause)
+        pause *= 2

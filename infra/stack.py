@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -65,17 +65,20 @@ class Stack:
         settings = self.home.settings()
         return settings is not None and not self._missing(settings)
 
-    def environment(self) -> dict[str, str]:
+    def environment(self, needed: Collection[str] = NAMES) -> dict[str, str]:
         """What a process needs to reach the stack.
 
+        Args:
+            needed: components without which it can do nothing.
+
         Raises:
-            StackDown: the stack does not run, or not all of it.
+            StackDown: the stack does not run, or not all that is needed of it.
         """
         settings, secrets = self.home.settings(), self.home.secrets()
         if settings is None or secrets is None:
             raise StackDown(f"no stack in {self.home.path}; start one with `winnow up`")
         missing = self._missing(settings)
-        if missing:
+        if not set(needed).isdisjoint(missing):
             whole = "is not running" if len(missing) == len(_wanted(settings)) else f"lacks {', '.join(missing)}"
             raise StackDown(f"the stack in {self.home.path} {whole}; start it with `winnow up`")
         return self._environment(settings, secrets)

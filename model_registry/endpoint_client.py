@@ -66,6 +66,10 @@ class ServedModel(_Answer):
         """Whether the version with the traffic is ready."""
         return any(v.version == self.serving and v.state == "ready" for v in self.versions)
 
+    def serves(self, version: int, digest: str) -> bool:
+        """Whether this variant takes the traffic, under this number."""
+        return self.serving == version and self.digest_of(version) == digest
+
     def digest_of(self, version: int | None) -> str | None:
         """Digest of a loaded version; None if it is not loaded."""
         return next((v.digest for v in self.versions if v.version == version), None)

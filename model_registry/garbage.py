@@ -1,8 +1,9 @@
 """What the store holds that nobody needs any more: found first, removed when somebody says so.
 
-Kept for ever: the ledger, the records of runs and of test splits, and every variant that was registered or ever served,
-with all that serving it, going back to it or proving it again takes. Kept for a number of days: everything else, which
-is a cache: it is computed again when it is asked for. A blob goes when no record that stays mentions its hash.
+Kept for ever: the ledger, the numbers of versions, the records of runs and of test splits, and every variant that was
+registered or ever served, with all that serving it, going back to it or proving it again takes. Kept for a number of
+days: everything else, which is a cache: it is computed again when it is asked for. A blob goes when no record that
+stays mentions its hash.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from model_registry.store import CorruptObject, Store
 from model_registry.variant import Frozen
 
 _HASH = re.compile(rb"[0-9a-f]{64}")
-_LASTING = ("ledger/", "runs/", "test-uses/")
+_LASTING = ("ledger/", "versions/", "runs/", "test-uses/")
 _BY_VARIANT = re.compile(r"(?:variants|measurements|recordings)/([0-9a-f]{64})")
 _SCRATCH = ("checkpoints/", "quarantine/", "unreadable/")
 _DAY = 86_400.0
@@ -96,7 +97,7 @@ def _wanted(content: dict[str, bytes]) -> set[str]:
     """Digests of the variants that ever served or were registered, and of what those were compared with."""
     wanted: set[str] = set()
     for key, text in content.items():
-        if key.startswith("ledger/"):
+        if key.startswith(("ledger/", "versions/")):
             wanted |= {found.decode() for found in _HASH.findall(text)}
         elif key.startswith("runs/"):
             run = _as_mapping(text)

@@ -91,11 +91,6 @@ class Entry(Intent):
     reason: str = ""
     decided_at: AwareDatetime | None = None
 
-    @property
-    def lands_on(self) -> tuple[int, str]:
-        """Version and digest that serve once this entry is committed."""
-        return self.to_version, self.digest
-
 
 class Ledger:
     """Reads and writes the ledger of all models in a store."""
@@ -276,19 +271,19 @@ class Ledger:
 def champions(history: list[Entry]) -> list[Entry]:
     """The stack of champions that committed history leaves: a release is put on top, a rollback takes off.
 
-    The last one serves now. Releasing what serves already changes nothing; a rollback takes off everything above
-    the entry it landed on.
+    The last one serves now. Releasing what serves already changes nothing; a rollback takes off everything above the
+    entry it landed on. A champion is its digest: MLflow, when it was lost, has given numbers twice.
     """
     stack: list[Entry] = []
     for entry in history:
         if entry.state != "committed":
             continue
         if entry.kind == "rollback":
-            below = [i for i, earlier in enumerate(stack[:-1]) if earlier.lands_on == entry.lands_on]
+            below = [i for i, earlier in enumerate(stack[:-1]) if earlier.digest == entry.digest]
             if below:
                 del stack[below[-1] + 1 :]
                 continue
-        if not stack or stack[-1].lands_on != entry.lands_on:
+        if not stack or stack[-1].digest != entry.digest:
             stack.append(entry)
     return stack
 

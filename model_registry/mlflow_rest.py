@@ -17,7 +17,11 @@ import httpx
 
 from model_registry.authorization import mlflow_authorization
 
-_SECONDS = 120.0
+ANSWER_SECONDS = 30.0
+"""How long the server may take for an answer: writing a run takes it a second, and one that hangs is not waited for."""
+FILE_SECONDS = 120.0
+"""The same for a file, which it passes on."""
+_CONNECT_SECONDS = 5.0
 _IDLE_SECONDS = 3.0  # less than the server keeps a silent connection: it must not hang up on a request of ours
 _PROXIED = "mlflow-artifacts:/"
 
@@ -31,7 +35,11 @@ class RegistryError(Exception):
 
 
 class RegistryUnavailable(RegistryError, ConnectionError):
-    """MLflow does not answer or answers 5xx. It may pass: steps are tried again."""
+    """MLflow cannot be reached or answers 5xx. It may pass: steps are tried again."""
+
+
+class RegistryHung(RegistryError):
+    """MLflow takes requests and does not answer them. Nobody waits for it a second time."""
 
 
 class MlflowServer:
@@ -40,16 +48,16 @@ class MlflowServer:
     Safe to share between threads.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, seconds: float = ANSWER_SECONDS) -> None:
         if urlsplit(uri).scheme not in {"http", "https"}:
             raise RegistryError(f"MLFLOW_TRACKING_URI is {uri!r}, and Winnow needs a server: http://... or https://...")
-        self.uri = uri
+        self.uri, self._seconds = uri, seconds
 
     def get(self, path: str, **query: str | int) -> dict[str, Any]:
         """``GET`` below ``api/2.0/mlflow/``.
 
         Raises:
-            RegistryUnavailable, RegistryError: as for all methods here.
+            RegistryUnavailable, RegistryHung, RegistryError: as for all methods here.
         """
         return self._ask("GET", f"mlflow/{path}", params=query)
 
@@ -86,17 +94,24 @@ class MlflowServer:
         kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
         path = f"mlflow-artifacts/artifacts/{artifacts.removeprefix(_PROXIED)}/{name}"
         if isinstance(content, bytes):
-            self._ask("PUT", quote(path), content=content, headers={"Content-Type": kind})
+            self._ask("PUT", quote(path), FILE_SECONDS, content=content, headers={"Content-Type": kind})
             return
         with content.open("rb") as stream:
             headers = {"Content-Type": kind, "Content-Length": str(content.stat().st_size)}
-            self._ask("PUT", quote(path), content=iter(lambda: stream.read(1 << 20), b""), headers=headers)
+            chunks = iter(lambda: stream.read(1 << 20), b"")
+            self._ask("PUT", quote(path), FILE_SECONDS, content=chunks, headers=headers)
 
-    def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
+    def _ask(self, method: str, path: str, seconds: float | None = None, **request: Any) -> dict[str, Any]:
+        request["timeout"] = httpx.Timeout(seconds or self._seconds, connect=_CONNECT_SECONDS)
         request["headers"] = mlflow_authorization(os.environ) | request.get("headers", {})
         hint = "`winnow status` tells whether it runs"
         try:
             answer = _client(self.uri.startswith("https:")).request(method, f"{self.uri}/api/2.0/{path}", **request)
+        except (httpx.ReadTimeout, httpx.WriteTimeout) as error:
+            raise RegistryHung(
+                f"MLflow at {self.uri}: {method} {path} was not answered within {seconds or self._seconds:g} s; "
+                "`winnow logs mlflow` may say why"
+            ) from error
         except httpx.TransportError as error:
             raise RegistryUnavailable(f"MLflow at {self.uri}: {error or type(error).__name__}; {hint}") from error
         try:
@@ -118,7 +133,7 @@ def _client(secure: bool) -> httpx.Client:
     """The connections of this process. Reading the certificates takes longer than a request: only where needed."""
     authorities = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or os.environ.get("REQUESTS_CA_BUNDLE")
     trusted = ssl.create_default_context(cafile=authorities) if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return httpx.Client(timeout=_SECONDS, verify=trusted, limits=httpx.Limits(keepalive_expiry=_IDLE_SECONDS))
+    return httpx.Client(verify=trusted, limits=httpx.Limits(keepalive_expiry=_IDLE_SECONDS))
 
 
 def _encodable(value: Any) -> Any:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from model_registry import run_page
 from model_registry.mlflow_folder import ONNX_FILE, files_around
-from model_registry.mlflow_rest import MlflowServer, RegistryError, by_key, pairs
+from model_registry.mlflow_rest import ANSWER_SECONDS, MlflowServer, RegistryError, by_key, pairs
 from model_registry.owner import Owner
 from model_registry.run_page import Dataset, Status, TrackedRun, VariantRun
-from model_registry.variant import Frozen
+from model_registry.variant import Frozen, Variant
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,17 +33,16 @@ _BATCH = 900  # metrics a request; the server takes 1000
 _MOST_VERSIONS = 10_000
 
 
-class VersionMissing(RegistryError):
-    """The model has no such version; names those it has."""
-
-
 class ModelVersion(Frozen):
-    """A registered version; ``digest`` is its tag ``winnow.digest``, empty for one that Winnow did not make."""
+    """A row of MLflow's registry; ``digest`` is its tag ``winnow.digest``, empty for one that Winnow did not make."""
 
     model: str
     version: int
+    """MLflow's number, which it gives again once it was lost."""
     digest: str
     run_id: str
+    number: int | None = None
+    """The version that it shows, tag ``winnow.version``: mostly the same. None on rows that came before the tag."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +58,21 @@ class AlreadyThere:
 class Registry:
     """One MLflow server. Safe to share between threads."""
 
-    def __init__(self, tracking_uri: str) -> None:
+    def __init__(self, tracking_uri: str, seconds: float = ANSWER_SECONDS) -> None:
         self.uri = tracking_uri.rstrip("/")
-        self._server = MlflowServer(self.uri)
+        self._server = MlflowServer(self.uri, seconds)
 
     @classmethod
-    def from_environment(cls) -> Registry:
-        """The server of MLFLOW_TRACKING_URI; RegistryError where it is not set."""
+    def from_environment(cls, seconds: float = ANSWER_SECONDS) -> Registry:
+        """The server of MLFLOW_TRACKING_URI; ``seconds`` is how long one answer may take.
+
+        Raises:
+            RegistryError: the variable is not set.
+        """
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
         if not uri:
             raise RegistryError("MLFLOW_TRACKING_URI is not set; start the stack with `winnow up`")
-        return cls(uri)
+        return cls(uri, seconds)
 
     # -- runs ---------------------------------------------------------------------------------------------------
     def open_run(self, model: str, run_id: str, tags: Mapping[str, str] | None = None) -> TrackedRun:
@@ -98,17 +101,9 @@ class Registry:
     def already_there(self, run: TrackedRun, rows: Iterable[VariantRun]) -> AlreadyThere:
         """What :meth:`log_variant` need not write again, for all the run's variants at once."""
         children = self._runs(run.experiment, f"tags.`mlflow.parentRunId` = '{run.mlflow_id}'")
-        digests = ", ".join(f"'{row.variant.digest}'" for row in rows)
-        models = self._server.every(
-            "logged-models/search",
-            "models",
-            experiment_ids=[run.experiment],
-            filter=f"tags.`winnow.digest` IN ({digests})",
-        )
-        whole = [model["info"] for model in models if model["info"]["status"] == "LOGGED_MODEL_READY"]
         return AlreadyThere(
             children={_tags(child)["winnow.digest"]: child for child in children},
-            models={by_key(info["tags"])["winnow.digest"]: info["model_id"] for info in whole},
+            models=self._whole_models(run.experiment, [row.variant.digest for row in rows]),
         )
 
     def log_variant(
@@ -211,45 +206,38 @@ class Registry:
 
     # -- versions -----------------------------------------------------------------------------------------------
     def find_version(self, model: str, digest: str) -> int | None:
-        """The version of that digest (the first one, should there be two), or None."""
+        """The row of that digest (the first one, should there be two), or None."""
         found = self._versions(f"name = '{model}' and tags.`winnow.digest` = '{digest}'")
         return min((int(version["version"]) for version in found), default=None)
 
     def create_version(
-        self, run: TrackedRun, child_id: str, digest: str, *, description: str, tags: Mapping[str, str]
+        self, run: TrackedRun, child_id: str, digest: str, number: int, *, description: str, tags: Mapping[str, str]
     ) -> int:
-        """Register the model of the child run. The caller holds the lease ``register-<model>``, and has looked for
-        the version first: MLflow would make a second one."""
+        """Show a registered version by the model of the child run; returns MLflow's number for it. The caller holds the
+        lease ``register-<model>``, and has looked for the row first: MLflow would make a second one."""
         child = self._server.get("runs/get", run_id=child_id)["run"]
         model_id = _tags(child).get("winnow.model_id")
         if model_id is None:
             raise RegistryError(f"run {child_id} of {run.model!r} logged no model; track the variant with its file")
-        try:
-            self._server.post("registered-models/create", name=run.model)
-        except RegistryError as error:
-            if error.code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        version = self._server.post(
-            "model-versions/create",
-            name=run.model,
-            source=f"models:/{model_id}",
-            run_id=child_id,
-            model_id=model_id,
-            description=description,
-            tags=pairs({**tags, "winnow.digest": digest, "winnow.run_id": run.run_id}),
-        )
-        return int(version["model_version"]["version"])
+        tags = {**tags, "winnow.digest": digest, "winnow.version": str(number), "winnow.run_id": run.run_id}
+        return self._create_version(run.model, model_id, tags, run_id=child_id, description=description)
 
-    def version(self, model: str, version: int) -> ModelVersion:
-        """A registered version; VersionMissing names those there are."""
-        for found in (versions := self.versions(model)):
-            if found.version == version:
-                return found
-        there = ", ".join(str(v.version) for v in versions) or "none; run the pipeline first"
-        raise VersionMissing(f"model {model!r} has no version {version}; it has: {there}")
+    def restore_version(self, model: str, variant: Variant, number: int, onnx_file: Callable[[], Path]) -> int:
+        """Show a version again that MLflow has lost; returns MLflow's number for it. The model is the one that a run
+        logged; where that is lost too, it is made of ``onnx_file``."""
+        experiment, digest = self._experiment(model), variant.digest
+        tags = {"winnow.digest": digest, "winnow.version": str(number), "winnow.kind": "version"}
+        model_id = self._whole_models(experiment, [digest]).get(digest)
+        if model_id is None:
+            run = self._create_run(experiment, f"version {number}, made again", tags, _now())
+            run_id = run["info"]["run_id"]
+            model_id = self._log_model(experiment, run_id, VariantRun(variant=variant), onnx_file(), None)
+            self._end(run_id, "FINISHED")
+        text = f"Version {number} of {model}, made again from the store"
+        return self._create_version(model, model_id, tags, description=text)
 
     def versions(self, model: str) -> list[ModelVersion]:
-        """All versions of a model, oldest first; empty for an unknown model."""
+        """All rows of a model, oldest first; empty for an unknown model."""
         by_number = sorted(self._versions(f"name = '{model}'"), key=lambda version: int(version["version"]))
         return [
             ModelVersion(
@@ -257,19 +245,20 @@ class Registry:
                 version=int(version["version"]),
                 digest=tags.get("winnow.digest", ""),
                 run_id=tags.get("winnow.run_id", ""),
+                number=int(number) if (number := tags.get("winnow.version", "")).isdecimal() else None,
             )
             for version in by_number
             for tags in [by_key(version.get("tags", []))]
         ]
 
     def tag_version(self, model: str, version: int, tags: Mapping[str, str]) -> None:
-        """Set tags of a registered version."""
+        """Set tags of a row."""
         for key, value in tags.items():
             self._server.post("model-versions/set-tag", name=model, version=str(version), key=key, value=value)
 
     # -- aliases ------------------------------------------------------------------------------------------------
     def alias(self, model: str, name: str) -> int | None:
-        """The version that the alias points to; None for none."""
+        """The row that the alias points to; None for none."""
         try:
             found = self._server.get("registered-models/alias", name=model, alias=name)
         except RegistryError as error:
@@ -280,7 +269,7 @@ class Registry:
         return int(found["model_version"]["version"])
 
     def set_alias(self, model: str, name: str, version: int) -> None:
-        """Point the alias to the version."""
+        """Point the alias to the row."""
         self._server.post("registered-models/alias", name=model, alias=name, version=str(version))
 
     def drop_alias(self, model: str, name: str) -> None:
@@ -326,6 +315,34 @@ class Registry:
 
     def _runs(self, experiment: str, where: str) -> list[Run]:
         return self._server.every("runs/search", "runs", experiment_ids=[experiment], filter=where)
+
+    def _whole_models(self, experiment: str, digests: Iterable[str]) -> dict[str, str]:
+        """Ids of logged models by digest, as far as they are there and whole."""
+        listed = ", ".join(f"'{digest}'" for digest in digests)
+        models = self._server.every(
+            "logged-models/search",
+            "models",
+            experiment_ids=[experiment],
+            filter=f"tags.`winnow.digest` IN ({listed})",
+        )
+        whole = [model["info"] for model in models if model["info"]["status"] == "LOGGED_MODEL_READY"]
+        return {by_key(info["tags"])["winnow.digest"]: info["model_id"] for info in whole}
+
+    def _create_version(self, model: str, model_id: str, tags: Mapping[str, str], **about: str) -> int:
+        try:
+            self._server.post("registered-models/create", name=model)
+        except RegistryError as error:
+            if error.code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        made = self._server.post(
+            "model-versions/create",
+            name=model,
+            source=f"models:/{model_id}",
+            model_id=model_id,
+            tags=pairs(tags),
+            **about,
+        )
+        return int(made["model_version"]["version"])
 
     def _versions(self, where: str) -> list[dict[str, Any]]:
         found = self._server.get("model-versions/search", filter=where, max_results=_MOST_VERSIONS)

@@ -16,6 +16,7 @@ from model_registry.recording import record
 from model_registry.registry import Registry
 from model_registry.store import Store
 from model_registry.variant import RuntimeSpec, Variant
+from model_registry.versions import Versions
 from tasks.release.ledger_protocol import ReleaseProtocol
 
 INPUTS = {"x": np.array([[1, 2], [3, 4], [5, 6]], dtype=np.float32)}
@@ -45,29 +46,31 @@ class World:
         number: float | None = None,
         recorded: float | None = None,
         runtime: RuntimeSpec | None = None,
+        row: bool = True,
     ) -> Variant:
         """Register a version that answers ``number`` (its own by default), and is said to have answered ``recorded``
-        (the truth by default)."""
+        (the truth by default). With ``row`` MLflow shows it."""
         folder = self.folder / f"v{version}"
         number = version if number is None else number
-        made = answer(folder, number).model_dump() | {"digest": "", "runtime": runtime or RuntimeSpec()}
-        variant = publish(self.store, folder, Variant.model_validate(made))
+        form = answer(folder, number).model_dump() | {"digest": "", "runtime": runtime or RuntimeSpec()}
+        variant = publish(self.store, folder, Variant.model_validate(form))
         claimed = np.full((3, 2), number if recorded is None else recorded, dtype=np.float32)
         record(self.store, variant, INPUTS, claimed)
-        client = MlflowClient(self.registry.uri, self.registry.uri)
-        if version == 1:
-            client.create_registered_model(self.model)
-        made = client.create_model_version(
-            self.model, f"s3://nowhere/{variant.digest}", tags={"winnow.digest": variant.digest}, await_creation_for=0
-        )
-        assert int(made.version) == version
+        assert Versions(self.store).add(self.model, variant.digest) == version
+        if row:
+            client = MlflowClient(self.registry.uri, self.registry.uri)
+            if version == 1:
+                client.create_registered_model(self.model)
+            tags = {"winnow.digest": variant.digest, "winnow.version": str(version)}
+            made = client.create_model_version(self.model, f"s3://nowhere/{version}", tags=tags, await_creation_for=0)
+            assert int(made.version) == version
         return variant
 
     def release(self, version: int) -> None:
         self.rollout().release(version, self.digest(version))
 
     def digest(self, version: int) -> str:
-        return self.registry.version(self.model, version).digest
+        return Versions(self.store).digest(self.model, version)
 
     def answers(self) -> float | None:
         """What the traffic gets: the number of the serving version; None if nothing serves."""
@@ -79,6 +82,11 @@ class World:
     def champion(self) -> int | None:
         entry = self.ledger.champion(self.model)
         return entry.to_version if entry else None
+
+    def shown_champion(self) -> str | None:
+        """Digest of the row that MLflow's alias points to."""
+        row = self.registry.alias(self.model, "champion")
+        return next((one.digest for one in self.registry.versions(self.model) if one.version == row), None)
 
     def loaded(self) -> list[int]:
         return [v.version for v in self.endpoint.model(self.model).versions]

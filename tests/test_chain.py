@@ -244,7 +244,7 @@ def _task_runs(released: Released, run_id: str) -> list[dict[str, Any]]:
 def test_a_second_run_computes_nothing_and_makes_no_version(released: Released) -> None:
     again = released.winnow.report("tiny", "--set", "model=chain")
     computed = {name for name, status in stage_lines(again).items() if status == "computed"}
-    assert computed <= {"track", "register", "deploy", "conclude"}
+    assert computed <= {"track", "register", "show", "deploy", "conclude"}
     assert again["version"] == 1
     assert again["chosen"] == released.report["chosen"]
     assert released.versions() == 1

@@ -10,7 +10,7 @@ from conftest import RunningStack
 from winnow_command import wait_for
 
 from flows.commands import deployments
-from infra.component import fetch
+from infra.component import fetch, fetch_when_free
 from infra.daemon import Daemon
 from infra.stack import Stack
 
@@ -18,7 +18,7 @@ FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
 def get(stack: RunningStack, url: str) -> dict[str, Any]:
-    status, body = fetch(url, timeout=20, headers=stack.prefect_headers)
+    status, body = fetch_when_free(url, timeout=20, headers=stack.prefect_headers)
     assert status == 200, (url, status, body)
     found: dict[str, Any] = json.loads(body)
     return found

@@ -14,6 +14,7 @@ from model_registry.manifest import canonical_json
 from model_registry.recording import record, replay
 from model_registry.store import ObjectMissing, Store
 from model_registry.variant import TensorSpec, Variant
+from model_registry.versions import Versions
 from tasks.report.run_report import load_run, save_run
 
 LATER = 40 * 86_400.0
@@ -78,6 +79,15 @@ def test_what_served_or_was_registered_stays_and_all_else_goes(store: Store) -> 
     assert kinds(again) == {"older versions of records": 12}  # what was deleted in a versioned bucket, and its markers
     remove_garbage(store, again)
     assert find_garbage(store, days=30, now=time.time() + LATER) == []
+
+
+def test_what_a_number_names_stays_whatever_the_records_of_runs_say(store: Store) -> None:
+    numbered, other = made(store, "numbered"), made(store, "other")
+    assert Versions(store).add("m", numbered.digest) == 1
+    remove_garbage(store, find_garbage(store, days=30, now=time.time() + LATER))
+    assert Versions(store).all("m") == {1: numbered.digest}
+    assert store.has_blob(numbered.file("model.onnx")) and not store.has_blob(other.file("model.onnx"))
+    replay(store, numbered.digest)
 
 
 def test_a_file_that_two_variants_share_stays_for_the_other(store: Store) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_store import Memory
 
 from model_registry.ledger import (
     ChampionMoved,
@@ -21,23 +22,6 @@ from model_registry.ledger import (
 )
 from model_registry.owner import Owner
 from model_registry.store import Store
-
-
-class Memory(Store):
-    """Records in a dict, for the property tests; the real server is used by all others."""
-
-    def __init__(self) -> None:
-        self.records: dict[str, bytes] = {}
-        self.records_bucket = "memory-records"
-
-    def create_record(self, key: str, data: bytes) -> bool:
-        return self.records.setdefault(key, data) is data
-
-    def read_record(self, key: str) -> bytes | None:
-        return self.records.get(key)
-
-    def list_records(self, prefix: str) -> list[str]:
-        return sorted(key for key in self.records if key.startswith(prefix))
 
 
 def digest(version: int) -> str:

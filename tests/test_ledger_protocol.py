@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,25 +16,29 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 from conftest import Server
-from endpoint_process import TOKEN
+from endpoint_process import TOKEN, wait_for
 from endpoint_process import Endpoint as Process
 from endpoint_process import endpoint as endpoint_process
+from mlflow import MlflowClient
 from release_world import INPUTS, World, new_name
 
+from flows.commands.stack_releases import settle_releases
+from flows.release import rollback
 from model_registry import lease as lease_module
 from model_registry.cpu_class import cpu_class
 from model_registry.endpoint_client import Endpoint, EndpointRefused, EndpointUnreachable, HeldVersion, ServedModel
-from model_registry.ledger import ChampionMoved, Ledger, LedgerCorrupt, ReleasePending
-from model_registry.mlflow_rest import RegistryUnavailable
+from model_registry.ledger import ChampionMoved, Ledger, LedgerCorrupt, NothingToRollBack, ReleasePending
 from model_registry.owner import Owner
-from model_registry.registry import Registry, VersionMissing
+from model_registry.registry import Registry
 from model_registry.store import Store, StoreUnavailable
 from model_registry.variant import RuntimeSpec
+from model_registry.versions import VersionMissing, Versions
 from tasks.release import ledger_protocol
+from tasks.release.ledger_protocol import ReleaseProtocol
 from tasks.running.errors import EndpointUnhealthy
 
 DRIVER = str(Path(__file__).with_name("release_driver.py"))
-STEPS = ("intent", "loaded", "checked", "swapped", "aliased", "committed")
+STEPS = ("intent", "loaded", "checked", "swapped", "committed", "shown")
 
 
 @pytest.fixture(scope="module")
@@ -117,26 +123,27 @@ def test_releases_and_rollbacks(world: World) -> None:
 def test_killed_at_any_step_and_reconciled(world: World, die_at: DieAt, step: str) -> None:
     world.release(1)
     die_at(world, 2, step)
-    went_through = step in ("swapped", "aliased", "committed")
+    went_through = step in ("swapped", "committed", "shown")
     assert world.answers() == (2.0 if went_through else 1.0)
     # Until somebody reconciles, the ledger says what is true: half a release is pending, or it is done.
-    assert (world.ledger.pending(world.model) is None) == (step == "committed")
+    assert (world.ledger.pending(world.model) is None) == (step in ("committed", "shown"))
 
     found = world.rollout().reconcile()
 
     expected = 2 if went_through else 1
-    assert found.action == {"committed": "nothing"}.get(step, "committed" if went_through else "aborted")
+    later = {"committed": "shown", "shown": "nothing"}  # the alias had not followed yet, or had
+    assert found.action == later.get(step, "committed" if went_through else "aborted")
     assert world.state() == (expected, float(expected), expected, [expected])
     assert world.ledger.pending(world.model) is None
     if found.action == "aborted":
         assert found.entry is not None and "ended or lost its lease" in found.entry.reason
 
 
-@pytest.mark.parametrize("step", ["checked", "aliased"])
+@pytest.mark.parametrize("step", ["checked", "swapped"])
 def test_the_very_first_release_killed(world: World, die_at: DieAt, step: str) -> None:
     die_at(world, 1, step)
     world.rollout().reconcile()
-    assert world.state() == ((1, 1.0, 1, [1]) if step == "aliased" else (None, None, None, []))
+    assert world.state() == ((1, 1.0, 1, [1]) if step == "swapped" else (None, None, None, []))
 
 
 def test_the_next_release_reconciles_by_itself(world: World, die_at: DieAt) -> None:
@@ -182,7 +189,7 @@ def test_a_release_for_another_class_of_cpu_leaves_the_old_version_serving(world
     assert world.state() == before == (1, 1.0, 1, [1])
 
 
-@pytest.mark.parametrize("step", ["checked", "aliased"])
+@pytest.mark.parametrize("step", ["checked", "swapped"])
 def test_any_failure_leaves_everything_as_it_was(world: World, step: str) -> None:
     world.release(1)
 
@@ -198,26 +205,184 @@ def test_any_failure_leaves_everything_as_it_was(world: World, step: str) -> Non
     assert world.ledger.history(world.model)[-1].state == "aborted"
 
 
-def test_mlflow_away_when_the_alias_is_due(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_mlflow_everything_is_released_and_shown_later(world: World) -> None:
     world.release(1)
-    monkeypatch.setattr(ledger_protocol, "PATIENCE_SECONDS", 2.0)
-    failures = 1
-    original = Registry.set_alias
-
-    def away(self: Registry, *args: Any) -> None:
-        nonlocal failures
-        if failures > 0:
-            failures -= 1
-            raise RegistryUnavailable("MLflow is away")
-        original(self, *args)
-
-    monkeypatch.setattr(Registry, "set_alias", away)
-    world.release(2)  # a short absence is waited out
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # it takes requests and never answers
+        hung = Registry(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.5)
+        protocol = ReleaseProtocol(world.store, world.endpoint, hung, world.model)
+        started = time.monotonic()
+        assert protocol.release(2, world.digest(2)).state == "committed"
+        assert time.monotonic() - started < 10
+    (warning,) = protocol.warnings
+    assert "MLflow does not show version 2 as champion" in warning and "`winnow up`" in warning
+    assert world.state() == (2, 2.0, 1, [2])
+    assert str(world.rollout().reconcile()) == "MLflow's alias champion was moved to the champion"
     assert world.state() == (2, 2.0, 2, [2])
-    failures = 1000
-    with pytest.raises(RegistryUnavailable):
-        world.release(3)
-    assert world.state() == (2, 2.0, 2, [2])  # the swap was taken back
+    nowhere = ReleaseProtocol(world.store, world.endpoint, None, world.model)
+    assert nowhere.release(3, world.digest(3)).state == "committed" and nowhere.warnings == []
+
+
+def test_mlflow_lost_a_rollback_moves_the_alias_to_the_digest_and_not_to_the_number(world: World) -> None:
+    world.release(1)
+    world.release(2)
+    before = {number: world.digest(number) for number in (1, 2, 3)}
+    client = MlflowClient(world.registry.uri)
+    client.delete_registered_model(world.model)
+    client.create_registered_model(world.model)  # and somebody registers something else, which becomes version 1
+    client.create_model_version(world.model, "s3://nowhere/x", tags={"winnow.digest": "e" * 64}, await_creation_for=0)
+    back = world.ledger.rollback_target(world.model)
+    assert world.rollout().release(back.to_version, back.digest, kind="rollback").to_version == 1
+    assert (world.champion(), world.answers(), world.loaded()) == (1, 1.0, [1])
+    row = world.registry.alias(world.model, "champion")
+    (shown,) = [one for one in world.registry.versions(world.model) if one.version == row]
+    assert (shown.digest, shown.number) == (before[1], 1)
+    assert Versions(world.store).all(world.model) == before  # the store's numbers are the same as ever
+    world.release(3)
+    assert (world.champion(), world.answers()) == (3, 3.0)
+
+
+def test_where_all_rows_are_lost_all_are_made_again_under_their_numbers(world: World) -> None:
+    world.release(1)
+    MlflowClient(world.registry.uri).delete_registered_model(world.model)
+    world.release(2)
+    assert world.state() == (2, 2.0, 2, [2])
+    assert [(row.version, row.number, row.digest) for row in world.registry.versions(world.model)] == [
+        (number, number, world.digest(number)) for number in (1, 2, 3)
+    ]
+
+
+@pytest.mark.parametrize("deleted", [1, 2], ids=["the one before", "the champion"])
+def test_a_version_deleted_by_hand_is_rolled_back_to_and_from(world: World, deleted: int) -> None:
+    world.release(1)
+    world.release(2)
+    MlflowClient(world.registry.uri).delete_model_version(world.model, str(deleted))
+    world.register(4, recorded=4.2, row=deleted == 1)
+    with pytest.raises(EndpointUnhealthy):
+        world.release(4)  # what fails leaves the champion, whatever MLflow has of it
+    assert (world.champion(), world.answers(), world.loaded()) == (2, 2.0, [2])
+    back = world.ledger.rollback_target(world.model)
+    world.rollout().release(back.to_version, back.digest, kind="rollback")
+    assert (world.champion(), world.answers(), world.loaded()) == (1, 1.0, [1])
+    assert world.shown_champion() == world.digest(1)
+
+
+def test_a_pending_release_whose_row_vanished_blocks_nothing(world: World, die_at: DieAt) -> None:
+    world.release(1)
+    die_at(world, 2, "swapped")
+    MlflowClient(world.registry.uri).delete_model_version(world.model, "2")
+    world.release(3)
+    assert [entry.state for entry in world.ledger.history(world.model)] == ["committed"] * 3
+    assert world.state() == (3, 3.0, 3, [3])
+
+
+def test_numbers_that_were_given_twice_are_told_apart_by_their_digests(world: World) -> None:
+    """MLflow was lost before the store kept the numbers: the ledger has version 1 of two variants."""
+    world.release(1)
+    first, second = world.digest(1), world.digest(2)
+    for key in world.store.list_records(f"versions/{world.model}/"):
+        world.store.delete_record(key)
+    entry = world.ledger.begin(world.model, 1, second, expected_champion_seq=1)
+    world.ledger.commit(entry)
+    assert world.rollout().reconcile().action == "rerouted"  # the number is right, and the variant is not
+    assert (world.answers(), world.endpoint.model(world.model).digest_of(1)) == (2.0, second)
+    back = rollback(world.model)
+    assert (back.digest, world.answers()) == (first, 1.0) and back.version != 1
+    with pytest.raises(NothingToRollBack):
+        world.ledger.rollback_target(world.model)
+
+
+def restarted(world: World, folder: Path, step: str) -> tuple[ReleaseProtocol, ExitStack]:
+    """A release whose endpoint is started again at the step, and serves what the ledger says then."""
+    ends = ExitStack()
+    protocol = world.rollout()
+
+    def note(reached: str) -> None:
+        if reached == step:
+            fresh = ends.enter_context(endpoint_process(folder))
+            wait_for(lambda: fresh.get(f"/v2/models/{world.model}/ready").status_code == 200)
+            world.endpoint = protocol.endpoint = Endpoint(fresh.url, fresh.admin_url, TOKEN)
+            ends.callback(world.endpoint.close)
+
+    protocol._note = note
+    return protocol, ends
+
+
+def test_an_endpoint_that_restarts_between_swap_and_commit_serves_what_the_ledger_says(
+    world: World, tmp_path: Path
+) -> None:
+    world.release(1)
+    protocol, ends = restarted(world, tmp_path / "fresh", "swapped")
+    with ends:
+        assert protocol.release(2, world.digest(2)).state == "committed"
+        assert world.state() == (2, 2.0, 2, [2])
+        assert (protocol.served, protocol.warnings) == (True, [])
+
+
+def test_an_endpoint_that_strays_at_the_commit_is_brought_to_it(world: World) -> None:
+    """As one does that was started before the commit, and had read the ledger by then."""
+    world.release(1)
+    protocol = world.rollout()
+
+    def note(reached: str) -> None:
+        if reached == "committed":
+            world.endpoint.route(world.model, 1)
+
+    protocol._note = note
+    protocol.release(2, world.digest(2))
+    assert world.state() == (2, 2.0, 2, [2])
+
+
+def test_an_endpoint_that_is_lost_after_the_commit_is_reported(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.release(1)
+    monkeypatch.setattr(ledger_protocol, "PATIENCE_SECONDS", 0.1)
+    protocol = world.rollout()
+
+    def note(reached: str) -> None:
+        if reached == "committed":
+            protocol.endpoint = Endpoint("http://127.0.0.1:9", "http://127.0.0.1:9", TOKEN)
+
+    protocol._note = note
+    assert protocol.release(2, world.digest(2)).state == "committed"
+    (warning,) = protocol.warnings
+    assert (
+        not protocol.served and "version 2 is the champion by the ledger, but the endpoint does not serve it" in warning
+    )
+
+
+def test_an_endpoint_that_is_lost_before_the_commit_ends_the_release(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.release(1)
+    monkeypatch.setattr(ledger_protocol, "PATIENCE_SECONDS", 0.1)
+    protocol = world.rollout()
+
+    def note(reached: str) -> None:
+        if reached == "swapped":
+            protocol.endpoint = Endpoint("http://127.0.0.1:9", "http://127.0.0.1:9", TOKEN)
+
+    protocol._note = note
+    with pytest.raises(EndpointUnhealthy, match="was not put into service"):
+        protocol.release(2, world.digest(2))
+    assert world.champion() == 1 and world.ledger.pending(world.model) is None
+    assert world.rollout().reconcile().action == "rerouted"
+    assert world.state() == (1, 1.0, 1, [1])
+
+
+def test_up_has_endpoint_and_mlflow_say_what_the_ledger_says(world: World) -> None:
+    def said() -> list[str]:
+        lines = settle_releases(world.store, patience=0.0)
+        return [line.partition(": ")[2] for line in lines if line.startswith(world.model)]
+
+    world.release(1)
+    assert said() == []
+    world.endpoint.load(world.model, 3, world.digest(3))
+    world.endpoint.route(world.model, 3)
+    assert said() == ["its traffic was given back to the champion"]
+    world.registry.set_alias(world.model, "champion", 3)
+    assert said() == ["MLflow's alias champion was moved to the champion"]
+    world.endpoint.route(world.model, None)
+    assert said() == ["its traffic was given back to the champion"]
+    assert said() == [] and world.state() == (1, 1.0, 1, [1])
 
 
 def test_the_store_away_when_it_should_be_committed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,14 +486,12 @@ def test_a_release_that_may_live_is_not_aborted(world: World, monkeypatch: pytes
     assert world.rollout().reconcile().action == "aborted"
 
 
-def test_an_alias_moved_by_hand_is_not_followed(world: World) -> None:
+def test_an_alias_moved_by_hand_changes_nothing_and_is_moved_back(world: World) -> None:
     world.release(1)
     world.registry.set_alias(world.model, "champion", 3)
-    assert world.rollout().reconcile().action == "nothing"
-    assert world.registry.alias(world.model, "champion") == 3  # a person's doing: shown by status, not undone
-    assert (world.champion(), world.answers()) == (1, 1.0)
-    world.release(2)
-    assert world.state() == (2, 2.0, 2, [2])  # until the next release
+    assert world.answers() == 1.0  # `winnow status` shows it
+    assert world.rollout().reconcile().action == "shown"
+    assert world.state() == (1, 1.0, 1, [1])
 
 
 def test_the_right_number_with_other_files_is_not_rolled_forward(world: World) -> None:
@@ -378,6 +541,8 @@ def test_what_cannot_be_released_moves_nothing(world: World) -> None:
     world.release(1)
     with pytest.raises(VersionMissing, match=r"has no version 9; it has: 1, 2, 3"):
         world.rollout().release(9, world.digest(2))
+    with pytest.raises(VersionMissing, match=rf"version 3 of model '{world.model}' is variant {world.digest(3)}, not"):
+        world.rollout().release(3, world.digest(2))
     world.store.write_record(f"ledger/{world.model}/00000002.json", b"torn")
     with pytest.raises(LedgerCorrupt):
         world.release(2)

@@ -17,12 +17,14 @@ from model_registry.measurement import Measurement
 from model_registry.owner import Owner
 from model_registry.recording import replay
 from model_registry.registry import Registry
-from model_registry.run_page import Tracked, VariantRun
+from model_registry.run_page import VariantRun
 from model_registry.store import Store
 from model_registry.variant import Variant
+from model_registry.versions import Versions
 from tasks.evidence.arrays import fetch_arrays, publish_arrays
 from tasks.evidence.split_inputs import split_inputs
 from tasks.release.register import register
+from tasks.release.show_versions import show_versions
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job
 from tasks.track import conclude, track
@@ -68,11 +70,17 @@ def test_a_run_is_tracked_registered_and_concluded(
 
     chosen = variants[1]
     assert chosen.measurement is not None
-    versions = register.task.fn(job, data=data, variant=chosen.variant, measurement=chosen.measurement, tracked=tracked)
+    versions = register.task.fn(job, data=data, variant=chosen.variant, measurement=chosen.measurement)
     version = versions[chosen.variant.digest]
     registry = Registry.from_environment()
+    assert (version, registry.versions(job.model)) == (1, [])  # it is registered, whether MLflow shows it or not
+    digest = chosen.variant.digest
+    for _ in range(2):  # tried again, nothing doubled
+        show_versions.task.fn(job, versions=versions, chosen=digest, rows=variants, tracked=tracked)
     assert (version, registry.alias(job.model, "challenger"), registry.alias(job.model, "champion")) == (1, 1, None)
-    assert registry.version(job.model, 1).digest == chosen.variant.digest
+    (row,) = registry.versions(job.model)
+    assert (row.digest, row.number, row.run_id) == (digest, 1, job.run_id)
+    assert Versions(store).all(job.model) == {1: digest}
     recording, inputs, outputs = replay(store, chosen.variant.digest)
     assert (recording.rows, recording.output, inputs["x"].shape, outputs.shape) == (16, "logits", (16, 4), (16, 3))
 
@@ -97,7 +105,7 @@ def test_the_same_digest_from_two_runs_at_once_is_one_version(
     data, variants = rows
     chosen = variants[1]
     jobs = [job.model_copy(update={"run_id": f"run-{i}"}) for i in range(3)]
-    tracked: list[Tracked] = [track.task.fn(j, data=data, rows=variants) for j in jobs]
+    tracked = [track.task.fn(j, data=data, rows=variants) for j in jobs]
     versions: list[int] = []
 
     def go(index: int) -> None:
@@ -107,7 +115,9 @@ def test_the_same_digest_from_two_runs_at_once_is_one_version(
             data=data,
             variant=chosen.variant,
             measurement=chosen.measurement,
-            tracked=tracked[index],
+        )
+        show_versions.task.fn(
+            jobs[index], versions=made, chosen=chosen.variant.digest, rows=variants, tracked=tracked[index]
         )
         versions.append(made[chosen.variant.digest])
 
@@ -120,6 +130,42 @@ def test_the_same_digest_from_two_runs_at_once_is_one_version(
     assert len(Registry.from_environment().versions(job.model)) == 1
 
 
+def test_without_mlflow_a_version_is_registered_all_the_same_and_shown_later(
+    store: Store, job: Job, rows: tuple[DataRef, tuple[VariantRun, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, (other, chosen) = rows
+    assert other.measurement is not None and chosen.measurement is not None
+    with monkeypatch.context() as away:
+        away.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+        first = register.task.fn(job, data=data, variant=other.variant, measurement=other.measurement)
+    assert first == {other.variant.digest: 1}
+    tracked = track.task.fn(job, data=data, rows=(other, chosen))
+    second = register.task.fn(job, data=data, variant=chosen.variant, measurement=chosen.measurement)
+    assert second == {chosen.variant.digest: 2}
+    digest = chosen.variant.digest
+    show_versions.task.fn(job, versions=second, chosen=digest, rows=(other, chosen), tracked=tracked)
+    shown = Registry.from_environment().versions(
+        job.model
+    )  # the first one too, so that MLflow counts as the store does
+    assert [(row.version, row.number, row.digest) for row in shown] == [(1, 1, other.variant.digest), (2, 2, digest)]
+
+
+def test_versions_that_only_mlflow_knows_keep_their_numbers(
+    job: Job, rows: tuple[DataRef, tuple[VariantRun, ...]]
+) -> None:
+    """Registered before the store kept the numbers; another one by hand."""
+    data, (known, new) = rows
+    assert known.measurement is not None and new.measurement is not None
+    client = MlflowClient(Registry.from_environment().uri)
+    client.create_registered_model(job.model)
+    for tags in ({"winnow.digest": known.variant.digest}, {}):
+        client.create_model_version(job.model, "s3://nowhere/model", tags=tags, await_creation_for=0)
+    assert register.task.fn(job, data=data, variant=known.variant, measurement=known.measurement) == {
+        known.variant.digest: 1
+    }
+    assert register.task.fn(job, data=data, variant=new.variant, measurement=new.measurement) == {new.variant.digest: 3}
+
+
 def test_a_front_is_registered_as_one_set_and_the_alias_is_that_of_the_chosen_one(
     store: Store, job: Job, rows: tuple[DataRef, tuple[VariantRun, ...]]
 ) -> None:
@@ -128,12 +174,13 @@ def test_a_front_is_registered_as_one_set_and_the_alias_is_that_of_the_chosen_on
     arguments: dict[str, Any] = {
         "variant": chosen.variant,
         "measurement": chosen.measurement,
-        "tracked": tracked,
         "others": (other,),
     }
     versions = register.task.fn(job, data=data, **arguments)
     assert versions == {other.variant.digest: 1, chosen.variant.digest: 2}
     assert register.task.fn(job, data=data, **arguments) == versions  # tried again, nothing doubled
+    rows_of_run = (other, chosen)
+    show_versions.task.fn(job, versions=versions, chosen=chosen.variant.digest, rows=rows_of_run, tracked=tracked)
     registry = Registry.from_environment()
     assert registry.alias(job.model, "challenger") == 2
     client = MlflowClient(registry.uri)

@@ -21,9 +21,9 @@ from mlflow import MlflowClient
 from onnx_models import digits
 from release_world import new_name
 
-from model_registry.mlflow_rest import RegistryError, RegistryUnavailable
+from model_registry.mlflow_rest import RegistryError, RegistryHung, RegistryUnavailable
 from model_registry.owner import Owner
-from model_registry.registry import ModelVersion, Registry, VersionMissing
+from model_registry.registry import ModelVersion, Registry
 from model_registry.run_page import Dataset, VariantRun
 
 DATASET = Dataset(
@@ -140,7 +140,7 @@ def test_the_logged_model_answers(
 ) -> None:
     run, children = log(registry, model, rows)
     row, _ = rows["student"]
-    version = registry.create_version(run, children["student"], row.variant.digest, description="d", tags={"a": "b"})
+    version = registry.create_version(run, children["student"], row.variant.digest, 1, description="d", tags={"a": "b"})
     registry.set_alias(model, "champion", version)
     import mlflow
 
@@ -162,15 +162,46 @@ def test_one_version_per_digest(
     with monkeypatch.context() as broken:
         _break(broken, "model-versions/create")
         with pytest.raises(RegistryUnavailable):
-            registry.create_version(run, children["student"], digest, description="", tags={})
+            registry.create_version(run, children["student"], digest, 1, description="", tags={})
     assert registry.versions(model) == []  # nothing half-registered
-    assert registry.create_version(run, children["student"], digest, description="", tags={}) == 1
+    assert registry.create_version(run, children["student"], digest, 1, description="", tags={}) == 1
     assert registry.find_version(model, digest) == 1
-    assert registry.version(model, 1) == ModelVersion(model=model, version=1, digest=digest, run_id="r1")
-    with pytest.raises(VersionMissing, match=rf"model '{model}' has no version 2; it has: 1"):
-        registry.version(model, 2)
-    with pytest.raises(VersionMissing, match="it has: none; run the pipeline first"):
-        registry.version("nobody", 1)
+    assert registry.versions(model) == [ModelVersion(model=model, version=1, digest=digest, run_id="r1", number=1)]
+
+
+def test_a_lost_version_is_made_again_of_the_model_that_a_run_logged(
+    registry: Registry, client: MlflowClient, model: str, rows: dict[str, tuple[VariantRun, Path]]
+) -> None:
+    run, children = log(registry, model, rows)
+    variant = rows["student"][0].variant
+    registry.create_version(run, children["student"], variant.digest, 1, description="", tags={})
+    client.delete_model_version(model, "1")
+    row = registry.restore_version(model, variant, 7, lambda: pytest.fail("it is there already"))
+    assert registry.versions(model) == [
+        ModelVersion(model=model, version=row, digest=variant.digest, run_id="", number=7)
+    ]
+    assert client.get_model_version(model, str(row)).run_id == children["student"]
+
+
+def test_where_the_model_is_lost_too_it_is_made_of_its_file(
+    registry: Registry, client: MlflowClient, model: str, rows: dict[str, tuple[VariantRun, Path]]
+) -> None:
+    row, folder = rows["student"]
+    assert registry.restore_version(model, row.variant, 3, lambda: folder / "model.onnx") == 1
+    made = client.get_model_version(model, "1")
+    assert made.tags["winnow.version"] == "3" and made.description == f"Version 3 of {model}, made again from the store"
+    (logged,) = client.search_logged_models([registry.open_run(model, "r1").experiment])
+    assert logged.status.value == "READY" and logged.tags["winnow.digest"] == row.variant.digest
+
+
+def test_a_server_that_hangs_costs_one_answer(model: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never reads from one
+        registry = Registry(f"http://127.0.0.1:{silent.getsockname()[1]}", 0.2)
+        started = time.monotonic()
+        with pytest.raises(RegistryHung, match=r"was not answered within 0.2 s; `winnow logs mlflow`"):
+            registry.versions(model)
+        assert time.monotonic() - started < 5
+    assert not issubclass(RegistryHung, ConnectionError)  # no step is tried again for it
 
 
 def _break(patch: pytest.MonkeyPatch, ending: str) -> None:
@@ -192,7 +223,7 @@ def test_a_variant_without_a_model_cannot_be_registered(
     row, _ = rows["student"]
     child = registry.log_variant(run, row, dataset=DATASET, there=registry.already_there(run, [row]))
     with pytest.raises(RegistryError, match="logged no model"):
-        registry.create_version(run, child, row.variant.digest, description="", tags={})
+        registry.create_version(run, child, row.variant.digest, 1, description="", tags={})
 
 
 def test_an_upload_that_failed_is_marked_and_made_again(
@@ -232,7 +263,7 @@ def test_a_model_is_kept_once_however_many_runs_made_it(
     assert [m.model_id for m in client.get_run(child).outputs.model_outputs] == [own.model_id]
     assert own.source_run_id == made["student"]
     assert {m.run_id for m in own.metrics} == {made["student"]}  # its page shows the numbers it was logged with
-    assert registry.create_version(second, child, row.variant.digest, description="", tags={}) == 1
+    assert registry.create_version(second, child, row.variant.digest, 1, description="", tags={}) == 1
 
 
 def test_the_folder_is_the_one_that_mlflow_writes(
@@ -364,7 +395,7 @@ def test_aliases(registry: Registry, model: str, rows: dict[str, tuple[VariantRu
     assert registry.alias(model, "champion") is None  # not even the model is there
     run, children = log(registry, model, rows)
     version = registry.create_version(
-        run, children["student"], rows["student"][0].variant.digest, description="", tags={}
+        run, children["student"], rows["student"][0].variant.digest, 1, description="", tags={}
     )
     assert registry.alias(model, "champion") is None
     registry.set_alias(model, "champion", version)

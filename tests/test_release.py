@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from conftest import RunningStack
 from release_world import World, new_name
 from winnow_command import WINNOW
 
+from infra.stack import Stack
 from model_registry.endpoint_client import Endpoint
 from model_registry.registry import Registry
 from model_registry.store import Store
@@ -69,6 +72,35 @@ def test_what_fails_says_why_and_changes_nothing(world: World) -> None:
     assert wrong.returncode == 1 and "EndpointUnhealthy" in wrong.stderr
     assert "Traceback" not in missing.stderr + wrong.stderr
     assert world.state() == (1, 1.0, 1, [1])
+
+
+def signalled(stack: RunningStack, name: str, number: int) -> None:
+    """Send a signal to all processes of a component."""
+    [pid] = [one.pid for one in Stack(stack.home).components() if one.name == name and one.pid]
+    os.killpg(os.getpgid(pid), number)
+
+
+def test_store_and_endpoint_are_enough(world: World, stack: RunningStack) -> None:
+    world.release(1)
+    signalled(stack, "mlflow", signal.SIGSTOP)  # it hangs: it takes connections and answers nothing
+    for name in ("worker", "prefect"):
+        signalled(stack, name, signal.SIGKILL)
+    try:
+        began = time.monotonic()
+        done = winnow("promote", world.model, "2")
+        assert done.returncode == 0, done.stderr
+        assert "warning: MLflow does not show version 2 as champion" in done.stderr
+        assert (world.champion(), world.answers()) == (2, 2.0)
+        back = winnow("rollback", world.model)
+        assert back.returncode == 0, back.stderr
+        assert (world.champion(), world.answers()) == (1, 1.0)
+        assert winnow("promote", world.model, "3").returncode == 0
+        assert time.monotonic() - began < 60
+    finally:
+        signalled(stack, "mlflow", signal.SIGCONT)
+    up = winnow("up")
+    assert up.returncode == 0 and f"{world.model}: MLflow's alias champion was moved to the champion" in up.stdout
+    assert world.state() == (3, 3.0, 3, [3])
 
 
 def test_bad_usage_is_told_before_anything_is_imported() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from flows.calls.run_frames import find_report
 from flows.calls.run_result import RunResult
-from flows.calls.stack_calls import reach_servers
 from flows.reaching import reach_store
 from model_registry.ledger import Ledger
 from model_registry.store import Store
@@ -27,7 +26,8 @@ def load_model(what: str | Path | RunResult, *, threads: int | None = None) -> L
         threads: intra-op threads of ONNX Runtime; None = as the variant was measured and is served.
 
     Raises:
-        WinnowError: there is no such model, version or run, or the run chose nothing.
+        WinnowError: there is no such model or run, or the run chose nothing.
+        StoreError: ``VersionMissing``: there is no such version.
         FileNotFoundError: there is no file of that name.
         ServingError: the file is not what its manifest says, or ONNX Runtime refuses it.
         StackDown: the stack does not run (a file needs none).
@@ -46,15 +46,9 @@ def _digest(store: Store, what: str | RunResult) -> tuple[str, str]:
         return _chosen(what)
     model, at, which = what.partition("@")
     if at and which.isdecimal():
-        reach_servers()
-        from model_registry.registry import Registry
+        from flows.release import variant_of
 
-        digest = Registry.from_environment().version(model, int(which)).digest
-        if not digest:
-            raise WinnowError(
-                f"version {which} of {model!r} was registered by somebody else: it has no tag winnow.digest"
-            )
-        return digest, what
+        return variant_of(store, model, int(which)), what
     if at and which != CHAMPION:
         raise WinnowError(f"{what!r}: after @ comes {CHAMPION} or a version's number")
     entry = Ledger(store).champion(model)

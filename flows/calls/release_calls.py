@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flows.calls.stack_calls import reach_servers
-from tasks.release.deploy import Deployment
+from flows.reaching import quiet_environment, reach_for_a_release
+from tasks.release.deployment import Deployment
 
 
 def promote_version(model: str, version: int) -> Deployment:
@@ -14,13 +14,15 @@ def promote_version(model: str, version: int) -> Deployment:
         version: any registered version, older or newer than the champion.
 
     Returns:
-        The version in service: ``version``, ``previous_version``, ``url`` and ``changed``.
+        The version in service: ``version``, ``previous_version``, ``url`` and ``changed``. ``served`` is False, and
+        ``warnings`` say why, if the endpoint was lost meanwhile and does not serve it yet.
 
     Raises:
-        WinnowError: ``VersionMissing``: there is no such version. ``EndpointUnhealthy``: it does not load or answer.
+        StoreError: ``VersionMissing``: there is no such version.
+        WinnowError: ``EndpointUnhealthy``: it does not load or answer.
         StackDown: the stack does not run.
     """
-    reach_servers()
+    _reach()
     from flows import release
 
     return release.promote(model, version)
@@ -39,7 +41,12 @@ def roll_back(model: str) -> Deployment:
         LedgerError: ``NothingToRollBack``: the champion is the first one, or there is none.
         StackDown: the stack does not run.
     """
-    reach_servers()
+    _reach()
     from flows import release
 
     return release.rollback(model)
+
+
+def _reach() -> None:
+    quiet_environment()
+    reach_for_a_release(remedy="winnow.up() in Python")

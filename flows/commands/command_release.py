@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flows.reaching import FOR_A_RELEASE, reach_stack
+from flows.reaching import reach_for_a_release
 
 if TYPE_CHECKING:
-    from tasks.release.deploy import Deployment
+    from tasks.release.deployment import Deployment
 
 
 @click.command("promote")
@@ -22,7 +22,7 @@ def promote_command(model: str, version: int, as_json: bool) -> int:
     """Put VERSION of MODEL into service: any registered version, older or newer than the champion.
 
     The endpoint loads it beside the champion and must answer its recorded predictions before it gets the traffic.
-    If it does not, the champion keeps serving and this command exits with 1.
+    If it does not, the champion keeps serving and this command exits with 1. It needs the store and the endpoint only.
 
     \b
     Example:
@@ -57,21 +57,18 @@ def rollback_command(model: str, as_json: bool) -> int:
 
 
 def _release(release: Callable[[], Deployment], as_json: bool) -> int:
-    reach_stack(FOR_A_RELEASE)
-    from model_registry.endpoint_client import EndpointError
-    from model_registry.mlflow_rest import RegistryError
-
-    try:
-        done = release()
-    except (RegistryError, EndpointError) as error:
-        click.secho(f"{type(error).__name__}: ", fg="red", bold=True, err=True, nl=False)
-        click.echo(str(error), err=True)
-        return 1
+    reach_for_a_release()
+    done = release()
+    for warning in done.warnings:
+        click.secho("warning: ", fg="yellow", bold=True, err=True, nl=False)
+        click.echo(warning, err=True)
     if as_json:
         click.echo(json.dumps({"schema": 1, **done.model_dump(mode="json")}))
+    elif not done.served:
+        click.echo(f"{done.model} version {done.version} is the champion, and the endpoint does not serve it yet")
     elif not done.changed:
         click.echo(f"{done.model} version {done.version} is the champion already and serves at {done.url}")
     else:
         before = f", before it version {done.previous_version}" if done.previous_version is not None else ""
         click.echo(f"{done.model} version {done.version} is the champion and serves at {done.url}{before}")
-    return 0
+    return 0 if done.served else 1

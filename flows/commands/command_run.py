@@ -138,7 +138,7 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool, checked: Path) 
     from prefect.exceptions import TerminationSignal
     from rich.console import Console
 
-    from flows.carried_out import read_report, settings_of_a_run, tell_prefect_cancelled
+    from flows.carried_out import read_report, settings_of_a_run, tell_prefect_stopped
     from flows.compress import compress
     from flows.ongoing_run import new_run_id
     from flows.run_progress import progress_lines
@@ -147,7 +147,7 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool, checked: Path) 
 
     run_id = new_run_id(spec.model)
     console = Console(stderr=True)
-    stopping = _stop_on_signals(launch.end_all, lambda: _say(tell_prefect_cancelled(run_id)))
+    stopping = _stop_on_signals(launch.end_all, lambda: _say(tell_prefect_stopped(run_id)))
     lines = contextlib.nullcontext() if console.is_terminal else progress_lines()
     with lines, settings_of_a_run(), _Progress(console, quiet=not console.is_terminal) as progress:
         token = listener.set(progress.tell)
@@ -160,7 +160,10 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool, checked: Path) 
             listener.reset(token)
     report = read_report(run_id)
     if stopping.is_set() or state is None:
-        _say(tell_prefect_cancelled(run_id))
+        _say(tell_prefect_stopped(run_id))
+        if report is not None and report.status == "released":
+            click.echo(f"version {report.version} was released; interrupted before its report was written", err=True)
+            return 0
         click.echo(
             f"interrupted; finished stages are kept. Continue with: winnow run {os.environ['WINNOW_SPEC']}", err=True
         )
@@ -181,6 +184,8 @@ def _run(spec: PipelineSpec, folder: Path | None, as_json: bool, checked: Path) 
     if (lost := _lost(state, report)) is not None:
         click.echo(f"and what became of the run could not be shown: {lost}", err=True)
         return 1
+    if report.status == "released" and report.endpoint is None:
+        return 1  # the ledger has it, the endpoint not yet: its warnings say why
     return 0 if report.status in {"released", "registered"} else _exit_code(report)
 
 

@@ -88,20 +88,14 @@ def login_hint(home: Home) -> str:
 
 
 def _settle_releases(environment: dict[str, str]) -> None:
-    """Complete or undo what a dead release left behind. Cheap where there is nothing of the kind."""
     import os
 
     os.environ.update(environment)
-    from model_registry.ledger import Ledger
+    from flows.commands.stack_releases import settle_releases
     from model_registry.store import Store
 
-    store = Store.from_environment()
-    ledger = Ledger(store)
-    for model in ledger.models():
-        if ledger.pending(model) is not None:
-            from tasks.release.deploy import reconcile
-
-            click.echo(f"{model}: a release was under way; {reconcile(store, model)}")
+    for line in settle_releases(Store.from_environment()):
+        click.echo(line)
 
 
 @click.command()

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from infra.component import Component, fetch
+from infra.component import Component, fetch_when_free
 from infra.daemon import Daemon
 from infra.stack import Stack
 from model_registry.authorization import prefect_authorization
@@ -24,7 +24,7 @@ NAMES = ("compress", "nightly")
 def missing(environment: Mapping[str, str]) -> list[str]:
     """Deployments that the Prefect server of the environment does not know."""
     known, headers = f"{environment['PREFECT_API_URL']}/deployments/name/compress", prefect_authorization(environment)
-    return [name for name in NAMES if fetch(f"{known}/{name}", timeout=2, headers=headers)[0] != 200]
+    return [name for name in NAMES if fetch_when_free(f"{known}/{name}", timeout=2, headers=headers)[0] != 200]
 
 
 def deploy_in_background(stack: Stack) -> bool:

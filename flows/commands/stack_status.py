@@ -139,17 +139,21 @@ def _model(ledger: Ledger, model: str) -> ModelState:
         champion=champion.to_version if champion else None,
         digest=champion.digest if champion else None,
         since=champion.decided_at.isoformat() if champion and champion.decided_at else None,
-        alias=_alias(model),
+        alias=shown_alias(model),
         pending=under_way,
     )
 
 
-def _alias(model: str) -> int | None:
-    """Where MLflow's alias ``champion`` points to, over its REST API; None for nowhere."""
+def shown_alias(model: str) -> int | None:
+    """The version that MLflow's alias ``champion`` points to, over its REST API; None for nowhere."""
     api = f"{os.environ['MLFLOW_TRACKING_URI']}/api/2.0/mlflow/registered-models/alias"
     url, headers = f"{api}?name={quote(model)}&alias=champion", mlflow_authorization(os.environ)
     status, body = fetch(url, timeout=2, headers=headers)
-    return int(json.loads(body)["model_version"]["version"]) if status == 200 else None
+    if status != 200:
+        return None
+    row = json.loads(body)["model_version"]
+    tags = {tag["key"]: tag.get("value", "") for tag in row.get("tags", [])}
+    return int(tags.get("winnow.version") or row["version"])
 
 
 def _dead_runs(store: Store) -> list[str]:

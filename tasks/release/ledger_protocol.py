@@ -4,12 +4,13 @@
     loaded      the endpoint holds the version beside the serving one, digest verified, warmed
     checked     it answered the recorded predictions over HTTP as it did when it was measured
     swapped     it has the traffic
-    aliased     MLflow's alias ``champion`` follows
     committed   the ledger says so: from here on it is the champion
+    shown       the endpoint was asked once more what it serves, and MLflow's alias ``champion`` follows
 
-The ledger decides and everything else follows it. Whatever fails before ``committed`` aborts the entry, and traffic
-and alias go back to the champion. A process killed in between leaves a pending entry: the next release, run or
-``winnow up`` rolls it forward if the endpoint already serves the version, and aborts it if not.
+The ledger decides and everything else follows it. Whatever fails before ``committed`` aborts the entry, and the traffic
+goes back to the champion. A process killed in between leaves a pending entry: the next release, run or ``winnow up``
+rolls it forward if the endpoint already serves the version, and aborts it if not. What fails after it is a warning: the
+release stands. MLflow is a view: without it nothing is different but a warning.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from model_registry.endpoint_client import Endpoint, EndpointError, EndpointRefused, EndpointUnreachable, ServedModel
+from model_registry.champion_view import UNREADABLE, show_champion
+from model_registry.endpoint_client import Endpoint, EndpointError, EndpointRefused, EndpointUnreachable
 from model_registry.lease import Held, OnWait, lease
 from model_registry.ledger import Entry, Kind, Ledger, OutcomeDecided, ReleasePending
 from model_registry.mlflow_rest import RegistryError
 from model_registry.owner import Owner
 from model_registry.recording import replay
-from model_registry.registry import CHALLENGER, CHAMPION, Registry
+from model_registry.registry import Registry
 from model_registry.store import Store, StoreError, StoreUnavailable
 from model_registry.variant import Frozen
+from model_registry.versions import VersionMissing, Versions
 from tasks.running.errors import EndpointUnhealthy
 
 PATIENCE_SECONDS = 60.0
@@ -50,25 +53,38 @@ class Reconciled(Frozen):
     """What the reconciler found and did about a model."""
 
     model: str
-    action: Literal["nothing", "committed", "aborted", "rerouted"]
+    action: Literal["nothing", "committed", "aborted", "rerouted", "shown"]
     entry: Entry | None = None
     champion: Entry | None = None
+    problem: str = ""
+    """What stands in the way of endpoint or MLflow saying what the ledger says."""
 
     def __str__(self) -> str:
+        if self.problem:
+            return self.problem
         if self.entry is not None:
             why = f": {self.entry.reason}" if self.entry.reason else ""
             return f"{self.entry.kind} {self.entry.seq} to version {self.entry.to_version} was {self.action}{why}"
-        return "its traffic was given back to the champion" if self.action == "rerouted" else "nothing to do"
+        said = {
+            "rerouted": "its traffic was given back to the champion",
+            "shown": "MLflow's alias champion was moved to the champion",
+        }
+        return said.get(self.action, "nothing to do")
 
 
 class ReleaseProtocol:
-    """The parties of a release, for one model. ``note`` is called with each step that was reached."""
+    """The parties of a release, for one model. ``note`` is called with each step that was reached; ``registry`` is None
+    where there is no MLflow to show it."""
 
     def __init__(
-        self, store: Store, endpoint: Endpoint, registry: Registry, model: str, note: Note | None = None
+        self, store: Store, endpoint: Endpoint, registry: Registry | None, model: str, note: Note | None = None
     ) -> None:
         self.store, self.endpoint, self.registry, self.model = store, endpoint, registry, model
         self.ledger = Ledger(store)
+        self.warnings: list[str] = []
+        """What is not as it should be though the release stands."""
+        self.served = True
+        """False if the endpoint could not be brought to what the ledger says."""
         self._note = note or (lambda step: _log.info("%s: %s", model, step))
 
     # -- release ------------------------------------------------------------------------------------------------
@@ -86,7 +102,7 @@ class ReleaseProtocol:
         """Make the version champion, or leave everything as it was.
 
         Args:
-            version: registered version; ``digest`` is its variant's.
+            version: registered version; ``digest`` is its variant's, and decides.
             champion_seq: the champion's ledger entry it was judged against (0: there was none); None: whichever.
             tolerance: largest difference to the recorded outputs, relative to the largest of them.
             load_seconds: how long the endpoint may take to load it.
@@ -98,7 +114,8 @@ class ReleaseProtocol:
             EndpointUnhealthy: it could not be loaded, or does not answer as recorded.
             ChampionMoved: another champion was released since it was judged.
             ReleasePending: another release is under way and its process may live.
-            LeaseBusy, LeaseLost, StoreUnavailable, RegistryUnavailable: may pass; nothing moved.
+            VersionMissing: there is no such version, or it is another variant.
+            LeaseBusy, LeaseLost, StoreUnavailable: may pass; nothing moved.
         """
         with self._alone(on_wait) as held:
             self._settle()
@@ -107,8 +124,10 @@ class ReleaseProtocol:
                 self._follow(champion)
                 if not self.endpoint.model(self.model).answers:  # its engine is down: the refusal says why
                     self._load(champion.to_version, digest, load_seconds)
+                self._show(champion)
                 return champion
-            self.registry.version(self.model, version)  # exists, and MLflow answers: asked before anything moves
+            if (known := Versions(self.store).digest(self.model, version)) != digest:
+                raise VersionMissing(f"version {version} of model {self.model!r} is variant {known}, not {digest}")
             seen = (champion.seq if champion else 0) if champion_seq is None else champion_seq
             entry = self.ledger.begin(self.model, version, digest, kind=kind, expected_champion_seq=seen)
             try:
@@ -120,8 +139,8 @@ class ReleaseProtocol:
                 held.check()
                 self.endpoint.route(self.model, version)
                 self._note("swapped")
-                patiently(lambda: self.registry.set_alias(self.model, CHAMPION, version))
-                self._note("aliased")
+                # An endpoint that was started again meanwhile serves the champion that it read from the ledger.
+                patiently(lambda: self._bring(version, digest, load_seconds))
                 done = patiently(lambda: self.ledger.commit(entry))
             except BaseException as error:
                 arrived = self._undo(entry, error)
@@ -133,20 +152,24 @@ class ReleaseProtocol:
                     raise
                 done = arrived
             self._note("committed")
-            self._tidy(done)
+            self._arrive(done)
+            self._note("shown")
         return done
 
     def reconcile(self, on_wait: OnWait | None = None) -> Reconciled:
-        """Complete or undo what a dead release left, and bring the endpoint to the champion.
-
-        An alias moved by hand is left where it is (``winnow status`` shows it) until the next release moves it.
+        """Complete or undo what a dead release left, and bring endpoint and MLflow's alias to the champion.
 
         Raises:
             EndpointUnreachable: whether the version serves cannot be told; nothing was decided.
             ReleasePending: the release's process may still live.
         """
         with self._alone(on_wait):
-            return self._settle()
+            found = self._settle()
+            action = found.action
+            if found.champion is not None and action != "committed":  # else it was shown when it arrived
+                moved = self._show(found.champion)
+                action = "shown" if moved and action == "nothing" else action
+            return found.model_copy(update={"action": action, "problem": found.problem or "; ".join(self.warnings)})
 
     # -- steps --------------------------------------------------------------------------------------------------
     def _load(self, version: int, digest: str, seconds: float) -> None:
@@ -179,7 +202,7 @@ class ReleaseProtocol:
             )
 
     def _undo(self, entry: Entry, error: BaseException) -> Entry | None:
-        """Abort, then let the endpoint and the alias follow. What fails here is left to the reconciler.
+        """Abort, then let the endpoint follow. What fails here is left to the reconciler.
 
         Returns the committed entry if the commit had arrived after all, though its answer was lost.
         """
@@ -192,7 +215,7 @@ class ReleaseProtocol:
             return None
         try:
             self._after_abort(aborted)
-        except (EndpointError, RegistryError, StoreError) as trouble:
+        except (EndpointError, StoreError) as trouble:
             _log.warning("%s: not all of release %d is undone yet: %s", self.model, entry.seq, trouble)
         return None
 
@@ -206,17 +229,16 @@ class ReleaseProtocol:
                 moved = champion is not None and self._follow(champion)
             except EndpointRefused as refusal:  # it answers but cannot load it: a new release must stay possible
                 _log.warning("%s: champion %s cannot be served: %s", self.model, champion, refusal)
-                moved = False
+                return Reconciled(model=self.model, action="nothing", champion=champion, problem=str(refusal))
             return Reconciled(model=self.model, action="rerouted" if moved else "nothing", champion=champion)
         age = (datetime.now(UTC) - pending.at).total_seconds()
         # Our own process cannot be at it: it would hold the lease that we hold.
         if not (pending.by == Owner.current() or pending.by.provably_dead() or age > LIMIT_SECONDS):
             raise ReleasePending(pending)
         served = self.endpoint.model(self.model)
-        if served.serving == pending.to_version and served.digest_of(served.serving) == pending.digest:
-            patiently(lambda: self.registry.set_alias(self.model, CHAMPION, pending.to_version))
+        if served.serves(pending.to_version, pending.digest):
             done = self.ledger.commit(pending)
-            self._tidy(done)
+            self._arrive(done)
             return Reconciled(model=self.model, action="committed", entry=done, champion=done)
         gone = f"{pending.by} ended or lost its lease before version {pending.to_version} took the traffic"
         done = self.ledger.abort(pending, gone)
@@ -224,42 +246,73 @@ class ReleaseProtocol:
         return Reconciled(model=self.model, action="aborted", entry=done, champion=self.ledger.champion(self.model))
 
     def _after_abort(self, entry: Entry) -> None:
-        """Traffic, alias and memory as the champion wants them, after this entry was aborted."""
+        """Traffic and memory as the champion wants them, after this entry was aborted."""
         champion = self.ledger.champion(self.model)
         if champion is not None:
             self._follow(champion)
-        keeps = champion.to_version if champion else None
-        if entry.to_version != keeps:
-            if keeps is None and self.endpoint.model(self.model).serving == entry.to_version:
-                self.endpoint.route(self.model, None)
+        elif self.endpoint.model(self.model).serving == entry.to_version:
+            self.endpoint.route(self.model, None)
+        if champion is None or entry.to_version != champion.to_version:
             self.endpoint.unload(self.model, entry.to_version)
-            if self.registry.alias(self.model, CHAMPION) == entry.to_version:  # we, not a person, moved it
-                if keeps is None:
-                    self.registry.drop_alias(self.model, CHAMPION)
-                else:
-                    self.registry.set_alias(self.model, CHAMPION, keeps)
 
     def _follow(self, champion: Entry) -> bool:
         """See that the endpoint serves the champion, and only it; returns whether it had to be changed."""
+        moved = self._bring(champion.to_version, champion.digest, 120.0)
+        self._unload_others(champion.to_version)
+        return moved
+
+    def _bring(self, version: int, digest: str, seconds: float) -> bool:
+        """See that this variant has the traffic under this number; returns whether that had to be changed."""
         served = self.endpoint.model(self.model)
-        right = served.serving == champion.to_version and served.digest_of(served.serving) == champion.digest
-        if not right:
-            self._load(champion.to_version, champion.digest, 120.0)
-            self.endpoint.route(self.model, champion.to_version)
-        self._unload_others(served, champion.to_version)
-        return not right
+        held = served.digest_of(version)
+        if served.serves(version, digest):
+            return False
+        if held is not None and held != digest:  # the number of another variant: it cannot be held beside it
+            if served.serving == version:
+                self.endpoint.route(self.model, None)
+            self.endpoint.unload(self.model, version)
+        self._load(version, digest, seconds)
+        self.endpoint.route(self.model, version)
+        return True
 
-    def _tidy(self, entry: Entry) -> None:
-        """After the commit; nothing here can fail the release any more."""
+    def _arrive(self, entry: Entry) -> None:
+        """After the commit, which stands: see that the endpoint serves it, and that MLflow shows it."""
+        version = entry.to_version
         try:
-            self._unload_others(self.endpoint.model(self.model), entry.to_version)
-            if self.registry.alias(self.model, CHALLENGER) == entry.to_version:
-                self.registry.drop_alias(self.model, CHALLENGER)
-        except (EndpointError, RegistryError) as trouble:
-            _log.warning("%s: released, but the old version is not unloaded yet: %s", self.model, trouble)
+            patiently(lambda: self._bring(version, entry.digest, 120.0))
+        except EndpointError as trouble:
+            self.served = False
+            self._warn(
+                f"version {version} is the champion by the ledger, but the endpoint does not serve it: {trouble}; an "
+                "endpoint that starts takes it from the ledger, and `winnow up` brings one that runs to it"
+            )
+        else:
+            try:
+                self._unload_others(version)
+            except EndpointError as trouble:
+                _log.warning("%s: released, but the old version is not unloaded yet: %s", self.model, trouble)
+        self._show(entry)
 
-    def _unload_others(self, served: ServedModel, keep: int) -> None:
-        for other in served.versions:
+    def _show(self, champion: Entry) -> bool:
+        """Have MLflow's alias follow; returns whether it had to be moved."""
+        if self.registry is None:
+            return False
+        try:
+            return show_champion(self.registry, self.store, champion)
+        except (RegistryError, StoreUnavailable, *UNREADABLE) as trouble:
+            self.registry = None  # one that hangs is not waited for twice
+            self._warn(
+                f"MLflow does not show version {champion.to_version} as champion: {trouble}; the ledger decides, and "
+                "`winnow up` has MLflow follow it"
+            )
+            return False
+
+    def _warn(self, text: str) -> None:
+        _log.warning("%s: %s", self.model, text)
+        self.warnings.append(text)
+
+    def _unload_others(self, keep: int) -> None:
+        for other in self.endpoint.model(self.model).versions:
             if other.version != keep:
                 self.endpoint.unload(self.model, other.version)
 
