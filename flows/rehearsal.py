@@ -51,7 +51,7 @@ def worth_trying(job: Job, spec: PipelineSpec, data: DataRef, settled: Outcome) 
     train = spec.train or TrainSpec()
     if spec.teacher is None and is_stored(TRAIN, job, train, data=data):
         return False
-    row_seconds = settled.values.get("row_seconds")
+    row_seconds: float | None = settled.values.get("row_seconds")
     if row_seconds is None or spec.search:
         return True
     epochs = train.epochs
