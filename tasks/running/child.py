@@ -111,7 +111,8 @@ def main() -> None:
                 }
             }
             json.dumps(message, allow_nan=False)  # a NaN among the values is this stage's error, not the protocol's
-            last = not state.restore(request["job"]["workload"]["folder"])
+            whole = state.restore(request["job"]["workload"]["folder"])
+            last = not whole or sys.stdout.closed or sys.stderr.closed
         except BaseException as error:  # noqa: BLE001 - reported to the parent, which raises it there
             traceback.print_exc()
             message = {"error": {"type": type(error).__name__, **_told(error)}}

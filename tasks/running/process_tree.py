@@ -1,6 +1,7 @@
 """A process and all that it started, at any depth, whatever sessions and groups those have made for themselves.
 
 Linux lists the children of each thread under /proc, so that nobody has to look through all processes of the machine.
+Where a kernel does not (CONFIG_PROC_CHILDREN), the process itself is all that counts.
 """
 
 from __future__ import annotations
