@@ -22,7 +22,6 @@ from tasks.onnx_models.onnx_graph import signature
 from tasks.running.child import Child, Result
 from tasks.running.errors import WeightsMismatch
 from tasks.running.stage_cache import run_stage
-from tasks.running.stage_plan import Plan, planning
 from tasks.torch_models.fit_rows import predict
 from tasks.torch_models.torch_variant import build, load
 from tasks.train import BRING, BringSpec, _into_the_store, bring_child
@@ -128,16 +127,6 @@ def test_weights_come_from_s3_and_from_beside_the_spec(store: Store, tmp_path: P
         _into_the_store(job, f"{store.uri}/mine/other.bin")
     with pytest.raises(WeightsMismatch, match="there is no such object"):
         _into_the_store(job, "s3://no-such-bucket-anywhere/w")
-
-
-def test_planning_uploads_nothing(store: Store, tmp_path: Path) -> None:
-    (tmp_path / "w").write_bytes(b"planned")
-    token = planning.set(Plan())
-    try:
-        entry = _into_the_store(job_for(store, taught("Blobs").ref), str(tmp_path / "w"))
-    finally:
-        planning.reset(token)
-    assert not store.has_blob(entry)
 
 
 def test_places_that_cannot_be_read_are_refused_in_the_spec() -> None:
@@ -267,7 +256,8 @@ def test_an_onnx_file_becomes_the_teacher(store: Store, tmp_path: Path) -> None:
     assert b"/home/me" not in stored
     assert signature(onnx.load_from_string(stored))[0] == variant.inputs
     assert store.fetch_bytes(variant.file("assets/labels.json")) == b'["left","right"]'
-    assert result.values == {"parameters": 128, "macs": 128}
+    assert (result.values["parameters"], result.values["macs"]) == (128, 128)
+    assert result.values["task"]["kind"] == "classes"
 
 
 def test_an_onnx_file_takes_no_scale(store: Store, tmp_path: Path) -> None:
