@@ -159,6 +159,7 @@ class Narrow(nn.Module):
         return answer
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_narrow_shortcut_is_right_with_every_instruction_set() -> None:
     """oneDNN writes past its workspace there; in a process of its own, since the instruction set is chosen once."""
     code = f"""

@@ -104,6 +104,7 @@ def test_nobody_is_asked_behind_the_first_that_fails() -> None:
 
 
 # -- the error, by simulation ------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("alike", [0.0, ALIKE])
 def test_at_most_one_run_in_twenty_releases_a_variant_that_breaks_its_margin(alike: float) -> None:
     """Of 30 candidates that all lose exactly the margin, and of sequences that are bad from some place on."""
