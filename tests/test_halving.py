@@ -45,6 +45,22 @@ def test_the_fastest_to_train_is_first_and_a_fresh_network_last() -> None:
     assert move(fresh) == "fresh"
 
 
+def test_looking_ends_where_its_time_does() -> None:
+    known = made("middle", 2.0, rung=1, loss=0.003, seconds=90.0)
+    students = [Standing(name="s1", cost=1.5, last=4, kind="student", seconds=20.0)]
+    smaller = made("small", 1.0, seconds=20.0)
+
+    def next_with(looks_left: float, *standings: Standing) -> str | None:
+        rules = replace(RULES, looks_left=looks_left)
+        return next_move(standings, rules, incumbent=4.0, seconds_left=1e9)
+
+    assert next_with(30.0, known, smaller, *students) == "s1"
+    assert next_with(10.0, known, smaller, *students) == "middle", "it may pass, and goes on"
+    hopeless = made("middle", 2.0, rung=1, loss=0.9, seconds=90.0)
+    assert next_with(10.0, hopeless, smaller, *students) == "s1", "looking is better than nothing"
+    assert next_with(10.0, smaller, *students) is not None, "nothing is known yet"
+
+
 def test_short_trainings_halve_what_lies_between_too_much_and_enough() -> None:
     ladder = [made(f"c{cost}", cost) for cost in (1.0, 1.5, 3.0, 4.5, 6.0)]
     passing, failing = made("c2", 2.0, rung=1, loss=0.0), made("c2", 2.0, rung=1, loss=0.5)

@@ -211,11 +211,11 @@ def test_the_last_rung_has_most_of_what_is_left() -> None:
     assert plan.epochs == (1, 3, 9)
     trained.rung, trained.epochs, trained.training_seconds = 2, [1, 4], 24.0  # 8 s each
     plan.left = 425.0
-    assert plan.next_epochs(trained) == 30  # 60 % of it, less what measuring takes
-    assert plan.seconds(trained) == pytest.approx(8 * 30 + 15)
-    assert plan.ahead(trained) == pytest.approx(34 / 4)
+    assert plan.next_epochs(trained) == 37  # three quarters of it, less what measuring takes
+    assert plan.seconds(trained) == pytest.approx(8 * 37 + 15)
+    assert plan.ahead(trained) == pytest.approx(41 / 4)
     trained.rung, trained.epochs = 1, [3]
-    assert plan.ahead(trained) == pytest.approx((3 + 3 + int((0.6 * (425 - 24) - 15) / 8)) / 3)
+    assert plan.ahead(trained) == pytest.approx((3 + 3 + int((0.75 * (425 - 24) - 15) / 8)) / 3)
     plan.left = 10.0
     trained.rung = 2
     assert plan.next_epochs(trained) == 1
@@ -234,7 +234,7 @@ def test_the_last_rung_is_no_longer_than_it_takes() -> None:
     trained.enough = 1.1
     assert plan.next_epochs(trained) == 3, "as many as the rung before"
     trained.enough = 100.0
-    assert plan.next_epochs(trained) == 30, "as there is time"
+    assert plan.next_epochs(trained) == 37, "as there is time"
 
 
 def test_epochs_of_the_spec_stay_as_they_are() -> None:
@@ -249,9 +249,9 @@ def test_epochs_of_the_spec_stay_as_they_are() -> None:
 
 def test_what_more_epochs_gained_is_learned_from() -> None:
     appraisal = appraise()
-    assert appraisal.rules([], 0.1).power == 1.0
+    assert appraisal.rules([], 0.1).power == 1.5
     appraisal.plan.epochs = (8, 24, 72)
-    assert appraisal.rules([], 0.1).power == pytest.approx(0.5), "after eight epochs more of them gain less"
+    assert appraisal.rules([], 0.1).power == pytest.approx(0.75), "after eight epochs more of them gain less"
     trained = candidate()
     trained.losses, trained.epochs = [0.08, 0.04, 0.05], [1, 4, 13]
     assert appraisal.rules([trained], 0.1).power == pytest.approx(0.5)

@@ -20,8 +20,9 @@ from tasks.validate.sequence import cost_of_objective
 
 _TRUST = 1.2
 """How many times cheaper than planned something may turn out."""
-_SLOWEST = 0.3
-"""Losses fall at least with this power of the epochs, as far as the guess goes."""
+_SLOWEST, _FASTEST = 0.3, 1.5
+"""Losses fall at least, and at most, with this power of the epochs, as far as the guess goes: after a first training of an
+epoch or two, powers of 1.8 and more were seen."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,15 @@ class Appraisal:
         return Rules(
             margin=self.gates.margin,
             rungs=self.setup.settings.rungs,
-            power=min(1.0, max(_SLOWEST, sum(powers) / len(powers))) if powers else self._power_before(),
+            power=min(_FASTEST, max(_SLOWEST, sum(powers) / len(powers))) if powers else self._power_before(),
             start=start,
+            looks_left=self.plan.looks_left,
         )
 
     def _power_before(self) -> float:
-        """While no training has shown it: 1 after a single epoch, half of it after eight; later ones gain less."""
+        """While no training has shown it: the most after one epoch, half of it after eight; later ones gain less."""
         first = self.plan.epochs[0] if self.plan.epochs else 1
-        return 1 / (1 + math.log2(first) / 3)
+        return _FASTEST / (1 + math.log2(first) / 3)
 
     def _powers(self, candidate: Candidate) -> list[float]:
         """With which power of the epochs its loss fell from one rung to the next."""

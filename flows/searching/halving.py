@@ -58,13 +58,15 @@ class Rules:
     ``margin``: largest bound of the loss that is tolerable. ``rungs``: trainings of the whole model,
     quantization-aware training not among them. ``power``: what is lost falls with this power of the epochs
     (learning curves are close to power laws: Hestness et al. 2017, arXiv:1712.00409).
-    ``start``: cost where each family's first training is looked for.
+    ``start``: cost where each family's first training is looked for. ``looks_left``: seconds that first trainings may
+    still take before the best of those known goes on, for what is spent on looking is missing where it proves something.
     """
 
     margin: float
     rungs: int
     power: float
     start: float
+    looks_left: float = float("inf")
 
 
 def rung_epochs(epochs: int, rungs: int, eta: float) -> tuple[int, ...]:
@@ -89,10 +91,13 @@ def expected(standing: Standing, rules: Rules) -> float:
 
 
 def enough(standing: Standing, rules: Rules) -> float:
-    """By how much its epochs must be multiplied for what is expected to lie well within the margin; 1: it does."""
+    """By how much its epochs must be multiplied for what is expected to lie well within the margin; 1: it does.
+
+    Here hope would end a training too early: more epochs are taken to gain with a power of 1 at most.
+    """
     if standing.loss is None:
         return float("inf")
-    factor = 1.0
+    rules, factor = replace(rules, power=min(1.0, rules.power)), 1.0
     while expected(replace(standing, ahead=factor), rules) > WELL_WITHIN * rules.margin:
         factor *= 1.1
         if factor > _ENDLESS:
@@ -111,12 +116,25 @@ def next_move(
        The next family follows when nothing is left to do there.
     3. What is not hopeless is trained further, the most promising first.
 
+    First trainings that would take longer than ``looks_left`` come after all of that.
+
     Args:
         incumbent: cost of the best variant that keeps the whole budget; None while there is none.
         seconds_left: moves that would take longer are not begun.
     """
     worth = float("inf") if incumbent is None else _CHEAPER * incumbent
     open_ = [s for s in standings if s.possible and s.rung < s.last and s.seconds <= seconds_left and s.cost < worth]
+    affordable = [s for s in open_ if s.loss is not None or s.seconds <= rules.looks_left]
+    if any(s.loss is not None and s.rung for s in standings):
+        name = _best_move(standings, affordable, rules, anything_won=incumbent is not None)
+        if name is not None:
+            return name
+    return _best_move(standings, open_, rules, anything_won=incumbent is not None)
+
+
+def _best_move(
+    standings: Sequence[Standing], open_: Sequence[Standing], rules: Rules, *, anything_won: bool
+) -> str | None:
     families: dict[str, list[Standing]] = {}
     for standing in standings:
         families.setdefault(standing.kind, []).append(standing)
@@ -129,7 +147,7 @@ def next_move(
         if name is not None:
             return name
     rest = [s for s in open_ if s.loss is not None]
-    if incumbent is not None:
+    if anything_won:
         rest = [s for s in rest if s.rung < rules.rungs and expected(s, rules) <= HOPELESS * rules.margin]
     return min(rest, key=lambda s: (expected(s, rules), s.cost, s.name)).name if rest else None
 

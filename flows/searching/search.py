@@ -146,7 +146,10 @@ def _explore(shop: Workshop, settings: SearchSpec) -> tuple[str, bool]:
         if not all(c.made for c in moves):  # only now is known what they cost, and so whether they are worth it
             shop.maker.make(moves)
             continue
+        looks, before = all(c.rung == 0 for c in moves), tally.seconds
         _train(shop, moves)
+        if looks:
+            shop.plan.looks_left -= tally.seconds - before
         _report(shop)
 
 

@@ -15,10 +15,12 @@ from tasks.distill import DistillSpec
 from tasks.qat import QatSpec
 from tasks.running.task_kind import BY_SIGMOID, BY_SOFTMAX
 
-SHARE = 0.6
+SHARE = 0.75
 """Of the seconds that are left, for a candidate's last rung: if it fails, another one can be tried."""
 _SCOUTING = 0.03
 """Of the minutes, for the first training of all; other first rungs have as many epochs, or fewer that take as long."""
+_LOOKING = 1 / 3
+"""Of the minutes, for first trainings: after that the best of those known goes on, whatever has not been looked at."""
 MOST_EPOCHS = 300
 _ASKING = 0.08
 """Of the minutes, at most, for the teacher's answers."""
@@ -48,6 +50,8 @@ class TrainingPlan:
         self.distilling: DistillSpec = setup.distilling.model_copy(update={"control": False})
         self.left = 60 * setup.settings.minutes
         """Seconds that are left; kept up to date by the search."""
+        self.looks_left = _LOOKING * self.left
+        """Seconds that first trainings may still take."""
         self.teachers: tuple[Variant, ...] = (setup.teacher, *setup.others)
         """Who answers; the first may be the teacher after more training."""
         self.mixed = False
