@@ -21,8 +21,8 @@ from tasks.validate.sequence import cost_of_objective
 _TRUST = 1.2
 """How many times cheaper than planned something may turn out."""
 _SLOWEST, _FASTEST = 0.3, 1.5
-"""Losses fall at least, and at most, with this power of the epochs, as far as the guess goes: after a first training of an
-epoch or two, powers of 1.8 and more were seen."""
+"""Losses fall at least, and at most, with this power of the epochs, as far as the guess goes: after a first training of
+an epoch or two, powers of 1.8 and more were seen."""
 
 
 @dataclass(frozen=True)

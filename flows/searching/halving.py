@@ -59,7 +59,7 @@ class Rules:
     quantization-aware training not among them. ``power``: what is lost falls with this power of the epochs
     (learning curves are close to power laws: Hestness et al. 2017, arXiv:1712.00409).
     ``start``: cost where each family's first training is looked for. ``looks_left``: seconds that first trainings may
-    still take before the best of those known goes on, for what is spent on looking is missing where it proves something.
+    still take before the best of those known goes on: what is spent on looking is missing where it proves something.
     """
 
     margin: float
