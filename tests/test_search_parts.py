@@ -209,7 +209,7 @@ def test_the_last_rung_has_most_of_what_is_left() -> None:
     trained.row_seconds = 0.01
     plan.decide_epochs(trained)
     assert plan.epochs == (1, 3, 9)
-    trained.rung, trained.epochs, trained.training_seconds = 2, [1, 4], 24.0  # 8 s each
+    trained.rung, trained.epochs, trained.training_seconds = 2, [1, 4], 29.0  # 8 s each, and 5 to begin
     plan.left = 425.0
     assert plan.next_epochs(trained) == 37  # three quarters of it, less what measuring takes
     assert plan.seconds(trained) == pytest.approx(8 * 37 + 15)
@@ -228,7 +228,7 @@ def test_the_last_rung_is_no_longer_than_it_takes() -> None:
     trained = candidate()
     trained.row_seconds = 0.01
     plan.decide_epochs(trained)
-    trained.rung, trained.epochs, trained.training_seconds, plan.left = 2, [1, 4], 24.0, 425.0
+    trained.rung, trained.epochs, trained.training_seconds, plan.left = 2, [1, 4], 29.0, 425.0
     trained.enough = 3.0
     assert plan.next_epochs(trained) == 8, "4 times 3"
     trained.enough = 1.1

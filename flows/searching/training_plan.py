@@ -29,6 +29,8 @@ _LEAST_SHARE = 0.1
 """Of the training rows, for a first look at what trains slowly."""
 _OVERHEAD = 15.0
 """Seconds to export, quantize and measure what was trained, about."""
+_BEGINNING = 5.0
+"""Seconds of a training besides its epochs, about."""
 _JUDGING = 1 / 3
 """Of a training step's time: answering a row of the validation split."""
 LABELS: Mapping[str, Any] = {"alpha": 0.0, "views": None}
@@ -175,7 +177,7 @@ class TrainingPlan:
             candidate.epochs[-1] - (candidate.epochs[-2] if len(candidate.epochs) > 1 else 0) if candidate.epochs else 0
         )
         if candidate.training_seconds and had >= 1:  # of less, most was spent on beginning and ending
-            return candidate.training_seconds / had
+            return max(candidate.training_seconds / 2, candidate.training_seconds - _BEGINNING) / had
         return self._rows * candidate.row_seconds
 
     def _last_epochs(self, candidate: Candidate) -> int:
