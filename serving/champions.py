@@ -90,5 +90,5 @@ async def _serve(rollout: Rollout, model: str, champion: ServedChampion | Ledger
         found.reason = str(error)
         log.error("model %s is not served: %s", model, error)
         return False
-    log.info("model %s serves version %s, engine process %s", model, version, loaded.pid)
+    log.info("model %s serves version %s, engine process %s", model, version, ", ".join(map(str, loaded.pids)))
     return True

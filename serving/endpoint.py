@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import uvicorn
-from starlette.applications import Starlette
-
 from model_registry.ledger import Ledger
 from model_registry.store import Store
-from serving.admin import admin_plane
-from serving.app import data_plane
 from serving.champions import LedgerReader, load_champions
+from serving.front.admin_plane import AdminPlane
+from serving.front.data_plane import DataPlane
+from serving.front.http_service import RoutedService, tick_for_ever
 from serving.limits import RequestLimits
 from serving.rollout import Rollout
 from serving.variant_cache import VariantCache
 
+_BACKLOG = 2048
+_SWEEP_SECONDS = 0.5
 log = logging.getLogger("winnow.serving")
 
 
@@ -90,55 +89,44 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         _listen(settings.host, settings.port, "WINNOW_ENDPOINT_PORT"),
         _listen(settings.admin_host, settings.admin_port, "WINNOW_ADMIN_PORT"),
     ]
-    servers = [
-        _Server(_config(data_plane(rollout, settings.limits), settings.limits)),
-        _Server(_config(admin_plane(rollout, settings.admin_token), settings.limits)),
+    services: list[RoutedService] = [
+        DataPlane(rollout, settings.limits),
+        AdminPlane(rollout, settings.admin_token),
     ]
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    serving = [asyncio.create_task(s.serve(sockets=[sock])) for s, sock in zip(servers, sockets, strict=True)]
-    champions = asyncio.create_task(load_champions(rollout, ledger or _ledger))
-    champions.add_done_callback(_report)
+    listeners = [
+        await loop.create_server(service.connect, sock=sock, backlog=_BACKLOG)
+        for service, sock in zip(services, sockets, strict=True)
+    ]
+    beside = [
+        asyncio.create_task(load_champions(rollout, ledger or _ledger)),
+        asyncio.create_task(tick_for_ever(*services)),
+        asyncio.create_task(_sweep_for_ever(rollout)),
+    ]
+    for task in beside:
+        task.add_done_callback(_report)
     log.info("serving on %s, admin on %s", _url(sockets[0]), _url(sockets[1]))
-    stop = asyncio.create_task(stopping.wait())
     try:
-        await asyncio.wait([stop, *serving], return_when=asyncio.FIRST_COMPLETED)
+        await stopping.wait()
         log.info("stopping: requests in flight are finished first")
-        for task in (stop, champions):
-            task.cancel()
-        for server in servers:
-            server.should_exit = True
-        await asyncio.gather(*serving)
+        for listener in listeners:
+            listener.close()
+        beside[0].cancel()
+        await asyncio.gather(*(service.drain(settings.limits.drain_seconds) for service in services))
     finally:
         await rollout.close()
+        for task in beside:
+            task.cancel()
     log.info("stopped")
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, without its own signal handlers: two servers share this process, and the engines must end last."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None, None, None]:
-        yield
-
-
-def _config(app: Starlette, limits: RequestLimits) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http="httptools",
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        log_level="error",  # uvicorn warns of each malformed request: a way to fill a disk
-        access_log=False,
-        server_header=False,
-        date_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=int(limits.drain_seconds),
-    )
+async def _sweep_for_ever(rollout: Rollout) -> None:
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        rollout.sweep()
 
 
 def _ledger() -> LedgerReader:
@@ -147,7 +135,7 @@ def _ledger() -> LedgerReader:
 
 def _report(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()) is not None:
-        log.error("loading the champions stopped: %s: %s", type(error).__name__, error, exc_info=error)
+        log.error("%s stopped: %s: %s", task.get_name(), type(error).__name__, error, exc_info=error)
 
 
 def _listen(host: str, port: int, variable: str) -> socket.socket:
@@ -156,7 +144,7 @@ def _listen(host: str, port: int, variable: str) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind((host, port))
-        sock.listen(2048)  # at once: whoever reads "serving on" may connect, and no other process gets the port
+        sock.listen(_BACKLOG)  # at once: whoever reads "serving on" may connect, and no other process gets the port
     except OSError as error:
         sock.close()
         raise EndpointMisconfigured(

@@ -1,4 +1,4 @@
-"""What one request may cost, at most."""
+"""What a request and a connection may cost, at most."""
 
 from __future__ import annotations
 
@@ -9,18 +9,49 @@ from dataclasses import dataclass
 class RequestLimits:
     """Bounds checked before anything of that size is allocated."""
 
+    # -- of a connection
+    connections: int = 10_000
+    """Open at a time."""
+    head_bytes: int = 16 << 10
+    """Longest head of a request: its first line and all headers."""
+    headers: int = 100
+    """Most headers of a request."""
+    head_seconds: float = 10.0
+    """Time in which the whole head must have arrived, from its first byte."""
+    idle_seconds: float = 75.0
+    """Time that a connection may stay open without a request."""
+    chunks: int = 1 << 16
+    """Most chunks of a body in chunks."""
     body_bytes: int = 16 << 20
-    """Longest request body."""
+    """Longest request body, as sent."""
+    unpacked_bytes: int = 64 << 20
+    """Longest request body after decompression."""
+    unpacked_ratio: int = 200
+    """How many times longer than it was sent a body may become."""
     body_seconds: float = 30.0
     """Time in which the whole body must have arrived."""
+    # -- of a request
     rank: int = 16
     """Most dimensions of a tensor."""
     elements: int = 1 << 22
     """Most elements of one tensor, sent or answered."""
     id_characters: int = 1024
     """Longest request id."""
+    depth: int = 24
+    """Deepest nesting of a JSON body: data nested as its shape, and a few levels around it."""
     infer_seconds: float = 60.0
     """Time in which the engine must answer."""
+    # -- of a version
+    rows_per_run: int = 64
+    """Most rows that go through the model at once: more would keep memory for good, and others waiting."""
+    pending: int = 1024
+    """Most requests that wait for a version."""
+    pending_bytes: int = 256 << 20
+    """Most bytes of their bodies."""
+    pending_seconds: float = 10.0
+    """Longest time that a request is expected to wait for its turn; beyond that it is refused at once."""
+    large_body_bytes: int = 256 << 10
+    """From here on a body goes to an engine of its own kind, so that parsing it holds up nobody else."""
     load_seconds: float = 120.0
     """Time in which an engine process must have loaded and warmed a version."""
     drain_seconds: float = 20.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
+from serving.engines.nursery_link import Nursery
 from serving.exceptions import Conflict, NotFound, NotReady
 from serving.limits import RequestLimits
 from serving.loaded_version import LoadedVersion
@@ -32,7 +33,7 @@ class Rollout:
         self.models: dict[str, Model] = {}
         self.waiting_for = "the ledger has not been read yet"
         """What the endpoint waits for before it can be ready; empty when nothing."""
-        self._cache, self._limits = cache, limits
+        self._cache, self._limits, self._nursery = cache, limits, Nursery()
         self._loading: dict[tuple[str, str], tuple[str, asyncio.Task[LoadedVersion]]] = {}
         self._closing = False
 
@@ -54,6 +55,19 @@ class Rollout:
         if chosen not in found.versions:
             raise NotFound(f"model {model!r} has no version {version!r} loaded; it has {sorted(found.versions)}")
         return found.versions[chosen]
+
+    def versions(self) -> list[LoadedVersion]:
+        """All that are loaded, by model and number."""
+        return [
+            model.versions[number]
+            for _, model in sorted(self.models.items())
+            for number in sorted(model.versions, key=int)
+        ]
+
+    def sweep(self) -> None:
+        """End what took too long; called about twice a second."""
+        for version in self.versions():
+            version.sweep()
 
     def not_ready(self) -> list[str]:
         """Why the endpoint is not ready, a line per reason; empty when it is."""
@@ -93,7 +107,7 @@ class Rollout:
 
     async def _load(self, model: str, version: str, digest: str) -> LoadedVersion:
         try:
-            loaded = LoadedVersion(model, version, digest, self._cache, self._limits)
+            loaded = LoadedVersion(model, version, digest, self._cache, self._limits, self._nursery)
             await loaded.load()
             if self._closing:
                 await loaded.stop()
@@ -149,7 +163,8 @@ class Rollout:
         for task in loading:
             task.cancel()
         await asyncio.gather(*loading, return_exceptions=True)
-        await asyncio.gather(*(v.stop() for m in self.models.values() for v in m.versions.values()))
+        await asyncio.gather(*(v.stop() for v in self.versions()))
+        await self._nursery.close()
 
     @staticmethod
     def _same_digest(model: str, version: str, has: str, wanted: str) -> None:

@@ -150,7 +150,7 @@ def test_the_endpoint_runs_on_base_dependencies_and_needs_each(
         assert running.terminate() == 0
     used = {distribution for file in seen.iterdir() for distribution in metadata.packages_distributions()[file.name]}
     needed = {normal(Requirement(line).name) for line in BASE}
-    assert {normal(d) for d in used} == needed
+    assert {normal(d) for d in used} == needed - (set() if command == "winnow serve" else {"click"})
 
 
 @pytest.mark.parametrize("command", ["status", "run", "schema"])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import errno
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
-from serving.engine_client import EngineClient
+from serving.engines.engine_link import EngineLink
 from serving.exceptions import EngineLoadError, LoadFailed, LoadRefused
 from serving.limits import RequestLimits
 from serving.loaded_version import LoadedVersion
@@ -17,24 +17,39 @@ from serving.loaded_version import LoadedVersion
 DIGEST = "0" * 64
 
 
+class OneCore:
+    """A variant as large as the machine: one engine."""
+
+    files = ()
+
+    class runtime:
+        intra_op_threads = 1 << 10
+
+
 class Cache:
     """Holds every variant."""
 
     def fetch(self, digest: str) -> tuple[Path, Any]:
-        return Path(), None
+        return Path(), OneCore
 
 
 class Engine:
     """A process that serves until it is killed."""
 
     inputs = outputs = ()
-    pid = 1
+    pid, frames, heard = 1, 0, 0.0
+    batching: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:
-        self.gone = asyncio.get_running_loop().create_future()
+        self.flying: dict[int, Any] = {}
+        self.gone, self.closed = (asyncio.get_running_loop().create_future() for _ in range(2))
+
+    def die(self, how: str) -> None:
+        self.gone.set_result(how)
+        self.closed.set_result(None)
 
     async def stop(self) -> None:
-        self.gone.cancel()
+        """There is no process."""
 
 
 class Starts:
@@ -43,7 +58,7 @@ class Starts:
     def __init__(self, *ends: Exception | None) -> None:
         self.ends, self.engines, self.count = list(ends), list[Engine](), 0
 
-    async def __call__(self, folder: Path, variant: Any, *, seconds: float) -> Engine:
+    async def __call__(self, nursery: Any, folder: Path, variant: Any, heard: Any, **how: Any) -> Engine:
         self.count += 1
         if self.ends and (error := self.ends.pop(0)) is not None:
             raise error
@@ -66,8 +81,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def made(starts: Starts, monkeypatch: pytest.MonkeyPatch) -> LoadedVersion:
-    monkeypatch.setattr(EngineClient, "start", starts)
-    return LoadedVersion("m", "1", DIGEST, Cache(), RequestLimits())  # type: ignore[arg-type]
+    monkeypatch.setattr(EngineLink, "start", starts)
+    return LoadedVersion("m", "1", DIGEST, Cache(), RequestLimits(), None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +98,7 @@ def test_an_engine_that_cannot_be_started_for_a_while_comes_back(
         version = made(starts, monkeypatch)
         await version.load()
         seen = set[str]()
-        starts.engines[0].gone.set_result("killed by SIGKILL")
+        starts.engines[0].die("killed by SIGKILL")
         async with asyncio.timeout(30):
             while not version.restarts:
                 await asyncio.sleep(0)

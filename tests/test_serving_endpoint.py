@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import socket
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -79,7 +81,7 @@ def test_health_and_metadata(served: Endpoint) -> None:
     server = served.get("/v2").json()
     assert server["name"] == "winnow"
     assert server["version"]
-    assert server["extensions"] == []
+    assert server["extensions"] == ["binary_tensor_data", "statistics", "model_repository"]
     assert served.get("/v2/models/digits").json() == {
         "name": "digits",
         "versions": ["3"],
@@ -199,8 +201,14 @@ def test_wrong_methods(served: Endpoint, method: str) -> None:
         ({}, b"[" * 100_000, 400, "not valid JSON"),
         ({}, json.dumps({"inputs": [{**IMAGE, "shape": [2**63 - 1, 1, 8, 8]}]}).encode(), 400, "elements"),
         ({}, json.dumps({"inputs": [{**IMAGE, "shape": [1e3, 1, 8, 8]}]}).encode(), 400, "integers"),
-        ({"content-encoding": "gzip"}, b"\x1f\x8b\x08\x00", 415, "uncompressed"),
-        ({"inference-header-content-length": "10"}, b"{}", 501, "binary tensor data"),
+        ({"content-encoding": "gzip"}, b"\x1f\x8b\x08\x00", 400, "ends too early"),
+        ({"content-encoding": "gzip"}, b"{}", 400, "not what its content-encoding says"),
+        ({"content-encoding": "deflate"}, zlib.compress(b"{}") + b"x", 400, "something follows"),
+        ({"content-encoding": "gzip"}, gzip.compress(b" " * (1 << 20)), 413, "when it is unpacked"),
+        ({"content-encoding": "br"}, b"{}", 415, "gzip or deflate"),
+        ({"inference-header-content-length": "10"}, b"{}", 400, "the body has 2 bytes"),
+        ({"inference-header-content-length": "-1"}, b"{}", 400, "length of the JSON part"),
+        ({"expect": "a miracle"}, b"{}", 417, "100-continue"),
     ],
 )
 def test_bad_bodies(served: Endpoint, headers: dict[str, str], content: bytes, status: int, message: str) -> None:

@@ -1,44 +1,26 @@
-"""The engine, its safety checks, and its process."""
+"""The engine and its safety checks."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
-import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
-from onnx_models import answer, constant, digits, filled, identities, log, save, slow
+from onnx_models import constant, digits, filled, identities
 
 from model_registry.cpu_class import CpuClassMismatch
 from model_registry.manifest import ManifestMismatch, describe_folder
 from model_registry.variant import RuntimeSpec, TensorSpec, Variant
 from serving import onnx_safety
 from serving.engine import Engine
-from serving.engine_client import EngineClient
-from serving.engine_frames import PREFIX, Decoder, Frame, MalformedFrame, encode
-from serving.exceptions import (
-    EngineCrashed,
-    EngineLoadError,
-    EngineRunError,
-    InferenceTimedOut,
-    InvalidRequest,
-    LoadFailed,
-)
+from serving.exceptions import EngineLoadError, InvalidRequest
 from serving.loaded_model import LoadedModel
 from serving.onnx_safety import UnsafeModel, check_onnx
 from serving.tensors import Array, bytes_array
@@ -327,187 +309,3 @@ def test_garbage_is_unsafe_and_never_anything_else(data: bytes, position: int, b
             check_onnx(candidate)
         except UnsafeModel as error:
             assert str(error)
-
-
-# -- frames -----------------------------------------------------------------------------------------------------
-@settings(max_examples=50)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=30))
-def test_frames_arrive_whole_whatever_the_pieces(pieces: list[int]) -> None:
-    tensors = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": bytes_array([b"x", b""], (2,))}
-    data = encode({"id": 1}, tensors) + encode({"id": 2, "error": "no"})
-    decoder, found = Decoder(), list[Frame]()
-    while data:
-        size = pieces.pop(0) if pieces else 17
-        found += decoder.feed(data[:size])
-        data = data[size:]
-    assert [frame.header for frame in found] == [{"id": 1}, {"id": 2, "error": "no"}]
-    assert found[0].tensors["a"].tolist() == tensors["a"].tolist()
-    assert found[0].tensors["b"].tolist() == [b"x", b""]
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        PREFIX.pack(2**31, 0),
-        PREFIX.pack(2, 2**40),
-        PREFIX.pack(2, 0) + b"[]",
-        PREFIX.pack(2, 0) + b"{}",
-        PREFIX.pack(14, 1) + b'{"tensors":[]}x',
-        PREFIX.pack(16, 0) + b'{"tensors":[{}]}',
-        PREFIX.pack(1, 0) + b"{",
-    ],
-)
-def test_broken_frames_are_named(data: bytes) -> None:
-    with pytest.raises(MalformedFrame):
-        list(Decoder().feed(data))
-
-
-# -- the process ------------------------------------------------------------------------------------------------
-FOREVER: dict[str, Array] = {"x": np.zeros((1, 2), dtype=np.float32), "steps": np.array([2**62])}
-
-
-def run(test: Coroutine[Any, Any, None]) -> None:
-    asyncio.run(test)
-
-
-def test_the_process_answers_as_the_engine_does(tmp_path: Path) -> None:
-    async def test() -> None:
-        variant = digits(tmp_path)
-        client = await EngineClient.start(tmp_path, variant)
-        engine = Engine(tmp_path, variant)
-        assert client.outputs == engine.outputs
-        found = await asyncio.gather(*(client.infer({"image": image(i)}, ["logits", "label"]) for i in range(1, 30)))
-        for i, outputs in enumerate(found, start=1):
-            expected = engine.run({"image": image(i)})
-            np.testing.assert_array_equal(outputs["logits"], expected["logits"])
-            assert outputs["label"].tolist() == expected["label"].tolist()
-        await client.stop()
-        assert client.gone.result() == "exit code 0"
-        with pytest.raises(EngineCrashed):
-            await client.infer({"image": image()}, ["logits"])
-
-    run(test())
-
-
-def test_a_failing_request_harms_no_other(tmp_path: Path) -> None:
-    x, y = (TensorSpec(name=name, datatype="FP32", shape=(-1, -1)) for name in ("x", "y"))
-    nodes = [helper.make_node("Add", ["x", "three"], ["y"])]
-    variant = save(tmp_path, nodes, [x], [y], [constant("three", np.zeros(3, dtype=np.float32))])
-
-    async def test() -> None:
-        client = await EngineClient.start(tmp_path, variant)
-        with pytest.raises(EngineRunError, match=r"Add|broadcast|dimension"):
-            await client.infer({"x": np.zeros((1, 2), dtype=np.float32)}, ["y"])
-        found = await client.infer({"x": np.ones((1, 3), dtype=np.float32)}, ["y"])
-        assert found["y"].tolist() == [[1.0, 1.0, 1.0]]
-        await client.stop()
-
-    run(test())
-
-
-def test_load_errors_arrive_by_name(tmp_path: Path) -> None:
-    good = digits(tmp_path / "good")
-    before = set(engines())  # of the stack that other tests of the session use
-
-    async def test() -> None:
-        with pytest.raises(CpuClassMismatch):
-            await EngineClient.start(tmp_path / "good", changed(good, runtime={"cpu_class": "sparc/vis"}))
-        with pytest.raises(EngineLoadError, match="TeraExecutionProvider"):
-            await EngineClient.start(tmp_path / "good", changed(good, runtime={"provider": "TeraExecutionProvider"}))
-        (tmp_path / "good" / "model.onnx").write_bytes(b"")
-        with pytest.raises(LoadFailed, match="changed between"):
-            await EngineClient.start(tmp_path / "good", good)
-
-    run(test())
-    assert not set(engines()) - before
-
-
-def test_a_model_that_fails_on_zeros_does_not_load(tmp_path: Path) -> None:
-    x, y = (TensorSpec(name=name, datatype="FP32", shape=(-1, -1)) for name in ("x", "y"))
-    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
-    variant = save(tmp_path, nodes, [x], [y], [constant("w", np.zeros((3, 2), dtype=np.float32))])
-
-    async def test() -> None:
-        with pytest.raises(EngineLoadError, match="fails on an input of zeros"):
-            await EngineClient.start(tmp_path, variant)
-
-    run(test())
-
-
-def test_a_killed_process_fails_what_it_held(tmp_path: Path) -> None:
-    async def test() -> None:
-        client = await EngineClient.start(tmp_path, slow(tmp_path))
-        waiting = asyncio.create_task(client.infer(FOREVER, ["y"]))
-        await asyncio.sleep(0.1)
-        os.kill(client.pid, signal.SIGKILL)
-        with pytest.raises(EngineCrashed, match="SIGKILL"):
-            await waiting
-        assert client.gone.result() == "killed by SIGKILL"
-
-    run(test())
-
-
-def test_a_process_that_hangs_is_killed(tmp_path: Path) -> None:
-    async def test() -> None:
-        client = await EngineClient.start(tmp_path, answer(tmp_path, 1))
-        os.kill(client.pid, signal.SIGSTOP)
-        with pytest.raises(InferenceTimedOut, match=r"0\.2 s"):
-            await client.infer({"x": np.zeros((1, 2), dtype=np.float32)}, ["y"], seconds=0.2)
-        assert await asyncio.wait_for(client.gone, 5) == "killed by SIGKILL"
-
-    run(test())
-
-
-def test_the_process_ends_with_its_parent_even_in_the_middle_of_a_model(tmp_path: Path) -> None:
-    variant = slow(tmp_path)
-    (tmp_path / "variant.json").write_bytes(variant.to_json())
-    code = """
-import asyncio, sys
-from pathlib import Path
-import numpy as np
-from model_registry.variant import Variant
-from serving.engine_client import EngineClient
-async def main():
-    folder = Path(sys.argv[1])
-    client = await EngineClient.start(folder, Variant.model_validate_json((folder / "variant.json").read_bytes()))
-    forever = {"x": np.zeros((1, 2), dtype=np.float32), "steps": np.array([2**62])}
-    requests = [asyncio.create_task(client.infer(forever, ["y"])) for _ in range(8)]
-    await asyncio.sleep(0.2)
-    print(client.pid, flush=True)
-    await asyncio.sleep(60)
-asyncio.run(main())
-"""
-    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-    assert parent.stdout is not None
-    engine = psutil.Process(int(parent.stdout.readline()))
-    assert engine.is_running()
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
-    gone, _ = psutil.wait_procs([engine], timeout=10)
-    assert gone
-
-
-def test_what_libraries_print_stays_out_of_the_frames(tmp_path: Path) -> None:
-    """ONNX Runtime and numpy write to descriptor 1; the process keeps another one for its frames."""
-    variant = log(tmp_path)
-
-    async def test() -> None:
-        client = await EngineClient.start(tmp_path, variant)
-        descriptors = Path(f"/proc/{client.pid}/fd")
-        assert (descriptors / "1").readlink() == (descriptors / "2").readlink()
-        found = await client.infer({"x": np.array([-1, 0, 1], dtype=np.float32)}, ["y"])
-        assert json.dumps(found["y"].tolist()) == "[NaN, -Infinity, 0.0]"
-        await client.stop()
-
-    run(test())
-
-
-def engines() -> list[int]:
-    """Engine processes below this one that still run."""
-    found = []
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # gone meanwhile, or a zombie of another test's making
-            if "serving.engine_process" in " ".join(child.cmdline()):
-                found.append(child.pid)
-    return found

@@ -51,14 +51,14 @@ def test_optional_members_and_unknown_ones() -> None:
     asked = parse(
         {
             "id": "7",
-            "parameters": {"timeout": 5, "who": "me", "flag": True, "half": 0.5},
+            "parameters": {"timeout": 5, "priority": 0, "binary_data_output": False},
             "inputs": [tensor(parameters={"content_type": "np"})],
             "outputs": [{"name": "z", "parameters": {"binary_data": False}}, {"name": "y"}],
             "raw_output": 1,
         }
     )
     assert asked.id == "7"
-    assert asked.outputs == ("z", "y")
+    assert (asked.outputs, asked.timeout, asked.binary, asked.rows) == (("z", "y"), 5, frozenset(), 2)
     assert parse({**body(), "id": None, "parameters": None, "outputs": None}).outputs == ("y", "z")
     assert parse({**body(), "outputs": []}).outputs == ("y", "z")
 
@@ -156,14 +156,139 @@ def test_integers_and_booleans_are_not_floats() -> None:
             parse(body(datatype=datatype, shape=[1], data=[value]), (spec,))
 
 
-def test_what_needs_the_binary_extension_says_so() -> None:
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"priority": 1},
+        {"sequence_id": 7},
+        {"triton_enable_empty_final_response": True},
+        {"who": "me"},
+        {"timeout": "5"},
+    ],
+)
+def test_a_parameter_is_honoured_or_refused_and_never_passed_over(parameters: dict[str, Any]) -> None:
+    with pytest.raises(ServingError, match=next(iter(parameters))):
+        parse({**body(), "parameters": parameters})
+    with pytest.raises(Unsupported, match="shared_memory_region"):
+        parse(body(parameters={"shared_memory_region": "r"}))
+    with pytest.raises(Unsupported, match="classification"):
+        parse({**body(), "outputs": [{"name": "y", "parameters": {"classification": 3}}]})
+
+
+def test_what_has_no_json_form_says_so() -> None:
     half = TensorSpec(name="x", datatype="FP16", shape=(-1,))
     with pytest.raises(Unsupported, match="binary tensor data"):
         parse(body(datatype="FP16", shape=[1], data=[1.0]), (half,))
-    with pytest.raises(Unsupported, match="binary tensor data"):
-        parse(body(data=..., parameters={"binary_data_size": 16}))
     with pytest.raises(Unsupported, match="FP16"):
         parse_request(orjson.dumps(body()), (X,), (half,), LIMITS)
+    asked = parse_request(orjson.dumps({**body(), "parameters": {"binary_data_output": True}}), (X,), (half,), LIMITS)
+    assert asked.binary == {"x"}
+
+
+# -- binary tensors ---------------------------------------------------------------------------------------------
+def packed(request: Any, *raws: bytes) -> tuple[bytes, int]:
+    """A body with raw tensors behind its JSON part, and that part's length."""
+    head = orjson.dumps(request)
+    return b"".join([head, *raws]), len(head)
+
+
+def raw_tensor(size: int, **changes: Any) -> dict[str, Any]:
+    made = tensor(parameters={"binary_data_size": size}, **changes)
+    del made["data"]
+    return made
+
+
+TWO_BY_TWO = np.array([[1, 2.5], [3, 4]], dtype=np.float32)
+
+
+def test_raw_tensors_come_in_the_order_in_which_they_are_named() -> None:
+    specs = (
+        X,
+        TensorSpec(name="n", datatype="INT64", shape=(-1,)),
+        TensorSpec(name="t", datatype="BYTES", shape=(-1,)),
+    )
+    texts = bytes_array([b"\xff", b""], (2,))
+    request = {
+        "inputs": [
+            raw_tensor(9, name="t", datatype="BYTES", shape=[2]),
+            raw_tensor(16),
+            tensor(name="n", datatype="INT64", shape=[2], data=[7, 8]),
+        ]
+    }
+    content, json_bytes = packed(request, to_raw(texts), TWO_BY_TWO.tobytes())
+    found = parse_request(content, specs, (Y, Z), LIMITS, json_bytes).inputs
+    assert found["x"].tolist() == TWO_BY_TWO.tolist()
+    assert (found["n"].tolist(), found["t"].tolist()) == ([7, 8], [b"\xff", b""])
+
+
+@pytest.mark.parametrize(
+    ("request_", "raw", "message"),
+    [
+        ({"inputs": [raw_tensor(16)]}, b"", "binary_data_size of input 'x' is 16, but 0 bytes are left"),
+        ({"inputs": [raw_tensor(16)]}, bytes(17), "1 bytes of the body belong to no input"),
+        ({"inputs": [raw_tensor(8)]}, bytes(8), "takes 16 bytes, got 8"),
+        ({"inputs": [raw_tensor(-1)]}, bytes(16), "whole number"),
+        ({"inputs": [raw_tensor(True)]}, bytes(16), "whole number"),
+        ({"inputs": [{**raw_tensor(16), "data": [1, 2, 3, 4]}]}, bytes(16), "one of the two"),
+        ({"inputs": [raw_tensor(16)]}, np.full(4, np.nan, np.float32).tobytes(), "not trained with missing values"),
+        ({"inputs": [raw_tensor(16)]}, np.full(4, np.inf, np.float32).tobytes(), "NaN or infinity"),
+        ({"inputs": [raw_tensor(2**62, shape=[2**60, 2])]}, b"", "elements"),
+    ],
+)
+def test_bad_raw_tensors_are_refused_by_name(request_: Any, raw: bytes, message: str) -> None:
+    content, json_bytes = packed(request_, raw)
+    with pytest.raises(InvalidRequest, match=message):
+        parse_request(content, (X,), (Y, Z), LIMITS, json_bytes)
+
+
+def test_raw_tensors_need_the_header_that_says_where_they_begin() -> None:
+    content, _ = packed({"inputs": [raw_tensor(16)]})
+    with pytest.raises(InvalidRequest, match="inference-header-content-length"):
+        parse_request(content, (X,), (Y, Z), LIMITS)
+    with pytest.raises(InvalidRequest, match="but the body has"):
+        parse_request(content, (X,), (Y, Z), LIMITS, len(content) + 1)
+
+
+def test_a_raw_request_is_one_row_of_the_only_input() -> None:
+    image = TensorSpec(name="i", datatype="UINT8", shape=(-1, 2, 3))
+    asked = parse_request(bytes(range(6)), (image,), (Y, Z), LIMITS, 0)
+    assert asked.inputs["i"].tolist() == [[[0, 1, 2], [3, 4, 5]]]
+    assert asked.binary == {"y", "z"} and asked.rows == 1
+    free = TensorSpec(name="i", datatype="INT32", shape=(-1, -1, 2))
+    assert parse_request(bytes(16), (free,), (Y, Z), LIMITS, 0).inputs["i"].shape == (1, 2, 2)
+    text = TensorSpec(name="i", datatype="BYTES", shape=(-1,))
+    assert parse_request(b"hello", (text,), (Y, Z), LIMITS, 0).inputs["i"].tolist() == [b"hello"]
+    for specs, message in (((image, X), "one input"), ((X,), "takes 8 bytes, got 7")):
+        with pytest.raises(InvalidRequest, match=message):
+            parse_request(bytes(7), specs, (Y, Z), LIMITS, 0)
+
+
+def test_outputs_are_answered_in_the_form_asked_for() -> None:
+    halves = np.array([[1, np.nan]], dtype=np.float16)
+    made, json_bytes = answer("m", "3", {"h": halves, "y": TWO_BY_TWO}, None, frozenset({"h"}))
+    head = json.loads(made[:json_bytes])
+    assert head["outputs"][0] == {
+        "name": "h",
+        "datatype": "FP16",
+        "shape": [1, 2],
+        "parameters": {"binary_data_size": 4},
+    }
+    assert made[json_bytes:] == halves.tobytes()
+    assert head["outputs"][1]["data"] == [1, 2.5, 3, 4]
+    wishes = [{"name": "z", "parameters": {"binary_data": False}}, {"name": "y"}]
+    asked = parse({**body(), "parameters": {"binary_data_output": True}, "outputs": wishes})
+    assert asked.binary == {"y"}
+
+
+def test_a_body_of_nothing_but_brackets_is_refused_before_it_is_memory() -> None:
+    content = b'{"inputs": [' + b"[]," * (1 << 20) + b"[]]}"
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match="lists and objects"):
+            parse_request(content, (X,), (Y,), LIMITS)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_inputs_must_agree_in_their_batch() -> None:
@@ -191,7 +316,7 @@ def test_an_overflowing_shape_allocates_nothing() -> None:
 
 
 def test_answers_stay_json_with_nan_and_infinity() -> None:
-    made = answer("m", "3", {"y": np.array([[np.nan, np.inf, -np.inf, 0.1]], dtype=np.float32)}, "7")
+    made, _ = answer("m", "3", {"y": np.array([[np.nan, np.inf, -np.inf, 0.1]], dtype=np.float32)}, "7")
 
     def never(constant: str) -> float:
         raise AssertionError(f"{constant} is not JSON")
@@ -202,7 +327,7 @@ def test_answers_stay_json_with_nan_and_infinity() -> None:
         "id": "7",
         "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 4], "data": [None, None, None, 0.1]}],
     }
-    assert b'"id"' not in answer("m", "3", {}, None)
+    assert b'"id"' not in answer("m", "3", {}, None)[0]
 
 
 def test_an_fp16_answer_is_refused() -> None:
@@ -269,7 +394,7 @@ def test_what_is_sent_is_what_the_model_gets_and_what_it_answers_is_what_is_rece
     assert got.shape == shape
     assert got.tolist() == array.tolist()
 
-    received = json.loads(answer("m", "1", {"y": got}, None))["outputs"][0]
+    received = json.loads(answer("m", "1", {"y": got}, None)[0])["outputs"][0]
     assert received["datatype"] == datatype
     assert tuple(received["shape"]) == shape
     if datatype == "FP32":

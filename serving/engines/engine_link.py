@@ -1,0 +1,203 @@
+"""The front's side of one engine process: sends it frames of requests, hands out its answers, notices its end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+
+from model_registry.cpu_class import CpuClassMismatch
+from model_registry.manifest import ManifestMismatch
+from model_registry.variant import TensorSpec, Variant
+from serving.engines.engine_frames import Asked, EngineWork, FrameCutter, MalformedFrame, pack_asked, unpack_answered
+from serving.engines.infer_job import InferJob
+from serving.engines.nursery_link import Nursery
+from serving.exceptions import EngineLoadError, LoadFailed
+from serving.onnx_safety import UnsafeModel
+
+_END_SECONDS = 5.0
+_STATUS_SECONDS = 0.5
+"""How long after its connection the nursery may tell how an engine ended."""
+_LOAD_ERRORS = {kind.__name__: kind for kind in (CpuClassMismatch, UnsafeModel)}
+_LONGEST_WAITED = (1 << 32) - 1
+
+Heard = Callable[["EngineLink", list[tuple[InferJob, int]], EngineWork], None]
+"""Who is told of answers: the engine, the jobs with their statuses, what the engine did."""
+
+
+class EngineLink(asyncio.Protocol):
+    """One running engine process.
+
+    Attributes:
+        pid: of the process.
+        inputs, outputs: tensor specs as it serves them.
+        batching: what its batch certificate says.
+        load_seconds: what loading and warming up took inside the process.
+        flying: jobs that it has, by number; in the order in which they were sent.
+        frames: sent and not yet finished.
+        heard: when it last said anything, by the monotonic clock.
+        gone: a future that ends with the reason once the process is dead or unusable.
+    """
+
+    def __init__(self, heard: Heard) -> None:
+        loop = asyncio.get_running_loop()
+        self.pid = 0
+        self.inputs: tuple[TensorSpec, ...] = ()
+        self.outputs: tuple[TensorSpec, ...] = ()
+        self.batching: dict[str, Any] = {}
+        self.load_seconds = 0.0
+        self.flying: dict[int, InferJob] = {}
+        self.frames = 0
+        self.heard = time.monotonic()
+        self.gone: asyncio.Future[str] = loop.create_future()
+        self.closed: asyncio.Future[None] = loop.create_future()
+        """Done as soon as it can answer nothing any more, before it is known why."""
+        self._loaded: asyncio.Future[tuple[int, bytes]] = loop.create_future()
+        self._tell = heard
+        self._cutter = FrameCutter()
+        self._number = 0
+        self._transport: asyncio.Transport | None = None
+        self._pidfd = -1
+
+    @classmethod
+    async def start(
+        cls,
+        nursery: Nursery,
+        folder: Path,
+        variant: Variant,
+        heard: Heard,
+        *,
+        name: tuple[str, str] = ("", ""),
+        seconds: float = 120.0,
+    ) -> EngineLink:
+        """Start a process, load and warm the variant in it.
+
+        Args:
+            folder: holds the variant's files.
+            name: model and version, for its answers.
+            seconds: how long that may take.
+
+        Raises:
+            CpuClassMismatch, UnsafeModel, EngineLoadError: the variant cannot be run here.
+            LoadFailed: it took longer than ``seconds`` or the process died; the process is ended.
+        """
+        link = cls(heard)
+        manifest = variant.model_dump(mode="json", by_alias=True)
+        order = {"folder": str(folder.absolute()), "variant": manifest, "model": name[0], "version": name[1]}
+        link.pid, connection = await nursery.start_engine(order, link._ended)
+        with contextlib.suppress(OSError, AttributeError):  # already gone, or another system than Linux
+            link._pidfd = os.pidfd_open(link.pid)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: link, connection)
+        try:
+            async with asyncio.timeout(seconds):
+                status, body = await link._loaded
+            if status != 200:
+                raise _load_error(orjson.loads(body))
+        except TimeoutError as error:
+            link.kill()
+            raise LoadFailed(
+                f"loading and warming up took longer than {seconds:g} s; the engine process was ended"
+            ) from error
+        except BaseException:
+            link.kill()
+            raise
+        link._take_over(orjson.loads(body))
+        return link
+
+    def send(self, jobs: Sequence[InferJob]) -> None:
+        """Send the jobs as one frame; each is in ``flying`` until it is answered."""
+        assert self._transport is not None
+        now, asked = time.monotonic(), list[Asked]()
+        for job in jobs:
+            self._number = number = (self._number + 1) & 0xFFFFFFFF
+            job.sent = now
+            self.flying[number] = job
+            waited = min(_LONGEST_WAITED, int(1e6 * (now - job.began)))
+            asked.append(Asked(number, job.body, job.json_bytes, job.packing, waited))
+        self.frames += 1
+        self._transport.writelines(pack_asked(asked))
+
+    async def stop(self) -> None:
+        """End the process: its connection is closed, and what does not end by itself is killed."""
+        if self.gone.done() or self._transport is None:
+            return
+        self._transport.close()
+        done, _ = await asyncio.wait([self.gone], timeout=_END_SECONDS)
+        if not done:
+            self.kill()
+            await self.gone
+
+    def kill(self) -> None:
+        """End the process at once."""
+        if not self.gone.done() and self._pidfd >= 0:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- asyncio's callbacks ------------------------------------------------------------------------------------
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = time.monotonic()
+        try:
+            for frame in self._cutter.feed(data):
+                self._take(frame)
+        except MalformedFrame as error:
+            print(f"engine {self.pid}: {error}", file=sys.stderr)
+            self.kill()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._loaded.done():
+            self._loaded.set_exception(LoadFailed("the engine process died while it loaded the model"))
+            self._loaded.exception()  # seen: nobody may be waiting for it any more
+        if not self.closed.done():
+            self.closed.set_result(None)
+        asyncio.get_running_loop().call_later(_STATUS_SECONDS, self._ended, "its connection was closed")
+
+    # -- plumbing -----------------------------------------------------------------------------------------------
+    def _take(self, frame: bytes) -> None:
+        answers, work = unpack_answered(frame)
+        if not self._loaded.done():
+            self._loaded.set_result((answers[0].status, bytes(answers[0].body)))
+            return
+        self.frames -= work.done
+        done = list[tuple[InferJob, int]]()
+        for answered in answers:
+            job = self.flying.pop(answered.number, None)
+            if job is not None:
+                job.deliver(answered)
+                done.append((job, answered.status))
+        self._tell(self, done, work)
+
+    def _take_over(self, said: dict[str, Any]) -> None:
+        self.inputs = tuple(TensorSpec.model_validate(spec) for spec in said["inputs"])
+        self.outputs = tuple(TensorSpec.model_validate(spec) for spec in said["outputs"])
+        self.batching, self.load_seconds = said["batching"], said["seconds"]
+
+    def _ended(self, how: str) -> None:
+        """The process is gone; the first who knows says how."""
+        if self.gone.done():
+            return
+        self.gone.set_result(how)
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
+        if self._transport is not None:
+            self._transport.abort()
+
+
+def _load_error(said: dict[str, Any]) -> Exception:
+    kind: type[Exception] = _LOAD_ERRORS.get(said["type"], EngineLoadError)
+    if said["type"] == ManifestMismatch.__name__:
+        return LoadFailed("the model's files changed between their check and their use; try again")
+    return kind(said["error"])

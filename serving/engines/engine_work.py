@@ -1,0 +1,231 @@
+"""What an engine process does: read a frame of request bodies, run it as one batch, answer it in one write.
+
+One thread reads, computes and answers in turn: two threads would hand the interpreter's lock to each other for longer
+than a small model runs. The next frame waits in the socket meanwhile.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from model_registry.variant import Variant
+from serving.engine import MODEL, Engine
+from serving.engines.batch_certificate import BatchCertificate, certify
+from serving.engines.batch_run import BatchRunner, Outputs
+from serving.engines.engine_frames import (
+    GZIP,
+    MAY_PACK,
+    PLAIN,
+    Answered,
+    Asked,
+    EngineWork,
+    FrameCutter,
+    pack_answered,
+    unpack_asked,
+)
+from serving.engines.packed_body import LEAST_PACKED, packed_body, unpacked_body
+from serving.engines.quick_request import QuickReader
+from serving.exceptions import EngineRunError, InferenceTimedOut, ServingError
+from serving.limits import RequestLimits
+from serving.protocol import InferRequest, answer, parse_request
+from serving.verified_file import read_verified
+
+_READ = 1 << 18
+_PACKING = 0x0F
+_LOADING_NICE = 10
+"""How far a version that is being loaded stands back behind those that answer."""
+
+
+def serve_engine(connection: socket.socket, order: dict[str, Any]) -> None:
+    """Load what the order names, say how it is served, then answer until the other side closes.
+
+    Args:
+        connection: to the front; its first answer, of number 0, says what was loaded or why nothing was.
+        order: ``folder``, ``variant``, ``model``, ``version``.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the front drains us first
+    threading.Thread(target=_lifeline, args=(connection.fileno(),), daemon=True).start()
+    began = time.perf_counter()
+    limits = RequestLimits()
+    try:
+        engine, certificate = _load(order)
+    except Exception as error:  # noqa: BLE001 - sent to the front, which raises it there
+        _send(connection, 500, {"error": str(error), "type": type(error).__name__})
+        return
+    worker = _Worker(engine, certificate, limits, model=order["model"], version=order["version"])
+    gc.collect()
+    gc.freeze()  # what was loaded stays: the collector need not look at it again
+    ready = {
+        "inputs": [spec.model_dump(mode="json") for spec in engine.inputs],
+        "outputs": [spec.model_dump(mode="json") for spec in engine.outputs],
+        "batching": {"kind": certificate.kind, "why": certificate.why, "most_rows": worker.runner.most_rows},
+        "seconds": round(time.perf_counter() - began, 4),
+    }
+    _send(connection, 200, ready)
+    try:
+        _work(connection, worker)
+    except (BrokenPipeError, ConnectionResetError):  # the front is gone
+        return
+
+
+def _load(order: dict[str, Any]) -> tuple[Engine, BatchCertificate]:
+    """The engine, warmed up, with its certificate; at a low priority where that can be taken back.
+
+    A thread's priority is its own on Linux. Threads that ONNX Runtime starts inherit it from the one that loads, so a
+    model of several threads is loaded by the main one.
+    """
+    folder, variant = Path(order["folder"]), Variant.model_validate(order["variant"])
+    found: list[tuple[Engine, BatchCertificate]] = []
+    failed: list[BaseException] = []
+
+    def load() -> None:
+        engine = Engine(folder, variant)
+        engine.warm_up()
+        found.append((engine, certify(engine, read_verified(folder, variant.file(MODEL)))))
+
+    def behind() -> None:
+        try:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADING_NICE)
+            load()
+        except BaseException as error:  # noqa: BLE001 - raised again below, in the main thread
+            failed.append(error)
+
+    if variant.runtime.intra_op_threads == 1 and sys.platform == "linux":
+        thread = threading.Thread(target=behind)
+        thread.start()
+        thread.join()
+    else:
+        load()
+    if failed:
+        raise failed[0]
+    return found[0]
+
+
+class _Worker:
+    """Answers frames of requests for one version."""
+
+    def __init__(
+        self, engine: Engine, certificate: BatchCertificate, limits: RequestLimits, *, model: str, version: str
+    ) -> None:
+        self._engine, self._limits, self._model, self._version = engine, limits, model, version
+        self.runner = BatchRunner(engine, certificate, limits.rows_per_run)
+        self._quick = QuickReader(engine.inputs, engine.outputs, limits)
+        self._row_seconds = certificate.seconds
+
+    def answer(self, connection: socket.socket, frame: bytes) -> None:
+        """Answer the requests of a frame, those of each run as soon as it is done."""
+        began = time.perf_counter()
+        asked = unpack_asked(frame)
+        early, good, requests = list[Answered](), list[Asked](), list[InferRequest]()
+        for one in asked:
+            try:
+                requests.append(self._read(one))
+                good.append(one)
+            except ServingError as error:
+                early.append(_refused(one, error))
+        groups = list(self.runner.groups(requests))
+        read = time.perf_counter()
+        if not groups:
+            connection.sendall(pack_answered(early, EngineWork(0, 0, _us(began, read), 0, 0, True)))
+            return
+        for number, members in enumerate(groups):
+            chosen = [requests[i] for i in members]
+            outputs = self.runner.run(chosen)
+            ran = time.perf_counter()
+            answers = [self._made(good[i], requests[i], made) for i, made in zip(members, outputs, strict=True)]
+            answers += early
+            early = []
+            done = time.perf_counter()
+            rows, runs = sum(max(request.rows, 1) for request in chosen), self.runner.runs(chosen)
+            if rows:
+                self._row_seconds += 0.1 * ((ran - read) / rows - self._row_seconds)
+            last = number == len(groups) - 1
+            work = EngineWork(rows, runs, _us(began, read) if not number else 0, _us(read, ran), _us(ran, done), last)
+            connection.sendall(pack_answered(answers, work))
+            read = time.perf_counter()
+
+    def _read(self, asked: Asked) -> InferRequest:
+        packing = asked.packing & _PACKING
+        body = unpacked_body(asked.body, packing, self._limits) if packing != PLAIN else asked.body
+        request = self._quick(body) if asked.json_bytes == -1 else None
+        if request is None:
+            request = parse_request(
+                bytes(body) if asked.json_bytes == -1 else body,
+                self._engine.inputs,
+                self._engine.outputs,
+                self._limits,
+                asked.json_bytes,
+            )
+        needed = 1e6 * self._row_seconds * max(request.rows, 1)
+        if request.timeout and asked.waited + needed > request.timeout:
+            raise InferenceTimedOut(
+                f"the request waited {asked.waited} us and would take {needed:.0f} us more; its timeout is "
+                f"{request.timeout} us, so it was not begun"
+            )
+        return request
+
+    def _made(self, asked: Asked, request: InferRequest, outputs: Outputs | EngineRunError) -> Answered:
+        if isinstance(outputs, EngineRunError):
+            print(f"model {self._model} version {self._version} failed on a request: {outputs}", file=sys.stderr)
+            text = f"model {self._model!r} failed on this input though its shape is right; the endpoint's log says why"
+            return _refused(asked, ServingError(text))
+        try:
+            body, json_bytes = answer(self._model, self._version, outputs, request.id, request.binary)
+        except ServingError as error:
+            return _refused(asked, error)
+        if asked.packing & MAY_PACK and len(body) >= LEAST_PACKED:
+            return Answered(asked.number, packed_body(body), json_bytes, 200, GZIP)
+        return Answered(asked.number, body, json_bytes, 200, PLAIN)
+
+
+def _work(connection: socket.socket, worker: _Worker) -> None:
+    cutter = FrameCutter()
+    while data := connection.recv(_READ):
+        for frame in cutter.feed(data):
+            worker.answer(connection, frame)
+
+
+def _refused(asked: Asked, error: ServingError) -> Answered:
+    return Answered(asked.number, orjson.dumps({"error": str(error)}), -1, error.status, PLAIN)
+
+
+def _send(connection: socket.socket, status: int, facts: dict[str, Any]) -> None:
+    body = orjson.dumps(facts)
+    connection.sendall(pack_answered([Answered(0, body, -1, status, PLAIN)], EngineWork(0, 0, 0, 0, 0, True)))
+
+
+def _us(since: float, until: float) -> int:
+    return int(1e6 * (until - since))
+
+
+def _lifeline(descriptor: int) -> None:
+    """End this process once the other side is gone, even while the model runs."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLRDHUP)  # no data: that would wake us at each request
+    poll.poll()
+    time.sleep(1)  # a clean end ends the process by itself
+    os._exit(0)
+
+
+def run_and_exit(connection: socket.socket, order: dict[str, Any]) -> None:
+    """:func:`serve_engine` as all that a process does; never returns."""
+    try:
+        serve_engine(connection, order)
+    except BaseException:  # noqa: BLE001 - a broken stream or a fault of ours: end, and be started afresh
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    sys.stderr.flush()
+    os._exit(0)  # ONNX Runtime's teardown can only cost time from here on

@@ -1,0 +1,31 @@
+"""One inference request on its way: from the front to an engine and back."""
+
+from __future__ import annotations
+
+from serving.engines.engine_frames import PLAIN, Answered
+
+
+class InferJob:
+    """A request that is kept until it is answered, so that an engine's death costs nobody an answer.
+
+    Attributes:
+        body: as it was sent, packed or not.
+        json_bytes, packing: see :class:`serving.engines.engine_frames.Asked`.
+        began: when it was complete, by the monotonic clock in seconds; ``sent``: when an engine got it.
+        tries: engines that died with it.
+    """
+
+    __slots__ = ("began", "body", "json_bytes", "packing", "sent", "tries")
+
+    def __init__(self, body: bytes, json_bytes: int = -1, packing: int = PLAIN, *, began: float) -> None:
+        self.body, self.json_bytes, self.packing = body, json_bytes, packing
+        self.began, self.sent, self.tries = began, 0.0, 0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether anybody still waits for the answer."""
+        return True
+
+    def deliver(self, answered: Answered) -> None:
+        """Called once, with the answer."""
+        raise NotImplementedError

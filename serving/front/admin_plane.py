@@ -1,0 +1,123 @@
+"""The admin listener: which versions are loaded, which has the traffic; metrics. A port of its own, behind a token."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from typing import Any
+
+from prometheus_client.core import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+
+from serving.exceptions import AdminDisabled, InvalidRequest, ServingError, Unauthorized
+from serving.front.http_connection import HttpConnection
+from serving.front.http_head import RequestHead
+from serving.front.http_routes import Route, RouteTable
+from serving.front.http_service import RoutedService, lines_of, reply
+from serving.limits import RequestLimits
+from serving.loaded_version import LoadedVersion
+from serving.protocol import read_object
+from serving.rollout import Rollout
+from serving.version_stats import version_metrics
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_VERSION = re.compile(r"[0-9]{1,18}")
+_LIMITS = RequestLimits(body_bytes=1 << 16, body_seconds=10.0, connections=256)
+
+
+class AdminPlane(RoutedService):
+    """Loads versions, gives them the traffic, takes them away. Without a token it refuses everything."""
+
+    def __init__(self, rollout: Rollout, token: str) -> None:
+        self._rollout = rollout
+        self._expected = f"Bearer {token}".encode() if token else b""
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(_Metrics(rollout))
+        plain = {"/admin/models": {"GET": self._models}, "/metrics": {"GET": self._metrics}}
+        versioned = {"": {"PUT": self._load, "DELETE": self._unload}}
+        super().__init__(
+            RouteTable(plain, {"/traffic": {"POST": self._traffic}}, root="admin", versioned=versioned), _LIMITS
+        )
+
+    def admit(self, head: RequestHead) -> None:
+        error = self._refusal(head.headers.get(b"authorization", b""))
+        if error is not None:  # whatever the path: who may do nothing learns nothing
+            head.refusal = (error.status, str(error), lines_of(error.status))
+            return
+        super().admit(head)
+
+    def _refusal(self, given: bytes) -> ServingError | None:
+        if not self._expected:
+            return AdminDisabled("the endpoint was started without WINNOW_ADMIN_TOKEN; set it and start it again")
+        if not hmac.compare_digest(given, self._expected):
+            return Unauthorized("send the header 'Authorization: Bearer TOKEN' with the endpoint's WINNOW_ADMIN_TOKEN")
+        return None
+
+    # -- handlers ---------------------------------------------------------------------------------------------------
+    def _models(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
+        models = [
+            {
+                "model": name,
+                "serving": model.serving,
+                "reason": model.reason if model.serving is None else "",
+                "versions": [_describe(model.versions[number]) for number in sorted(model.versions, key=int)],
+            }
+            for name, model in sorted(self._rollout.models.items())
+        ]
+        reply(connection, {"models": models, "waiting_for": self._rollout.waiting_for})
+
+    def _metrics(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
+        connection.answer(200, generate_latest(self._registry), content_type=CONTENT_TYPE_PLAIN_0_0_4.encode())
+
+    async def _load(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
+        route: Route = head.route
+        digest = read_object(body).get("digest")
+        if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+            raise InvalidRequest(f'the body must be {{"digest": 64 hexadecimal digits}}, got digest {_short(digest)}')
+        reply(connection, _describe(await self._rollout.load(route.model, route.version, digest)))
+
+    def _traffic(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
+        route: Route = head.route
+        asked = read_object(body)
+        version = asked.get("version")
+        known = version is None or (isinstance(version, str) and _VERSION.fullmatch(version))
+        if "version" not in asked or not known:
+            raise InvalidRequest(
+                f'the body must be {{"version": "number"}}, or null for no traffic, got version {_short(version)}'
+            )
+        reply(connection, {"previous": self._rollout.set_traffic(route.model, version)})
+
+    async def _unload(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
+        route: Route = head.route
+        await self._rollout.unload(route.model, route.version)
+        reply(connection, {"model": route.model, "version": route.version, "state": "stopped"})
+
+
+class _Metrics:
+    """Collects what the loaded versions counted, when it is asked for."""
+
+    def __init__(self, rollout: Rollout) -> None:
+        self._rollout = rollout
+
+    def collect(self) -> Any:
+        return version_metrics((v.model, v.version, v.stats, v.waiting, len(v.pids)) for v in self._rollout.versions())
+
+
+def _describe(version: LoadedVersion) -> dict[str, Any]:
+    pids = version.pids
+    return {
+        "model": version.model,
+        "version": version.version,
+        "digest": version.digest,
+        "state": version.state,
+        "reason": version.reason,
+        "pid": pids[0] if pids else None,
+        "pids": pids,
+        "batching": version.batching,
+        "load_seconds": round(version.load_seconds, 3),
+        "restarts": version.restarts,
+    }
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:80] if isinstance(value, str | int | float | None) else type(value).__name__

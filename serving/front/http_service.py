@@ -1,0 +1,127 @@
+"""What both listeners share: their connections, one timer for all deadlines, and errors as ``{"error": text}``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from typing import Any
+
+import orjson
+
+from serving.exceptions import ServingError
+from serving.front.http_connection import HttpConnection, error_body
+from serving.front.http_head import HeadTable, RequestHead
+from serving.front.http_routes import Route, RouteTable
+from serving.limits import RequestLimits
+
+_TICK = 0.5
+log = logging.getLogger("winnow.serving")
+
+
+class RoutedService:
+    """Answers the requests of a listener by its routes.
+
+    Attributes:
+        heads: of requests that were taken before; emptied when what they mean may have changed.
+        connections: that are open.
+        now: the monotonic clock at the last tick.
+        draining: no connection is kept after its answer.
+    """
+
+    def __init__(self, routes: RouteTable, limits: RequestLimits) -> None:
+        self.routes, self.limits = routes, limits
+        self.heads = HeadTable()
+        self.connections = set[HttpConnection]()
+        self.now = time.monotonic()
+        self.draining = False
+        self._tasks = set[asyncio.Task[None]]()
+
+    def connect(self) -> HttpConnection:
+        """A protocol for a new connection."""
+        return HttpConnection(self)
+
+    def tick(self) -> None:
+        """Check every connection's deadlines; called twice a second."""
+        self.now = time.monotonic()
+        for connection in list(self.connections):
+            connection.check(self.now)
+
+    def admit(self, head: RequestHead) -> None:
+        """Find its route, before its body is read."""
+        try:
+            found = self.routes.find(head)
+        except ServingError as error:
+            head.refusal = (error.status, str(error), b"")
+            return
+        if isinstance(found, tuple):
+            head.refusal = found
+            return
+        head.route = found
+        self.permit(head, found)
+
+    def permit(self, head: RequestHead, route: Route) -> None:
+        """Refuse the head, by its ``refusal``, where its sender may not do this."""
+
+    def handle(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
+        """Hand the request to its route's handler; one that waits for something goes on by itself."""
+        try:
+            waits = head.route.handler(connection, head, body)
+        except ServingError as error:
+            refuse(connection, error)
+        except Exception:  # noqa: BLE001 - whatever it is, the client is answered and the log says it
+            _unexpected(connection, head)
+        else:
+            if waits is not None:
+                task = asyncio.create_task(self._wait(waits, connection, head))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def _wait(self, waits: Any, connection: HttpConnection, head: RequestHead) -> None:
+        try:
+            await waits
+        except ServingError as error:
+            refuse(connection, error)
+        except Exception:  # noqa: BLE001 - as above
+            _unexpected(connection, head)
+
+    async def drain(self, seconds: float) -> None:
+        """Let requests in flight be answered; what is still open then is closed."""
+        self.draining = True
+        end = time.monotonic() + seconds
+        for connection in list(self.connections):
+            connection.check(self.now)
+        while self.connections and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        for connection in list(self.connections):
+            connection.close()
+
+
+def refuse(connection: HttpConnection, error: ServingError) -> None:
+    """Answer with the error."""
+    connection.answer(error.status, error_body(str(error)), lines_of(error.status))
+
+
+def lines_of(status: int) -> bytes:
+    """Header lines that go with the status of a refusal."""
+    if status == 503:
+        return b"retry-after: 1\r\n"
+    return b"www-authenticate: Bearer\r\n" if status == 401 else b""
+
+
+def reply(connection: HttpConnection, value: Any) -> None:
+    """Answer with a value as JSON."""
+    connection.answer(200, orjson.dumps(value))
+
+
+def _unexpected(connection: HttpConnection, head: RequestHead) -> None:
+    log.exception("a fault of the endpoint's own on %s %s", head.method.decode(), ascii(head.path.decode("latin-1")))
+    connection.answer(500, error_body("internal error; the endpoint's log says more"))
+
+
+async def tick_for_ever(*services: RoutedService) -> None:
+    """The timer of all deadlines."""
+    while True:
+        await asyncio.sleep(_TICK)
+        for service in services:
+            service.tick()
