@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -47,8 +46,7 @@ _HARMLESS: dict[str, tuple[object, ...]] = {
 """Parameters that are not offered, and the values with which they ask for nothing."""
 
 
-@dataclass(frozen=True)
-class InferRequest:
+class InferRequest(NamedTuple):
     """A checked request.
 
     ``inputs``: tensors that fit the model; ``outputs``: wanted, in order, those in ``binary`` in raw form; ``id``: to

@@ -10,12 +10,15 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from model_registry.variant import TensorSpec
+from serving.engines.answer_writer import AnswerWriter
 from serving.engines.quick_request import QuickReader
-from serving.exceptions import ServingError
+from serving.exceptions import ServingError, Unsupported
 from serving.limits import RequestLimits
-from serving.protocol import InferRequest, parse_request
+from serving.protocol import InferRequest, answer, parse_request
+from serving.tensors import bytes_array
 
 LIMITS = RequestLimits(elements=1 << 16)
 OUTPUTS = (TensorSpec(name="y", datatype="FP32", shape=(-1, 10)),)
@@ -32,23 +35,26 @@ def request(width: int = 3, **changes: Any) -> dict[str, Any]:
     return {"inputs": [tensor]}
 
 
-def both(body: bytes, spec_: TensorSpec) -> tuple[InferRequest | None, InferRequest | ServingError]:
-    quick = QuickReader((spec_,), OUTPUTS, LIMITS)(body)
-    try:
-        return quick, parse_request(body, (spec_,), OUTPUTS, LIMITS)
-    except ServingError as error:
-        return quick, error
-
-
-def agree(body: bytes, spec_: TensorSpec) -> bool:
+def agree(body: bytes, spec_: TensorSpec, json_bytes: int = -1) -> bool:
     """Whether the quick way took it; what it takes is what the strict one reads."""
-    quick, strict = both(body, spec_)
-    if quick is None:
-        return False
-    assert isinstance(strict, InferRequest), f"taken, but refused with {strict}"
-    assert (quick.outputs, quick.id, quick.rows) == (strict.outputs, strict.id, strict.rows)
-    assert quick.inputs["x"].dtype == strict.inputs["x"].dtype
-    np.testing.assert_array_equal(quick.inputs["x"], strict.inputs["x"])
+    reader = QuickReader((spec_,), OUTPUTS, LIMITS)
+    strict: InferRequest | ServingError
+    try:
+        strict = parse_request(body, (spec_,), OUTPUTS, LIMITS, json_bytes)
+    except ServingError as error:
+        strict = error
+    for _ in range(2):  # what was read before is looked up
+        quick = reader(body, json_bytes)
+        array = None if quick is None else reader.array([quick])
+        if quick is None or array is None:
+            return False
+        assert isinstance(strict, InferRequest), f"taken, but refused with {strict}"
+        assert quick[2:] == (strict.outputs, strict.id, strict.binary, strict.timeout)
+        assert quick.rows == strict.rows
+        for found in (array, reader.array([quick, quick])):
+            assert found is not None
+            assert found.dtype == strict.inputs["x"].dtype
+            np.testing.assert_array_equal(found[: quick.rows], strict.inputs["x"])
     return True
 
 
@@ -99,6 +105,59 @@ def test_a_member_given_twice_is_read_as_the_strict_way_does(width: int) -> None
         body[:-1] + b',"inputs":[]}',
     ):
         agree(twice, spec(width=width))
+
+
+def binary(array: Any, **more: Any) -> tuple[bytes, int]:
+    tensor: dict[str, Any] = {"name": "x", "shape": list(array.shape), "datatype": "FP32"}
+    tensor["parameters"] = {"binary_data_size": array.nbytes}
+    head = orjson.dumps({"inputs": [tensor], **more})
+    return head + array.tobytes(), len(head)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_raw_tensor_is_read_quickly(width: int) -> None:
+    array = np.random.default_rng(0).standard_normal((2, width)).astype(np.float32)
+    assert agree(*_with(spec(width=width), binary(array)))
+    wishes: dict[str, Any] = {"id": "7", "parameters": {"binary_data_output": True, "timeout": 9}}
+    assert agree(*_with(spec(width=width), binary(array, **wishes)))
+    content, json_bytes = binary(array)
+    for wrong in (content + b"x", content[:-1], content[:json_bytes]):
+        assert not agree(wrong, spec(width=width), json_bytes)
+    for number in (np.nan, np.inf):
+        array[1, 0] = number
+        assert not agree(*_with(spec(width=width), binary(array)))
+    gaps = spec(width=width).model_copy(update={"missing": True})
+    assert not agree(*_with(gaps, binary(array))), "where a value may be missing the strict way looks which"
+
+
+def _with(spec_: TensorSpec, made: tuple[bytes, int]) -> tuple[bytes, TensorSpec, int]:
+    return made[0], spec_, made[1]
+
+
+ARRAYS = hnp.arrays(
+    st.sampled_from([np.dtype(kind) for kind in ("<f2", "<f4", "<f8", "u1", "<i8", "?")]),
+    hnp.array_shapes(max_dims=3, max_side=3),
+)
+
+
+@given(st.dictionaries(st.text(max_size=3), ARRAYS, max_size=3), st.none() | st.text(max_size=3), st.data())
+def test_answers_are_those_of_the_strict_way(outputs: Any, identity: str | None, data: st.DataObject) -> None:
+    if data.draw(st.booleans()):
+        outputs = {**outputs, "text": bytes_array([b"a", b"\xff"], (2,))}
+    wished = frozenset(data.draw(st.lists(st.sampled_from(sorted(outputs)), max_size=3)) if outputs else ())
+    writer = AnswerWriter("m", "3")
+    try:
+        wanted = answer("m", "3", outputs, identity, wished)
+    except Unsupported:
+        with pytest.raises(Unsupported):
+            writer(outputs, identity, wished)
+        return
+    for _ in range(2):
+        made, json_bytes = writer(outputs, identity, wished)
+        assert json_bytes in (wanted[1], len(made)) if not wished else json_bytes > 0
+        split, expected = (x if x > 0 else None for x in (json_bytes, wanted[1]))
+        assert orjson.loads(made[:split]) == orjson.loads(wanted[0][:expected])
+        assert made[split or len(made) :] == wanted[0][expected or len(wanted[0]) :]
 
 
 json_values = st.recursive(

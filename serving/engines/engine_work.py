@@ -15,13 +15,16 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from model_registry.variant import Variant
 from serving.engine import MODEL, Engine
+from serving.engines.answer_writer import AnswerWriter
 from serving.engines.batch_certificate import BatchCertificate, certify
 from serving.engines.batch_run import BatchRunner, Outputs
 from serving.engines.engine_frames import (
@@ -36,10 +39,10 @@ from serving.engines.engine_frames import (
     unpack_asked,
 )
 from serving.engines.packed_body import LEAST_PACKED, packed_body, unpacked_body
-from serving.engines.quick_request import QuickReader
+from serving.engines.quick_request import QuickReader, QuickRequest
 from serving.exceptions import EngineRunError, InferenceTimedOut, ServingError
 from serving.limits import RequestLimits
-from serving.protocol import InferRequest, answer, parse_request
+from serving.protocol import InferRequest, parse_request
 from serving.verified_file import read_verified
 
 _READ = 1 << 18
@@ -119,75 +122,151 @@ class _Worker:
     def __init__(
         self, engine: Engine, certificate: BatchCertificate, limits: RequestLimits, *, model: str, version: str
     ) -> None:
-        self._engine, self._limits, self._model, self._version = engine, limits, model, version
+        self._engine, self._limits, self._name = engine, limits, (model, version)
         self.runner = BatchRunner(engine, certificate, limits.rows_per_run)
         self._quick = QuickReader(engine.inputs, engine.outputs, limits)
+        self._write = AnswerWriter(model, version)
         self._row_seconds = certificate.seconds
 
     def answer(self, connection: socket.socket, frame: bytes) -> None:
         """Answer the requests of a frame, those of each run as soon as it is done."""
         began = time.perf_counter()
-        asked = unpack_asked(frame)
-        early, good, requests = list[Answered](), list[Asked](), list[InferRequest]()
-        for one in asked:
+        answers, quick, strict = (
+            list[Answered](),
+            list[tuple[Asked, QuickRequest]](),
+            list[tuple[Asked, InferRequest]](),
+        )
+        for asked in unpack_asked(frame):
             try:
-                requests.append(self._read(one))
-                good.append(one)
+                request = self._read(asked)
+                if isinstance(request, QuickRequest):
+                    quick.append((asked, request))
+                else:
+                    strict.append((asked, request))
             except ServingError as error:
-                early.append(_refused(one, error))
-        groups = list(self.runner.groups(requests))
-        read = time.perf_counter()
-        if not groups:
-            connection.sendall(pack_answered(early, EngineWork(0, 0, _us(began, read), 0, 0, True)))
-            return
-        for number, members in enumerate(groups):
-            chosen = [requests[i] for i in members]
-            outputs = self.runner.run(chosen)
-            ran = time.perf_counter()
-            answers = [self._made(good[i], requests[i], made) for i, made in zip(members, outputs, strict=True)]
-            answers += early
-            early = []
-            done = time.perf_counter()
-            rows, runs = sum(max(request.rows, 1) for request in chosen), self.runner.runs(chosen)
-            if rows:
-                self._row_seconds += 0.1 * ((ran - read) / rows - self._row_seconds)
+                answers.append(_refused(asked, error))
+        groups: list[Callable[[], _Done]] = [
+            partial(self._run_quick, quick[chosen])
+            for chosen in self.runner.chunks([request.rows for _, request in quick])
+        ]
+        groups += [
+            partial(self._run_strict, [strict[i] for i in members])
+            for members in self.runner.groups([request for _, request in strict])
+        ]
+        input_us = _us(began, time.perf_counter())
+        for number, run in enumerate(groups):
+            done = run()
+            if done.rows:
+                self._row_seconds += 0.1 * (done.run_us / 1e6 / done.rows - self._row_seconds)
             last = number == len(groups) - 1
-            work = EngineWork(rows, runs, _us(began, read) if not number else 0, _us(read, ran), _us(ran, done), last)
-            connection.sendall(pack_answered(answers, work))
-            read = time.perf_counter()
+            work = EngineWork(done.rows, done.runs, input_us + done.input_us, done.run_us, done.output_us, last)
+            connection.sendall(pack_answered(answers + done.answers, work))
+            answers, input_us = [], 0
+        if not groups:
+            connection.sendall(pack_answered(answers, EngineWork(0, 0, input_us, 0, 0, True)))
 
-    def _read(self, asked: Asked) -> InferRequest:
+    def _read(self, asked: Asked) -> QuickRequest | InferRequest:
         packing = asked.packing & _PACKING
         body = unpacked_body(asked.body, packing, self._limits) if packing != PLAIN else asked.body
-        request = self._quick(body) if asked.json_bytes == -1 else None
-        if request is None:
-            request = parse_request(
-                bytes(body) if asked.json_bytes == -1 else body,
-                self._engine.inputs,
-                self._engine.outputs,
-                self._limits,
-                asked.json_bytes,
-            )
-        needed = 1e6 * self._row_seconds * max(request.rows, 1)
-        if request.timeout and asked.waited + needed > request.timeout:
-            raise InferenceTimedOut(
-                f"the request waited {asked.waited} us and would take {needed:.0f} us more; its timeout is "
-                f"{request.timeout} us, so it was not begun"
-            )
+        request = self._quick(body, asked.json_bytes) or self._read_strictly(asked, body)
+        if request.timeout:
+            needed = 1e6 * self._row_seconds * max(request.rows, 1)
+            if asked.waited + needed > request.timeout:
+                raise InferenceTimedOut(
+                    f"the request waited {asked.waited} us and would take {needed:.0f} us more; its timeout is "
+                    f"{request.timeout} us, so it was not begun"
+                )
         return request
 
-    def _made(self, asked: Asked, request: InferRequest, outputs: Outputs | EngineRunError) -> Answered:
-        if isinstance(outputs, EngineRunError):
-            print(f"model {self._model} version {self._version} failed on a request: {outputs}", file=sys.stderr)
-            text = f"model {self._model!r} failed on this input though its shape is right; the endpoint's log says why"
-            return _refused(asked, ServingError(text))
+    def _read_strictly(self, asked: Asked, body: bytes | memoryview) -> InferRequest:
+        content = bytes(body) if asked.json_bytes == -1 else body
+        return parse_request(
+            content, self._engine.inputs, self._engine.outputs, self._limits, json_bytes=asked.json_bytes
+        )
+
+    def _run_quick(self, pairs: list[tuple[Asked, QuickRequest]]) -> _Done:
+        """Run requests of the common form as one array; each by itself and strictly where that does not work."""
+        assert self._quick.spec is not None
+        began = time.perf_counter()
+        requests = [request for _, request in pairs]
+        array = self._quick.array(requests)
+        if array is None:
+            return self._run_apart(pairs)
+        names = requests[0].outputs
+        if any(request.outputs is not names for request in requests):
+            names = tuple(self.runner.in_order({name for request in requests for name in request.outputs}))
+        read = time.perf_counter()
         try:
-            body, json_bytes = answer(self._model, self._version, outputs, request.id, request.binary)
+            found = self.runner.run_rows({self._quick.spec.name: array}, names)
+        except EngineRunError as error:
+            if len(pairs) > 1:
+                return self._run_apart(pairs)
+            return _Done([self._failed(pairs[0][0], error)], 0, 1, 0, _us(read, time.perf_counter()), 0)
+        ran = time.perf_counter()
+        answers, at = list[Answered](), 0
+        for asked, request in pairs:
+            until = at + request.rows
+            outputs = found if until - at == len(array) else {name: found[name][at:until] for name in names}
+            if request.outputs is not names:
+                outputs = {name: outputs[name] for name in request.outputs}
+            answers.append(self._made(asked, request, outputs))
+            at = until
+        done = time.perf_counter()
+        return _Done(answers, at, self.runner.runs(at), _us(began, read), _us(read, ran), _us(ran, done))
+
+    def _run_apart(self, pairs: list[tuple[Asked, QuickRequest]]) -> _Done:
+        """One by one, so that each is told what is wrong with it and no other."""
+        whole = _Done([], 0, 0, 0, 0, 0)
+        for asked, _ in pairs:
+            try:
+                packing = asked.packing & _PACKING
+                body = unpacked_body(asked.body, packing, self._limits) if packing != PLAIN else asked.body
+                whole = whole.and_(self._run_strict([(asked, self._read_strictly(asked, body))]))
+            except ServingError as error:
+                whole.answers.append(_refused(asked, error))
+        return whole
+
+    def _run_strict(self, pairs: list[tuple[Asked, InferRequest]]) -> _Done:
+        began = time.perf_counter()
+        requests = [request for _, request in pairs]
+        found = self.runner.run(requests)
+        ran = time.perf_counter()
+        answers = [
+            self._failed(asked, outputs) if isinstance(outputs, EngineRunError) else self._made(asked, request, outputs)
+            for (asked, request), outputs in zip(pairs, found, strict=True)
+        ]
+        rows = sum(max(request.rows, 1) for request in requests)
+        return _Done(answers, rows, self.runner.runs(rows), 0, _us(began, ran), _us(ran, time.perf_counter()))
+
+    def _failed(self, asked: Asked, error: EngineRunError) -> Answered:
+        model, version = self._name
+        print(f"model {model} version {version} failed on a request: {error}", file=sys.stderr)
+        text = f"model {model!r} failed on this input though its shape is right; the endpoint's log says why"
+        return _refused(asked, ServingError(text))
+
+    def _made(self, asked: Asked, request: InferRequest | QuickRequest, outputs: Outputs) -> Answered:
+        try:
+            body, json_bytes = self._write(outputs, request.id, request.binary)
         except ServingError as error:
             return _refused(asked, error)
         if asked.packing & MAY_PACK and len(body) >= LEAST_PACKED:
             return Answered(asked.number, packed_body(body), json_bytes, 200, GZIP)
         return Answered(asked.number, body, json_bytes, 200, PLAIN)
+
+
+class _Done(NamedTuple):
+    """Requests that were run together, in microseconds."""
+
+    answers: list[Answered]
+    rows: int
+    runs: int
+    input_us: int
+    run_us: int
+    output_us: int
+
+    def and_(self, other: _Done) -> _Done:
+        counts = [mine + theirs for mine, theirs in zip(self[1:], other[1:], strict=True)]
+        return _Done(self.answers + other.answers, *counts)
 
 
 def _work(connection: socket.socket, worker: _Worker) -> None:

@@ -22,8 +22,15 @@ _END_SECONDS = 5.0
 _ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 """A process of several threads must not fork; and no engine multiplies matrices with numpy."""
 _BUFFER_BYTES = 1 << 20
+_MOST_NURSERIES = 3
+"""That are tried for one engine."""
+_LOST = "the process that starts engines died; try again"
 
 Ended = Callable[[str], None]
+
+
+class NurseryLost(LoadFailed):
+    """The process that starts engines died."""
 
 
 class Nursery:
@@ -53,6 +60,14 @@ class Nursery:
         Raises:
             LoadFailed: no process can be started now.
         """
+        for _ in range(_MOST_NURSERIES - 1):
+            try:
+                return await self._fork(order, ended)
+            except NurseryLost:  # noticed only now: another one is started
+                continue
+        return await self._fork(order, ended)
+
+    async def _fork(self, order: dict[str, Any], ended: Ended) -> tuple[int, socket.socket]:
         if self._closed:
             raise LoadFailed("the endpoint is shutting down")
         async with self._starting:
@@ -80,6 +95,9 @@ class Nursery:
             ours.close()
             if isinstance(error, TimeoutError | BlockingIOError):
                 raise LoadFailed("the process that starts engines does not answer; try again") from error
+            if isinstance(error, BrokenPipeError | ConnectionResetError):
+                self._lost()
+                raise NurseryLost(_LOST) from error
             raise
         finally:
             theirs.close()
@@ -165,7 +183,7 @@ class Nursery:
         self._control.close()
         self._control = None
         self._ends.clear()
-        lost = LoadFailed("the process that starts engines died; try again")
+        lost = NurseryLost(_LOST)
         for future in [forked for forked, _ in self._waiting.values()] + ([self._ready] if self._ready else []):
             if not future.done():
                 future.set_exception(lost)

@@ -1,0 +1,273 @@
+"""The endpoint against yardsticks and other servers: requests per second, latency, and CPU time per answer.
+
+    python benchmarks/serving/serving_load.py mlp cnn --connections 1 16 64 --rounds 3 --seconds 4 --output serving.json
+
+All servers of a model are up at the same time and take turns on loopback, the order turned round in every second round;
+wrk (a package of most distributions) makes the load with one thread. CPU time is that of all processes of a server. The
+load is bounded by rounds, seconds and connections, and everything that was started is ended.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+sys.path.append(str(Path(__file__).parent.parent.parent))
+
+import psutil
+
+from benchmarks.machine_facts import circumstances
+from benchmarks.own_stack import unwind_on_signals
+from benchmarks.serving.serving_models import MODELS, ServedModel
+from model_registry.variant import Variant
+
+ROOT = Path(__file__).absolute().parent.parent.parent
+_TOKEN = "benchmark"
+_START_SECONDS = 60.0
+_SCRIPT = """
+wrk.method = "POST"
+local file = io.open(os.getenv("BODY"), "rb")
+wrk.body = file:read("*a")
+wrk.headers["content-type"] = "application/json"
+if os.getenv("JSON_BYTES") ~= "" then
+  wrk.headers["content-type"] = "application/octet-stream"
+  wrk.headers["inference-header-content-length"] = os.getenv("JSON_BYTES")
+end
+done = function(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format("FOUND %d %d %d %d %d\\n", summary.requests, latency:percentile(50), latency:percentile(99),
+    summary.duration, e.connect + e.read + e.write + e.status + e.timeout))
+end
+"""
+
+
+@dataclass(frozen=True)
+class Load:
+    """One server under one load: answers per second, milliseconds, microseconds of CPU time per answer."""
+
+    server: str
+    connections: int
+    rate: float
+    p50_ms: float
+    p99_ms: float
+    cpu_us: float
+    memory_mb: float
+    errors: int
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running server."""
+
+    name: str
+    process: psutil.Process
+    url: str
+    binary: bool = False
+
+
+def main() -> int:
+    """Run the benchmark; exit status 1 where an answer was an error."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", choices=sorted(MODELS))
+    parser.add_argument("--connections", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=int, default=4)
+    parser.add_argument("--against", type=Path, nargs="*", default=[], help="other checkouts, to take part")
+    parser.add_argument("--output", type=Path)
+    chosen = parser.parse_args()
+    if shutil.which("wrk") is None:
+        parser.error("wrk is not installed: apt install wrk, or brew install wrk")
+    unwind_on_signals()
+    found = {
+        "schema": 1,
+        **circumstances(("onnxruntime", "numpy", "orjson", "uvloop", "httptools", "pysimdjson", "winnow-mlops")),
+        "load_before": os.getloadavg()[0],
+        "models": {name: measure(MODELS[name], chosen) for name in chosen.models},
+        "load_after": os.getloadavg()[0],
+    }
+    if chosen.output:
+        chosen.output.write_text(json.dumps(found, indent=2) + "\n")
+    return int(any(load["errors"] for loads in found["models"].values() for load in loads))
+
+
+def measure(model: ServedModel, chosen: argparse.Namespace) -> list[dict[str, Any]]:
+    """All loads of all servers of a model, one after the other."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="winnow-serving-")))
+        variant = model.write(folder / "files")
+        servers = list(started(stack, model, folder, variant, chosen.against))
+        loads = [
+            under_load(server, model, folder, connections, chosen.seconds)
+            for number in range(chosen.rounds)
+            for connections in chosen.connections
+            for server in (servers if number % 2 == 0 else servers[::-1])
+        ]
+    show(model, loads)
+    return [asdict(load) for load in loads]
+
+
+def started(
+    stack: ExitStack, model: ServedModel, folder: Path, variant: Variant, against: Sequence[Path]
+) -> Iterator[Served]:
+    """Every server that takes part, answering."""
+    file = str(folder / "files" / "model.onnx")
+    for kind in ("asgi", "raw"):
+        port = _free_port()
+        command = [str(Path(__file__).with_name("serving_baselines.py")), kind, file, model.input, str(port)]
+        process = stack.enter_context(running([sys.executable, *command], os.environ))
+        yield _answering(Served(kind, process, f"http://127.0.0.1:{port}/v2/models/m/infer"), model)
+    for checkout in (ROOT, *against):
+        name = "winnow" if checkout == ROOT else checkout.name
+        served = stack.enter_context(endpoint(checkout, folder / f"home-{name}", variant, folder / "files", name))
+        yield _answering(served, model)
+        if checkout == ROOT:
+            yield Served(f"{name}, binary", served.process, served.url, binary=True)
+
+
+@contextmanager
+def endpoint(checkout: Path, home: Path, variant: Variant, files: Path, name: str) -> Iterator[Served]:
+    """The endpoint of a checkout with the variant in its cache: it needs no store."""
+    cached = home / "endpoint-cache" / variant.digest
+    cached.mkdir(parents=True)
+    (cached / "variant.json").write_bytes(variant.to_json())
+    shutil.copytree(files, cached / "files")
+    port, admin = _free_port(), _free_port()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(checkout),
+        "PYTHONSAFEPATH": "1",
+        "WINNOW_HOME": str(home),
+        "WINNOW_ENDPOINT_PORT": str(port),
+        "WINNOW_ADMIN_PORT": str(admin),
+        "WINNOW_ADMIN_TOKEN": _TOKEN,
+        "WINNOW_STORE": "s3://nowhere",
+        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
+    }
+    with running([sys.executable, "-m", "serving"], environment) as process:
+        where = f"http://127.0.0.1:{admin}/admin/models/m"
+        _until(lambda: _send("PUT", f"{where}/versions/1", {"digest": variant.digest}))
+        _send("POST", f"{where}/traffic", {"version": "1"})
+        yield Served(name, process, f"http://127.0.0.1:{port}/v2/models/m/infer")
+
+
+@contextmanager
+def running(command: Sequence[str], environment: Any) -> Iterator[psutil.Process]:
+    """A server's process, ended with everything it started."""
+    with subprocess.Popen(
+        command, env=dict(environment), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as popen:
+        process = psutil.Process(popen.pid)
+        try:
+            yield process
+        finally:
+            tree = _tree(process)
+            popen.terminate()
+            _, left = psutil.wait_procs(tree, timeout=30)
+            for other in left:
+                other.kill()
+
+
+def under_load(server: Served, model: ServedModel, folder: Path, connections: int, seconds: int) -> Load:
+    """A round of load on one server."""
+    body, json_bytes = model.binary_body() if server.binary else (model.json_body(), -1)
+    (folder / "body").write_bytes(body)
+    (folder / "load.lua").write_text(_SCRIPT)
+    environment = {
+        **os.environ,
+        "BODY": str(folder / "body"),
+        "JSON_BYTES": str(json_bytes) if server.binary else "",
+    }
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(folder / "load.lua"), server.url]
+    before = _cpu(server.process)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    spent = _cpu(server.process) - before
+    found = re.search(r"FOUND (\d+) (\d+) (\d+) (\d+) (\d+)", done.stdout)
+    assert found is not None, done.stdout
+    answers, p50, p99, duration, errors = map(int, found.groups())
+    memory = sum(p.memory_full_info().pss for p in _tree(server.process)) / 1e6
+    rate, cpu = 1e6 * answers / duration, 1e6 * spent / max(1, answers)
+    print(f"{model.name} c={connections} {server.name}: {rate:.0f}/s, {cpu:.0f} us", file=sys.stderr, flush=True)
+    return Load(server.name, connections, rate, p50 / 1e3, p99 / 1e3, cpu, memory, errors)
+
+
+def show(model: ServedModel, loads: Sequence[Load]) -> None:
+    """Medians and spread as a table."""
+    print(f"\n{model.name}: median [lowest-highest] of {len(loads)} rounds in all")
+    print("| connections | server | answers/s | p50 ms | p99 ms | CPU us per answer | memory MB | errors |")
+    print("|---|---|---|---|---|---|---|---|")
+    for connections in dict.fromkeys(load.connections for load in loads):
+        for server in dict.fromkeys(load.server for load in loads):
+            rounds = [x for x in loads if (x.server, x.connections) == (server, connections)]
+            cells = [_spread([x.rate for x in rounds], ".0f")]
+            cells += [_spread([x.p50_ms for x in rounds], ".3g"), _spread([x.p99_ms for x in rounds], ".3g")]
+            cells += [_spread([x.cpu_us for x in rounds], ".0f"), f"{max(x.memory_mb for x in rounds):.0f}"]
+            print(f"| {connections} | {server} | {' | '.join(cells)} | {sum(x.errors for x in rounds)} |")
+
+
+def _spread(values: Sequence[float], form: str) -> str:
+    return f"{statistics.median(values):{form}} [{min(values):{form}}-{max(values):{form}}]"
+
+
+def _answering(server: Served, model: ServedModel) -> Served:
+    _until(lambda: _send("POST", server.url, body=model.json_body()))
+    return server
+
+
+def _send(method: str, url: str, value: Any = None, body: bytes | None = None) -> None:
+    data = body if body is not None else json.dumps(value).encode()
+    headers = {"authorization": f"Bearer {_TOKEN}", "content-type": "application/json"}
+    request = urllib.request.Request(url, data, headers, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            answer.read()
+    except urllib.error.HTTPError as error:
+        raise OSError(f"{method} {url}: {error.code} {error.read().decode()}") from error
+
+
+def _until(attempt: Any) -> None:
+    end = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            attempt()
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+        else:
+            return
+
+
+def _tree(process: psutil.Process) -> list[psutil.Process]:
+    return [process, *process.children(recursive=True)]
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = [p.cpu_times() for p in _tree(process)]
+    return sum(t.user + t.system for t in times)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+if __name__ == "__main__":
+    sys.exit(main())
