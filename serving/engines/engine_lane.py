@@ -86,23 +86,20 @@ class EngineLane:
         Raises:
             Overloaded: too much is waiting already.
         """
-        limits, waiting = self._limits, len(self.waiting)
+        limits, queue = self._limits, self.waiting
+        waiting = len(queue)
         if waiting and (
             waiting >= limits.pending
-            or self.waiting.bytes + len(job.body) > limits.pending_bytes
-            or self.expected_wait() > limits.pending_seconds
+            or queue.bytes + len(job.body) > limits.pending_bytes
+            or waiting * self._job_seconds > limits.pending_seconds * max(1, len(self.keeper.engines))
         ):
             raise Overloaded(f"{waiting} requests are waiting for this model; try again later")
-        self.waiting.put(job)
+        queue.put(job)
         if at_once:
             self.turn()
         elif not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self.turn)
-
-    def expected_wait(self) -> float:
-        """Seconds until a request that came now would be begun, about."""
-        return len(self.waiting) * self._job_seconds / max(1, len(self.engines))
 
     @property
     def idle(self) -> bool:

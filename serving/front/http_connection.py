@@ -150,7 +150,8 @@ class HttpConnection(asyncio.Protocol):
         head = self._head
         keep = head is not None and head.keep and not self.service.draining and not self._half_closed
         sends_body = head is None or head.method != b"HEAD"
-        if status == 200 and keep and sends_body and not lines and content_type == b"application/json":
+        old = head is not None and head.old
+        if status == 200 and keep and sends_body and not (lines or old) and content_type == b"application/json":
             self._transport.write(_OK % len(body) + body)
         else:
             first = b"HTTP/1.1 %d %s\r\ncontent-type: %s\r\ncontent-length: %d\r\n%s%s\r\n" % (
@@ -159,7 +160,7 @@ class HttpConnection(asyncio.Protocol):
                 content_type,
                 len(body),
                 lines,
-                b"" if keep else b"connection: close\r\n",
+                (b"connection: keep-alive\r\n" if old else b"") if keep else b"connection: close\r\n",
             )
             self._transport.writelines([first, body] if sends_body else [first])
         self._busy, self._head, self._since = False, None, self.service.now

@@ -24,17 +24,18 @@ class RequestHead:
         headers: the last value of each by lower-case name.
         length: of the body in bytes as announced; None for a chunked one.
         keep: whether the connection stays open after the answer.
+        old: whether it is HTTP/1.0, whose clients want to be told that it stays open.
         refusal: why it is refused whatever its body is: status, text, further header lines.
         route: where it goes, set by whoever serves.
     """
 
-    __slots__ = ("expects", "headers", "keep", "length", "method", "path", "refusal", "route")
+    __slots__ = ("expects", "headers", "keep", "length", "method", "old", "path", "refusal", "route")
 
     def __init__(self, method: bytes, url: bytes, headers: dict[bytes, bytes], *, keep: bool) -> None:
         self.method, self.headers, self.keep = method, headers, keep
         self.path = url.partition(b"?")[0]
         self.length: int | None = None
-        self.expects = False
+        self.expects = self.old = False
         self.refusal: tuple[int, str, bytes] | None = None
         self.route: Any = None
 
@@ -42,9 +43,8 @@ class RequestHead:
 def read_head(raw: bytes) -> RequestHead:
     """The head from its bytes, up to and with the empty line; what breaks HTTP is in its ``refusal``."""
     parse = _Parse()
-    parser = httptools.HttpRequestParser(parse)
     try:
-        parser.feed_data(raw)
+        parse.parser.feed_data(raw)
     except httptools.HttpParserUpgrade:  # another protocol is offered; we go on with this one
         pass
     except httptools.HttpParserError:
@@ -60,8 +60,9 @@ def read_head(raw: bytes) -> RequestHead:
         if name in found and name in _UNIQUE:
             twice = name
         found[name] = value
-    head = RequestHead(parser.get_method(), parse.url, found, keep=parser.should_keep_alive())
-    head.refusal = _refusal(head, parser.get_http_version(), twice)
+    head = RequestHead(parse.method, parse.url, found, keep=parse.keep)
+    head.old = parse.version == "1.0"
+    head.refusal = _refusal(head, parse.version, twice)
     if head.refusal is not None:
         head.keep = False
     return head
@@ -90,9 +91,11 @@ class _Parse:
     """What llhttp calls back with."""
 
     def __init__(self) -> None:
-        self.url = b""
+        self.parser: Any = httptools.HttpRequestParser(self)
+        self.url = self.method = b""
         self.headers: list[tuple[bytes, bytes]] = []
-        self.complete = False
+        self.keep = self.complete = False
+        self.version = ""
 
     def on_url(self, url: bytes) -> None:
         self.url += url
@@ -101,7 +104,9 @@ class _Parse:
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        self.complete = True
+        # Only now: at the end of a message without a body the parser has forgotten.
+        self.method, self.version = self.parser.get_method(), self.parser.get_http_version()
+        self.keep, self.complete = self.parser.should_keep_alive(), True
 
 
 class HeadTable:
@@ -114,7 +119,7 @@ class HeadTable:
         """Keep a head whose like can be taken without looking: of a body of known length, and of no other protocol."""
         if len(raw) > LONGEST_KEPT or head.length is None or head.refusal is not None or not head.keep:
             return
-        if head.expects or b"upgrade" in head.headers:
+        if head.expects or head.old or b"upgrade" in head.headers:
             return
         if len(self.heads) >= MOST_KEPT:
             self.heads.clear()

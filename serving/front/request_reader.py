@@ -96,7 +96,9 @@ class RequestReader:
                 f"the body is longer than {limits.body_bytes} bytes; send fewer samples per request",
                 b"",
             )
-        if head.refusal is not None and (head.length is None or head.length > _SMALL_BODY or head.expects):
+        if head.refusal is not None and (
+            not head.keep or head.length is None or head.length > _SMALL_BODY or head.expects
+        ):
             raise RequestRefused(*head.refusal)
         if head.expects:
             self._go_on()
