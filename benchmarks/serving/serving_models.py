@@ -41,7 +41,7 @@ class ServedModel:
     def binary_body(self) -> tuple[bytes, int]:
         """The body, and the bytes of its JSON part."""
         raw = self.row().tobytes()
-        tensor = {"name": self.input, "shape": [1, *self.shape], "datatype": "FP32"}
+        tensor: dict[str, Any] = {"name": self.input, "shape": [1, *self.shape], "datatype": "FP32"}
         tensor["parameters"] = {"binary_data_size": len(raw)}
         head = orjson.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}})
         return head + raw, len(head)
@@ -69,7 +69,7 @@ def _model(made: ServedModel, nodes: list[Any], weights: list[Any]) -> bytes:
         weights,
     )
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def _mlp(made: ServedModel) -> bytes:
@@ -97,7 +97,7 @@ def _cnn(made: ServedModel) -> bytes:
     for number, (after, stride) in enumerate(((16, 1), (16, 1), (32, 2), (32, 1), (64, 2), (64, 1))):
         kernel = draw.standard_normal((after, before, 3, 3)).astype(np.float32) / math.sqrt(9 * before)
         weights.append(numpy_helper.from_array(kernel, f"k{number}"))
-        conv = {"pads": [1, 1, 1, 1], "strides": [stride, stride]}
+        conv: dict[str, Any] = {"pads": [1, 1, 1, 1], "strides": [stride, stride]}
         nodes.append(helper.make_node("Conv", [value, f"k{number}"], [f"c{number}"], **conv))
         nodes.append(helper.make_node("Relu", [f"c{number}"], [f"r{number}"]))
         value, before = f"r{number}", after
