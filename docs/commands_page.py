@@ -26,11 +26,19 @@ def page() -> str:
     for name in COMMANDS:
         command = cli.get_command(root, name)
         assert command is not None
-        text = click.Context(
-            command, info_name=name, parent=root, terminal_width=100, help_option_names=["-h", "--help"]
-        ).get_help()
-        parts.append(f"## winnow {name}\n\n```\n{text.strip()}\n```\n")
+        parts.append(f"## winnow {name}\n\n{_help(command, name, root)}")
+        if isinstance(command, click.Group):
+            above = click.Context(command, info_name=name, parent=root)
+            for part, below in command.commands.items():
+                parts.append(f"### winnow {name} {part}\n\n{_help(below, part, above)}")
     return "\n".join(parts)
+
+
+def _help(command: click.Command, name: str, above: click.Context) -> str:
+    context = click.Context(
+        command, info_name=name, parent=above, terminal_width=100, help_option_names=["-h", "--help"]
+    )
+    return f"```\n{context.get_help().strip()}\n```\n"
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ class Endpoint:
             ]
         }
         where = f"/v2/models/{model}" + (f"/versions/{version}" if version is not None else "") + "/infer"
-        answer = self._call("POST", self.url + where, body, 30)
+        answer = self._call("POST", self.url + where, body, 30, self._headers)
         return {output["name"]: _array(output) for output in answer["outputs"]}
 
     # -- plumbing -----------------------------------------------------------------------------------------------

@@ -13,18 +13,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from model_registry.audit_log import AuditLog
 from model_registry.ledger import Ledger
 from model_registry.store import Store
 from serving.champions import LedgerReader, load_champions
 from serving.front.admin_plane import AdminPlane
 from serving.front.data_plane import DataPlane
 from serving.front.http_service import RoutedService, tick_for_ever
+from serving.key_ring import KeyRing
 from serving.limits import RequestLimits
 from serving.rollout import Rollout
+from serving.tls import Tls, TlsMisconfigured
 from serving.variant_cache import VariantCache
 
 _BACKLOG = 2048
 _SWEEP_SECONDS = 0.5
+_HANDSHAKE_SECONDS = 10.0
 log = logging.getLogger("winnow.serving")
 
 
@@ -42,15 +46,23 @@ class EndpointSettings:
     admin_port: int = 8081
     admin_token: str = field(default="", repr=False)
     home: Path = Path(".winnow")
+    keys: Path | None = None
+    """File of the clients' keys; None: ``keys.json`` in the home."""
+    certificate: Path | None = None
+    certificate_key: Path | None = None
+    client_authorities: Path | None = None
+    unprotected: bool = False
+    """Whether the data plane may be open to the network without TLS and keys: something in front of it has both."""
     limits: RequestLimits = field(default_factory=RequestLimits)
 
     @classmethod
     def from_environment(cls) -> EndpointSettings:
-        """From WINNOW_ENDPOINT_HOST, WINNOW_ENDPOINT_PORT, WINNOW_ADMIN_HOST, WINNOW_ADMIN_PORT, WINNOW_ADMIN_TOKEN
-        and WINNOW_HOME.
+        """From WINNOW_ENDPOINT_HOST, WINNOW_ENDPOINT_PORT, WINNOW_ADMIN_HOST, WINNOW_ADMIN_PORT, WINNOW_ADMIN_TOKEN,
+        WINNOW_HOME, WINNOW_KEYS, WINNOW_TLS_CERTIFICATE, WINNOW_TLS_KEY, WINNOW_TLS_CLIENTS and
+        WINNOW_ENDPOINT_UNPROTECTED.
 
         Raises:
-            EndpointMisconfigured: a port is no port, or the admin listener would be open to the network unprotected.
+            EndpointMisconfigured: a port is no port, or a listener would be open to the network unprotected.
         """
         return cls(
             host=os.environ.get("WINNOW_ENDPOINT_HOST", cls.host),
@@ -59,6 +71,11 @@ class EndpointSettings:
             admin_port=_port("WINNOW_ADMIN_PORT", cls.admin_port),
             admin_token=os.environ.get("WINNOW_ADMIN_TOKEN", ""),
             home=Path(os.environ.get("WINNOW_HOME", ".winnow")),
+            keys=_file("WINNOW_KEYS"),
+            certificate=_file("WINNOW_TLS_CERTIFICATE"),
+            certificate_key=_file("WINNOW_TLS_KEY"),
+            client_authorities=_file("WINNOW_TLS_CLIENTS"),
+            unprotected=os.environ.get("WINNOW_ENDPOINT_UNPROTECTED", "").lower() in ("1", "true", "yes"),
         )
 
     def __post_init__(self) -> None:
@@ -67,6 +84,21 @@ class EndpointSettings:
                 f"the admin listener on {self.admin_host} can be reached from outside and has no token; "
                 "set WINNOW_ADMIN_TOKEN, or WINNOW_ADMIN_HOST=127.0.0.1"
             )
+        if (self.certificate is None) != (self.certificate_key is None):
+            raise EndpointMisconfigured("set both WINNOW_TLS_CERTIFICATE and WINNOW_TLS_KEY, or neither")
+        if self.client_authorities is not None and self.certificate is None:
+            raise EndpointMisconfigured("WINNOW_TLS_CLIENTS needs WINNOW_TLS_CERTIFICATE and WINNOW_TLS_KEY")
+        protected = self.certificate is not None and (self.key_file.exists() or self.client_authorities is not None)
+        if not (protected or self.unprotected or _is_loopback(self.host)):
+            raise EndpointMisconfigured(
+                f"the endpoint on {self.host} can be reached from outside and lacks TLS or keys: set "
+                "WINNOW_TLS_CERTIFICATE and WINNOW_TLS_KEY and make a key (winnow keys add NAME), or set "
+                "WINNOW_ENDPOINT_UNPROTECTED=1 where something in front of it has both"
+            )
+
+    @property
+    def key_file(self) -> Path:
+        return self.keys or self.home / "keys.json"
 
 
 def run_endpoint(settings: EndpointSettings, ledger: Callable[[], LedgerReader] | None = None) -> None:
@@ -84,31 +116,32 @@ def run_endpoint(settings: EndpointSettings, ledger: Callable[[], LedgerReader] 
 
 async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] | None = None) -> None:
     """The endpoint on the running event loop; see :func:`run`."""
+    tls = _tls(settings)
     rollout = Rollout(VariantCache(settings.home / "endpoint-cache", Store.from_environment), settings.limits)
     sockets = [
         _listen(settings.host, settings.port, "WINNOW_ENDPOINT_PORT"),
         _listen(settings.admin_host, settings.admin_port, "WINNOW_ADMIN_PORT"),
     ]
     services: list[RoutedService] = [
-        DataPlane(rollout, settings.limits),
-        AdminPlane(rollout, settings.admin_token),
+        DataPlane(rollout, settings.limits, KeyRing(settings.key_file, settings.admin_token)),
+        AdminPlane(rollout, settings.admin_token, AuditLog(settings.home / "audit.jsonl")),
     ]
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     listeners = [
-        await loop.create_server(service.connect, sock=sock, backlog=_BACKLOG)
-        for service, sock in zip(services, sockets, strict=True)
+        await _listener(services[0], sockets[0], tls),
+        await _listener(services[1], sockets[1], None),
     ]
     beside = [
         asyncio.create_task(load_champions(rollout, ledger or _ledger)),
         asyncio.create_task(tick_for_ever(*services)),
-        asyncio.create_task(_sweep_for_ever(rollout)),
+        asyncio.create_task(_sweep_for_ever(rollout, tls)),
     ]
     for task in beside:
         task.add_done_callback(_report)
-    log.info("serving on %s, admin on %s", _url(sockets[0]), _url(sockets[1]))
+    log.info("serving on %s, admin on %s", _url(sockets[0], tls is not None), _url(sockets[1]))
     try:
         await stopping.wait()
         log.info("stopping: requests in flight are finished first")
@@ -123,10 +156,21 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
     log.info("stopped")
 
 
-async def _sweep_for_ever(rollout: Rollout) -> None:
+async def _listener(service: RoutedService, sock: socket.socket, tls: Tls | None) -> asyncio.Server:
+    loop = asyncio.get_running_loop()
+    if tls is None:
+        return await loop.create_server(service.connect, sock=sock, backlog=_BACKLOG)
+    return await loop.create_server(
+        service.connect, sock=sock, backlog=_BACKLOG, ssl=tls.context, ssl_handshake_timeout=_HANDSHAKE_SECONDS
+    )
+
+
+async def _sweep_for_ever(rollout: Rollout, tls: Tls | None) -> None:
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
         rollout.sweep()
+        if tls is not None:
+            tls.reload()
 
 
 def _ledger() -> LedgerReader:
@@ -154,9 +198,9 @@ def _listen(host: str, port: int, variable: str) -> socket.socket:
     return sock
 
 
-def _url(sock: socket.socket) -> str:
+def _url(sock: socket.socket, secure: bool = False) -> str:
     host, port = sock.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http{'s' if secure else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -165,6 +209,20 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:  # not Linux
         return None
     return uvloop.new_event_loop
+
+
+def _file(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    return Path(value) if value else None
+
+
+def _tls(settings: EndpointSettings) -> Tls | None:
+    if settings.certificate is None or settings.certificate_key is None:
+        return None
+    try:
+        return Tls(settings.certificate, settings.certificate_key, settings.client_authorities)
+    except TlsMisconfigured as error:
+        raise EndpointMisconfigured(str(error)) from error
 
 
 def _port(variable: str, default: int) -> int:

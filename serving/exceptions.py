@@ -19,7 +19,7 @@ class InvalidRequest(ServingError):
 
 
 class Unauthorized(ServingError):
-    """The admin listener got no token, or a wrong one."""
+    """No token or key, or a wrong one."""
 
     status = 401
 
@@ -28,6 +28,22 @@ class AdminDisabled(ServingError):
     """The endpoint was started without WINNOW_ADMIN_TOKEN, so nobody may administer it."""
 
     status = 403
+
+
+class Forbidden(ServingError):
+    """The key is known, and may not do this."""
+
+    status = 403
+
+
+class TooManyRequests(ServingError):
+    """The key has used up its rate; ``retry_after``: seconds until the next request is taken."""
+
+    status = 429
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class NotFound(ServingError):

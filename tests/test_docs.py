@@ -95,7 +95,11 @@ def test_commands_and_options_exist() -> None:
                 continue
             if words[0].isupper():  # a placeholder
                 continue
-            known = {opt for p in command(words[0]).params for opt in (*p.opts, *p.secondary_opts)} | {"--help"}
+            meant = command(words[0])
+            if isinstance(meant, click.Group):
+                assert words[1] in meant.commands, f"{relative(page)}: {line}"
+                meant = meant.commands[words[1]]
+            known = {opt for p in meant.params for opt in (*p.opts, *p.secondary_opts)} | {"--help"}
             used = {word.partition("=")[0] for word in words[1:] if word.startswith("-") and word != "--"}
             assert used <= known, f"{relative(page)}: {line}: no option {used - known}"
 
@@ -104,8 +108,10 @@ def test_every_command_and_option_is_documented() -> None:
     readme, page = (ROOT / "README.md").read_text(), (ROOT / "docs" / "commands.md").read_text()
     assert [name for name in COMMANDS if f"`winnow {name}" not in readme] == []
     for name in COMMANDS:
-        section = page.split(f"## winnow {name}\n")[1].split("\n## ")[0]
-        for parameter in command(name).params:
+        section = page.split(f"\n## winnow {name}\n")[1].split("\n## ")[0]
+        below = command(name)
+        parts = below.commands if isinstance(below, click.Group) else {"": below}
+        for parameter in (parameter for part in parts.values() for parameter in part.params):
             assert [opt for opt in parameter.opts if opt.startswith("-") and opt not in section] == [], name
 
 

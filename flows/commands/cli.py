@@ -27,10 +27,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "promote": ("flows.commands.command_release", "Put a registered version into service."),
     "rollback": ("flows.commands.command_release", "Put the previous champion back into service."),
     "gc": ("flows.commands.command_gc", "Count, or remove, what takes space and nobody needs."),
+    "keys": ("flows.commands.command_keys", "Make, list and end keys of the endpoint's clients."),
+    "audit": ("flows.commands.command_keys", "Check the log of what was done to the endpoint."),
     "serve": ("flows.commands.command_serve", "Run the endpoint in the foreground."),
     "schema": ("flows.commands.command_init", "Print the JSON Schema of the spec."),
     "init": ("flows.commands.command_init", "Scaffold a workload and a spec of your own."),
 }
+
+
+_BASE = ("serve", "keys", "audit")
+"""What needs the base dependencies only."""
 
 
 class LazyGroup(click.Group):
@@ -42,7 +48,7 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        if name != "serve" and importlib.util.find_spec("prefect") is None:
+        if name not in _BASE and importlib.util.find_spec("prefect") is None:
             raise click.ClickException(
                 f"winnow {name} needs more than the endpoint's dependencies: pip install 'winnow-mlops[pipeline]'"
             )

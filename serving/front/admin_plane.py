@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hmac
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from prometheus_client.core import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
+from model_registry.audit_log import AuditLog
 from serving.exceptions import AdminDisabled, InvalidRequest, ServingError, Unauthorized
 from serving.front.http_connection import HttpConnection
 from serving.front.http_head import RequestHead
@@ -28,8 +31,8 @@ _LIMITS = RequestLimits(body_bytes=1 << 16, body_seconds=10.0, connections=256)
 class AdminPlane(RoutedService):
     """Loads versions, gives them the traffic, takes them away. Without a token it refuses everything."""
 
-    def __init__(self, rollout: Rollout, token: str) -> None:
-        self._rollout = rollout
+    def __init__(self, rollout: Rollout, token: str, audit: AuditLog) -> None:
+        self._rollout, self._audit = rollout, audit
         self._expected = f"Bearer {token}".encode() if token else b""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Metrics(rollout))
@@ -42,7 +45,7 @@ class AdminPlane(RoutedService):
     def admit(self, head: RequestHead) -> None:
         error = self._refusal(head.headers.get(b"authorization", b""))
         if error is not None:  # whatever the path: who may do nothing learns nothing
-            head.refusal = (error.status, str(error), lines_of(error.status))
+            head.refusal = (error.status, str(error), lines_of(error))
             return
         super().admit(head)
 
@@ -74,7 +77,9 @@ class AdminPlane(RoutedService):
         digest = read_object(body).get("digest")
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise InvalidRequest(f'the body must be {{"digest": 64 hexadecimal digits}}, got digest {_short(digest)}')
-        reply(connection, _describe(await self._rollout.load(route.model, route.version, digest)))
+        with self._noted("load", route.model, version=route.version, digest=digest):
+            loaded = await self._rollout.load(route.model, route.version, digest)
+        reply(connection, _describe(loaded))
 
     def _traffic(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
         route: Route = head.route
@@ -85,12 +90,31 @@ class AdminPlane(RoutedService):
             raise InvalidRequest(
                 f'the body must be {{"version": "number"}}, or null for no traffic, got version {_short(version)}'
             )
-        reply(connection, {"previous": self._rollout.set_traffic(route.model, version)})
+        with self._noted("traffic", route.model, version=version):
+            previous = self._rollout.set_traffic(route.model, version)
+        reply(connection, {"previous": previous})
 
     async def _unload(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
         route: Route = head.route
-        await self._rollout.unload(route.model, route.version)
+        with self._noted("unload", route.model, version=route.version):
+            await self._rollout.unload(route.model, route.version)
         reply(connection, {"model": route.model, "version": route.version, "state": "stopped"})
+
+    @contextmanager
+    def _noted(self, what: str, model: str, **facts: Any) -> Iterator[None]:
+        """Write what was done, or why it was not, into the audit log."""
+        decision, why = "done", ""
+        try:
+            yield
+        except ServingError as error:
+            decision, why = "refused", str(error)
+            raise
+        except BaseException as error:
+            decision, why = "failed", type(error).__name__
+            raise
+        finally:
+            facts |= {"why": why} if why else {}
+            self._audit.write("admin listener", what, decision, model=model, **facts)
 
 
 class _Metrics:

@@ -13,7 +13,8 @@ from serving.exceptions import InvalidRequest, NotReady, ServingError, Unsupport
 from serving.front.http_connection import HttpConnection
 from serving.front.http_head import RequestHead
 from serving.front.http_routes import Handler, Route, RouteTable
-from serving.front.http_service import RoutedService, lines_of, reply
+from serving.front.http_service import RoutedService, lines_of_status, reply
+from serving.key_ring import KeyRing
 from serving.limits import RequestLimits
 from serving.rollout import Rollout
 
@@ -28,8 +29,10 @@ _FEW = 2
 class DataPlane(RoutedService):
     """Health, metadata, statistics and inference."""
 
-    def __init__(self, rollout: Rollout, limits: RequestLimits) -> None:
-        self._rollout = rollout
+    def __init__(self, rollout: Rollout, limits: RequestLimits, keys: KeyRing) -> None:
+        self._rollout, self._keys = rollout, keys
+        self._open: tuple[Handler, ...] = (self._live, self._ready)
+        """Whoever watches the endpoint needs no key."""
         self._server = {
             "name": "winnow",
             "version": importlib.metadata.version("winnow-mlops"),
@@ -38,7 +41,7 @@ class DataPlane(RoutedService):
         plain: dict[str, dict[str, Handler]] = {
             "/v2/models": {"GET": self._models},
             "/v2/models/stats": {"GET": self._all_stats},
-            "/v2/health/live": {"GET": lambda c, h, b: reply(c, {"live": True})},
+            "/v2/health/live": {"GET": self._live},
             "/v2/health/ready": {"GET": self._ready},
             "/v2/repository/index": {"POST": self._index},
             "/v2": {"GET": lambda c, h, b: reply(c, self._server)},
@@ -52,20 +55,28 @@ class DataPlane(RoutedService):
         super().__init__(RouteTable(plain, for_model, root="v2", infer="/infer"), limits)
 
     def permit(self, head: RequestHead, route: Route) -> None:
+        if self._keys.wanted and route.handler not in self._open:
+            who = self._keys.find(head.headers.get(b"authorization", b""))
+            who.require("infer" if route.infers else "read", route.model)
+            route = head.route = replace(route, principal=who)
         if route.infers:
-            try:
-                json_bytes, packing = _how_sent(head)
-            except ServingError as error:
-                head.refusal = (error.status, str(error), b"")
-            else:
-                head.route = replace(route, json_bytes=json_bytes, packing=packing)
+            json_bytes, packing = _how_sent(head)
+            head.route = replace(route, json_bytes=json_bytes, packing=packing)
         elif head.headers.get(b"content-encoding", b"identity") != b"identity":
-            head.refusal = (415, "only inference requests may be packed; send the body uncompressed", b"")
+            raise UnsupportedEncoding("only inference requests may be packed; send the body uncompressed")
+
+    def tick(self) -> None:
+        if self._keys.reload():
+            self.heads.forget()
+        super().tick()
 
     # -- inference --------------------------------------------------------------------------------------------------
     def _infer(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
         # Chosen only now that the body is complete, and taken at once: a swap cannot come between.
         sent: Route = head.route
+        if sent.principal is not None:
+            sent.principal.require("infer", sent.model)
+            sent.principal.spend()
         version = self._rollout.version(sent.model, sent.version or None)
         job = HttpJob(connection, body, sent.json_bytes, sent.packing, began=time.monotonic())
         try:
@@ -75,6 +86,9 @@ class DataPlane(RoutedService):
             raise
 
     # -- what there is ----------------------------------------------------------------------------------------------
+    def _live(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
+        reply(connection, {"live": True})
+
     def _ready(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
         if reasons := self._rollout.not_ready():
             raise NotReady(f"not ready: {'; '.join(reasons)}")
@@ -150,7 +164,7 @@ class HttpJob(InferJob):
         if status == 200 and answered.json_bytes < 0 and answered.packing == PLAIN:
             self._connection.answer(200, body)
             return
-        lines, kind = b"" if status == 200 else lines_of(status), b"application/json"
+        lines, kind = b"" if status == 200 else lines_of_status(status), b"application/json"
         if answered.json_bytes >= 0:
             lines += b"inference-header-content-length: %d\r\n" % answered.json_bytes
             kind = b"application/octet-stream"

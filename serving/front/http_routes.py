@@ -11,6 +11,7 @@ from urllib.parse import unquote_to_bytes
 from serving.exceptions import InvalidRequest
 from serving.front.http_connection import HttpConnection
 from serving.front.http_head import RequestHead
+from serving.key_ring import Principal
 
 _MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _VERSION = re.compile(r"[0-9]{1,18}")
@@ -31,6 +32,8 @@ class Route:
     json_bytes: int = -1
     packing: int = 0
     """How the body is sent: see :class:`serving.engines.engine_frames.Asked`."""
+    principal: Principal | None = None
+    """Who asks, where that is asked."""
 
 
 class RouteTable:

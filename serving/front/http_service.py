@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from typing import Any
 
 import orjson
 
-from serving.exceptions import ServingError
+from serving.exceptions import ServingError, TooManyRequests
 from serving.front.http_connection import HttpConnection, error_body
 from serving.front.http_head import HeadTable, RequestHead
 from serving.front.http_routes import Route, RouteTable
@@ -52,16 +53,19 @@ class RoutedService:
         try:
             found = self.routes.find(head)
         except ServingError as error:
-            head.refusal = (error.status, str(error), b"")
+            head.refusal = (error.status, str(error), lines_of(error))
             return
         if isinstance(found, tuple):
             head.refusal = found
             return
         head.route = found
-        self.permit(head, found)
+        try:
+            self.permit(head, found)
+        except ServingError as error:
+            head.refusal = (error.status, str(error), lines_of(error))
 
     def permit(self, head: RequestHead, route: Route) -> None:
-        """Refuse the head, by its ``refusal``, where its sender may not do this."""
+        """Look closer at a head before its body is read; raises ServingError where it is refused."""
 
     def handle(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
         """Hand the request to its route's handler; one that waits for something goes on by itself."""
@@ -99,11 +103,18 @@ class RoutedService:
 
 def refuse(connection: HttpConnection, error: ServingError) -> None:
     """Answer with the error."""
-    connection.answer(error.status, error_body(str(error)), lines_of(error.status))
+    connection.answer(error.status, error_body(str(error)), lines_of(error))
 
 
-def lines_of(status: int) -> bytes:
-    """Header lines that go with the status of a refusal."""
+def lines_of(error: ServingError) -> bytes:
+    """Header lines that go with a refusal."""
+    if isinstance(error, TooManyRequests):
+        return b"retry-after: %d\r\n" % math.ceil(error.retry_after)
+    return lines_of_status(error.status)
+
+
+def lines_of_status(status: int) -> bytes:
+    """The same where only the status is known."""
     if status == 503:
         return b"retry-after: 1\r\n"
     return b"www-authenticate: Bearer\r\n" if status == 401 else b""
