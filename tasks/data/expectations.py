@@ -153,7 +153,7 @@ def _target(classes: list[str]) -> list[Expectation]:
 
 def _column(column: str, frame: pd.DataFrame, train: pd.DataFrame, spec: dict[str, Any]) -> Iterator[Expectation]:
     if spec["missing"] != "skip":
-        remedy = "repair or drop these rows (preprocess may fill values in: then set data.missing: warn)"
+        remedy = "repair or drop these rows (where preprocess fills values in, set data.missing: warn)"
         check = DataCheck("missing", _SEVERITY[spec["missing"]], remedy)
         if column.endswith(".nonfinite"):
             yield check(gxe.ExpectColumnValuesToBeBetween, "No value is NaN or infinite", column=column, max_value=0)

@@ -213,6 +213,11 @@ class Workload:
         """A pandas DataFrame of the split for the data checks, or None for the default summary."""
         return self.user.frame(split) if hasattr(self.user, "frame") else None
 
+    @property
+    def fills_missing(self) -> bool:
+        """Whether preprocessing fills missing values (NaN) in."""
+        return bool(getattr(self.user, "fills_missing", False))
+
     def prune_hints(self) -> dict[str, Any]:
         """``ignore`` (module names never pruned) and ``round_to`` (channels kept are a multiple of it)."""
         return dict(self.user.prune_hints()) if hasattr(self.user, "prune_hints") else {}
