@@ -123,7 +123,7 @@ def _days(column: pa.ChunkedArray) -> np.ndarray:
     kind = column.type
     unit = "D" if pa.types.is_date32(kind) else "ms" if pa.types.is_date64(kind) else kind.unit
     column = column.cast(pa.int32() if kind.bit_width == 32 else pa.int64()).cast(pa.int64())
-    whole = column.fill_null(0).to_numpy().astype(np.float64)
+    whole: np.ndarray = column.fill_null(0).to_numpy().astype(np.float64)
     whole[column.is_null().to_numpy()] = np.nan
     return whole / _A_DAY[unit]
 

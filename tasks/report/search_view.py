@@ -134,8 +134,12 @@ def nearest(report: RunReport) -> list[tuple[CandidateRow, CandidateForm]]:
         if forms:
             best = min(forms, key=lambda f: (limits.excess(f, trained=_trained(row)), len(f.fails)))
             found.append((row, best))
-    key = {row.name: (not _trained(row), limits.excess(form, trained=_trained(row)), row.name) for row, form in found}
-    return sorted(found, key=lambda pair: key[pair[0].name])
+
+    def order(pair: tuple[CandidateRow, CandidateForm]) -> tuple[bool, float, str]:
+        row, form = pair
+        return not _trained(row), limits.excess(form, trained=_trained(row)), row.name
+
+    return sorted(found, key=order)
 
 
 def candidate_lines(report: RunReport) -> list[CandidateLine]:
