@@ -15,7 +15,7 @@ import pytest
 
 from tasks.running import source_files
 from tasks.running.source_files import SourceFiles
-from tasks.running.source_hash import _library, _walk, closure_hash, closure_libraries, normalised
+from tasks.running.source_hash import _walk, closure_hash, closure_libraries, normalised
 
 
 def _write(folder: Path, name: str, source: str) -> None:
@@ -131,7 +131,6 @@ def test_libraries_count_by_version_and_those_not_installed_by_their_source(
     monkeypatch.syspath_prepend(str(library.parent))
 
     def libraries() -> dict[str, str]:
-        _library.cache_clear()
         return closure_libraries("lib_mod", str(folder))
 
     before = libraries()

@@ -104,9 +104,11 @@ def _packages_around(name: str) -> list[str]:
     return [package for package in around if not package.startswith("tasks.") or package == "tasks.workloads"]
 
 
-@lru_cache(maxsize=256)
 def _library(top: str, imported: tuple[str, ...]) -> str:
-    """Version of an installed library, or hash of the modules of one that is not installed as such."""
+    """Version of an installed library, or hash of the modules of one that is not installed as such.
+
+    Looked up each time: in a notebook, what is edited or installed between two runs must count in the second.
+    """
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
@@ -120,11 +122,16 @@ def _library(top: str, imported: tuple[str, ...]) -> str:
         said = _VERSION.search(Path(places[0]).read_text(errors="replace")) if spec.origin else None
         if said:  # where the distribution has another name, as that of sklearn: looking through all takes half a second
             return said[1]
-        names = importlib.metadata.packages_distributions().get(top, ())
+        names = _distributions(top)
         if names:
-            return ", ".join(importlib.metadata.version(name) for name in sorted(set(names)))
+            return ", ".join(importlib.metadata.version(name) for name in names)
     modules = [name for name in imported if name.split(".")[0] == top]
     return hash_bytes(canonical_json([closure_hash(name) for name in [top, *modules]]))
+
+
+@lru_cache(maxsize=256)
+def _distributions(top: str) -> tuple[str, ...]:
+    return tuple(sorted(set(importlib.metadata.packages_distributions().get(top, ()))))
 
 
 def normalised(source: str) -> str:
