@@ -25,7 +25,7 @@ class ExportSpec(Frozen):
         "larger than 1",
     )
     threads: int = Field(
-        default=1, ge=1, description="older name of budget.threads", json_schema_extra={"deprecated": True}
+        default=1, ge=1, le=1024, description="older name of budget.threads", json_schema_extra={"deprecated": True}
     )
 
 

@@ -140,8 +140,9 @@ def normalised(source: str) -> str:
 
 
 def _dump(tree: ast.Module) -> str:
-    """The tree without docstrings, as text; changes it."""
-    for node in ast.walk(tree):
+    """The tree without docstrings, as text; changes it. Where the code looks at ``__doc__``, they are values."""
+    looked_at = any("__doc__" in (getattr(n, "attr", ""), getattr(n, "id", "")) for n in ast.walk(tree))
+    for node in () if looked_at else ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
             node, clean=False
         ):
@@ -181,10 +182,9 @@ def _files() -> SourceFiles:
 
 def _read(path: Path, name: str) -> tuple[str, tuple[str, ...]]:
     """Hash of one module and the names it may import."""
-    source = path.read_text(encoding="utf-8")
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     imports: list[str] = []
-    tree = ast.parse(source, filename=str(path))
+    tree = ast.parse(path.read_bytes(), filename=str(path))  # bytes: with a mark or a line that says their encoding
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports += [alias.name for alias in node.names if alias.name != FACE]
@@ -197,10 +197,20 @@ def _read(path: Path, name: str) -> tuple[str, tuple[str, ...]]:
                 base = ".".join([*parent, base] if base else parent)
             # `from package import name` may name a module or something in one.
             imports += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Call) and (named := _imported_by_call(node)):
+            imports.append(named)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _STARTED.fullmatch(node.value):
             imports.append(node.value)  # what is started by its name (python -m) computes as what is imported does
     imports += _behind(_attributes_of_the_face(tree))
     return hash_bytes(_dump(tree).encode()), tuple(dict.fromkeys(imports))
+
+
+def _imported_by_call(call: ast.Call) -> str:
+    """The module that ``import_module("...")`` or ``__import__("...")`` names; '' for other calls."""
+    function = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    named = call.args[0] if call.args and function in ("import_module", "__import__") else None
+    text = named.value if isinstance(named, ast.Constant) else ""
+    return text if isinstance(text, str) else ""
 
 
 def _behind(names: Iterable[str]) -> list[str]:
