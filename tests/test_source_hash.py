@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tasks.running import source_files
+from tasks.running.errors import WorkloadError
 from tasks.running.source_files import SourceFiles
 from tasks.running.source_hash import _walk, closure_hash, closure_libraries, normalised
 
@@ -249,3 +250,11 @@ def test_no_folder_is_made_where_there_is_no_stack(tmp_path: Path) -> None:
     environment = {**os.environ, "WINNOW_HOME": str(tmp_path / "none")}
     subprocess.run([sys.executable, "-P", "-c", code], env=environment, check=True, cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("source", [b"def f(:\n", b"x = 1\x00\n", b"x = '\xe4'\n"])
+def test_a_source_that_is_no_python_is_named(tmp_path: Path, source: bytes) -> None:
+    (tmp_path / "broken_mod.py").write_bytes(source)
+    _write(tmp_path, "importing_mod", "import broken_mod\n")
+    with pytest.raises(WorkloadError, match=r"broken_mod\.py is not Python that can be read"):
+        closure_hash("importing_mod", str(tmp_path))

@@ -17,6 +17,7 @@ from os.path import isfile
 from pathlib import Path
 
 from model_registry.manifest import canonical_json, hash_bytes
+from tasks.running.errors import WorkloadError
 from tasks.running.source_files import SourceFiles
 
 _ROOT = Path(__file__).parents[2]
@@ -184,7 +185,10 @@ def _read(path: Path, name: str) -> tuple[str, tuple[str, ...]]:
     """Hash of one module and the names it may import."""
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     imports: list[str] = []
-    tree = ast.parse(path.read_bytes(), filename=str(path))  # bytes: with a mark or a line that says their encoding
+    try:
+        tree = ast.parse(path.read_bytes(), filename=str(path))  # bytes: with a mark or a line that says their encoding
+    except (SyntaxError, ValueError) as error:
+        raise WorkloadError(f"{path} is not Python that can be read: {error}") from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports += [alias.name for alias in node.names if alias.name != FACE]
