@@ -156,13 +156,10 @@ class Normed(nn.Module):
     def __init__(self, norm: Callable[[nn.Module], nn.Module], every: bool) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.first = nn.Linear(6, 16)
-        self.second = nn.Linear(16, 16)
-        self.third = norm(nn.Linear(16, 16))
-        self.fourth = norm(nn.Linear(16, 16)) if every else nn.Linear(16, 16)
+        some = norm if every else nn.Identity()
+        self.first, self.second = some(nn.Linear(6, 16)), some(nn.Linear(16, 16))
+        self.third, self.fourth = norm(nn.Linear(16, 16)), some(nn.Linear(16, 16))
         self.head = nn.Linear(16, 3)
-        if every:
-            self.first, self.second = norm(self.first), norm(self.second)
 
     def forward(self, tokens: Tensor) -> Tensor:
         hidden = tokens.mean(1)

@@ -88,11 +88,13 @@ class Workload:
     Attributes:
         user: the object itself.
         ref: where it came from.
+        fills_missing: whether its preprocessing fills missing values (NaN) in.
     """
 
     def __init__(self, user: Any, ref: WorkloadRef) -> None:
         self.user = user
         self.ref = ref
+        self.fills_missing = bool(getattr(user, "fills_missing", False))
 
     def model(self, role: str, **scale: Any) -> nn.Module:
         """A fresh model for the role; called with preprocessed inputs by name, answers [N, ...]."""
@@ -212,11 +214,6 @@ class Workload:
     def frame(self, split: Columns) -> Any:
         """A pandas DataFrame of the split for the data checks, or None for the default summary."""
         return self.user.frame(split) if hasattr(self.user, "frame") else None
-
-    @property
-    def fills_missing(self) -> bool:
-        """Whether preprocessing fills missing values (NaN) in."""
-        return bool(getattr(self.user, "fills_missing", False))
 
     def prune_hints(self) -> dict[str, Any]:
         """``ignore`` (module names never pruned) and ``round_to`` (channels kept are a multiple of it)."""
