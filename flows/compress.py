@@ -109,7 +109,7 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
         futures = [(v, quantize.submit(job, spec.quantize, data=checked, parent=v)) for v in floats]
         quantized = [MadeStep(future.result(), (model,)) for model, future in futures]
     if spec.qat:
-        static = [(f, v) for s in quantized for f in s.parents for v in s.variants if v.name.endswith(".int8-static")]
+        static = [(s.parents[0], int8) for s in quantized if (int8 := s.outcome.by_role("static"))]
         for model, int8 in static:
             trained_on = qat(job, spec.qat, data=checked, parent=int8, teacher=teacher, float_parent=model)
             quantized.append(MadeStep(trained_on, (int8, teacher)))

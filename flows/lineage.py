@@ -149,9 +149,9 @@ class Made:
     def _history(self, digest: str) -> FileEntry | None:
         """The training curves of the variant, or of the nearest ancestor that was trained."""
         for step in self.steps:
-            if digest in {v.digest for v in step.variants}:
-                name = self.variants[digest].name
-                found = step.outcome.file(f"{name}.history.jsonl") or step.outcome.file("history.jsonl")
+            own = next((v for v in step.variants if v.digest == digest), None)
+            if own is not None:  # a later step may have made the same under another name
+                found = step.outcome.file(f"{own.name}.history.jsonl") or step.outcome.file("history.jsonl")
                 if found or not step.parents:
                     return found
                 return self._history(step.parents[0].digest)

@@ -186,7 +186,9 @@ def parse_spec(
             workload.setdefault("folder", str(folder.absolute()))
         workload["path"] = _where_defined(workload.get("path"))
     try:
-        return PipelineSpec.model_validate(document)
+        spec = PipelineSpec.model_validate(document)
+        plain_document(spec.model_dump(by_alias=True), where)  # texts may have become numbers: 1e999, nan
+        return spec
     except ValidationError as error:
         # What the budget says is also at its older name by now: reported once, as it was written.
         copied = {gate for wish, gate in SAME.items() if said(document, wish) is not None}

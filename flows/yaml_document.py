@@ -54,11 +54,13 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if key.tag != "tag:yaml.org,2002:merge":
                 line = key.start_mark.line + 1
-                if key.value in seen and isinstance(key, yaml.ScalarNode):
+                if not isinstance(key, yaml.ScalarNode):
+                    no_text = "a list or a mapping is used as a key, and keys are texts"
+                    raise yaml.constructor.ConstructorError(None, None, no_text, key.start_mark)
+                if key.value in seen:
                     twice = f"the key {key.value!r} is given in line {seen[key.value]} and again"
                     raise yaml.constructor.ConstructorError(None, None, twice, key.start_mark)
-                if isinstance(key, yaml.ScalarNode):
-                    seen[key.value] = line
+                seen[key.value] = line
         return super().construct_mapping(node, deep)
 
 

@@ -1,4 +1,7 @@
-"""Sizes of files and memory as people read them: decimal, as most tools show them. 1 kB is 1000 bytes."""
+"""Sizes of files and memory as people read them: decimal, as most tools show them. 1 kB is 1000 bytes.
+
+Where a limit is compared with what exceeds it, both are given in bytes.
+"""
 
 from __future__ import annotations
 

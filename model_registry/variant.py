@@ -152,8 +152,13 @@ class Variant(Record):
 
     @property
     def size(self) -> int:
-        """Bytes of all files together."""
+        """Bytes of all files together: what it takes where it is kept."""
         return sum(f.size for f in self.files)
+
+    @property
+    def model_bytes(self) -> int:
+        """Bytes of an ONNX variant's model file: what a report, a gate or a budget calls its size."""
+        return self.file("model.onnx").size
 
     def file(self, path: str) -> FileEntry:
         """The file of that name inside the variant; KeyError if it has none."""

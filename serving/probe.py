@@ -169,7 +169,7 @@ class Probe:
             Clocked(
                 digest=variant.digest,
                 name=variant.name,
-                bytes=variant.file("model.onnx").size,
+                bytes=variant.model_bytes,
                 batch=request.batch,
                 p50_ms=timing.p50_ms,
                 p95_ms=timing.p95_ms,

@@ -275,6 +275,14 @@ def external() -> ModelProto:
     return model
 
 
+def half_answers() -> ModelProto:
+    model = onnx_classifier()
+    answer = model.graph.output[0]
+    model.graph.node.append(helper.make_node("Cast", [answer.name], ["half"], to=TensorProto.FLOAT16))
+    answer.name, answer.type.tensor_type.elem_type = "half", TensorProto.FLOAT16
+    return model
+
+
 def cut_short() -> ModelProto:
     model = onnx_classifier()
     del model.graph.node[0]
@@ -289,6 +297,7 @@ def cut_short() -> ModelProto:
         (lambda: onnx_classifier(size=28), r"input 'image' is FP32\[-1, 1, 28, 28\], the data FP32\[-1, 1, 8, 8\]"),
         (lambda: onnx_classifier(classes=3), r"first output 'scores' is FP32\[-1, 3\].*scores of the 2 classes"),
         (external, r"keeps 1 tensors in another file; save it as one file"),
+        (half_answers, r"its outputs \['half'\] are FP16, .* cast them to FP32"),
         (cut_short, r"no valid ONNX model"),
     ],
 )

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parametrizations
 
+from tasks.running.errors import PruningRefused
 from tasks.torch_models.channel_groups import ChannelGroup
 from tasks.torch_models.channel_pruner import ChannelPruner
 
@@ -145,3 +148,45 @@ def test_a_model_without_channels_answers_as_the_pruned_one_and_is_put_back(kind
             torch.testing.assert_close(model(**tokens()), other.model.eval()(**tokens()))
     assert torch.equal(model(**tokens()), whole)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+class Normed(nn.Module):
+    """Layers whose weight is computed at every call, before and after plain ones."""
+
+    def __init__(self, norm: Callable[[nn.Module], nn.Module], every: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        some = norm if every else nn.Identity()
+        self.first, self.second = some(nn.Linear(6, 16)), some(nn.Linear(16, 16))
+        self.third, self.fourth = norm(nn.Linear(16, 16)), some(nn.Linear(16, 16))
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        hidden = tokens.mean(1)
+        for layer in (self.first, self.second, self.third, self.fourth):
+            hidden = torch.relu(layer(hidden))
+        logits: Tensor = self.head(hidden)
+        return logits
+
+
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_layers_with_a_computed_weight_are_left_alone_and_the_rest_is_narrowed(
+    norm: Callable[[nn.Module], nn.Module],
+) -> None:
+    model = Normed(norm, every=False).eval()
+    before = model(**tokens())
+    pruner = ChannelPruner(model, tokens(), ratio=0.5)
+    assert torch.equal(model(**tokens()), before), "trials leave the model as it was"
+    assert set(pruner.left_alone) == {"second", "third"}, "what goes into one is as wide as it"
+    for why in pruner.left_alone.values():
+        assert why.startswith("weight of 'third' is computed by ") and "remove_parametrizations" in why
+    pruner.step()
+    widths = {"first": 8, "second": 16, "third": 16, "fourth": 8, "head": 3}
+    assert pruner.widths() == widths and model(**tokens()).shape == (3, 3)
+
+
+def test_where_every_weight_is_computed_pruning_says_so() -> None:
+    with pytest.raises(
+        PruningRefused, match=r"layer 'third' cannot be narrowed: weight of 'third' is computed by Weig"
+    ):
+        ChannelPruner(Normed(parametrizations.weight_norm, every=True), tokens(), ratio=0.5)

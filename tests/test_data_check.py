@@ -217,6 +217,16 @@ def test_the_page_is_self_contained_and_safe() -> None:
     assert page.count("<details") == 6 and page.count("<details open") == 1
 
 
+@pytest.mark.parametrize(("fills", "severity"), [(True, "warning"), (False, "critical")])
+def test_missing_values_end_a_run_unless_the_workload_fills_them_in(fills: bool, severity: str) -> None:
+    from tasks.data.check_splits import check_splits
+
+    splits = storable(flawed_workloads.Flawed("nan").splits())
+    arguments: dict[str, Any] = {"task": "classes", "labels": None, "spec": DataSpec().model_dump(mode="json")}
+    found = check_splits(splits, own_frame=lambda split: None, fills_missing=fills, **arguments)
+    assert {f.severity for f in found.findings if f.check == "missing"} == {severity}
+
+
 # -- in its process ---------------------------------------------------------------------------------------------------
 def ask(store: Store, path: str, *, folder: str = HERE, spec: DataSpec | None = None, **arguments: Any) -> Outcome:
     workload = WorkloadRef(path=path, arguments=arguments, folder=folder)
@@ -270,7 +280,8 @@ def test_rows_are_named_as_they_stand_in_the_file(store: Store, tmp_path: Path) 
     lines = [f"{i},{'' if i == 41 else i % 7},{'yes' if i % 2 else 'no'}" for i in range(100)]
     (tmp_path / "t.csv").write_text("a,b,answer\n" + "\n".join(lines) + "\n")
     with pytest.raises(DataCheckFailed, match=r"row \d+ = source row 41 \(missing\)") as told:
-        ask(store, "tasks.workloads.tabular:Tabular", source=str(tmp_path / "t.csv"), target="answer")
+        spec = DataSpec(missing="fail")
+        ask(store, "tasks.workloads.tabular:Tabular", spec=spec, source=str(tmp_path / "t.csv"), target="answer")
     assert told.value.details["failures"][0]["source_rows"] == ["source row 41"]
 
 

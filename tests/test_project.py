@@ -96,11 +96,24 @@ NARROW = {"train": rows(), "validation": (rows()[0][:, :2], rows()[1]), "test": 
 def project(model: nn.Module, **changes: Any) -> Path:
     functions = {"preprocess": None, "augment": None, "loss": None}
     more: dict[str, Any] = {
-        "name": None, "spec": {"budget": {"max_accuracy_drop": 0.1}}, "labels": None, "metric": None, "arguments": None,
+        "name": None, "task": None, "spec": {"budget": {"max_accuracy_drop": 0.1}}, "labels": None, "metric": None,
+        "arguments": None,
     }  # fmt: skip
     data = {"train": rows(), "calibration": None, "validation": rows(20, 1), "test": rows(20, 2)}
     functions |= {name: changes.pop(name) for name in list(changes) if name in functions}
     return write_project(model, changes.pop("data", data), functions=functions, **more | changes)
+
+
+@pytest.mark.parametrize("task", ["labels", None])
+def test_the_task_that_compress_is_given_is_the_spec_s(task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.calls.compress_call.reach_servers", lambda: None)
+    monkeypatch.setattr("flows.calls.compress_call.run_spec", lambda spec, overrides: load_spec(spec))
+    splits = [(rows(20, seed)[0], np.eye(3)[np.arange(20) % 3]) for seed in range(3)]
+    named = {"task": task} if task else {}
+    spec: Any = winnow.compress(Kept(names=("a", "b", "c")), *splits, budget={"max_bytes": 900}, **named)
+    assert spec.workload.task == task
+    with pytest.raises(SpecError, match=r"workload.task: 'many' is refused: .*'binary', 'classes', 'labels'"):
+        winnow.compress(Kept(), *splits, budget={"max_bytes": 900}, task="many")  # type: ignore[arg-type]
 
 
 _ANSWER = """

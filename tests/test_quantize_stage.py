@@ -89,6 +89,9 @@ def test_every_form_with_accuracy_control_and_a_plain_one_beside_it(store: Store
     assert made.name == "quantize:careful"
     names = [v.name for v in made.variants]
     assert names == ["careful.int8-static", "careful.weights8", "careful.weights4", "careful.fp16"]
+    assert made.roles == dict(
+        zip(("static", "weights8", "weights4", "fp16"), (v.digest for v in made.variants), strict=True)
+    )
     assert values["skipped"].keys() == {"bf16"} and values["warnings"] == []
     assert [v.runtime.cpu_class for v in made.variants] == [cpu_class(), None, cpu_class(), None]
     static, weights8, weights4, fp16 = (values["variants"][v.digest] for v in made.variants)

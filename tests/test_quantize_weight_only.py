@@ -133,6 +133,19 @@ def test_fp16_halves_the_file_and_keeps_inputs_and_outputs(file: bytes, prepared
     assert why_it_does_not_load(broken.SerializeToString()).startswith("ONNX Runtime cannot load the model in fp16: ")
 
 
+def test_a_file_with_fp16_constants_is_quantized_as_the_fp32_file_it_runs_as(
+    prepared: ModelProto, tmp_path: Path
+) -> None:
+    data = strip(to_half(prepared), merge_equal=True)
+    widened = prepare(data, tmp_path)
+    assert {i.data_type for i in widened.graph.initializer} == {TensorProto.FLOAT}
+    assert agree(top_answers(data, images()), top_answers(widened.SerializeToString(), images())).error < 0.005
+    packed = strip(quantize_weights(widened, bits=8), merge_equal=True)
+    assert int8_share(widened, quantize_weights(widened, bits=8), SHAPES).share == 1.0
+    assert len(packed) < 0.6 * len(data)
+    assert 0 < agree(top_answers(data, images()), top_answers(packed, images())).error < 0.02
+
+
 def test_what_each_method_cannot_do(prepared: ModelProto, tmp_path: Path) -> None:
     convolutions = prepare(Chain(3, 8).conv(8, 3, 3).model(rank=4).SerializeToString(), tmp_path)
     assert why_not(convolutions, "weights8") == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gzip
 import io
 import json
@@ -220,6 +221,32 @@ def test_lists_keep_their_numbers_and_depth(tmp_path: Path) -> None:
         "u": ("uint8", (3, 2)),
         "b": ("bool", (3, 2)),
     }
+
+
+def test_dates_and_times_are_days(tmp_path: Path) -> None:
+    noon = dt.datetime(2024, 5, 1, 12)
+    east = dt.timezone(dt.timedelta(hours=6))
+    table = pa.table(
+        {
+            "day": [noon.date(), None],
+            "old": pa.array([noon.date(), None], pa.date64()),
+            "moment": pa.array([noon, None], pa.timestamp("ns")),
+            "zoned": pa.array([noon.replace(tzinfo=east), None], pa.timestamp("s", "Asia/Omsk")),
+            "hour": pa.array([dt.time(6), None], pa.time32("s")),
+            "took": pa.array([dt.timedelta(hours=36), None], pa.duration("us")),
+        }
+    )
+    pq.write_table(table, tmp_path / "t.parquet")
+    found = read_table(str(tmp_path / "t.parquet"))
+    wanted = {"day": 19844, "old": 19844, "moment": 19844.5, "zoned": 19844.25, "hour": 0.25, "took": 1.5}
+    assert {name: values[0] for name, values in found.items()} == wanted
+    assert all(values.dtype == np.float64 and np.isnan(values[1]) for values in found.values())
+    assert found.reading.facts[0] == (
+        "t.parquet: 2 rows. Dates and times, as days since 1970-01-01: 'day', 'old', 'moment', 'zoned'. "
+        "Times, in days: 'hour', 'took'."
+    )
+    (tmp_path / "t.csv").write_text("day,moment\n2024-05-01,2024-05-01 12:00:00\n,\n")
+    assert [values[0] for values in read_table(str(tmp_path / "t.csv")).values()] == [19844, 19844.5]
 
 
 def test_an_error_about_an_s3_object_names_the_object(store: Store) -> None:

@@ -66,6 +66,17 @@ def still_well(served: Endpoint) -> Iterator[None]:
     assert all(v["state"] == "ready" and v["restarts"] == 0 for v in versions)
 
 
+def test_clients_that_hang_up_leave_no_tracebacks(served: Endpoint) -> None:
+    said, place = len(served.log), urlsplit(served.url)
+    body = json.dumps({"inputs": [IMAGE]}).encode()
+    head = b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    for _ in range(20):
+        with closing(socket.create_connection((place.hostname or "", place.port or 0), timeout=30)) as client:
+            client.sendall((head % len(body) + body) * 20)  # pipelined; nobody waits for the answers
+    assert served.infer("digits", {"inputs": [IMAGE]}).status_code == 200
+    assert served.log[said:] == []
+
+
 # -- the protocol's paths ---------------------------------------------------------------------------------------
 def test_health_and_metadata(served: Endpoint) -> None:
     for path, body in {

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tasks.running import source_files
+from tasks.running.errors import WorkloadError
 from tasks.running.source_files import SourceFiles
-from tasks.running.source_hash import _library, _walk, closure_hash, closure_libraries, normalised
+from tasks.running.source_hash import _walk, closure_hash, closure_libraries, normalised
 
 
 def _write(folder: Path, name: str, source: str) -> None:
@@ -96,6 +97,28 @@ def test_every_module_that_a_step_starts_is_in_its_closure() -> None:
                 assert name.value in _walk(module, None)
 
 
+@pytest.mark.parametrize("call", ["importlib.import_module('helper_mod')", "__import__('helper_mod')"])
+def test_what_is_imported_by_a_call_with_its_name_counts(tmp_path: Path, call: str) -> None:
+    _write(tmp_path, "caller_mod", f"import importlib\nhelper = {call}\n")
+    _write(tmp_path, "helper_mod", "x = 1\n")
+    before = closure_hash("caller_mod", str(tmp_path))
+    _write(tmp_path, "helper_mod", "x = 12345\n")
+    assert closure_hash("caller_mod", str(tmp_path)) != before
+
+
+def test_docstrings_count_where_the_code_looks_at_them() -> None:
+    for code in ("class A:\n    '''{}'''\n    width = int(__doc__)\n", "def f():\n    '''{}'''\nW = f.__doc__\n"):
+        assert normalised(code.format(3)) != normalised(code.format(5))
+
+
+def test_a_source_may_have_any_encoding_that_python_reads(tmp_path: Path) -> None:
+    (tmp_path / "marked_mod.py").write_bytes(b"\xef\xbb\xbfx = 1\n")
+    (tmp_path / "latin_mod.py").write_bytes(b"# -*- coding: latin-1 -*-\nx = '\xe4'\n")
+    before = [closure_hash(name, str(tmp_path)) for name in ("marked_mod", "latin_mod")]
+    (tmp_path / "latin_mod.py").write_bytes(b"# -*- coding: latin-1 -*-\nx = '\xe44444'\n")
+    assert closure_hash("latin_mod", str(tmp_path)) not in before
+
+
 @pytest.mark.parametrize("changed", ["outer/__init__.py", "outer/inner/__init__.py"])
 def test_the_packages_around_a_module_count(tmp_path: Path, changed: str) -> None:
     """Their code runs when the module is imported: ``torch.set_default_dtype`` there changes what is trained."""
@@ -131,7 +154,6 @@ def test_libraries_count_by_version_and_those_not_installed_by_their_source(
     monkeypatch.syspath_prepend(str(library.parent))
 
     def libraries() -> dict[str, str]:
-        _library.cache_clear()
         return closure_libraries("lib_mod", str(folder))
 
     before = libraries()
@@ -228,3 +250,11 @@ def test_no_folder_is_made_where_there_is_no_stack(tmp_path: Path) -> None:
     environment = {**os.environ, "WINNOW_HOME": str(tmp_path / "none")}
     subprocess.run([sys.executable, "-P", "-c", code], env=environment, check=True, cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("source", [b"def f(:\n", b"x = 1\x00\n", b"x = '\xe4'\n"])
+def test_a_source_that_is_no_python_is_named(tmp_path: Path, source: bytes) -> None:
+    (tmp_path / "broken_mod.py").write_bytes(source)
+    _write(tmp_path, "importing_mod", "import broken_mod\n")
+    with pytest.raises(WorkloadError, match=r"broken_mod\.py is not Python that can be read"):
+        closure_hash("importing_mod", str(tmp_path))

@@ -140,6 +140,12 @@ def _many_anchors(count: int) -> str:
         ("train: {scale: {when: 2024-01-01}}\n", r"train.scale.when: .*is a date, .*write it in quotes"),
         ("train: {scale: {1: 2}}\n", r"train.scale: the key 1 is no text"),
         ("train: {epochs: 2024-13-45}\n", r"is not YAML that can be read"),
+        ("? [a, b]\n: 3\n", r"a list or a mapping is used as a key"),
+        ("train: {learning_rate: 1e999}\n", r"train.learning_rate: inf is refused: numbers must be finite"),
+        ("gates: {margin: nan}\n", r"gates.margin: 'nan' is refused|gates.margin: nan is refused"),
+        ("train: {learning_rate: 1e300}\n", r"train.learning_rate: 1e\+300 is refused: numbers end at 1e\+18"),
+        ("budget: {threads: 1000000}\n", r"budget.threads: 1000000 is refused: .*less than or equal to 1024"),
+        ("measure: {batch: 1000000000}\n", r"measure.batch: 1000000000 is refused"),
     ],
 )
 def test_what_yaml_allows_and_a_spec_cannot_mean(path: Path, more: str, says: str) -> None:

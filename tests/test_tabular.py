@@ -90,12 +90,40 @@ def test_a_column_without_a_name_that_is_no_index_is_refused(tmp_path: Path) -> 
         table(tmp_path, frame, "quality").splits()
 
 
+def test_a_nullable_table_with_categories_and_dates_is_learned_from(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "count": pd.array(random.integers(0, 9, 900), dtype="Int64"),
+            "share": np.where(random.random(900) < 0.05, np.inf, random.random(900)),
+            "kind": pd.Categorical(random.choice(["x", "y"], 900)),
+            "when": pd.Timestamp("2024-01-01") + pd.to_timedelta(random.integers(0, 400, 900), "D"),
+            "flag": random.random(900) > 0.5,
+            "label": pd.array(random.integers(0, 2, 900), dtype="Int64"),
+        }
+    )
+    frame.loc[::20, "count"] = pd.NA
+    frame.to_parquet(tmp_path / "t.parquet", index=False)
+    workload = Tabular(str(tmp_path / "t.parquet"), "label")
+    splits = storable(workload.splits())
+    rows = np.concatenate([columns["features"] for columns in splits.values()])
+    assert workload.features == ["count", "share", "kind", "when", "flag"] and list(workload.categories) == ["kind"]
+    assert np.isnan(rows).sum(axis=0).tolist() == [45, np.isinf(frame["share"]).sum(), 0, 0, 0]
+    assert rows[:, 3].min() >= 19723 and len(np.unique(rows[:, 3])) == frame["when"].nunique()
+
+
+def test_an_infinite_target_is_none(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"x": np.arange(200), "y": np.where(np.arange(200) == 7, np.inf, np.arange(200) / 7)})
+    with pytest.raises(DataReadError, match=r"1 row \(7\) of 200 have no 'y' to predict"):
+        table(tmp_path, frame, "y").splits()
+
+
 def test_what_was_understood_is_told(tmp_path: Path) -> None:
     frame = pd.DataFrame({"id": np.arange(200), "x": np.arange(200) / 4, "when": "2024-05-01", "y": [0, 1] * 100})
     frame.to_csv(tmp_path / "t.csv", index=False, sep=";")
     workload = Tabular(str(tmp_path / "t.csv"), "y", drop=["id"])
     assert divided(workload).reading.facts == (
-        "t.csv: 200 rows. Whole numbers: 'id', 'y'. Numbers: 'x'. Times: 'when'.",
+        "t.csv: 200 rows. Whole numbers: 'id', 'y'. Numbers: 'x'. Dates and times, as days since 1970-01-01: 'when'.",
         "t.csv: fields separated by ';', decimal mark '.'.",
         f"{tmp_path / 't.csv'}: left out as asked: 'id'.",
     )

@@ -9,6 +9,7 @@ from flows.calls.run_call import Overrides, run_spec
 from flows.calls.run_result import RunResult
 from flows.calls.stack_calls import reach_servers
 from model_registry.measurement import Objective
+from tasks.running.task_kind import TaskKind
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,6 +28,7 @@ def compress_model(
     minutes: float = 20.0,
     name: str | None = None,
     calibration: Any = None,
+    task: TaskKind | None = None,
     labels: Sequence[str] | None = None,
     preprocess: Callable[..., Any] | None = None,
     augment: Callable[..., Any] | None = None,
@@ -55,12 +57,15 @@ def compress_model(
         minutes: for training and measuring candidates.
         name: of the model in the registry and at the endpoint; by default its class in lower case.
         calibration: as ``train``; by default a tenth of it, at most 512 rows, is held out.
+        task: what is learned, where targets and answers do not say it: ``binary`` (one logit), ``classes``, ``labels``
+            (several per sample), ``regression``, ``places`` (a class for each pixel or step), or ``other`` (only
+            ``loss`` and ``metric`` know); by default inferred.
         labels: names of the classes, in the order of the model's outputs.
         preprocess: raw input [N, ...] to what the model takes: a function of the tensor, or of the tensors by name
             where there are several. It becomes part of the exported file, so that clients send raw values.
         augment: ``(input, generator)``, random changes of a training batch, before ``preprocess``.
-        loss: ``(outputs, targets)``, a scalar; by default cross-entropy for integer targets, else mean squared error.
-        metric: by default accuracy for integer targets, else squared error.
+        loss: ``(outputs, targets)``, a scalar; by default what fits the task, such as cross-entropy for classes.
+        metric: by default what fits the task, such as accuracy for classes.
         arguments: of the model's class.
         overrides: changes of the spec by key, as in :func:`winnow.run`, such as ``{"distill.epochs": 20}``.
 
@@ -79,6 +84,7 @@ def compress_model(
         model,
         {"train": train, "calibration": calibration, "validation": validation, "test": test},
         name=name,
+        task=task,
         spec={"budget": dict(budget), "objective": objective, "search": {"minutes": minutes}},
         labels=labels,
         functions={"preprocess": preprocess, "augment": augment, "loss": loss},

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tasks.running.splits import Columns
+    from tasks.running.task_kind import TaskKind
     from tasks.torch_models.model_in_hand import ModelInHand
     from tasks.workloads.workload import Metric
 
@@ -38,6 +39,7 @@ def write_project(
     data: Mapping[str, Any],
     *,
     name: str | None,
+    task: TaskKind | None,
     spec: Mapping[str, Any],
     labels: Sequence[str] | None,
     functions: Mapping[str, Callable[..., Any] | None],
@@ -48,6 +50,7 @@ def write_project(
 
     Args:
         data: by split; ``calibration`` may be None and is then taken out of train.
+        task: what is learned; None where targets and answers say it.
         functions: ``preprocess``, ``augment``, ``loss``; None where there is none.
 
     Raises:
@@ -86,7 +89,7 @@ def write_project(
         source.write(draft)
         (draft / "workload.py").write_text(_workload_text(name, made, inputs, paths, metric, labels), encoding="utf-8")
         _write_data(draft / "data", splits)
-        (draft / "spec.yaml").write_text(_spec_text(name, spec), encoding="utf-8")
+        (draft / "spec.yaml").write_text(_spec_text(name, task, spec), encoding="utf-8")
         return _settle(draft, home, name) / "spec.yaml"
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -159,7 +162,7 @@ def _workload_text(
     return "\n".join(lines) + "\n"
 
 
-def _spec_text(name: str, spec: Mapping[str, Any]) -> str:
+def _spec_text(name: str, task: TaskKind | None, spec: Mapping[str, Any]) -> str:
     import yaml
 
     from tasks.torch_models.model_in_hand import WEIGHTS
@@ -167,7 +170,7 @@ def _spec_text(name: str, spec: Mapping[str, Any]) -> str:
     document = {
         "schema": 1,
         "model": name,
-        "workload": {"path": "workload:Project", "arguments": {"data": "data"}},
+        "workload": {"path": "workload:Project", "arguments": {"data": "data"}} | ({"task": task} if task else {}),
         "teacher": {"weights": WEIGHTS},
         **spec,
     }

@@ -47,11 +47,13 @@ class BudgetSpec(Frozen):
     threads: int | None = Field(
         default=None,
         ge=1,
+        le=1024,
         description="number of intra-op threads that all files are measured and served with; absent: 1",
     )
     batch: int | None = Field(
         default=None,
         ge=1,
+        le=65_536,
         description="number of samples per request; latency and throughput are those of such requests; absent: 1",
     )
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from model_registry.measurement import Clocked, Measurement
 from model_registry.variant import Variant
+from tasks.running.stage import Outcome
 
 
 @dataclass(eq=False)
@@ -25,6 +26,8 @@ class Candidate:
     float32: Variant | None = None
     int8: Variant | None = None
     rung: int = 0
+    methods: dict[str, set[str]] = field(default_factory=dict)
+    """Digests of its quantized files, those that are only timed too, by the method that made them."""
     sketches: tuple[Variant, ...] = ()
     """Files of its untrained model, only to be timed."""
     clocked: tuple[Clocked, ...] = ()
@@ -67,6 +70,15 @@ class Candidate:
     """Of a student: share of its weights that began as the teacher's."""
     behind: str = ""
     """Another candidate that costs no more and was planned with less damage: this one is not trained."""
+
+    def note_methods(self, quantized: Outcome) -> None:
+        """Keep which method made which of the files."""
+        for method, digest in quantized.roles.items():
+            self.methods.setdefault(method, set()).add(digest)
+
+    def by_method(self, *methods: str) -> set[str]:
+        """Digests of its files that any of these methods made."""
+        return set[str]().union(*(self.methods.get(method, ()) for method in methods))
 
     @property
     def made(self) -> bool:

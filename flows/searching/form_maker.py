@@ -18,9 +18,8 @@ from tasks.running.stage import Outcome
 
 _REFINED = "refined"
 _SKETCHED = "sketched"
-_SIMPLE = (".int8-static", ".weights8")
+_SIMPLE = ("static", "weights8")
 """Of the teacher both are always measured: where one loses too much, the other is the way out."""
-_SUFFIX = {"static": "int8-static", "dynamic": "int8-dynamic"}
 _ALIKE = 1.03
 """Costs that differ less are the same within the noise of a short timing."""
 _FEWEST_ROWS = 16
@@ -40,11 +39,12 @@ class FormMaker:
         candidate.float32 = parent = self.tally.exported
         quantized = quantize(self.setup.job, self.setup.quantizing, data=self.setup.data, parent=parent)
         self.tally.add_step(quantized, (parent,), candidate)
+        candidate.note_methods(quantized)
         candidate.sketches = quantized.variants
         self.clock([candidate])
-        candidate.clocked = self._undominated(candidate.clocked)
+        candidate.clocked = self._undominated(candidate, always=_SIMPLE)
         paying = [v for v in quantized.variants if v.digest in {c.digest for c in candidate.clocked}]
-        self._measure_all(candidate, [self.tally.baseline], paying)
+        self._measure_all(candidate, [self.tally.baseline], paying, quantized.by_role("static"))
         self.refine(candidate, candidate.name)
 
     def sketch(self, candidate: Candidate) -> None:
@@ -63,6 +63,7 @@ class FormMaker:
         label = f"{candidate.name}-{_SKETCHED}"
         outcome = quantize(self.setup.job, spec, data=self.setup.data, parent=exported, label=label)
         self.tally.count(outcome, candidate)
+        candidate.note_methods(outcome)
         candidate.sketches = (exported, *outcome.variants)
 
     def clock(self, candidates: Sequence[Candidate]) -> None:
@@ -91,8 +92,8 @@ class FormMaker:
         """
         candidate.float32 = self._export(candidate)
         spec = self._methods_that_may_pay()
-        kept = {c.name.rpartition(".")[2] for c in self._undominated(candidate.clocked, always=(".weights8",))}
-        paying = tuple(m for m in spec.methods if not kept or _SUFFIX.get(m, m) in kept)
+        kept = {c.digest for c in self._undominated(candidate, always=("weights8",))}
+        paying = tuple(m for m in spec.methods if not kept or candidate.by_method(m) & kept)
         spec = spec.model_copy(update={"methods": paying or spec.methods})
         whole = last or "weights8" not in spec.methods
         self._quantize(candidate, [self.measure(candidate.float32)] if whole else [], spec)
@@ -132,20 +133,24 @@ class FormMaker:
         assert candidate.float32 is not None
         quantized = quantize(self.setup.job, spec, data=self.setup.data, parent=candidate.float32)
         self.tally.add_step(quantized, (candidate.float32,), candidate)
-        self._measure_all(candidate, first, quantized.variants)
+        candidate.note_methods(quantized)
+        self._measure_all(candidate, first, quantized.variants, quantized.by_role("static"))
 
-    def _measure_all(self, candidate: Candidate, first: list[Outcome], variants: Sequence[Variant]) -> None:
-        candidate.int8 = next((v for v in variants if v.name.endswith(".int8-static")), None)
+    def _measure_all(
+        self, candidate: Candidate, first: list[Outcome], variants: Sequence[Variant], int8: Variant | None
+    ) -> None:
+        candidate.int8 = int8
         candidate.forms = tuple(map(measurement_of, [*first, *(self.measure(v) for v in variants)]))
 
-    def _undominated(self, clocked: Sequence[Clocked], always: tuple[str, ...] = _SIMPLE) -> tuple[Clocked, ...]:
-        """Without those that another file beats, or equals within the noise, in cost and bytes: nobody need ask them.
+    def _undominated(self, candidate: Candidate, always: tuple[str, ...]) -> tuple[Clocked, ...]:
+        """What was timed of it, without files that another one beats, or equals within the noise, in cost and bytes:
+        nobody need ask them.
 
         Args:
-            always: ends of the names of those that stay all the same.
+            always: the methods of those that stay all the same.
         """
-        kept = [c for c in clocked if c.name.endswith(always)]
-        for form in sorted(clocked, key=lambda c: (c.bytes, self.appraisal.cost(c), c.digest)):
+        kept = [c for c in candidate.clocked if c.digest in candidate.by_method(*always)]
+        for form in sorted(candidate.clocked, key=lambda c: (c.bytes, self.appraisal.cost(c), c.digest)):
             cost = _ALIKE * self.appraisal.cost(form)
             if form not in kept and not any(k.bytes <= form.bytes and self.appraisal.cost(k) <= cost for k in kept):
                 kept.append(form)
@@ -155,7 +160,7 @@ class FormMaker:
         """Static, which quantization-aware training starts from; int8 weights alone, for narrow layers are often
         fastest in fp32; of the others those that paid for the teacher."""
         spec, cost = self.setup.quantizing, self.appraisal.cost
-        teacher = self.tally.candidates[0].forms if self.tally.candidates else ()
-        cheap = {m.name.rpartition("int8-")[2] for m in teacher if cost(m) < cost(teacher[0])}
-        methods = tuple(m for m in spec.methods if m in cheap or m in ("static", "weights8"))
+        teacher = self.tally.candidates[0]
+        cheap = {form.digest for form in teacher.forms if cost(form) < cost(teacher.forms[0])}
+        methods = tuple(m for m in spec.methods if m in _SIMPLE or teacher.by_method(m) & cheap)
         return spec.model_copy(update={"methods": methods or spec.methods})

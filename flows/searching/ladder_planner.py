@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
 from typing import Any
 
 from flows.searching.appraisal import Appraisal
@@ -69,7 +70,7 @@ class LadderPlanner:
         prefix, whole, its = (f"{base.name}-", base.what, "the teacher's") if base else ("", "teacher", "its")
         for rung in self._ladder(base):
             share, form = float(rung["share"]), str(rung["form"])
-            name = f"{prefix}pruned{round(100 * share):02d}" + ("f" if form == "fp32" else "")
+            name = self._unused(f"{prefix}pruned{round(100 * share):02d}" + ("f" if form == "fp32" else ""))
             what = f"{whole} pruned to {share:.0%} of {its} {share_text}{'' if self.setup.by_size else form}"
             settings = {"ratios": dict(rung["ratios"]), **(base.settings if base else {})}
             candidate = Candidate(name, "pruned", what, settings, self.setup.trainings, base=base.name if base else "")
@@ -78,6 +79,11 @@ class LadderPlanner:
             # Planned for fp32 it may still be kept in int8 weights.
             candidate.planned_bytes = float(rung["predicted_bytes"]) / (4 if form == "fp32" else 1)
             self.tally.candidates.append(candidate)
+
+    def _unused(self, name: str) -> str:
+        """The name, or it with a number: shares of the cost that round to the same percent are two candidates."""
+        taken = {candidate.name for candidate in self.tally.candidates}
+        return name if name not in taken else next(n for i in count(2) if (n := f"{name}x{i}") not in taken)
 
     def _ladder(self, base: Candidate | None) -> Iterable[Mapping[str, Any]]:
         """Pruning ratios by layer for each share of the teacher's cost, from sensitivities and measured latencies.
@@ -155,17 +161,19 @@ class LadderPlanner:
         With objective size any quantized file will do, else the whole one. Where size counts as well, fp32 is kept in
         int8 weights.
         """
+        network = base or self.tally.candidates[0]
         if base is None:
-            files: Sequence[Measurement | Clocked] = self.tally.candidates[0].forms
+            files: Sequence[Measurement | Clocked] = network.forms
             whole = self.appraisal.baseline.digest
         else:
             files, whole = base.clocked, base.clocked[0].digest
         if form == "fp32":
             packed = self.setup.spec.objective == "front"
-            wanted = [f for f in files if f.digest == whole or (packed and f.name.endswith(".weights8"))]
+            kept = {whole, *(network.by_method("weights8") if packed else ())}
+            wanted = [f for f in files if f.digest in kept]
         else:
             quantized = [f for f in files if f.digest != whole]
-            wanted = [f for f in quantized if f.name.endswith(".int8-static")]
+            wanted = [f for f in quantized if f.digest in network.by_method("static")]
             if self.setup.by_size:
                 wanted = wanted or quantized or list(files)
         return min(map(self.appraisal.cost, wanted), default=None)

@@ -138,7 +138,6 @@ class RungTrainer:
             parent=candidate.int8,
             teacher=self.setup.teacher,
             float_parent=candidate.float32,
-            label=candidate.int8.name.removesuffix(".int8-static"),
         )
         self.tally.add_step(outcome, (candidate.int8, self.setup.teacher), candidate)
         form = measurement_of(self.forms.measure(outcome.variant))

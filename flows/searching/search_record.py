@@ -27,13 +27,14 @@ class StoredStep(Frozen):
     outcome: Outcome
     parents: tuple[Variant, ...]
     controls: tuple[str, ...] | None = None
-    """As in MadeStep; None in records of before, where names tell."""
+    """As in MadeStep; None in records of before, where what the search called the training tells."""
 
     def made(self) -> MadeStep:
         """The same as it was, its outcome reused."""
         controls = self.controls
         if controls is None:
-            controls = tuple(v.digest for v in self.outcome.variants if v.name.startswith(CONTROL))
+            asked = self.outcome.stage == "distill" and self.outcome.name.startswith(f"distill:{CONTROL}-")
+            controls = tuple(v.digest for v in self.outcome.variants) if asked else ()
         return MadeStep(_reused(self.outcome), self.parents, controls)
 
 

@@ -31,7 +31,11 @@ class DataSpec(Frozen):
         default_factory=dict,
         description="allowed values by column, as [lowest, highest], null for no limit; a value outside stops the run",
     )
-    missing: Action = Field(default="fail", description="what to do about NaN, infinite and empty values")
+    missing: Action | None = Field(
+        default=None,
+        description="what to do about NaN, infinite and empty values; absent: fail, but warn where the workload fills "
+        "them in (fills_missing = True), as winnow.Tabular does",
+    )
     leakage: Action = Field(default="fail", description="what to do about samples that are in more than one split")
     duplicates: Action = Field(
         default="warn", description="what to do about samples that are in one split more than once"

@@ -30,6 +30,7 @@ def check_splits(
     labels: tuple[str, ...] | None,
     own_frame: Callable[[Columns], pd.DataFrame | None],
     spec: dict[str, Any],
+    fills_missing: bool = False,
     source_rows: Mapping[str, NDArray[Any]] | None = None,
     given: dict[str, Columns] | None = None,
 ) -> Checked:
@@ -41,12 +42,14 @@ def check_splits(
         labels: names of the classes; without them the classes are 0 up to the highest in train.
         own_frame: the workload's frame of a split, or None for the default.
         spec: the fields of :class:`tasks.data.DataSpec`.
+        fills_missing: whether the workload fills missing values in.
         source_rows: per split, where its rows come from, to name them in findings.
         given: the splits before they were stored, which shows what is lost by it; by default ``splits``.
 
     Raises:
         WorkloadError: the workload's frame has another number of rows than its split.
     """
+    spec = spec | {"missing": spec["missing"] or ("warn" if fills_missing else "fail")}
     repeats = find_repeats(splits)
     frames = {name: split_frame(columns, repeats[name], labels, own_frame(columns)) for name, columns in splits.items()}
     classes = None

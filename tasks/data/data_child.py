@@ -42,6 +42,7 @@ def main(child: Child) -> Result:
         task=data.task,
         labels=data.labels,
         own_frame=workload.frame,
+        fills_missing=workload.fills_missing,
         spec=child.spec,
         source_rows=given.source_rows,
         given=given.splits,

@@ -128,7 +128,7 @@ def split_expectations(
         )
     for name, (column, description, remedy) in _REPEATS.items():
         if spec[name] != "skip":
-            check = DataCheck(name, _SEVERITY[spec[name]], f"{remedy}, or set data.{name}: warn")
+            check = DataCheck(name, _SEVERITY[spec[name]], f"{remedy}, or set data.{name}: {_WEAKER[spec[name]]}")
             found.append(check(gxe.ExpectColumnValuesToBeNull, description, column=column))
     for column in frame.columns:
         if column not in (*REPEATS, *([TARGET] if classes is not None else [])):
@@ -153,7 +153,8 @@ def _target(classes: list[str]) -> list[Expectation]:
 
 def _column(column: str, frame: pd.DataFrame, train: pd.DataFrame, spec: dict[str, Any]) -> Iterator[Expectation]:
     if spec["missing"] != "skip":
-        remedy = "repair or drop these rows (preprocess may fill values in: then set data.missing: warn)"
+        where = "where preprocess fills values in, " if spec["missing"] == "fail" else ""
+        remedy = f"repair or drop these rows, or {where}set data.missing: {_WEAKER[spec['missing']]}"
         check = DataCheck("missing", _SEVERITY[spec["missing"]], remedy)
         if column.endswith(".nonfinite"):
             yield check(gxe.ExpectColumnValuesToBeBetween, "No value is NaN or infinite", column=column, max_value=0)

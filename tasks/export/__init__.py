@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from pydantic import Field
 
+from model_registry.form_name import form_name
 from model_registry.variant import Frozen, Variant
 from tasks.running.policy import step
 from tasks.running.splits import DataRef
@@ -24,7 +25,7 @@ class ExportSpec(Frozen):
         "larger than 1",
     )
     threads: int = Field(
-        default=1, ge=1, description="older name of budget.threads", json_schema_extra={"deprecated": True}
+        default=1, ge=1, le=1024, description="older name of budget.threads", json_schema_extra={"deprecated": True}
     )
 
 
@@ -49,5 +50,5 @@ def export(job: Job, spec: ExportSpec, *, data: DataRef, parent: Variant) -> Out
         ExportRefused: the model cannot be traced.
         ParityFailed: the file does not answer as the model does.
     """
-    stage = replace(STAGE, yields=(f"{parent.name}.fp32",))
+    stage = replace(STAGE, yields=(form_name(parent.name, "fp32"),))
     return run_stage(stage, job, spec, data=data, inputs={"parent": parent}, label=parent.name)

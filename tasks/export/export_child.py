@@ -7,6 +7,7 @@ from dataclasses import asdict
 import onnx
 import torch
 
+from model_registry.form_name import form_name
 from model_registry.manifest import canonical_json
 from model_registry.missing_values import MISSING_VALUES
 from model_registry.variant import RuntimeSpec, Variant
@@ -52,7 +53,7 @@ def main(child: Child) -> Result:
     if missing:
         files.append(child.store.publish_bytes(canonical_json(missing), MISSING_VALUES))
     variant = Variant(
-        name=f"{parent.name}.fp32",
+        name=form_name(parent.name, "fp32"),
         stage="export",
         format="onnx",
         files=tuple(files),

@@ -19,7 +19,7 @@ class MeasureSpec(Frozen):
     """How variants are measured: interleaved with the baseline, round by round, on an otherwise quiet machine."""
 
     batch: int = Field(
-        default=1, ge=1, description="older name of budget.batch", json_schema_extra={"deprecated": True}
+        default=1, ge=1, le=65_536, description="older name of budget.batch", json_schema_extra={"deprecated": True}
     )
     rounds: int = Field(
         default=40, ge=5, description="number of interleaved rounds; each times baseline and variant once"
@@ -36,6 +36,7 @@ class MeasureSpec(Frozen):
     predict_batch: int = Field(
         default=1,
         ge=1,
+        le=65_536,
         description="number of samples per run when a split is predicted; above 1 dynamic quantization answers "
         "differently",
     )

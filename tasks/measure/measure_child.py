@@ -103,7 +103,7 @@ def _costs(child: Child, variant: Variant) -> dict[str, Any]:
     """Of the file, which the probe has laid out in our folder."""
     model = variant.file("model.onnx")
     costs = onnx_cost(onnx.load_model(child.workdir / "variant" / model.path, load_external_data=False))
-    return {"bytes": model.size, "parameters": costs.parameters, "macs": costs.macs}
+    return {"bytes": variant.model_bytes, "parameters": costs.parameters, "macs": costs.macs}
 
 
 def _measure(child: Child, probe: ProbeProcess, variant: Variant, baseline: Variant, inputs: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from pydantic import Field
 
+from model_registry.form_name import form_name, name_parts
 from model_registry.variant import Frozen, Variant
 from tasks.running.policy import step
 from tasks.running.splits import DataRef
@@ -42,11 +43,6 @@ STAGE = Stage(
 )
 
 
-def qat_name(parent: str) -> str:
-    """``student.int8-static`` becomes ``student.int8-qat``."""
-    return f"{parent.removesuffix('.int8-static')}.int8-qat"
-
-
 @step(STAGE)
 def qat(
     job: Job,
@@ -79,6 +75,6 @@ def qat(
     inputs = {"parent": parent, "teacher": teacher}
     if float_parent is not None:
         inputs["float_parent"] = float_parent
-    name = qat_name(parent.name)
-    stage = replace(STAGE, yields=(name,))
-    return run_stage(stage, job, spec, data=data, inputs=inputs, label=label or name.removesuffix(".int8-qat"))
+    model = name_parts(parent.name)[0]
+    stage = replace(STAGE, yields=(form_name(model, "qat"),))
+    return run_stage(stage, job, spec, data=data, inputs=inputs, label=label or model)

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import torch
 
+from model_registry.form_name import form_name, name_parts
 from model_registry.variant import Variant
 from tasks.onnx_models.byte_input import fold_byte_inputs, spell_out_byte_inputs
 from tasks.onnx_models.onnx_cost import onnx_cost
@@ -106,7 +107,7 @@ def _publish(child: Child, file: bytes) -> Variant:
     parent = child.inputs["parent"]
     assets = (f for f in parent.files if f.path.startswith("assets/"))
     return Variant(
-        name=f"{parent.name.removesuffix('.int8-static')}.int8-qat",
+        name=form_name(name_parts(parent.name)[0], "qat"),
         stage="qat",
         format="onnx",
         files=(child.store.publish_bytes(file, "model.onnx"), *assets),

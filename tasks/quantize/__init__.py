@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from model_registry.form_name import form_name, name_parts
 from model_registry.variant import Frozen, Variant
 from tasks.evidence.split_inputs import split_inputs
-from tasks.quantize.form_name import form_name
 from tasks.running.policy import step
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome, Stage
@@ -97,6 +97,8 @@ def quantize(job: Job, spec: QuantizeSpec, *, data: DataRef, parent: Variant, la
     Args:
         label: instead of the model's name, where one parent is quantized in several ways.
 
+    Roles: the methods that made something.
+
     Values: ``variants`` by digest (``name``, ``parameters``, ``macs``, ``bytes``, ``quantized`` and ``quantizable``
     layers, ``share`` of the multiply-accumulates in int8 (or int4, fp16), ``fp32_layers``, ``agreement`` with the
     parent on the calibration rows), ``skipped`` (method to reason), ``warnings``, ``calibration_rows``,
@@ -112,7 +114,7 @@ def quantize(job: Job, spec: QuantizeSpec, *, data: DataRef, parent: Variant, la
     needed = {"rows": "calibration"} | ({"validation": "validation"} if spec.accuracy_control else {})
     entries = {key: stored.get(split) for key, split in needed.items()}
     extra = {key: entry.model_dump(mode="json") if entry else None for key, entry in entries.items()}
-    name = label or parent.name.removesuffix(".fp32")
-    stage = replace(STAGE, yields=tuple(form_name(name, method) for method in spec.methods))
+    name = label or name_parts(parent.name)[0]
+    stage = replace(STAGE, yields=tuple(form_name(name, method) for method in spec.methods), roles=spec.methods)
     named = {"label": label} if label else {}
     return run_stage(stage, job, spec, data=data, inputs={"parent": parent}, extra=extra | named, label=name)

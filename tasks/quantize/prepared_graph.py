@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import onnxruntime
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
 _INT8_OPERATORS = {"QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"}
@@ -19,7 +20,7 @@ def prepare(file: bytes, folder: Path) -> ModelProto:
     """Optimise with ONNX Runtime's basic level, which keeps to standard operators.
 
     The shapes of intermediate tensors are dropped: those that exporters leave are stale after folding, and the
-    quantizer infers them again.
+    quantizer infers them again. What was fp16 is fp32, as ONNX Runtime computes it on CPUs.
     """
     model = onnx.load_from_string(file)
     del model.graph.value_info[:]
@@ -34,10 +35,28 @@ def prepare(file: bytes, folder: Path) -> ModelProto:
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     model = onnx.load_model(written)
     del model.graph.value_info[:]
+    _widen_half_constants(model)
     for number, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{number}"
     add_pre_process_metadata(model)
     return model
+
+
+def _widen_half_constants(model: ModelProto) -> None:
+    """Constants in fp16 that ONNX Runtime casts to fp32 each time become fp32 ones: weights that can be quantized."""
+    half = {i.name: i for i in model.graph.initializer if i.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16)}
+    casts = [
+        node
+        for node in model.graph.node
+        if node.op_type == "Cast" and node.input[0] in half and node.attribute[0].i == TensorProto.FLOAT
+    ]
+    for cast in casts:
+        wide = numpy_helper.to_array(half[cast.input[0]]).astype(np.float32)
+        model.graph.initializer.append(numpy_helper.from_array(wide, cast.output[0]))
+        model.graph.node.remove(cast)
+    used = {name for node in model.graph.node for name in node.input}
+    for name in half.keys() - used:
+        model.graph.initializer.remove(half[name])
 
 
 def quantizable(model: ModelProto) -> list[NodeProto]:

@@ -6,12 +6,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_registry.cpu_class import cpu_class, sums_saturate
+from model_registry.form_name import form_name, name_parts
 from model_registry.manifest import FileEntry
 from model_registry.variant import Variant
 from tasks.quantize.agreement import top_answers
 from tasks.quantize.calibration import Feeds, check_finite, choose_rows
 from tasks.quantize.calibration_drift import compare_rows
-from tasks.quantize.form_name import form_name
 from tasks.quantize.metric_drop import drop_of_agreement, drop_of_metric
 from tasks.quantize.quantized_forms import Control, FormBuilder, QuantizedForm, Quantizing
 from tasks.quantize.raw_rows import read_rows
@@ -29,7 +29,7 @@ _compared: dict[str, list[str]] = {}
 def main(child: Child) -> Result:
     """Quantize the parent with each method that suits its graph, and publish the files."""
     spec, parent = child.spec, child.inputs["parent"]
-    label = child.extra.get("label") or parent.name.removesuffix(".fp32")
+    label = child.extra.get("label") or name_parts(parent.name)[0]
     calibrated = "static" in spec["methods"]
     file = child.store.fetch_bytes(parent.file("model.onnx"))
     feeds, rows = _calibration_rows(child, stratify=calibrated and child.data.task in CHOICES)
@@ -42,16 +42,17 @@ def main(child: Child) -> Result:
     builder = FormBuilder(file, feeds, wanted, Quantizing.of(spec), folder=child.workdir, control=control)
     forms = builder.forms(lambda fraction, method: child.progress(fraction, f"{method} of {parent.name}"))
 
-    made = [(_publish(child, form, form_name(label, form.method)), form.facts) for form in forms]
+    made = [(_publish(child, form, form_name(label, form.method)), form) for form in forms]
     values = {
         **builder.notes,
-        "variants": {variant.digest: {"name": variant.name, **facts} for variant, facts in made},
+        "variants": {variant.digest: {"name": variant.name, **form.facts} for variant, form in made},
         "warnings": [*warnings, *builder.notes["warnings"]],
         "cpu_class": cpu_class(),
         "reduce_range": sums_saturate(cpu_class()),
         "calibration_rows": len(rows) if calibrated else 0,
     }
-    return Result(variants=tuple(variant for variant, _ in made), values=values)
+    roles = {form.method: variant.digest for variant, form in made}
+    return Result(variants=tuple(variant for variant, _ in made), values=values, roles=roles)
 
 
 def _calibration_rows(child: Child, *, stratify: bool) -> tuple[Feeds, NDArray[np.int64]]:

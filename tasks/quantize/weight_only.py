@@ -25,7 +25,7 @@ BLOCK = 32
 _BLOCKED_OPSET = 21
 """The first with int4 and a scale per block in DequantizeLinear."""
 FOLDED = 1 << 17
-"""Weights of a product up to which int8 ones are folded: 512 KB in fp32, what an L2 cache holds. Measured at batch 1
+"""Weights of a product up to which int8 ones are folded: 512 KiB in fp32, what an L2 cache holds. Measured at batch 1
 on an EPYC with AVX2 (ONNX Runtime 1.31.1, one thread): 384x256 weights take 31 us as Gemm and 38 us as MatMulNBits,
 768x256 weights 27 and 24 us; at batch 16 Gemm is always faster."""
 _CLIPS = np.linspace(0.75, 1.0, 6)

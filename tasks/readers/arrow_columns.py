@@ -15,14 +15,17 @@ from tasks.running.errors import DataReadError
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_A_DAY = {"D": 1, "s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
+
 
 def to_columns(table: pa.Table, path: Path, reading: Reading | None = None) -> ReadColumns:
     """Numpy columns [rows, ...] of an Arrow table.
 
-    Numbers keep their type; a missing number makes its column float64 with NaN. Text, dates and times become
-    fixed-width text, missing ones the empty text (the data checks count both as missing). Equal-length lists become
-    one array [rows, length] of the numbers' type. Object arrays never arise: they would need pickle on the way to the
-    store. ``reading``: what is known of the file besides its columns.
+    Numbers keep their type; a missing number makes its column float64 with NaN. Dates and times become days since
+    1970-01-01 (in UTC where they have a zone), times of the day and durations days: float64, NaN where missing. Text
+    becomes fixed-width text, missing ones the empty text (the data checks count both as missing). Equal-length lists
+    become one array [rows, length] of the numbers' type. Object arrays never arise: they would need pickle on the way
+    to the store. ``reading``: what is known of the file besides its columns.
 
     Raises:
         DataReadError: no rows, a column twice, lists of unequal length, or a type with no array form.
@@ -61,7 +64,7 @@ def _kind(kind: pa.DataType, values: np.ndarray) -> str:
     if values.ndim > 1:
         return f"lists of {' x '.join(map(str, values.shape[1:]))} numbers"
     if pa.types.is_temporal(kind):
-        return "times"
+        return "dates and times, as days since 1970-01-01" if _is_moment(kind) else "times, in days"
     if pa.types.is_boolean(kind):
         return "true or false"
     return "text" if values.dtype.kind == "U" else "whole numbers" if pa.types.is_integer(kind) else "numbers"
@@ -82,7 +85,7 @@ def _array(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         return np.array(["" if text is None else text for text in column.to_pylist()], dtype=np.str_)
     if pa.types.is_temporal(kind):
-        return np.array(["" if moment is None else str(moment) for moment in column.to_pylist()], dtype=np.str_)
+        return _days(column)
     if _is_list(kind):
         return _stacked(column.combine_chunks(), name, path)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
@@ -101,10 +104,28 @@ def _is_number(kind: pa.DataType) -> bool:
     return bool(pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
+def _is_moment(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_date(kind) or pa.types.is_timestamp(kind))
+
+
 def _is_list(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _days(column: pa.ChunkedArray) -> np.ndarray:
+    """Moments, times of the day or durations in days. Numbers, not text: a model must place a day it has not seen."""
+    import pyarrow as pa
+
+    kind = column.type
+    unit = "D" if pa.types.is_date32(kind) else "ms" if pa.types.is_date64(kind) else kind.unit
+    column = column.cast(pa.int32() if kind.bit_width == 32 else pa.int64()).cast(pa.int64())
+    whole: np.ndarray = column.fill_null(0).to_numpy().astype(np.float64)
+    whole[column.is_null().to_numpy()] = np.nan
+    return whole / _A_DAY[unit]
 
 
 def _numbers(values: pa.Array, name: str, path: Path) -> np.ndarray:

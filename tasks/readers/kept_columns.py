@@ -76,9 +76,9 @@ def labelled_rows(
 
 
 def is_missing(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Where a column [rows] holds nothing: NaN, or a text without any letter."""
+    """Where a column [rows] holds nothing: NaN or infinity, or a text without any letter."""
     if values.dtype.kind == "f":
-        return np.asarray(np.isnan(values))
+        return np.asarray(~np.isfinite(values))
     if values.dtype.kind == "U":
         return np.asarray(np.char.strip(values) == "", dtype=np.bool_)
     return np.zeros(len(values), dtype=bool)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from model_registry.store import Store
 from tasks.evidence.decision import Decision
 from tasks.evidence.flipped import Flipped, fetch_flips
-from tasks.evidence.scoring import has_places, is_classifier
+from tasks.evidence.scoring import has_places, is_classifier, top_classes
 from tasks.report.place_pictures import four_pictures, right_texts
 
 _COLUMNS = 6
@@ -175,8 +175,8 @@ def _answers(outputs: NDArray[Any], targets: NDArray[Any], labels: Sequence[str]
     shifted = outputs.astype(np.float64) - outputs.max(axis=1, keepdims=True)
     shares = np.exp(shifted) / np.exp(shifted).sum(axis=1, keepdims=True)
     return [
-        f"{_label(int(row.argmax()), labels)} ({100 * row.max():.0f} %)" if np.isfinite(row).all() else "not a number"
-        for row in shares
+        f"{_label(answer, labels)} ({100 * row.max():.0f} %)" if answer >= 0 else "not a number"
+        for answer, row in zip(top_classes(outputs).tolist(), shares, strict=True)
     ]
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from model_registry.form_name import name_parts
 from model_registry.measurement import Interval
 from model_registry.sizes import KB, size_text
 from tasks.evidence.number_text import metric_range, metric_text, ms_range, ms_text
@@ -127,18 +128,14 @@ def plot_forms(report: RunReport) -> list[str]:
 
 def family_of(row: VariantRow, report: RunReport) -> str:
     """The model that the variant is a form of; in a search its kind: teacher, student, control or pruned."""
-    name = row.name.partition(".")[0]
     if report.search is None:
-        return name
-    if name.partition("-")[0] == "control":
-        return "control"
-    kinds = {f.digest: c.kind for c in report.search.candidates for f in c.forms if c.kind != "teacher"}
-    named = {c.name: c.kind for c in report.search.candidates}
-    return kinds.get(row.digest) or named.get(name) or named.get(name.partition("-")[0], "teacher")
+        return name_parts(row.name)[0]
+    kinds = {form.digest: c.kind for c in report.search.candidates for form in c.forms}
+    return kinds.get(row.digest, "teacher" if row.digest == report.baseline else "control")
 
 
 def _form(row: VariantRow) -> str:
-    return row.name.partition(".")[2] or row.stage
+    return name_parts(row.name)[1] or row.stage
 
 
 def frontier(points: list[PlotPoint], *, higher_is_better: bool, axis: Axis = "latency") -> list[PlotPoint]:

@@ -134,8 +134,12 @@ def nearest(report: RunReport) -> list[tuple[CandidateRow, CandidateForm]]:
         if forms:
             best = min(forms, key=lambda f: (limits.excess(f, trained=_trained(row)), len(f.fails)))
             found.append((row, best))
-    key = {row.name: (not _trained(row), limits.excess(form, trained=_trained(row)), row.name) for row, form in found}
-    return sorted(found, key=lambda pair: key[pair[0].name])
+
+    def order(pair: tuple[CandidateRow, CandidateForm]) -> tuple[bool, float, str]:
+        row, form = pair
+        return not _trained(row), limits.excess(form, trained=_trained(row)), row.name
+
+    return sorted(found, key=order)
 
 
 def candidate_lines(report: RunReport) -> list[CandidateLine]:
@@ -162,12 +166,12 @@ def candidate_lines(report: RunReport) -> list[CandidateLine]:
 
 
 def cost_text(cost: float, objective: str) -> str:
-    """What the objective counts: ``0.213 ms``, ``38.2 KB``, seconds per sample as ``4.20 k per s``, or for a front the
-    geometric mean of latency and size, ``2.85 √(ms·KB)``."""
+    """What the objective counts: ``0.213 ms``, ``38.2 kB``, seconds per sample as ``4.20 k per s``, or for a front the
+    geometric mean of latency and size, ``2.85 √(ms·kB)``."""
     if objective == "size":
         return size_text(cost)
     if objective == "front":
-        return f"{cost / math.sqrt(KB):.3g} √(ms·KB)"
+        return f"{cost / math.sqrt(KB):.3g} √(ms·kB)"
     return f"{ms_text(cost)} ms" if objective == "latency" else f"{count_text(1 / cost)} per s"
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from model_registry.sizes import size_text
 from tasks.evidence.number_text import metric_text, ms_text, seconds_text
 from tasks.rival.boosted_trees import Table, Trees, boosted_trees, log_odds
 from tasks.running.child import Child, Result
@@ -48,5 +49,5 @@ def _sentence(trees: Trees, metric: str, value: float, *, rows: int) -> str:
     return (
         f"for comparison: gradient-boosted trees of scikit-learn ({trees.rounds} rounds), trained on the same "
         f"{rows:,} rows in {seconds_text(trees.seconds)}, have {metric} {metric_text(value, metric)} on the test "
-        f"split; their nodes take {trees.bytes / 1000:,.0f} kB, and a row alone {ms_text(trees.row_ms)} ms"
+        f"split; their nodes take {size_text(trees.bytes)}, and a row alone {ms_text(trees.row_ms)} ms"
     )

@@ -45,6 +45,8 @@ class Result:
     variants: tuple[Variant, ...] = ()
     values: dict[str, Any] = field(default_factory=dict)
     files: tuple[FileEntry, ...] = ()
+    roles: dict[str, str] = field(default_factory=dict)
+    """Digests of variants by what they are to the stage, where it makes several."""
 
 
 class Child:
@@ -108,6 +110,7 @@ def main() -> None:
                     "variants": [v.model_dump(mode="json", by_alias=True) for v in result.variants],
                     "values": result.values,
                     "files": [f.model_dump(mode="json") for f in result.files],
+                    "roles": result.roles,
                 }
             }
             json.dumps(message, allow_nan=False)  # a NaN among the values is this stage's error, not the protocol's

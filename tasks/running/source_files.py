@@ -48,7 +48,7 @@ class SourceFiles:
         """The module at that path; ``name`` is its dotted name, which relative imports start from.
 
         Raises:
-            OSError, SyntaxError: it cannot be read.
+            OSError, WorkloadError: it cannot be read.
         """
         self._load()
         seen, now = _state(path), time.time_ns()

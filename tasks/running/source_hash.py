@@ -17,6 +17,7 @@ from os.path import isfile
 from pathlib import Path
 
 from model_registry.manifest import canonical_json, hash_bytes
+from tasks.running.errors import WorkloadError
 from tasks.running.source_files import SourceFiles
 
 _ROOT = Path(__file__).parents[2]
@@ -104,9 +105,11 @@ def _packages_around(name: str) -> list[str]:
     return [package for package in around if not package.startswith("tasks.") or package == "tasks.workloads"]
 
 
-@lru_cache(maxsize=256)
 def _library(top: str, imported: tuple[str, ...]) -> str:
-    """Version of an installed library, or hash of the modules of one that is not installed as such."""
+    """Version of an installed library, or hash of the modules of one that is not installed as such.
+
+    Looked up each time: in a notebook, what is edited or installed between two runs must count in the second.
+    """
     try:
         spec = importlib.util.find_spec(top)
     except (ImportError, ValueError):
@@ -120,11 +123,16 @@ def _library(top: str, imported: tuple[str, ...]) -> str:
         said = _VERSION.search(Path(places[0]).read_text(errors="replace")) if spec.origin else None
         if said:  # where the distribution has another name, as that of sklearn: looking through all takes half a second
             return said[1]
-        names = importlib.metadata.packages_distributions().get(top, ())
+        names = _distributions(top)
         if names:
-            return ", ".join(importlib.metadata.version(name) for name in sorted(set(names)))
+            return ", ".join(importlib.metadata.version(name) for name in names)
     modules = [name for name in imported if name.split(".")[0] == top]
     return hash_bytes(canonical_json([closure_hash(name) for name in [top, *modules]]))
+
+
+@lru_cache(maxsize=256)
+def _distributions(top: str) -> tuple[str, ...]:
+    return tuple(sorted(set(importlib.metadata.packages_distributions().get(top, ()))))
 
 
 def normalised(source: str) -> str:
@@ -133,8 +141,9 @@ def normalised(source: str) -> str:
 
 
 def _dump(tree: ast.Module) -> str:
-    """The tree without docstrings, as text; changes it."""
-    for node in ast.walk(tree):
+    """The tree without docstrings, as text; changes it. Where the code looks at ``__doc__``, they are values."""
+    looked_at = any("__doc__" in (getattr(n, "attr", ""), getattr(n, "id", "")) for n in ast.walk(tree))
+    for node in () if looked_at else ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
             node, clean=False
         ):
@@ -174,10 +183,12 @@ def _files() -> SourceFiles:
 
 def _read(path: Path, name: str) -> tuple[str, tuple[str, ...]]:
     """Hash of one module and the names it may import."""
-    source = path.read_text(encoding="utf-8")
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     imports: list[str] = []
-    tree = ast.parse(source, filename=str(path))
+    try:
+        tree = ast.parse(path.read_bytes(), filename=str(path))  # bytes: with a mark or a line that says their encoding
+    except (SyntaxError, ValueError) as error:
+        raise WorkloadError(f"{path} is not Python that can be read: {error}") from error
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             imports += [alias.name for alias in node.names if alias.name != FACE]
@@ -190,10 +201,20 @@ def _read(path: Path, name: str) -> tuple[str, tuple[str, ...]]:
                 base = ".".join([*parent, base] if base else parent)
             # `from package import name` may name a module or something in one.
             imports += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Call) and (named := _imported_by_call(node)):
+            imports.append(named)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _STARTED.fullmatch(node.value):
             imports.append(node.value)  # what is started by its name (python -m) computes as what is imported does
     imports += _behind(_attributes_of_the_face(tree))
     return hash_bytes(_dump(tree).encode()), tuple(dict.fromkeys(imports))
+
+
+def _imported_by_call(call: ast.Call) -> str:
+    """The module that ``import_module("...")`` or ``__import__("...")`` names; '' for other calls."""
+    function = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    named = call.args[0] if call.args and function in ("import_module", "__import__") else None
+    text = named.value if isinstance(named, ast.Constant) else ""
+    return text if isinstance(text, str) else ""
 
 
 def _behind(names: Iterable[str]) -> list[str]:

@@ -99,6 +99,8 @@ class Stage:
     """Compute threads of the child; None = all cores."""
     yields: tuple[str, ...] = ()
     """Names of the variants it will make, for `--plan` only."""
+    roles: tuple[str, ...] = ()
+    """What each of them will be to the stage, where that matters."""
 
 
 class Outcome(Record):
@@ -118,6 +120,14 @@ class Outcome(Record):
     variants: tuple[Variant, ...] = ()
     values: dict[str, Any] = Field(default_factory=dict)
     files: tuple[FileEntry, ...] = ()
+    roles: dict[str, str] = Field(default_factory=dict)
+    """Digests of variants by what they are to the stage, such as the method that made them. Names are only labels: a
+    result that is reused has those of the run that made it."""
+
+    def by_role(self, role: str) -> Variant | None:
+        """The variant of that role, or None."""
+        digest = self.roles.get(role)
+        return next((v for v in self.variants if v.digest == digest), None)
 
     @property
     def variant(self) -> Variant:

@@ -18,7 +18,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from model_registry.lease import lease
 from model_registry.manifest import FileEntry, canonical_json
@@ -50,6 +50,7 @@ class StageRecord(Record):
     variants: tuple[Variant, ...]
     values: dict[str, Any]
     files: tuple[FileEntry, ...]
+    roles: dict[str, str] = Field(default_factory=dict)
     compute_seconds: float
     run_id: str
     host: str
@@ -228,6 +229,7 @@ def _plan(plan: Plan, call: StageCall, record: StageRecord | None, why: str, sta
         key=call.key,
         version="",
         variants=placeholders,
+        roles={role: v.digest for role, v in zip(call.stage.roles, placeholders, strict=False)},
     )
 
 
@@ -246,6 +248,7 @@ def _outcome(call: StageCall, record: StageRecord, started: float, *, reason: st
         variants=record.variants,
         values=record.values,
         files=record.files,
+        roles=record.roles,
     )
 
 

@@ -39,7 +39,8 @@ class Plan(BaseModel):
         self._tell(call, "looked", why)
 
     def compute(self, call: StageCall, why: str) -> tuple[str, tuple[Variant, ...]]:
-        """The call would be computed: the reason (``why``, unless an input is new), and variants in its result's place.
+        """The call would be computed: the reason (``why``, unless an input is new), and variants in its result's place,
+        in the order of what the stage yields.
 
         Nothing of the placeholders is true but their names and formats; what is planned on them is pending too.
         """

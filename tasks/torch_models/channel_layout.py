@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from tasks.torch_models.channel_trial import without
 from tasks.torch_models.model_blame import blame
@@ -55,9 +56,11 @@ def find_layout(
     ignored = [inner for module in kept for inner in module.modules()]
     groups = list(graph.get_all_groups(ignored, layers))
     layout = ChannelLayout()
-    for group in [g for g in groups if not _is_mapped(graph, g)]:
-        groups.remove(group)
-        layout.left_alone[graph._module2name[group[0].dep.target.module]] = _UNMAPPED
+    for group in list(groups):
+        why = _computed_weight(graph, group) or ("" if _is_mapped(graph, group) else _UNMAPPED)
+        if why:
+            groups.remove(group)
+            layout.left_alone[graph._module2name[group[0].dep.target.module]] = why
     based = [(group, _base(group)) for group in groups]
     layout.parts.update((group[0].dep.target.module, base) for group, base in based if base > 1)
     if trials.run([(group, _one_of_each(group, base)) for group, base in based]) is not None:
@@ -158,6 +161,22 @@ class _Trials:
         with torch.no_grad():
             answer: Tensor = self.model(**self.inputs)
         return answer
+
+
+def _computed_weight(graph: Any, group: Any) -> str:
+    """Which layer of the group has a weight that is computed of others at every call, and what to do; '' if none has.
+
+    torch-pruning narrows weights, and knows nothing of what they are computed of.
+    """
+    for dependency, _ in group:
+        module = dependency.target.module
+        if parametrize.is_parametrized(module):
+            name, computed = next(iter(module.parametrizations.items()))
+            return (
+                f"{name} of {graph._module2name[module]!r} is computed by {type(computed[0]).__name__.strip('_')}; to "
+                f"narrow it, fold that in model(): torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r})"
+            )
+    return ""
 
 
 def _is_mapped(graph: Any, group: Any) -> bool:

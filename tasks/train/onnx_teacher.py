@@ -41,7 +41,7 @@ def read_onnx(data: bytes, said: str, *, wanted: Specs, classes: int | None) -> 
 
     Raises:
         WeightsMismatch: it is no ONNX model in one file, ONNX Runtime does not take it, its batch is fixed, it wants
-            other inputs, or its first output is not the classes' scores.
+            other inputs, answers in FP16, or its first output is not the classes' scores.
     """
     try:
         model = ModelProto.FromString(data)
@@ -67,6 +67,12 @@ def read_onnx(data: bytes, said: str, *, wanted: Specs, classes: int | None) -> 
         raise WeightsMismatch(
             f"weights {said!r} does not take what the workload gives: {'; '.join(wrong)}. The file must take the raw "
             "inputs, its preprocessing inside; or let the workload's batch() give what it takes"
+        )
+    half = [s.name for s in outputs if s.datatype == "FP16"]
+    if half:
+        raise WeightsMismatch(
+            f"weights {said!r}: its outputs {half} are FP16, which JSON has no form for, so that no endpoint could "
+            "answer with them: cast them to FP32 in the file; its weights may stay in fp16"
         )
     first = outputs[0]
     if classes is not None and (first.datatype != "FP32" or not _scores(first.shape[1:], classes)):

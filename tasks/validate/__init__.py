@@ -6,7 +6,7 @@ and by nothing else. The last that passed is released.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -149,14 +149,9 @@ def refuse_chance(job: Job, data: DataRef, baseline: Measurement) -> None:
     low, high = baseline.metric.interval
     if data.metric.name in ("pixel_accuracy", "iou"):
         constant = _of_one_class(data.metric.name, targets, Store(job.store).load_variant(baseline.digest))
-        chance = low <= constant
-    elif data.metric.name == "accuracy":
-        constant = float(np.unique(targets, return_counts=True)[1].max() / targets.size)
-        chance = low <= constant
     else:
-        constant = float(np.var(targets.astype(np.float64), axis=0).mean())
-        chance = high >= constant
-    if chance:
+        constant = _CONSTANT[data.metric.name](targets)
+    if low <= constant if baseline.metric.better == "higher" else high >= constant:
         raise GateFailed(
             f"the teacher knows nothing yet: its {data.metric.name} on {baseline.samples} validation samples is "
             f"{baseline.metric.value:.4g} (95 % interval {low:.4g} to {high:.4g}); the same answer to all of them "
@@ -164,6 +159,14 @@ def refuse_chance(job: Job, data: DataRef, baseline: Measurement) -> None:
             "learning rate and preprocessing",
             constant=constant,
         )
+
+
+_CONSTANT: dict[str, Callable[[Array], float]] = {
+    "accuracy": lambda targets: float(np.unique(targets, return_counts=True)[1].max() / targets.size),
+    "label_accuracy": lambda targets: float(np.maximum((on := (targets > 0.5).mean(axis=0)), 1 - on).mean()),
+    "mse": lambda targets: float(np.var(targets.astype(np.float64), axis=0).mean()),
+}
+"""What the best of all constant answers has on these targets [N, ...], by metric."""
 
 
 def _of_one_class(metric: str, targets: Array, model: Variant) -> float:

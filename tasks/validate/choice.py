@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from model_registry.measurement import Measurement, Objective, PairedComparison
+from model_registry.sizes import size_text
 from tasks.evidence.decision import GateRow, Scored
 from tasks.running.errors import GateFailed
 from tasks.validate.gate_rows import gate_rows
@@ -94,7 +95,7 @@ def best_of(objective: Objective, passing: Sequence[Measurement]) -> tuple[Measu
         return best, f"{best.name} is the best at speed and size together"
     if objective == "size":
         best = min(passing, key=lambda m: (m.bytes, m.latency_share, m.digest))
-        return best, f"{best.name} has the smallest file ({best.bytes} bytes)"
+        return best, f"{best.name} has the smallest file ({size_text(best.bytes)})"
     if objective == "throughput":
         best = max(passing, key=lambda m: (m.throughput.value, -m.bytes, m.digest))
         return best, f"{best.name} answers most samples per second ({best.throughput.value:.4g})"

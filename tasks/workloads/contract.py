@@ -25,6 +25,8 @@ class WorkloadProtocol(Protocol):
     - ``labels() -> list[str]``: names of the classes, in the order of the model's outputs.
     - ``frame(split) -> DataFrame``: what the data checks look at.
     - ``prune_hints() -> dict``: ``{"ignore": [module names], "round_to": 8}``.
+    - ``fills_missing = True``, no method: ``preprocess`` fills missing values (NaN) in, so they are reported and do not
+      end a run.
     - ``dynamic_dims() -> dict``: dimensions besides the batch that vary, ``{"tokens": {1: "sequence"}}``.
     """
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tasks.running.splits import TARGET, Columns
 from tasks.workloads.architectures import ImageClassifier
 from tasks.workloads.digits import WHITE, Digits
-from tasks.workloads.workload import Inputs, Metric
+from tasks.workloads.workload import LABEL_ACCURACY, Inputs, Metric
 
 # Top, upper left, upper right, middle, lower left, lower right, bottom; a row per digit.
 _LIT = "1110111 0010010 1011101 1011011 0111010 1101011 1101111 1010010 1111111 1111011"
@@ -51,10 +48,4 @@ class SegmentDisplay:
 
     def metric(self) -> Metric:
         """Share of the labels that are right, from 0 to 1 for each row."""
-        return Metric("label_accuracy", "higher", right_labels)
-
-
-def right_labels(outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
-    """Share of each row's labels that are right: logits [N, labels] and targets [N, labels] to [N]."""
-    scores: NDArray[np.float64] = ((outputs > 0) == (targets > 0.5)).mean(axis=1, dtype=np.float64)
-    return scores
+        return LABEL_ACCURACY

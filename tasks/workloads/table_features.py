@@ -37,8 +37,8 @@ class ColumnScale:
 class TableFeatures:
     """All columns but the target, of all splits.
 
-    A missing value is NaN, of numbers and of texts. Texts that train does not have are numbered after those that it
-    has: to the model they are no category, but rows that differ in them stay different.
+    A missing value is NaN, of numbers (infinite ones too) and of texts. Texts that train does not have are numbered
+    after those that it has: to the model they are no category, but rows that differ in them stay different.
     """
 
     def __init__(self, splits: Mapping[str, Columns], target: str) -> None:
@@ -97,7 +97,8 @@ class TableFeatures:
                 raise DataReadError(
                     f"column {name!r} holds numbers in train and text in another split; make it the same"
                 )
-            encoded.append(values.astype(np.float64))
+            numbers_there = values.astype(np.float64)
+            encoded.append(np.where(np.isfinite(numbers_there), numbers_there, np.nan))
         return np.stack(encoded, axis=1)
 
     def decode(self, features: NDArray[Any]) -> dict[str, list[str | None] | NDArray[Any]]:

@@ -29,9 +29,9 @@ class Tabular:
     """One input ``features``, FP32 [N, columns], raw numbers in the order of :attr:`features`.
 
     Text columns are categories: in ``features`` stands the number of the text in the sorted list of those in train
-    (:attr:`categories`); any other number is a text that train does not have. A missing value is NaN, in a request
-    ``null``. Standardising, one-hot encoding and filling missing numbers with train's mean are part of the model, so a
-    request sends raw values.
+    (:attr:`categories`); any other number is a text that train does not have. Dates and times are days since
+    1970-01-01. A missing value (or an infinite one) is NaN, in a request ``null``. Standardising, one-hot encoding and
+    filling missing numbers with train's mean are part of the model, so a request sends raw values.
 
     An index that pandas wrote into a file is left out, which the report says.
 
@@ -48,6 +48,8 @@ class Tabular:
         decimal: of CSV, ``.`` or ``,``; by default recognised.
         missing: of CSV, how a missing value is spelt besides the usual ways, such as ``["unknown"]``.
     """
+
+    fills_missing = True
 
     def __init__(
         self,

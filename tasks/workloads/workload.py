@@ -88,11 +88,13 @@ class Workload:
     Attributes:
         user: the object itself.
         ref: where it came from.
+        fills_missing: whether its preprocessing fills missing values (NaN) in.
     """
 
     def __init__(self, user: Any, ref: WorkloadRef) -> None:
         self.user = user
         self.ref = ref
+        self.fills_missing = bool(getattr(user, "fills_missing", False))
 
     def model(self, role: str, **scale: Any) -> nn.Module:
         """A fresh model for the role; called with preprocessed inputs by name, answers [N, ...]."""
