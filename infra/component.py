@@ -37,6 +37,8 @@ class Component:
     patience: float = 60.0
     grace: float = 5.0
     epilogue: float | None = None
+    #: a variable in the environment of descendants that go on without it, as a worker's flow runs do
+    spares: str = ""
     #: leftovers outside the stack's folder that a killed process does not remove (sockets)
     litter: tuple[Path, ...] = ()
 

@@ -101,13 +101,19 @@ class Daemon:
         partial.replace(self.pid_file)
         return running
 
-    def end(self, grace: float, *, epilogue: float | None = None) -> int:
+    def end(self, grace: float, *, epilogue: float | None = None, spares: str = "") -> int:
         """End all members: SIGTERM, SIGKILL after ``grace`` seconds. Returns how many there were; none is left.
 
         The leader comes first, since it may want to end its children in an order of its own. With ``epilogue`` the
-        processes that left its session come before it, and it is given that many seconds to report their end.
+        processes that left its session come before it, and it is given that many seconds to report their end. Those
+        with a variable ``spares`` in their environment are not touched, unless it is empty.
         """
-        members = self.members()
+
+        def doomed() -> list[procfs.Process]:
+            found = self.members()
+            return [one for one in found if not spares or procfs.marked(one.pid, f"{spares}=") is None]
+
+        members = doomed()
         count, leader = len(members), self.running()
         if leader is not None:
             left = [process for process in members if process.session != leader.pid]
@@ -115,7 +121,7 @@ class Daemon:
                 _end(left, grace)
                 time.sleep(epilogue)
             _end([process for process in members if process.pid == leader.pid], grace)
-        while members := self.members():  # children that a leader did not end, or whose leader was dead
+        while members := doomed():  # children that a leader did not end, or whose leader was dead
             _end(members, grace)
         self.pid_file.unlink(missing_ok=True)
         return count

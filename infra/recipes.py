@@ -168,6 +168,7 @@ def prefect_worker(home: Path, inner_port: int, environment: Mapping[str, str]) 
         needs=("prefect",),
         patience=90,
         grace=8,  # its flow runs end their children first
+        spares="PREFECT__FLOW_RUN_ID",
         epilogue=2.5,  # it tells Prefect that they crashed; else they would be Running for ever
     )
 

@@ -107,6 +107,16 @@ def test_the_end_reaches_the_children_of_a_killed_leader(daemon: Daemon, tmp_pat
     assert daemon.members() == []
 
 
+def test_what_a_killed_leader_carried_out_may_go_on(daemon: Daemon, tmp_path: Path) -> None:
+    pid = started(daemon, tmp_path, "parent", "runs")
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: daemon.running() is None)
+    assert daemon.end(grace=0, spares="WINNOW_TEST_RUN") == 1
+    [run] = daemon.members()
+    assert procfs.marked(run.pid, "WINNOW_TEST_RUN=") == "1"
+    assert daemon.end(grace=0) == 1 and daemon.members() == []
+
+
 def test_who_ignores_sigterm_is_killed(daemon: Daemon, tmp_path: Path) -> None:
     started(daemon, tmp_path, "deaf")
     begun = time.monotonic()
