@@ -14,12 +14,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from stub_components import stub
 
 from infra import ports, procfs
 from infra.daemon import Daemon, census
 from infra.faults import PortTaken, StackBusy, StackMisconfigured
+from infra.headway import Headway
 from infra.home import INNER_PORTS, Home, Secrets, Settings, inner_ports
 from infra.lock import exclusive
 from infra.logs import follow, tail
@@ -129,6 +131,29 @@ def test_two_folders_do_not_see_each_other(daemon: Daemon, tmp_path: Path) -> No
     started(daemon, tmp_path)
     assert census(tmp_path / "other") == {}
     assert [process.pid for process in census(tmp_path)["worker"]] == [p.pid for p in daemon.members()]
+
+
+def test_who_waits_for_a_core_is_at_work(daemon: Daemon, tmp_path: Path) -> None:
+    """Another process of a higher priority takes nearly all of the one core that both may use."""
+    core = min(os.sched_getaffinity(0))
+    spin = f"import os; os.sched_setaffinity(0, {{{core}}}); print(end='', flush=True)\nwhile True: pass"
+    greedy = subprocess.Popen([sys.executable, "-S", "-c", spin])
+    try:
+        argv = (sys.executable, "-S", "-c", f"import os; os.nice(19); {spin}")
+        daemon.start(replace(stub("worker", 0, tmp_path), argv=argv))
+        work = Headway(daemon, patience=2.0)
+        time.sleep(1.0)
+        assert not work.stands_still()
+        leader, begun = daemon.running(), time.monotonic()
+        assert leader is not None
+        got = psutil.Process(leader.pid).cpu_times().user
+        while time.monotonic() < begun + 4:
+            assert not work.stands_still()
+            time.sleep(0.2)
+        assert psutil.Process(leader.pid).cpu_times().user - got < 0.4, "it did not have to wait: nothing was tried"
+    finally:
+        greedy.kill()
+        greedy.wait()
 
 
 # -- logs -----------------------------------------------------------------------------------------------------------
