@@ -14,9 +14,9 @@ from pathlib import Path
 
 from infra import procfs
 from infra.component import Component
+from infra.log_keeper import shorten_log
 
 MARK = "WINNOW_COMPONENT"
-_LOG_LIMIT = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ class Daemon:
         component.folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.pid_file.parent, self.log_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        if self.log_file.exists() and self.log_file.stat().st_size > _LOG_LIMIT:
-            self.log_file.replace(self.log_file.with_suffix(".log.1"))
+        shorten_log(self.log_file)
         name, value = self.mark.split("=", 1)
         with self.log_file.open("ab") as log:
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} start: {' '.join(component.argv)}\n".encode())
@@ -127,13 +126,15 @@ class Daemon:
         return count
 
     def tail(self, lines: int) -> list[str]:
-        """The last lines of the log."""
-        try:
-            with self.log_file.open("rb") as log:
-                log.seek(max(0, log.seek(0, os.SEEK_END) - 400 * lines))
-                return log.read().decode(errors="replace").splitlines()[-lines:]
-        except OSError:
-            return []
+        """The last lines of the log, as far back as there is any."""
+        found = b""
+        for path in (self.log_file, self.log_file.with_suffix(".log.1")):
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - 400 * lines + len(found)))
+                found = log.read() + found
+            if len(found) >= 400 * lines:
+                break
+        return found.decode(errors="replace").splitlines()[-lines:] if lines else []
 
 
 def census(home: Path) -> dict[str, list[procfs.Process]]:

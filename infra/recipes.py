@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import infra.log_keeper
 from infra.component import Component
 from infra.faults import StackMisconfigured
 from infra.home import ADMIN_GRPC, Secrets, Settings
@@ -194,6 +195,13 @@ def endpoint(home: Path, settings: Settings, secrets: Secrets, environment: Mapp
         needs=("s3",),
         patience=60,
     )
+
+
+def log_keeper(home: Path) -> Component:
+    """What keeps the others' logs short. No part of the stack's health: nothing needs it."""
+    folder = home / "logs"
+    argv = (sys.executable, "-I", "-S", str(Path(infra.log_keeper.__file__)), str(folder))
+    return Component(name="log-keeper", title="log keeper", argv=argv, folder=folder)
 
 
 def _only(environment: Mapping[str, str], *prefixes: str) -> dict[str, str]:

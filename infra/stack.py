@@ -154,6 +154,9 @@ class Stack:
                     self._prepare_store(settings, secrets)
                 self._start(settings, secrets, lacking, report)
                 self._start(settings, secrets, self._faults(later, report), report)
+            keeper = recipes.log_keeper(self.home.path)
+            if self._daemon(keeper.name).running() is None:
+                self._daemon(keeper.name).start(keeper)
         return self.components()
 
     def _faults(self, components: Sequence[Component], report: Report) -> dict[str, str]:

@@ -18,12 +18,13 @@ import psutil
 import pytest
 from stub_components import stub
 
-from infra import ports, procfs
+from infra import log_keeper, ports, procfs
 from infra.daemon import Daemon, census
 from infra.faults import PortTaken, StackBusy, StackMisconfigured
 from infra.headway import Headway
 from infra.home import INNER_PORTS, Home, Secrets, Settings, inner_ports
 from infra.lock import exclusive
+from infra.log_keeper import shorten_log
 from infra.logs import follow, tail
 
 
@@ -179,6 +180,32 @@ def write(step: Callable[[], object]) -> None:
 def append(path: Path, text: str) -> None:
     with path.open("a") as stream:
         stream.write(text)
+
+
+def test_a_log_is_kept_short_while_it_is_written(daemon: Daemon, tmp_path: Path) -> None:
+    spam = "import time\nfor i in range(10**9): print(f'line {i:09d}', flush=True); i % 50 or time.sleep(0.001)"
+    daemon.start(replace(stub("worker", 0, tmp_path), argv=(sys.executable, "-S", "-c", spam)))
+    log, older = daemon.log_file, daemon.log_file.with_suffix(".log.1")
+    for _ in range(3):
+        wait_until(lambda: log.stat().st_size > 100_000)
+        assert shorten_log(log, most=100_000)
+        assert older.stat().st_size >= 50_000, "what was written is kept for a while"
+        assert log.stat().st_size < 100_000, "its writer goes on at the new end"
+        assert b"\0" not in log.read_bytes()
+        both = [int(line.split()[1]) for line in daemon.tail(1000) if line.startswith("line ")]
+        assert len(both) >= 999 and both[-1] - both[0] < 1200, "hardly a line was lost"
+    assert not shorten_log(log, most=10**9)
+    shorten_log(older.with_name("none.log"))
+
+
+def test_the_keeper_looks_after_the_logs_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.log").write_bytes(b"x" * (log_keeper.MOST_BYTES + 1))
+    (tmp_path / "s3.log").write_bytes(b"short")
+    keeper = subprocess.Popen([sys.executable, "-I", "-S", log_keeper.__file__, str(tmp_path)])
+    wait_until((tmp_path / "mlflow.log.1").exists)
+    assert (tmp_path / "mlflow.log").read_bytes() == b"" and (tmp_path / "s3.log").read_bytes() == b"short"
+    keeper.kill()
+    keeper.wait()
 
 
 # -- ports ----------------------------------------------------------------------------------------------------------
