@@ -149,7 +149,7 @@ def prefect_worker(home: Path, inner_port: int, environment: Mapping[str, str]) 
         name="worker",
         title="Prefect worker",
         argv=(
-            *(sys.executable, "-m", "prefect", "worker", "start"),
+            *(sys.executable, "-m", "infra.worker_process", str(home / "run" / "worker"), "worker", "start"),
             *("--pool", WORK_POOL, "--type", "process", "--name", "winnow", "--limit", "4"),
             *("--install-policy", "never", "--with-healthcheck"),
         ),
