@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("winnow.run")
 _LOOK_BACK = 50
-_ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 5.0
 _BUSY_PAUSES = (0.1, 0.3, 1.0, 2.0, 4.0)
 
 
@@ -76,18 +76,18 @@ def set_prefect_state(flow_run_id: str, kind: str, message: str) -> None:
 
     api = os.environ["PREFECT_API_URL"]
     state = {"type": kind, "name": kind.capitalize(), "message": message}
-    with httpx.Client(base_url=api, timeout=_ANSWER_SECONDS, headers=prefect_authorization(os.environ)) as client:
+    with httpx.Client(base_url=api, timeout=ANSWER_SECONDS, headers=prefect_authorization(os.environ)) as client:
         filters = {
             "flow_runs": {"id": {"any_": [flow_run_id]}},
             "task_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "SCHEDULED"]}}},
         }
         forced = {"state": state, "force": True}
-        for task_run in _post(client, "/task_runs/filter", filters).json():
-            _post(client, f"/task_runs/{task_run['id']}/set_state", forced)
-        _post(client, f"/flow_runs/{flow_run_id}/set_state", forced)
+        for task_run in post_patiently(client, "/task_runs/filter", filters).json():
+            post_patiently(client, f"/task_runs/{task_run['id']}/set_state", forced)
+        post_patiently(client, f"/flow_runs/{flow_run_id}/set_state", forced)
 
 
-def _post(client: httpx.Client, path: str, body: dict[str, Any]) -> httpx.Response:
+def post_patiently(client: httpx.Client, path: str, body: dict[str, Any]) -> httpx.Response:
     """Prefect answers 503 for as long as its SQLite is locked by another request."""
     for pause in _BUSY_PAUSES:
         answer = client.post(path, json=body)

@@ -12,7 +12,7 @@ import infra.log_keeper
 from infra.component import Component
 from infra.faults import StackMisconfigured
 from infra.home import ADMIN_GRPC, Secrets, Settings
-from infra.mlflow_database import half_made
+from infra.mlflow_database import database_url, half_made
 from infra.ports import LOOPBACK
 from model_registry.authorization import prefect_authorization
 from model_registry.quiet import QUIET
@@ -107,7 +107,7 @@ def mlflow_server(home: Path, port: int, store: str, database: str, environment:
             **_only(environment, "AWS_", "MLFLOW_TRACKING_", "NO_PROXY"),
             **QUIET,
             # By environment, since the URL may hold a password and every user may read a command line.
-            "MLFLOW_BACKEND_STORE_URI": database or f"sqlite:///{folder / 'mlflow.db'}",
+            "MLFLOW_BACKEND_STORE_URI": database_url(home, database),
             "MLFLOW_S3_ENDPOINT_URL": environment.get("AWS_ENDPOINT_URL_S3", ""),
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # it would start five more processes, for LLM judges
             "MLFLOW_TRACKING_URI": "",
