@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 from typing import Any
 
@@ -10,8 +12,9 @@ from conftest import RunningStack
 from winnow_command import wait_for
 
 from flows.commands import deployments
+from infra import procfs
 from infra.component import fetch, fetch_when_free
-from infra.daemon import Daemon
+from infra.daemon import Daemon, census
 from infra.stack import Stack
 
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -55,6 +58,43 @@ def test_the_deployed_flow_runs_to_a_champion(stack: RunningStack) -> None:
     assert report["status"] == "released" and report["model"] == "tiny"
     assert fetch(f"{stack.environment['WINNOW_ENDPOINT']}/v2/models/tiny/ready", timeout=10)[0] == 200
     assert time.time() - begun < 240
+
+
+def test_a_run_goes_on_whose_worker_is_killed_and_started_again(stack: RunningStack) -> None:
+    api = stack.environment["PREFECT_API_URL"]
+    deployments.deploy_in_background(Stack(stack.home))
+    wait_for(lambda: not deployments.missing(stack.environment), seconds=120, what="the deployment")
+    deployment = get(stack, f"{api}/deployments/name/compress/compress")
+    status, body = fetch(
+        f"{api}/deployments/{deployment['id']}/create_flow_run",
+        method="POST",
+        body=json.dumps({"parameters": {"spec": "tiny", "overrides": ["seed=8", "deploy=false"]}}).encode(),
+        headers={"Content-Type": "application/json", **stack.prefect_headers},
+        timeout=20,
+    )
+    assert status == 201, body
+    run = json.loads(body)["id"]
+
+    def state() -> str:
+        return str(get(stack, f"{api}/flow_runs/{run}")["state"]["type"])
+
+    begun = stack.home / "runs"
+    before = set(begun.glob("*/report.json"))
+    wait_for(lambda: set(begun.glob("*/report.json")) - before, seconds=120, what="the run", every=0.3)
+    worker = Daemon("worker", stack.home).running()
+    assert worker is not None
+    carries = [
+        one for one in census(stack.home)["worker"] if procfs.marked(one.pid, f"PREFECT__FLOW_RUN_ID={run}") == ""
+    ]
+    os.kill(worker.pid, signal.SIGKILL)
+    wait_for(lambda: Daemon("worker", stack.home).running() is None)
+
+    Stack(stack.home).up()
+
+    assert carries and all(procfs.look_at_process(one.pid) is not None for one in carries)
+    wait_for(lambda: state() in FINAL, seconds=240, what="its end", every=0.5)
+    log = "\n".join(Daemon("worker", stack.home).tail(60))
+    assert state() == "COMPLETED", f"{get(stack, f'{api}/flow_runs/{run}')['state']}\n{log}"
 
 
 def test_a_run_with_a_wrong_parameter_is_refused_before_it_starts(stack: RunningStack) -> None:
