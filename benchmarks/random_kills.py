@@ -79,6 +79,7 @@ class Chaos:
     home: Path
     dice: random.Random
     kills: Counter[str] = field(default_factory=Counter)
+    killed_flows: set[int] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
     ups: int = 0
     attempts: int = 0
@@ -170,9 +171,12 @@ class Chaos:
             if not pids:
                 continue
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self.dice.choice(pids), signal.SIGKILL)
+                pid = self.dice.choice(pids)
+                os.kill(pid, signal.SIGKILL)
                 self.kills[victim] += 1
-                attempt.killed = attempt.killed or victim == "flow"
+                if victim == "flow":
+                    self.killed_flows.add(pid)
+                    attempt.killed = True
                 print(f"{sum(self.kills.values()):>4} {victim}", flush=True)
                 return
 
@@ -246,6 +250,9 @@ def run_through_kills(chaos: Chaos, model: str, seed: int, kills: int) -> None:
         chaos.kill(attempt)
     chaos.up()
     _wait(lambda: chaos.ended(attempt), f"the end of a run of {model} with seed {attempt.seed}", chaos)
+    if attempt.killed:
+        again = chaos.start(model, attempt.seed)
+        _wait(lambda: chaos.ended(again), f"the end of a run of {model} with seed {attempt.seed}", chaos)
 
 
 def _wait(condition: Callable[[], bool], what: str, chaos: Chaos | None = None) -> None:

@@ -27,7 +27,16 @@ from tasks.report.run_report import RunReport
 if TYPE_CHECKING:
     from benchmarks.random_kills import Chaos
 
-KINDS = ("lost versions", "wrong aliases", "orphans", "leftovers", "wedged models", "untrue states", "other faults")
+KINDS = (
+    "lost versions",
+    "wrong aliases",
+    "orphans",
+    "leftovers",
+    "wedged models",
+    "untrue states",
+    "runs that something else ended",
+    "other faults",
+)
 _ALL_RUNS = 10_000
 _FURTHER_SEED = 77
 _IN_PREFECT = {"released": {"COMPLETED"}, "registered": {"COMPLETED"}, "refused": {"FAILED"}, "failed": {"FAILED"},
@@ -134,7 +143,7 @@ class Audit:
         """Store, ledger, Prefect and MLflow tell the same story of every run."""
         untrue = self.counts["untrue states"]
         listed = json.loads(self._chaos.winnow("runs", "--json", "-n", "500").stdout)["runs"]
-        shown = {row["run_id"]: row["state"] for row in listed}
+        shown = {row["run_id"]: row["status"] for row in listed}
         histories = {model: Ledger(self._store).history(model) for model in self._witness.models}
         in_mlflow = self._mlflow_states()
         for report in recent_runs(self._store, limit=_ALL_RUNS):
@@ -143,6 +152,13 @@ class Audit:
             entry = _entry_of(histories[report.model], report)
             if (state == "released") != (entry is not None):
                 untrue.append(f"{report.run_id} says {state}, the ledger {entry}")
+            if (
+                state in ("crashed", "interrupted")
+                and report.owner
+                and report.owner.pid not in self._chaos.killed_flows
+            ):
+                text = f"{report.run_id} is {state} and was not killed: {report.error}"
+                self.counts["runs that something else ended"].append(text)
             if state == "running":
                 untrue.append(f"{report.run_id} says that it is running")
             if report.prefect_run and (found := self._prefect_state(report.prefect_run)) not in _IN_PREFECT.get(
@@ -183,9 +199,9 @@ class Audit:
                 self.counts["orphans"].append(f"{when}: {process.pid} {' '.join(process.info['cmdline'] or ())[:200]}")
 
     def leftovers(self, scratch: Path) -> None:
-        """What lies in the temporary folder when nothing runs any more; the folder of the machine's lock stays."""
-        kept = f"winnow-{os.getuid()}"
-        self.counts["leftovers"] += sorted(path.name for path in scratch.iterdir() if path.name != kept)
+        """What lies in the temporary folder when nothing runs any more, but two things that are there once for all."""
+        lasting = {f"winnow-{os.getuid()}", ".ses"}  # the machine's lock; 51 bytes of ONNX Runtime's
+        self.counts["leftovers"] += sorted(path.name for path in scratch.iterdir() if path.name not in lasting)
 
 
 def _entry_of(history: Sequence[Entry], report: RunReport) -> Entry | None:
