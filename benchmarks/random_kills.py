@@ -46,6 +46,8 @@ MODELS = ("kills-a", "kills-b")
 VICTIMS = ("flow", "stage", "worker", "endpoint", "engine", "s3", "mlflow", "prefect")
 _PAUSE = (0.2, 2.5)
 """Seconds between two kills."""
+_HEAD_START = (2.0, 10.0)
+"""Seconds until the first one after a run was started: it looks first whether all of the stack is there."""
 _PATIENCE = 300.0
 """Seconds for a run or a command that nothing is killed under."""
 _FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -240,13 +242,17 @@ def run_through_kills(chaos: Chaos, model: str, seed: int, kills: int) -> None:
     """So many kills while a run is under way, and another where it ended before; the last one goes to its end alone."""
     chaos.up()
     attempt, goal = chaos.start(model, seed), sum(chaos.kills.values()) + kills
+    pause = _HEAD_START
     while sum(chaos.kills.values()) < goal:
-        time.sleep(chaos.dice.uniform(*_PAUSE))
+        time.sleep(chaos.dice.uniform(*pause))
+        pause = _PAUSE
         if chaos.dice.random() < _UP_AGAIN and not Stack(chaos.home).is_up():
             chaos.up()
         if chaos.ended(attempt):
             chaos.up()
             attempt = chaos.start(model, attempt.seed if attempt.killed else attempt.seed + 1)
+            pause = _HEAD_START
+            continue
         chaos.kill(attempt)
     chaos.up()
     _wait(lambda: chaos.ended(attempt), f"the end of a run of {model} with seed {attempt.seed}", chaos)

@@ -24,7 +24,7 @@ from infra.startup import Event, Report, Startup, silent
 from model_registry.quiet import QUIET
 
 #: Ended in this order, those of a row together: who writes ends before what it writes to.
-_ENDING = (("worker",), ("endpoint", "mlflow", "prefect"), ("s3",))
+_ENDING = (("worker",), ("endpoint", "mlflow", "prefect", "log-keeper"), ("s3",))
 NAMES = ("s3", "mlflow", "prefect", "worker", "endpoint")
 _LOCK_PATIENCE = 300.0
 #: A busy machine answers late; what is silent for this number of seconds is taken for hung.

@@ -267,7 +267,7 @@ def test_down_ends_the_writers_first_and_all_of_them(stubbed: StubbedStack) -> N
     kill(stubbed.pids()["prefect"])  # half of it is dead already
     told: list[Event] = []
     ended = stubbed.down(report=told.append)
-    assert ended == {"worker": 2, "mlflow": 1, "endpoint": 1, "s3": 1}
+    assert ended == {"worker": 2, "mlflow": 1, "endpoint": 1, "s3": 1, "log-keeper": 1}
     assert (told[0].name, told[-1].name) == ("worker", "s3")
     assert census(stubbed.home.path) == {}
     assert stubbed.down() == {}
