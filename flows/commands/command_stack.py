@@ -46,7 +46,8 @@ def _port_options(command: Callable[..., int]) -> Callable[..., int]:
 def up_command(s3: str | None, mlflow_db: str | None, store: str | None, **ports: int | None) -> int:
     """Start the embedded stack, or what is missing of it, and wait until all of it answers.
 
-    Everything listens on loopback and keeps its data in .winnow (or WINNOW_HOME). Choices are remembered.
+    Everything listens on loopback and keeps its data in .winnow (or WINNOW_HOME). Choices are remembered. What dead
+    releases and runs left undecided is settled then.
 
     \b
     Example:
@@ -92,10 +93,14 @@ def _settle_releases(environment: dict[str, str]) -> None:
 
     os.environ.update(environment)
     from flows.commands.stack_releases import settle_releases
+    from flows.dead_runs import mark_dead_runs
     from model_registry.store import Store
 
-    for line in settle_releases(Store.from_environment()):
+    store = Store.from_environment()
+    for line in settle_releases(store):
         click.echo(line)
+    for run in mark_dead_runs(store):
+        click.echo(f"{run.run_id}: its process died; the run is marked as {run.status}")
 
 
 @click.command()
