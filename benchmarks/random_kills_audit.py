@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from infra.component import fetch_when_free
-from infra.daemon import census
+from infra.daemon import Daemon, census
 from model_registry.authorization import prefect_authorization
 from model_registry.endpoint_client import Endpoint
 from model_registry.ledger import Entry, Ledger
@@ -152,21 +152,17 @@ class Audit:
             entry = _entry_of(histories[report.model], report)
             if (state == "released") != (entry is not None):
                 untrue.append(f"{report.run_id} says {state}, the ledger {entry}")
-            if (
-                state in ("crashed", "interrupted")
-                and report.owner
-                and report.owner.pid not in self._chaos.killed_flows
-            ):
+            killed = report.owner is not None and report.owner.pid in self._chaos.killed_flows
+            if state in ("crashed", "interrupted") and not killed:
                 text = f"{report.run_id} is {state} and was not killed: {report.error}"
                 self.counts["runs that something else ended"].append(text)
             if state == "running":
                 untrue.append(f"{report.run_id} says that it is running")
-            if report.prefect_run and (found := self._prefect_state(report.prefect_run)) not in _IN_PREFECT.get(
-                state, set()
-            ):
-                untrue.append(f"{report.run_id} is {state}, in Prefect {found}")
-            if (told := in_mlflow.get(report.run_id)) is not None and told != _IN_MLFLOW.get(state, "FINISHED"):
-                untrue.append(f"{report.run_id} is {state}, in MLflow {told}")
+            in_prefect = self._prefect_state(report.prefect_run) if report.prefect_run else None
+            if in_prefect and in_prefect not in _IN_PREFECT.get(state, set()):
+                untrue.append(f"{report.run_id} is {state}, in Prefect {in_prefect}")
+            if in_mlflow.get(report.run_id, wanted := _IN_MLFLOW.get(state, "FINISHED")) != wanted:
+                untrue.append(f"{report.run_id} is {state}, in MLflow {in_mlflow[report.run_id]}")
 
     @staticmethod
     def _prefect_state(flow_run: str) -> str:
@@ -187,15 +183,16 @@ class Audit:
         return found
 
     def processes(self, when: str, *, down: bool) -> None:
-        """What carries the folder's name in its environment and belongs to no part of the stack."""
-        home = self._chaos.home
-        stack = {process.pid for members in census(home).values() for process in members}
+        """What carries the folder's name in its environment and has no parent in a part of the stack that runs."""
+        home, members = self._chaos.home, census(self._chaos.home)
+        leaders = {found.pid for name in members if (found := Daemon(name, home).running())}
+        kept = {one.pid for part in members.values() for one in part if one.parent != 1 or one.pid in leaders}
         for process in psutil.process_iter(["environ", "cmdline", "status"]):
             environment = process.info["environ"] or {}
             if environment.get("WINNOW_HOME") != str(home) or process.pid == os.getpid():
                 continue
             is_run = "PREFECT__FLOW_RUN_ID" in environment or "WINNOW_RUN_MARK" in environment
-            if down or is_run or process.pid not in stack:
+            if down or is_run or process.pid not in kept:
                 self.counts["orphans"].append(f"{when}: {process.pid} {' '.join(process.info['cmdline'] or ())[:200]}")
 
     def leftovers(self, scratch: Path) -> None:

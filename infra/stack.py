@@ -29,6 +29,7 @@ NAMES = ("s3", "mlflow", "prefect", "worker", "endpoint")
 _LOCK_PATIENCE = 300.0
 #: A busy machine answers late; what is silent for this number of seconds is taken for hung.
 _ANSWER_PATIENCE = 8.0
+_LOOK_PATIENCE = 2.0
 _CHANGED = "its settings changed"
 
 
@@ -100,7 +101,8 @@ class Stack:
     def _state(self, component: Component, members: Sequence[procfs.Process]) -> ComponentState:
         daemon = self._daemon(component.name)
         running = daemon.running()
-        state = "down" if running is None else "up" if component.is_well(timeout=3.0) else "hung"
+        # Prefect answers 503 while its SQLite is locked, and the worker is asked for at Prefect's.
+        state = "down" if running is None else "up" if _answers(component, patience=_LOOK_PATIENCE) else "hung"
         return ComponentState(
             component.name,
             component.title,

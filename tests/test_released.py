@@ -22,7 +22,7 @@ from prefect.client.orchestration import get_client
 from flows import carried_out, conclusion, dead_runs
 from flows import compress as compress_module
 from flows.carried_out import read_report, settings_of_a_run
-from flows.commands import command_run, deployments
+from flows.commands import command_run, deployments, stack_doctor
 from flows.conclusion import concluding
 from flows.dead_runs import mark_dead_runs
 from flows.ongoing_run import OngoingRun, make_job
@@ -246,6 +246,7 @@ def test_prefect_is_waited_for_while_its_database_is_locked(
     dead_runs.set_prefect_state("r", "CRASHED", "it died")
     assert taken == ["/task_runs/filter", "/task_runs/t/set_state", "/flow_runs/r/set_state"]
     assert deployments.missing({"PREFECT_API_URL": api}) == []
+    assert next(stack_doctor._prefect({"PREFECT_API_URL": api})).verdict == "warn", "its version is another"
 
 
 def test_prefect_s_own_client_waits_for_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
