@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 sys.path.append(str(Path(__file__).parent.parent))
 
@@ -36,14 +36,13 @@ from benchmarks.own_stack import WINNOW, OwnStack, own_stack, unwind_on_signals
 from benchmarks.random_kills_audit import Audit, Witness
 from flows.commands import deployments
 from infra.component import fetch, fetch_when_free
-from infra.daemon import census
+from infra.daemon import Daemon, census
 from infra.stack import Stack
 from model_registry.authorization import prefect_authorization
 from tasks.running.process_guard import MARK
 
 SPEC = Path(__file__).with_suffix(".yaml")
 MODELS = ("kills-a", "kills-b")
-VICTIMS = ("flow", "stage", "worker", "endpoint", "engine", "s3", "mlflow", "prefect")
 _PAUSE = (0.2, 2.5)
 """Seconds between two kills."""
 _HEAD_START = (2.0, 10.0)
@@ -159,32 +158,29 @@ class Chaos:
     # -- what goes wrong ------------------------------------------------------------------------------------------
     def kill(self, attempt: Attempt) -> None:
         """``kill -9`` of a random victim, of a random kind among those that live."""
-        members = census(self.home)
-        found: dict[str, Callable[[], list[int]]] = {
-            "flow": attempt.pids,
-            "stage": lambda: [pid for pid, environment in _environments() if self._is_stage(environment)],
-            "engine": lambda: [p.pid for p in members.get("endpoint", ()) if p.parent != 1 and _is_engine(p.pid)],
-            "endpoint": lambda: [p.pid for p in members.get("endpoint", ()) if not _is_engine(p.pid)],
-            "worker": lambda: [p.pid for p in members.get("worker", ()) if p.session == p.pid and _is_worker(p.pid)],
-            **{name: self._component(members, name) for name in ("s3", "mlflow", "prefect")},
-        }
-        for victim in self.dice.sample(VICTIMS, len(VICTIMS)):
-            pids = found[victim]()
-            if not pids:
-                continue
-            with contextlib.suppress(ProcessLookupError):
-                pid = self.dice.choice(pids)
-                os.kill(pid, signal.SIGKILL)
-                self.kills[victim] += 1
-                if victim == "flow":
-                    self.killed_flows.add(pid)
-                    attempt.killed = True
-                print(f"{sum(self.kills.values()):>4} {victim}", flush=True)
-                return
+        living = {victim: pids for victim, pids in self._living(attempt).items() if pids}
+        if not living:
+            return
+        victim = self.dice.choice(sorted(living))
+        pid = self.dice.choice(living[victim])
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+            self.kills[victim] += 1
+            if victim == "flow":
+                self.killed_flows.add(pid)
+                attempt.killed = True
+            print(f"{sum(self.kills.values()):>4} {victim}", flush=True)
 
-    @staticmethod
-    def _component(members: dict[str, Any], name: str) -> Callable[[], list[int]]:
-        return lambda: [process.pid for process in members.get(name, ())]
+    def _living(self, attempt: Attempt) -> dict[str, list[int]]:
+        members = {name: [one.pid for one in part] for name, part in census(self.home).items()}
+        leaders = {name: found.pid for name in members if (found := Daemon(name, self.home).running())}
+        return {
+            "flow": attempt.pids(),
+            "stage": [pid for pid, environment in _environments() if self._is_stage(environment)],
+            "engine": [pid for pid in members.get("endpoint", ()) if pid != leaders.get("endpoint")],
+            **{name: [leaders[name]] for name in ("endpoint", "worker") if name in leaders},
+            **{name: members.get(name, []) for name in ("s3", "mlflow", "prefect")},
+        }
 
     def _is_stage(self, environment: list[str]) -> bool:
         return f"WINNOW_HOME={self.home}" in environment and _marked(environment)
@@ -297,20 +293,6 @@ def _environments() -> list[tuple[int, list[str]]]:
 
 def _marked(environment: list[str]) -> bool:
     return any(setting.startswith(f"{MARK}=") for setting in environment)
-
-
-def _is_engine(pid: int) -> bool:
-    return "serving.engine" in _command(pid)
-
-
-def _is_worker(pid: int) -> bool:
-    return "worker start" in _command(pid)
-
-
-def _command(pid: int) -> str:
-    with contextlib.suppress(psutil.Error):
-        return " ".join(psutil.Process(pid).cmdline())
-    return ""
 
 
 if __name__ == "__main__":
