@@ -69,7 +69,8 @@ class Attempt:
         if self.process is not None:
             return [self.process.pid] if self.process.poll() is None else []
         wanted = f"PREFECT__FLOW_RUN_ID={self.flow_run}"
-        return [pid for pid, environment in _environments() if wanted in environment and not _marked(environment)]
+        carried = [pid for pid, environment in _environments() if wanted in environment and not _marked(environment)]
+        return [pid for pid in carried if "prefect" in _command(pid)]  # not what guards it
 
 
 @dataclass
@@ -293,6 +294,12 @@ def _environments() -> list[tuple[int, list[str]]]:
 
 def _marked(environment: list[str]) -> bool:
     return any(setting.startswith(f"{MARK}=") for setting in environment)
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(psutil.Process(pid).cmdline())
+    return ""
 
 
 if __name__ == "__main__":

@@ -39,6 +39,8 @@ class Component:
     epilogue: float | None = None
     #: a variable in the environment of descendants that go on without it, as a worker's flow runs do
     spares: str = ""
+    #: for its temporary files (TMPDIR), emptied before it starts: a killed one leaves them
+    scratch: Path | None = None
     #: leftovers outside the stack's folder that a killed process does not remove (sockets)
     litter: tuple[Path, ...] = ()
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -71,6 +72,10 @@ class Daemon:
         for folder in (self.pid_file.parent, self.log_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
         shorten_log(self.log_file)
+        scratch = {} if component.scratch is None else {"TMPDIR": str(component.scratch)}
+        if component.scratch is not None:
+            shutil.rmtree(component.scratch, ignore_errors=True)
+            component.scratch.mkdir(mode=0o700, parents=True)
         name, value = self.mark.split("=", 1)
         with self.log_file.open("ab") as log:
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} start: {' '.join(component.argv)}\n".encode())
@@ -78,7 +83,7 @@ class Daemon:
             process = subprocess.Popen(
                 component.argv,
                 cwd=component.folder,
-                env={**os.environ, **component.environment, name: value},
+                env={**os.environ, **component.environment, **scratch, name: value},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -114,6 +114,7 @@ def mlflow_server(home: Path, port: int, store: str, database: str, environment:
         },
         url=f"http://{LOOPBACK}:{port}",
         health=(f"http://{LOOPBACK}:{port}/health",),
+        scratch=folder / "tmp",  # the models that it passes on
         patience=180,
         litter=() if database else half_made(folder / "mlflow.db"),
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -84,29 +86,42 @@ class Blobs(Buckets):
         with tempfile.NamedTemporaryFile(dir=destination.parent, prefix=".fetch-", delete=False) as stream:
             partial = Path(stream.name)
         try:
-            try:
+            with self._noted_where_unreadable(entry):
                 self._patiently(self.bucket, key, self._download, self.bucket, key, partial)
-            except CorruptObject as error:
-                self._put(self.bucket, _UNREADABLE + entry.sha256, str(error).encode(), {})
-                self._unreadable.add(entry.sha256)
-                raise
-            found = hash_file(partial)
-            if found != entry.sha256:
-                self._quarantine(key, partial, found)
-                raise CorruptObject(
-                    f"object {key} of {self.uri} hashes to {found}, not to its name; it was moved to quarantine/ "
-                    "and will be computed again by the next run"
-                )
+            self._verify(entry, partial, hash_file(partial))
             partial.replace(destination)
-            self._is_whole(entry)
         finally:
             partial.unlink(missing_ok=True)
         return destination
 
     def fetch_bytes(self, entry: FileEntry) -> bytes:
         """The verified content of a blob, in memory; raises like :meth:`fetch`."""
-        with tempfile.TemporaryDirectory() as folder:
-            return self.fetch(entry, Path(folder) / "blob").read_bytes()
+        key = self.blob_key(entry.sha256)
+        with self._noted_where_unreadable(entry):
+            found = self._get(self.bucket, key)
+        if found is None:
+            raise ObjectMissing(f"{self.uri} has no object {key}")
+        self._verify(entry, found[0], hash_bytes(found[0]))
+        return found[0]
+
+    @contextmanager
+    def _noted_where_unreadable(self, entry: FileEntry) -> Iterator[None]:
+        try:
+            yield
+        except CorruptObject as error:
+            self._put(self.bucket, _UNREADABLE + entry.sha256, str(error).encode(), {})
+            self._unreadable.add(entry.sha256)
+            raise
+
+    def _verify(self, entry: FileEntry, content: bytes | Path, found: str) -> None:
+        if found != entry.sha256:
+            key = self.blob_key(entry.sha256)
+            self._quarantine(key, content, found)
+            raise CorruptObject(
+                f"object {key} of {self.uri} hashes to {found}, not to its name; it was moved to quarantine/ "
+                "and will be computed again by the next run"
+            )
+        self._is_whole(entry)
 
     def materialise(self, entries: Iterable[FileEntry], folder: Path) -> Path:
         """Download all files into the folder, each verified; returns the folder."""
@@ -115,7 +130,7 @@ class Blobs(Buckets):
             list(pool.map(lambda e: self.fetch(e, folder / e.path), entries))
         return folder
 
-    def _quarantine(self, key: str, broken: Path, found: str) -> None:
+    def _quarantine(self, key: str, broken: bytes | Path, found: str) -> None:
         """Keep the broken bytes, and remove the object unless another run has put a whole one there meanwhile."""
         target = f"quarantine/{key.rsplit('/', 1)[-1]}-{found[:12]}"
         self._put(self.bucket, target, broken, {})
@@ -128,6 +143,6 @@ class Blobs(Buckets):
             self.remove(self.bucket, key)
 
 
-def _md5(path: Path) -> str:
-    with path.open("rb") as stream:
+def _md5(content: bytes | Path) -> str:
+    with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as stream:
         return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +13,7 @@ from model_registry.store import Store
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.split_inputs import split_inputs
 from tasks.running.policy import step
+from tasks.running.process_guard import run_folder
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job
 
@@ -58,13 +58,13 @@ def track(
     there = registry.already_there(run, rows)
     arrays = fetch_arrays(store, split_inputs(job, data)["validation"])
     example = {name: values[:_EXAMPLE_ROWS] for name, values in arrays.items()}
-    with tempfile.TemporaryDirectory() as folder:
+    with run_folder() as folder:
 
         def log(position: int, row: VariantRun) -> str:
             variant = row.variant
 
             def onnx_file() -> Path:
-                return store.fetch(variant.file("model.onnx"), Path(folder) / f"{variant.digest}.onnx")
+                return store.fetch(variant.file("model.onnx"), folder / f"{variant.digest}.onnx")
 
             kept = variant.format == "onnx" and (row.chosen or row.proven or variant.size <= MODEL_LIMIT_BYTES)
             return registry.log_variant(
@@ -110,12 +110,12 @@ def conclude(
     """
     registry, run = Registry.from_environment(), tracked.run
     if files:
-        with tempfile.TemporaryDirectory() as folder:
+        with run_folder() as folder:
             for name, path in files.items():
-                target = Path(folder) / name
+                target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copytree(path, target) if path.is_dir() else shutil.copyfile(path, target)
-            registry.log_folder(run, Path(folder))
+            registry.log_folder(run, folder)
     pages = {name: run.file_url(name) for name in files or {} if not name.endswith(".json")}
     shown = list({**(links or {}), **pages}.items())
     note = {"mlflow.note.content": run_note(rows, status, shown, remarks)} if rows else {}

@@ -120,6 +120,16 @@ def test_what_a_killed_leader_carried_out_may_go_on(daemon: Daemon, tmp_path: Pa
     assert daemon.end(grace=0) == 1 and daemon.members() == []
 
 
+def test_what_a_killed_one_left_among_its_temporary_files_goes(daemon: Daemon, tmp_path: Path) -> None:
+    scratch = tmp_path / "data" / "tmp"
+    scratch.mkdir(parents=True)
+    (scratch / "model.onnx").write_bytes(b"of a request that was under way")
+    write = "import tempfile, time; open(tempfile.mkdtemp() + '/here', 'w'); time.sleep(600)"
+    daemon.start(replace(stub("worker", 0, tmp_path), argv=(sys.executable, "-c", write), scratch=scratch))
+    wait_until(lambda: list(scratch.glob("*/here")))
+    assert not (scratch / "model.onnx").exists() and scratch.stat().st_mode & 0o777 == 0o700
+
+
 def test_who_ignores_sigterm_is_killed(daemon: Daemon, tmp_path: Path) -> None:
     started(daemon, tmp_path, "deaf")
     begun = time.monotonic()

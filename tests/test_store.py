@@ -138,6 +138,12 @@ def test_a_blob_that_was_made_whole_meanwhile_is_left_alone(
     assert store.get(moved) == b"evil"
 
 
+def test_reading_into_memory_leaves_no_file_to_a_killed_process(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = store.publish_bytes(b"good", "f")
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    assert store.fetch_bytes(entry) == b"good"
+
+
 def test_a_truncated_blob_is_not_there(store: Store) -> None:
     entry = store.publish_bytes(b"good", "f")
     key = store.blob_key(entry.sha256)
