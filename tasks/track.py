@@ -12,6 +12,7 @@ from model_registry.run_page import Dataset, Status, Tracked, VariantRun, run_no
 from model_registry.store import Store
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.split_inputs import split_inputs
+from tasks.report.run_records import readable_run
 from tasks.running.policy import step
 from tasks.running.process_guard import run_folder
 from tasks.running.splits import DataRef
@@ -51,7 +52,7 @@ def track(
             for entry in row.variant.files:
                 store.fetch_bytes(entry)
     origin = origin or {}
-    registry.end_dead_runs(job.model)
+    registry.end_dead_runs(job.model, lambda run_id: _what_became(store, run_id))
     run = registry.open_run(job.model, job.run_id, origin)
     dataset = _dataset(store, job, data)
     registry.log_data(run, dataset)
@@ -121,6 +122,12 @@ def conclude(
     note = {"mlflow.note.content": run_note(rows, status, shown, remarks)} if rows else {}
     registry.end_run(run, status, {**(tags or {}), **note})
     return run.url
+
+
+def _what_became(store: Store, run_id: str) -> Status | None:
+    """Of a run whose process is gone, by its record, which may say more than MLflow lived to hear."""
+    report = readable_run(store, run_id)
+    return None if report is None or report.status == "running" else report.status
 
 
 def _dataset(store: Store, job: Job, data: DataRef) -> Dataset:

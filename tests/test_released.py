@@ -209,6 +209,26 @@ def test_a_run_that_was_killed_is_marked_as_it_ended(
     assert (marked.version, len(marked.warnings)) == ((1, 1) if status == "released" else (None, 0))
 
 
+def test_a_run_that_wrote_its_end_and_died_before_prefect_knew_ends_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, told = Memory(), list[tuple[str, str]]()
+    for name, status in (("failed", "failed"), ("there", "released"), ("lives", "failed")):
+        made = report(run_id=name, prefect_run=f"p-{name}", status=status)
+        owner = Owner.current() if name == "lives" else Owner.current().model_copy(update={"started": 1})
+        save_run(store, made.model_copy(update={"owner": owner}))
+    asked = list[list[str]]()
+
+    def listed(_client: Any, path: str, body: dict[str, Any]) -> Any:
+        assert path == "/flow_runs/filter"
+        asked.append(body["flow_runs"]["id"]["any_"])
+        return SimpleNamespace(json=lambda: [{"id": "p-failed"}])
+
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setattr(dead_runs, "post_patiently", listed)
+    monkeypatch.setattr(dead_runs, "set_prefect_state", lambda run, kind, _text: told.append((run, kind)))
+    assert mark_dead_runs(store) == []
+    assert sorted(asked[0]) == ["p-failed", "p-there"] and told == [("p-failed", "FAILED")]
+
+
 @pytest.fixture
 def busy() -> Iterator[tuple[str, list[str]]]:
     """A Prefect server whose database is locked: every path is answered 503 twice. Its address; the paths it took."""
