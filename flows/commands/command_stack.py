@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from flows.commands.stack_status import StackStatus
     from infra.home import Home
+    from infra.stack import Stack
     from infra.startup import Event
 
 _COMPONENTS = ("s3", "mlflow", "prefect", "worker", "endpoint")
@@ -67,7 +68,7 @@ def up_command(s3: str | None, mlflow_db: str | None, store: str | None, **ports
     with _Progress(Console(stderr=True)) as progress:
         states = stack.up(ports=chosen, s3=s3, mlflow_db=mlflow_db, store=store, report=progress)
     deploy_in_background(stack)
-    _settle_releases(stack.environment())
+    _settle(stack)
     console.print(f"The stack is up ({time.monotonic() - begun:.1f} s).")
     for state in states:
         if state.url:
@@ -88,10 +89,13 @@ def login_hint(home: Home) -> str:
     )
 
 
-def _settle_releases(environment: dict[str, str]) -> None:
+def _settle(stack: Stack) -> None:
     import os
 
-    os.environ.update(environment)
+    import httpx
+
+    os.environ.update(stack.environment())
+    from flows.abandoned_runs import end_abandoned_flow_runs
     from flows.commands.stack_releases import settle_releases
     from flows.dead_runs import mark_dead_runs
     from model_registry.store import Store
@@ -101,6 +105,11 @@ def _settle_releases(environment: dict[str, str]) -> None:
         click.echo(line)
     for run in mark_dead_runs(store):
         click.echo(f"{run.run_id}: its process died; the run is marked as {run.status}")
+    try:
+        for name in end_abandoned_flow_runs(stack.home.path):
+            click.echo(f"flow run {name}: its worker and its process died; it is marked as crashed")
+    except httpx.HTTPError as error:  # the stack is up all the same
+        click.echo(f"which flow runs were abandoned cannot be told: {error}", err=True)
 
 
 @click.command()
