@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,17 +60,9 @@ def settings_of_a_run() -> Iterator[None]:
     """Prefect's settings while a flow runs in this process.
 
     Raises:
-        StackDown: Prefect takes requests and answers none; what cannot be reached is waited for by its own client.
+        StackDown: Prefect takes requests and answers none, or cannot be reached for some seconds.
     """
-    try:
-        httpx.get(f"{os.environ['PREFECT_API_URL']}/health", timeout=_HUNG_SECONDS)
-    except httpx.TimeoutException as error:
-        raise StackDown(
-            f"Prefect at {os.environ['PREFECT_API_URL']} does not answer within {_HUNG_SECONDS:g} s; `winnow logs "
-            "prefect` may say why, and `winnow down` and `winnow up` start it again"
-        ) from error
-    except httpx.TransportError:
-        pass  # Prefect's client waits for it, and says in the end that it is not there
+    _wait_for_prefect(os.environ["PREFECT_API_URL"])
     # Prefect may have been imported before the stack was there.
     there = {PREFECT_API_URL: os.environ["PREFECT_API_URL"]}
     if password := os.environ.get("PREFECT_API_AUTH_STRING"):
@@ -79,6 +72,22 @@ def settings_of_a_run() -> Iterator[None]:
     patience = {PREFECT_API_REQUEST_TIMEOUT: _ANSWER_SECONDS}  # of each of the six attempts of its client
     with temporary_settings({**there, **patience}, {PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
+
+
+def _wait_for_prefect(url: str) -> None:
+    """Its own client does not wait for a server that it never reached, as one that is just being started again."""
+    deadline = time.monotonic() + _HUNG_SECONDS
+    while True:
+        try:
+            httpx.get(f"{url}/health", timeout=_HUNG_SECONDS)
+            return
+        except httpx.TransportError as error:
+            if time.monotonic() > deadline or isinstance(error, httpx.TimeoutException):
+                raise StackDown(
+                    f"Prefect at {url} does not answer within {_HUNG_SECONDS:g} s ({error or type(error).__name__}); "
+                    "`winnow logs prefect` may say why, and `winnow down` and `winnow up` start it again"
+                ) from error
+        time.sleep(0.2)
 
 
 def read_report(run_id: str) -> RunReport | None:

@@ -17,6 +17,7 @@ from flows.ongoing_run import OngoingRun, make_job, open_run
 from flows.rehearsal import settle, try_stages, worth_trying
 from flows.searching.search import search
 from flows.spec import PipelineSpec, load_spec
+from flows.worker_log import write_past_worker
 from model_registry.store import CorruptObject, ObjectMissing
 from model_registry.variant import Variant
 from tasks.data import check_data, data_ref, understood
@@ -56,6 +57,7 @@ def compress(
         overrides: changes to a spec given by name, such as ``prune.ratio=0.2``.
         run_id: its name in the store, MLflow and the logs; made up where absent.
     """
+    write_past_worker()
     spec = spec if isinstance(spec, PipelineSpec) else load_spec(spec, overrides or [])
     try:
         with open_run(spec, run_id) as run:

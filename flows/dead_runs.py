@@ -20,13 +20,21 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("winnow.run")
 _LOOK_BACK = 50
-_ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 5.0
+_IN_PREFECT = {
+    "released": "COMPLETED",
+    "registered": "COMPLETED",
+    "refused": "FAILED",
+    "failed": "FAILED",
+    "interrupted": "CANCELLED",
+}
 _BUSY_PAUSES = (0.1, 0.3, 1.0, 2.0, 4.0)
 
 
 def mark_dead_runs(store: Store, model: str | None = None) -> list[RunReport]:
     """Mark every run that says it is running and whose process is provably gone: as crashed, or as released if it died
-    after that. One whose release is not decided yet is left alone.
+    after that. One whose release is not decided yet is left alone. One that had written how it ended, and died before
+    Prefect knew, ends there too.
 
     Only the newest runs are looked at: ids sort by time. Returns those that were marked.
     """
@@ -35,6 +43,7 @@ def mark_dead_runs(store: Store, model: str | None = None) -> list[RunReport]:
     with ThreadPoolExecutor(max_workers=8) as pool:
         ids = [key.removeprefix("runs/").removesuffix(".json") for key in newest]
         reports = list(pool.map(lambda run_id: readable_run(store, run_id), ids))
+    _end_what_prefect_lists_as_running([report for report in reports if report is not None])
     for report in reports:
         if report is None or report.status != "running" or report.state != "crashed":
             continue
@@ -76,18 +85,18 @@ def set_prefect_state(flow_run_id: str, kind: str, message: str) -> None:
 
     api = os.environ["PREFECT_API_URL"]
     state = {"type": kind, "name": kind.capitalize(), "message": message}
-    with httpx.Client(base_url=api, timeout=_ANSWER_SECONDS, headers=prefect_authorization(os.environ)) as client:
+    with httpx.Client(base_url=api, timeout=ANSWER_SECONDS, headers=prefect_authorization(os.environ)) as client:
         filters = {
             "flow_runs": {"id": {"any_": [flow_run_id]}},
             "task_runs": {"state": {"type": {"any_": ["RUNNING", "PENDING", "SCHEDULED"]}}},
         }
         forced = {"state": state, "force": True}
-        for task_run in _post(client, "/task_runs/filter", filters).json():
-            _post(client, f"/task_runs/{task_run['id']}/set_state", forced)
-        _post(client, f"/flow_runs/{flow_run_id}/set_state", forced)
+        for task_run in post_patiently(client, "/task_runs/filter", filters).json():
+            post_patiently(client, f"/task_runs/{task_run['id']}/set_state", forced)
+        post_patiently(client, f"/flow_runs/{flow_run_id}/set_state", forced)
 
 
-def _post(client: httpx.Client, path: str, body: dict[str, Any]) -> httpx.Response:
+def post_patiently(client: httpx.Client, path: str, body: dict[str, Any]) -> httpx.Response:
     """Prefect answers 503 for as long as its SQLite is locked by another request."""
     for pause in _BUSY_PAUSES:
         answer = client.post(path, json=body)
@@ -97,10 +106,33 @@ def _post(client: httpx.Client, path: str, body: dict[str, Any]) -> httpx.Respon
     return client.post(path, json=body).raise_for_status()
 
 
+def _end_what_prefect_lists_as_running(reports: list[RunReport]) -> None:
+    import httpx
+
+    ended = {
+        report.prefect_run: report
+        for report in reports
+        if report.prefect_run and report.status != "running" and report.owner and report.owner.provably_dead()
+    }
+    if not ended or not (api := os.environ.get("PREFECT_API_URL")):
+        return
+    wanted = {
+        "flow_runs": {"id": {"any_": list(ended)}, "state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}}
+    }
+    try:
+        with httpx.Client(base_url=api, timeout=ANSWER_SECONDS, headers=prefect_authorization(os.environ)) as client:
+            left = post_patiently(client, "/flow_runs/filter", wanted).json()
+    except httpx.HTTPError as error:
+        _log.warning("Prefect could not be asked for runs that it takes for running: %s", error)
+        return
+    for flow_run in left:
+        _end_in_prefect(flow_run["id"], ended[flow_run["id"]])
+
+
 def _end_in_prefect(flow_run_id: str, dead: RunReport) -> None:
     import httpx
 
-    kind = "COMPLETED" if dead.status == "released" else "CRASHED"
+    kind = _IN_PREFECT.get(dead.status, "CRASHED")
     try:
         set_prefect_state(flow_run_id, kind, "the process of the run died")
     except httpx.HTTPError as error:

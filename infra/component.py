@@ -37,6 +37,10 @@ class Component:
     patience: float = 60.0
     grace: float = 5.0
     epilogue: float | None = None
+    #: a variable in the environment of descendants that go on without it, as a worker's flow runs do
+    spares: str = ""
+    #: for its temporary files (TMPDIR), emptied before it starts: a killed one leaves them
+    scratch: Path | None = None
     #: leftovers outside the stack's folder that a killed process does not remove (sockets)
     litter: tuple[Path, ...] = ()
 

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -14,9 +15,9 @@ from pathlib import Path
 
 from infra import procfs
 from infra.component import Component
+from infra.log_keeper import shorten_log
 
 MARK = "WINNOW_COMPONENT"
-_LOG_LIMIT = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,11 @@ class Daemon:
         component.folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.pid_file.parent, self.log_file.parent):
             folder.mkdir(parents=True, exist_ok=True)
-        if self.log_file.exists() and self.log_file.stat().st_size > _LOG_LIMIT:
-            self.log_file.replace(self.log_file.with_suffix(".log.1"))
+        shorten_log(self.log_file)
+        scratch = {} if component.scratch is None else {"TMPDIR": str(component.scratch)}
+        if component.scratch is not None:
+            shutil.rmtree(component.scratch, ignore_errors=True)
+            component.scratch.mkdir(mode=0o700, parents=True)
         name, value = self.mark.split("=", 1)
         with self.log_file.open("ab") as log:
             log.write(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} start: {' '.join(component.argv)}\n".encode())
@@ -79,7 +83,7 @@ class Daemon:
             process = subprocess.Popen(
                 component.argv,
                 cwd=component.folder,
-                env={**os.environ, **component.environment, name: value},
+                env={**os.environ, **component.environment, **scratch, name: value},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -101,13 +105,19 @@ class Daemon:
         partial.replace(self.pid_file)
         return running
 
-    def end(self, grace: float, *, epilogue: float | None = None) -> int:
+    def end(self, grace: float, *, epilogue: float | None = None, spares: str = "") -> int:
         """End all members: SIGTERM, SIGKILL after ``grace`` seconds. Returns how many there were; none is left.
 
         The leader comes first, since it may want to end its children in an order of its own. With ``epilogue`` the
-        processes that left its session come before it, and it is given that many seconds to report their end.
+        processes that left its session come before it, and it is given that many seconds to report their end. Those
+        with a variable ``spares`` in their environment are not touched, unless it is empty.
         """
-        members = self.members()
+
+        def doomed() -> list[procfs.Process]:
+            found = self.members()
+            return [one for one in found if not spares or procfs.marked(one.pid, f"{spares}=") is None]
+
+        members = doomed()
         count, leader = len(members), self.running()
         if leader is not None:
             left = [process for process in members if process.session != leader.pid]
@@ -115,19 +125,21 @@ class Daemon:
                 _end(left, grace)
                 time.sleep(epilogue)
             _end([process for process in members if process.pid == leader.pid], grace)
-        while members := self.members():  # children that a leader did not end, or whose leader was dead
+        while members := doomed():  # children that a leader did not end, or whose leader was dead
             _end(members, grace)
         self.pid_file.unlink(missing_ok=True)
         return count
 
     def tail(self, lines: int) -> list[str]:
-        """The last lines of the log."""
-        try:
-            with self.log_file.open("rb") as log:
-                log.seek(max(0, log.seek(0, os.SEEK_END) - 400 * lines))
-                return log.read().decode(errors="replace").splitlines()[-lines:]
-        except OSError:
-            return []
+        """The last lines of the log, as far back as there is any."""
+        found = b""
+        for path in (self.log_file, self.log_file.with_suffix(".log.1")):
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as log:
+                log.seek(max(0, log.seek(0, os.SEEK_END) - 400 * lines + len(found)))
+                found = log.read() + found
+            if len(found) >= 400 * lines:
+                break
+        return found.decode(errors="replace").splitlines()[-lines:] if lines else []
 
 
 def census(home: Path) -> dict[str, list[procfs.Process]]:

@@ -1,10 +1,11 @@
-"""Whether a process that is starting gets on: it writes to its log, or it computes."""
+"""Whether a process that is starting gets on: it writes to its log, it computes, or it waits for a core."""
 
 from __future__ import annotations
 
 import os
 import time
 
+from infra import procfs
 from infra.daemon import Daemon
 
 _LOOK_SECONDS = 1.0
@@ -23,7 +24,7 @@ class Headway:
     def __init__(self, daemon: Daemon, patience: float) -> None:
         self._daemon, self._patience = daemon, patience
         self._looked = self._worked = time.monotonic()
-        self._cpu, self._log = 0.0, self._size()
+        self._cpu, self._log, self._runnable = 0.0, self._size(), False
 
     def stands_still(self) -> bool:
         """Whether it has done nothing for so long. To be asked again and again; looks once a second."""
@@ -31,10 +32,13 @@ class Headway:
         elapsed = now - self._looked
         if elapsed >= _LOOK_SECONDS:
             # Of children that ended meanwhile nothing is left to count: less than before is no work.
-            cpu, log = sum(process.cpu_ticks for process in self._daemon.members()) / _TICKS, self._size()
-            if log > self._log or cpu - self._cpu > _BUSY * elapsed:
+            members, log = self._daemon.members(), self._size()
+            cpu = sum(process.cpu_ticks for process in members) / _TICKS
+            # Beside others of a higher priority it may get next to nothing. Once may be chance: timers run out.
+            runnable = any(procfs.runnable(process.pid) for process in members)
+            if log > self._log or cpu - self._cpu > _BUSY * elapsed or (runnable and self._runnable):
                 self._worked = now
-            self._looked, self._cpu, self._log = now, cpu, log
+            self._looked, self._cpu, self._log, self._runnable = now, cpu, log, runnable
         return now - self._worked > self._patience
 
     def _size(self) -> int:

@@ -69,6 +69,17 @@ def marked(pid: int, prefix: str) -> str | None:
     return None
 
 
+def runnable(pid: int) -> bool:
+    """Whether a thread of the process has a core or waits for one, at this moment."""
+    with contextlib.suppress(OSError):
+        for task in (_PROC / str(pid) / "task").iterdir():
+            with contextlib.suppress(OSError):  # a thread that ended meanwhile
+                text = (task / "stat").read_text(errors="replace")
+                if text[text.rindex(")") + 2] == "R":
+                    return True
+    return False
+
+
 def boot_id() -> str:
     """Changes with every boot, so that a start time of the last boot matches nothing."""
     try:

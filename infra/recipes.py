@@ -8,10 +8,11 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import infra.log_keeper
 from infra.component import Component
 from infra.faults import StackMisconfigured
 from infra.home import ADMIN_GRPC, Secrets, Settings
-from infra.mlflow_database import half_made
+from infra.mlflow_database import database_url, half_made
 from infra.ports import LOOPBACK
 from model_registry.authorization import prefect_authorization
 from model_registry.quiet import QUIET
@@ -106,13 +107,14 @@ def mlflow_server(home: Path, port: int, store: str, database: str, environment:
             **_only(environment, "AWS_", "MLFLOW_TRACKING_", "NO_PROXY"),
             **QUIET,
             # By environment, since the URL may hold a password and every user may read a command line.
-            "MLFLOW_BACKEND_STORE_URI": database or f"sqlite:///{folder / 'mlflow.db'}",
+            "MLFLOW_BACKEND_STORE_URI": database_url(home, database),
             "MLFLOW_S3_ENDPOINT_URL": environment.get("AWS_ENDPOINT_URL_S3", ""),
             "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # it would start five more processes, for LLM judges
             "MLFLOW_TRACKING_URI": "",
         },
         url=f"http://{LOOPBACK}:{port}",
         health=(f"http://{LOOPBACK}:{port}/health",),
+        scratch=folder / "tmp",  # the models that it passes on
         patience=180,
         litter=() if database else half_made(folder / "mlflow.db"),
     )
@@ -148,7 +150,7 @@ def prefect_worker(home: Path, inner_port: int, environment: Mapping[str, str]) 
         name="worker",
         title="Prefect worker",
         argv=(
-            *(sys.executable, "-m", "prefect", "worker", "start"),
+            *(sys.executable, "-m", "infra.worker_process", str(home / "run" / "worker"), "worker", "start"),
             *("--pool", WORK_POOL, "--type", "process", "--name", "winnow", "--limit", "4"),
             *("--install-policy", "never", "--with-healthcheck"),
         ),
@@ -168,6 +170,7 @@ def prefect_worker(home: Path, inner_port: int, environment: Mapping[str, str]) 
         needs=("prefect",),
         patience=90,
         grace=8,  # its flow runs end their children first
+        spares="PREFECT__FLOW_RUN_ID",
         epilogue=2.5,  # it tells Prefect that they crashed; else they would be Running for ever
     )
 
@@ -193,6 +196,13 @@ def endpoint(home: Path, settings: Settings, secrets: Secrets, environment: Mapp
         needs=("s3",),
         patience=60,
     )
+
+
+def log_keeper(home: Path) -> Component:
+    """What keeps the others' logs short. No part of the stack's health: nothing needs it."""
+    folder = home / "logs"
+    argv = (sys.executable, "-I", "-S", str(Path(infra.log_keeper.__file__)), str(folder))
+    return Component(name="log-keeper", title="log keeper", argv=argv, folder=folder)
 
 
 def _only(environment: Mapping[str, str], *prefixes: str) -> dict[str, str]:

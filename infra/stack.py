@@ -24,11 +24,13 @@ from infra.startup import Event, Report, Startup, silent
 from model_registry.quiet import QUIET
 
 #: Ended in this order, those of a row together: who writes ends before what it writes to.
-_ENDING = (("worker",), ("endpoint", "mlflow", "prefect"), ("s3",))
+_ENDING = (("worker",), ("endpoint", "mlflow", "prefect", "log-keeper"), ("s3",))
 NAMES = ("s3", "mlflow", "prefect", "worker", "endpoint")
 _LOCK_PATIENCE = 300.0
 #: A busy machine answers late; what is silent for this number of seconds is taken for hung.
 _ANSWER_PATIENCE = 8.0
+_LOOK_PATIENCE = 2.0
+_CHANGED = "its settings changed"
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,8 @@ class Stack:
     def _state(self, component: Component, members: Sequence[procfs.Process]) -> ComponentState:
         daemon = self._daemon(component.name)
         running = daemon.running()
-        state = "down" if running is None else "up" if component.is_well(timeout=3.0) else "hung"
+        # Prefect answers 503 while its SQLite is locked, and the worker is asked for at Prefect's.
+        state = "down" if running is None else "up" if _answers(component, patience=_LOOK_PATIENCE) else "hung"
         return ComponentState(
             component.name,
             component.title,
@@ -153,6 +156,9 @@ class Stack:
                     self._prepare_store(settings, secrets)
                 self._start(settings, secrets, lacking, report)
                 self._start(settings, secrets, self._faults(later, report), report)
+            keeper = recipes.log_keeper(self.home.path)
+            if self._daemon(keeper.name).running() is None:
+                self._daemon(keeper.name).start(keeper)
         return self.components()
 
     def _faults(self, components: Sequence[Component], report: Report) -> dict[str, str]:
@@ -163,7 +169,7 @@ class Stack:
             if running is None:
                 return "it did not run"
             if running.recipe != component.recipe:
-                return "its settings changed"
+                return _CHANGED
             if not _answers(component, patience=_ANSWER_PATIENCE):
                 return "it did not answer"
             report(Event(component.name, "found"))
@@ -185,11 +191,18 @@ class Stack:
             raise
 
     def _start(self, settings: Settings, secrets: Secrets, faults: Mapping[str, str], report: Report) -> None:
-        """End what is left of these components, children of a dead leader too, and bring them up."""
+        """End what is left of these components, children of a dead leader too, and bring them up.
+
+        What a component spares goes on, unless its settings changed: it was started with the old ones.
+        """
         chosen = [one for one in self._components(settings, secrets) if one.name in faults]
         for component in chosen:
             daemon = self._daemon(component.name)
-            if daemon.end(component.grace if daemon.running() else 0):
+            changed = faults[component.name] == _CHANGED
+            spares = "" if changed else component.spares
+            # One that hangs would end with its children what it spares, given the time for it.
+            grace = component.grace if daemon.running() and not spares else 0
+            if daemon.end(grace, spares=spares):
                 report(Event(component.name, "ended", faults[component.name]))
             _remove(component.litter)
         Startup(self.home.path, chosen, report, prepare=lambda: self._prepare_store(settings, secrets)).run()

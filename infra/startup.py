@@ -117,5 +117,8 @@ class Startup:
         )
 
     def _end_started(self) -> None:
+        def end(one: Component) -> int:
+            return Daemon(one.name, self._home).end(one.grace, spares=one.spares)
+
         with ThreadPoolExecutor(max_workers=max(1, len(self._started))) as pool:
-            list(pool.map(lambda component: Daemon(component.name, self._home).end(component.grace), self._started))
+            list(pool.map(end, self._started))

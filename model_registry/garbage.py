@@ -80,6 +80,14 @@ def find_garbage(store: Store, *, days: float, now: float) -> list[GarbageItem]:
     return found
 
 
+def registered_runs(store: Store) -> set[str]:
+    """Ids of the runs that registered a version."""
+    keys = store.list_records("runs/")
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        records = zip(keys, pool.map(lambda key: _as_mapping(_read(store, key)), keys), strict=True)
+        return {key.removeprefix("runs/").removesuffix(".json") for key, run in records if _registered(run)}
+
+
 def remove_garbage(store: Store, garbage: Iterable[GarbageItem]) -> None:
     """Remove it, records before the blobs that they mention; stopped half-way, the rest is found again."""
     for item in sorted(garbage, key=lambda item: item.kind == "blobs"):
@@ -101,10 +109,14 @@ def _wanted(content: dict[str, bytes]) -> set[str]:
             wanted |= {found.decode() for found in _HASH.findall(text)}
         elif key.startswith("runs/"):
             run = _as_mapping(text)
-            if run.get("version") is not None or run.get("front"):
+            if _registered(run):
                 named = [run.get("chosen"), run.get("baseline"), run.get("champion"), *(run.get("front") or ())]
                 wanted |= {digest for digest in named if isinstance(digest, str)}
     return wanted
+
+
+def _registered(run: dict[str, Any]) -> bool:
+    return run.get("version") is not None or bool(run.get("front"))
 
 
 def _as_mapping(text: bytes) -> dict[str, Any]:

@@ -187,8 +187,9 @@ class Registry:
         self._tag(run.mlflow_id, {**(tags or {}), "winnow.status": status})
         self._end(run.mlflow_id, _ENDED.get(status, "FINISHED"))
 
-    def end_dead_runs(self, model: str) -> list[str]:
-        """Mark the RUNNING runs of this machine whose process is gone as KILLED; returns their winnow run ids."""
+    def end_dead_runs(self, model: str, became: Callable[[str], Status | None] = lambda _: None) -> list[str]:
+        """End the RUNNING runs of this machine whose process is gone, as what ``became`` says of their run ids, or as
+        crashed; returns those ids."""
         ended = []
         where = "attributes.status = 'RUNNING' and tags.`winnow.kind` = 'run'"
         for run in self._runs(self._experiment(model), where):
@@ -199,8 +200,9 @@ class Registry:
             children = f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{mlflow_id}'"
             for child in self._runs(run["info"]["experiment_id"], children):
                 self._end(child["info"]["run_id"], "KILLED")
-            self._tag(mlflow_id, {"winnow.status": "crashed"})
-            self._end(mlflow_id, "KILLED")
+            status = became(tags["winnow.run_id"]) or "crashed"
+            self._tag(mlflow_id, {"winnow.status": status})
+            self._end(mlflow_id, _ENDED.get(status, "FINISHED"))
             ended.append(tags["winnow.run_id"])
         return ended
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +12,9 @@ from model_registry.run_page import Dataset, Status, Tracked, VariantRun, run_no
 from model_registry.store import Store
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.split_inputs import split_inputs
+from tasks.report.run_records import readable_run
 from tasks.running.policy import step
+from tasks.running.process_guard import run_folder
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job
 
@@ -51,20 +52,20 @@ def track(
             for entry in row.variant.files:
                 store.fetch_bytes(entry)
     origin = origin or {}
-    registry.end_dead_runs(job.model)
+    registry.end_dead_runs(job.model, lambda run_id: _what_became(store, run_id))
     run = registry.open_run(job.model, job.run_id, origin)
     dataset = _dataset(store, job, data)
     registry.log_data(run, dataset)
     there = registry.already_there(run, rows)
     arrays = fetch_arrays(store, split_inputs(job, data)["validation"])
     example = {name: values[:_EXAMPLE_ROWS] for name, values in arrays.items()}
-    with tempfile.TemporaryDirectory() as folder:
+    with run_folder() as folder:
 
         def log(position: int, row: VariantRun) -> str:
             variant = row.variant
 
             def onnx_file() -> Path:
-                return store.fetch(variant.file("model.onnx"), Path(folder) / f"{variant.digest}.onnx")
+                return store.fetch(variant.file("model.onnx"), folder / f"{variant.digest}.onnx")
 
             kept = variant.format == "onnx" and (row.chosen or row.proven or variant.size <= MODEL_LIMIT_BYTES)
             return registry.log_variant(
@@ -110,17 +111,23 @@ def conclude(
     """
     registry, run = Registry.from_environment(), tracked.run
     if files:
-        with tempfile.TemporaryDirectory() as folder:
+        with run_folder() as folder:
             for name, path in files.items():
-                target = Path(folder) / name
+                target = folder / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copytree(path, target) if path.is_dir() else shutil.copyfile(path, target)
-            registry.log_folder(run, Path(folder))
+            registry.log_folder(run, folder)
     pages = {name: run.file_url(name) for name in files or {} if not name.endswith(".json")}
     shown = list({**(links or {}), **pages}.items())
     note = {"mlflow.note.content": run_note(rows, status, shown, remarks)} if rows else {}
     registry.end_run(run, status, {**(tags or {}), **note})
     return run.url
+
+
+def _what_became(store: Store, run_id: str) -> Status | None:
+    """Of a run whose process is gone, by its record, which may say more than MLflow lived to hear."""
+    report = readable_run(store, run_id)
+    return None if report is None or report.status == "running" else report.status
 
 
 def _dataset(store: Store, job: Job, data: DataRef) -> Dataset:

@@ -15,6 +15,9 @@ if "deaf" in vices:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 if "parent" in vices:  # a child that leaves the session, as Prefect's flow runs do
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+if "runs" in vices:  # a child that is not its own work
+    environment = {**os.environ, "WINNOW_TEST_RUN": "1"}
+    subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True, env=environment)
 if "dies" in vices:
     sys.exit("the database is on fire")
 if "slow" in vices:
@@ -26,8 +29,10 @@ while "chatty" in vices and time.monotonic() < end:
 while "busy" in vices and time.monotonic() < end:
     pass
 class Handler(http.server.BaseHTTPRequestHandler):
+    asked = 0
     def do_GET(self):
-        self.send_response(200)
+        Handler.asked += 1
+        self.send_response(503 if "moody" in vices and Handler.asked % 2 else 200)
         self.end_headers()
     def log_message(self, *_):
         pass
@@ -38,7 +43,7 @@ http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 def stub(
     name: str, port: int, folder: Path, *vices: str, needs: Sequence[str] = (), patience: float = 20, grace: float = 2
 ) -> Component:
-    """A component that answers 200 on the port. Vices: deaf, parent, dies, slow;
+    """A component that answers 200 on the port. Vices: deaf, parent, runs, dies, slow, moody (503 every other time);
     chatty and busy take 4 s to start, in which they write to their log or compute."""
     url = f"http://127.0.0.1:{port}"
     return Component(

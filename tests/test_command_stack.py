@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from conftest import RunningStack
+from measurements import run_report
 from winnow_command import Winnow
 
 from flows.commands.command_stack import doctor_command, down_command, logs_command, status_command, up_command
@@ -24,7 +25,9 @@ from infra.component import fetch
 from infra.daemon import Daemon, census
 from infra.stack import NAMES, Stack
 from model_registry.ledger import Ledger
+from model_registry.owner import Owner
 from model_registry.store import Store
+from tasks.report.run_report import Status, save_run
 
 DIGEST = "0" * 64
 
@@ -121,12 +124,15 @@ def test_status_names_runs_whose_process_is_gone(
     code = "from model_registry.owner import Owner; print(Owner.current().model_dump_json())"
     dead = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     live = {**dead, "pid": os.getpid()}
-    for run_id, run_status, owner in (("zz-dead", "running", dead), ("zz-done", "released", dead)):
-        record = {"schema": 1, "run_id": run_id, "status": run_status, "owner": owner}
-        store.write_record(f"runs/{run_id}.json", json.dumps(record).encode())
+    ended: tuple[tuple[str, Status], ...] = (("zz-dead", "running"), ("zz-done", "released"))
+    for run_id, run_status in ended:
+        told = {"owner": Owner.model_validate(dead), "version": None}
+        save_run(store, run_report(run_status, run_id=run_id).model_copy(update=told))
     assert live["pid"] != dead["pid"]
     assert json.loads(winnow("status", "--json").stdout)["dead_runs"] == ["zz-dead"]
     assert "zz-dead" in winnow("status").stdout
+    assert "zz-dead: its process died; the run is marked as crashed" in winnow("up").stdout
+    assert json.loads(winnow("status", "--json").stdout)["dead_runs"] == []
     for run_id in ("zz-dead", "zz-done"):
         store.delete_record(f"runs/{run_id}.json")
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from conftest import RunningStack
-from winnow_command import wait_for
+from winnow_command import Winnow, wait_for
 
 from flows.commands import deployments
+from infra import procfs
 from infra.component import fetch, fetch_when_free
-from infra.daemon import Daemon
+from infra.daemon import Daemon, census
 from infra.stack import Stack
 
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
@@ -55,6 +59,51 @@ def test_the_deployed_flow_runs_to_a_champion(stack: RunningStack) -> None:
     assert report["status"] == "released" and report["model"] == "tiny"
     assert fetch(f"{stack.environment['WINNOW_ENDPOINT']}/v2/models/tiny/ready", timeout=10)[0] == 200
     assert time.time() - begun < 240
+
+
+def test_a_run_goes_on_whose_worker_is_killed_and_one_that_nobody_carries_ends(
+    stack: RunningStack, tmp_path: Path
+) -> None:
+    api = stack.environment["PREFECT_API_URL"]
+    deployments.deploy_in_background(Stack(stack.home))
+    wait_for(lambda: not deployments.missing(stack.environment), seconds=120, what="the deployment")
+
+    def begin(name: str, **body: Any) -> str:
+        deployment = get(stack, f"{api}/deployments/name/compress/{name}")
+        status, answer = fetch(
+            f"{api}/deployments/{deployment['id']}/create_flow_run",
+            method="POST",
+            body=json.dumps(body).encode(),
+            headers={"Content-Type": "application/json", **stack.prefect_headers},
+            timeout=20,
+        )
+        assert status == 201, answer
+        return str(json.loads(answer)["id"])
+
+    def state(run: str) -> str:
+        return str(get(stack, f"{api}/flow_runs/{run}")["state"]["type"])
+
+    reports = stack.home / "runs"
+    before = set(reports.glob("*/report.json"))
+    run = begin("compress", parameters={"spec": "tiny", "overrides": ["seed=8", "deploy=false"]})
+    wait_for(lambda: set(reports.glob("*/report.json")) - before, seconds=120, what="the run", every=0.3)
+    # Killed together with the worker, after Prefect was told of it and before it wrote a record.
+    abandoned = begin("nightly", parameters={"spec": "tiny"}, state={"type": "RUNNING"})
+    worker = Daemon("worker", stack.home).running()
+    assert worker is not None
+    mark = f"PREFECT__FLOW_RUN_ID={run}"
+    carries = [one for one in census(stack.home)["worker"] if procfs.marked(one.pid, mark) == ""]
+    os.kill(worker.pid, signal.SIGKILL)
+    wait_for(lambda: Daemon("worker", stack.home).running() is None)
+
+    done = Winnow(tmp_path, stack.home)("up")
+
+    assert done.returncode == 0, done.stderr
+    assert "its worker and its process died" in done.stdout and state(abandoned) == "CRASHED"
+    assert carries and all(procfs.look_at_process(one.pid) is not None for one in carries)
+    wait_for(lambda: state(run) in FINAL, seconds=240, what="its end", every=0.5)
+    log = "\n".join(Daemon("worker", stack.home).tail(60))
+    assert state(run) == "COMPLETED", f"{get(stack, f'{api}/flow_runs/{run}')['state']}\n{log}"
 
 
 def test_a_run_with_a_wrong_parameter_is_refused_before_it_starts(stack: RunningStack) -> None:

@@ -159,6 +159,26 @@ def test_a_growing_child_is_ended_with_all_below_it(tmp_path: Path, entry: str) 
         run(entry, tmp_path, limits=Limits(seconds=60, memory_bytes=300 << 20))
 
 
+def test_a_killed_run_s_own_temporary_files_go_too(tmp_path: Path) -> None:
+    code = (
+        "import time; from tasks.running.process_guard import run_folder\n"
+        "with run_folder() as folder:\n"
+        "    (folder / 'model.onnx').write_bytes(b'x'); print(folder, flush=True); time.sleep(600)"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env={**os.environ, "TMPDIR": str(tmp_path)}
+    )
+    assert run.stdout is not None
+    folder = Path(run.stdout.readline().strip())
+    assert folder.is_relative_to(tmp_path) and list(folder.iterdir())
+    run.kill()
+    run.communicate()
+    end = time.monotonic() + 20
+    while list(tmp_path.iterdir()):
+        assert time.monotonic() < end, list(tmp_path.rglob("*"))
+        time.sleep(0.05)
+
+
 def test_a_log_is_continued(store: Store, tmp_path: Path) -> None:
     for _ in range(2):
         run("echo", tmp_path, uri=store.uri)

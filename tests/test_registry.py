@@ -381,6 +381,10 @@ def test_runs_of_dead_processes_are_ended(registry: Registry, client: MlflowClie
         assert client.get_run(run_id).info.status == "KILLED"
     assert client.get_run(gone.mlflow_id).data.tags["winnow.status"] == "crashed"
     assert registry.end_dead_runs(model) == []
+    late = registry.open_run(model, "late", {"winnow.owner": dead.model_dump_json()})
+    assert registry.end_dead_runs(model, {"late": "released"}.get) == ["late"]  # type: ignore[arg-type]
+    info = client.get_run(late.mlflow_id)
+    assert (info.info.status, info.data.tags["winnow.status"]) == ("FINISHED", "released")
 
 
 def test_of_two_versions_of_a_digest_the_first_counts(registry: Registry, client: MlflowClient, model: str) -> None:

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 import socket
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
+from time import sleep
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from memory_store import Memory
+from prefect import flow
+from prefect.client.orchestration import get_client
 
 from flows import carried_out, conclusion, dead_runs
 from flows import compress as compress_module
 from flows.carried_out import read_report, settings_of_a_run
-from flows.commands import command_run, deployments
+from flows.commands import command_run, deployments, stack_doctor
 from flows.conclusion import concluding
 from flows.dead_runs import mark_dead_runs
 from flows.ongoing_run import OngoingRun, make_job
@@ -111,6 +115,7 @@ def test_the_command_says_whether_it_released_before_it_was_interrupted(
     monkeypatch.setattr(compress_module, "compress", interrupted)
     monkeypatch.setattr(command_run, "_stop_on_signals", lambda *_: Event())
     monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setattr(carried_out, "_wait_for_prefect", lambda _: None)
     monkeypatch.setenv("WINNOW_SPEC", "tiny")
     assert command_run._run(run.spec, None, False, Path("none")) == code
     assert says in capsys.readouterr().err
@@ -204,6 +209,26 @@ def test_a_run_that_was_killed_is_marked_as_it_ended(
     assert (marked.version, len(marked.warnings)) == ((1, 1) if status == "released" else (None, 0))
 
 
+def test_a_run_that_wrote_its_end_and_died_before_prefect_knew_ends_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, told = Memory(), list[tuple[str, str]]()
+    for name, status in (("failed", "failed"), ("there", "released"), ("lives", "failed")):
+        made = report(run_id=name, prefect_run=f"p-{name}", status=status)
+        owner = Owner.current() if name == "lives" else Owner.current().model_copy(update={"started": 1})
+        save_run(store, made.model_copy(update={"owner": owner}))
+    asked = list[list[str]]()
+
+    def listed(_client: Any, path: str, body: dict[str, Any]) -> Any:
+        assert path == "/flow_runs/filter"
+        asked.append(body["flow_runs"]["id"]["any_"])
+        return SimpleNamespace(json=lambda: [{"id": "p-failed"}])
+
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    monkeypatch.setattr(dead_runs, "post_patiently", listed)
+    monkeypatch.setattr(dead_runs, "set_prefect_state", lambda run, kind, _text: told.append((run, kind)))
+    assert mark_dead_runs(store) == []
+    assert sorted(asked[0]) == ["p-failed", "p-there"] and told == [("p-failed", "FAILED")]
+
+
 @pytest.fixture
 def busy() -> Iterator[tuple[str, list[str]]]:
     """A Prefect server whose database is locked: every path is answered 503 twice. Its address; the paths it took."""
@@ -241,6 +266,41 @@ def test_prefect_is_waited_for_while_its_database_is_locked(
     dead_runs.set_prefect_state("r", "CRASHED", "it died")
     assert taken == ["/task_runs/filter", "/task_runs/t/set_state", "/flow_runs/r/set_state"]
     assert deployments.missing({"PREFECT_API_URL": api}) == []
+    assert next(stack_doctor._prefect({"PREFECT_API_URL": api})).verdict == "warn", "its version is another"
+
+
+def test_prefect_s_own_client_waits_for_it_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run is begun and put into its states by Prefect's client. It has to be patient enough in our settings."""
+    asked, answer = list[str](), {"id": str(uuid.uuid4()), "flow_id": str(uuid.uuid4()), "name": "quick-fox"}
+    answer |= {"token": "t", "client": answer["id"], "expiration": "2100-01-01T00:00:00Z"}  # against forged requests
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            asked.append(self.path)
+            free = asked.count(self.path) > 5
+            body = json.dumps(answer if free else {}).encode()
+            self.send_response(201 if free else 503)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing to say."""
+
+    waited = list[float]()
+    monkeypatch.setattr("prefect.client.base.time.sleep", waited.append)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{server.server_address[1]}")
+        with carried_out.settings_of_a_run(), get_client(sync_client=True) as client:
+            run = client.create_flow_run(flow(name="f")(lambda: None))
+        server.shutdown()
+    assert str(run.id) == answer["id"] and asked.count("/flow_runs/") == 6
+    assert sum(waited) / 2 > 30, "seconds that a database may be locked"
 
 
 def test_a_prefect_that_hangs_is_said_to_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,10 +308,33 @@ def test_a_prefect_that_hangs_is_said_to_before_anything_is_computed(monkeypatch
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never reads from one
         monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{silent.getsockname()[1]}/api")
         with (
-            pytest.raises(StackDown, match=r"does not answer within 0.2 s; `winnow logs prefect`"),
+            pytest.raises(StackDown, match=r"does not answer within 0.2 s \(timed out\); `winnow logs prefect`"),
             settings_of_a_run(),
         ):
             pytest.fail("it went on")
+
+
+def test_a_prefect_that_is_being_started_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect's own client asks once where it never had an answer, and ends in a traceback of a hundred lines."""
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        address = ("127.0.0.1", closed.getsockname()[1])
+    monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{address[1]}/api")
+    monkeypatch.setattr(carried_out, "_HUNG_SECONDS", 0.3)
+    with pytest.raises(StackDown, match=r"refused.*`winnow logs prefect`"), settings_of_a_run():
+        pytest.fail("it went on")
+
+    monkeypatch.setattr(carried_out, "_HUNG_SECONDS", 10)
+    served = Event()
+
+    def start_late() -> None:
+        sleep(0.3)
+        with ThreadingHTTPServer(address, SimpleHTTPRequestHandler) as server:
+            server.handle_request()
+            served.set()
+
+    Thread(target=start_late, daemon=True).start()
+    with settings_of_a_run():
+        assert served.wait(5)
 
 
 def test_a_killed_run_whose_release_is_undecided_is_left_until_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

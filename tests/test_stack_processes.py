@@ -14,14 +14,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from stub_components import stub
 
-from infra import ports, procfs
+from infra import log_keeper, ports, procfs
 from infra.daemon import Daemon, census
 from infra.faults import PortTaken, StackBusy, StackMisconfigured
+from infra.headway import Headway
 from infra.home import INNER_PORTS, Home, Secrets, Settings, inner_ports
 from infra.lock import exclusive
+from infra.log_keeper import shorten_log
 from infra.logs import follow, tail
 
 
@@ -107,6 +110,26 @@ def test_the_end_reaches_the_children_of_a_killed_leader(daemon: Daemon, tmp_pat
     assert daemon.members() == []
 
 
+def test_what_a_killed_leader_carried_out_may_go_on(daemon: Daemon, tmp_path: Path) -> None:
+    pid = started(daemon, tmp_path, "parent", "runs")
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: daemon.running() is None)
+    assert daemon.end(grace=0, spares="WINNOW_TEST_RUN") == 1
+    [run] = daemon.members()
+    assert procfs.marked(run.pid, "WINNOW_TEST_RUN=") == "1"
+    assert daemon.end(grace=0) == 1 and daemon.members() == []
+
+
+def test_what_a_killed_one_left_among_its_temporary_files_goes(daemon: Daemon, tmp_path: Path) -> None:
+    scratch = tmp_path / "data" / "tmp"
+    scratch.mkdir(parents=True)
+    (scratch / "model.onnx").write_bytes(b"of a request that was under way")
+    write = "import tempfile, time; open(tempfile.mkdtemp() + '/here', 'w'); time.sleep(600)"
+    daemon.start(replace(stub("worker", 0, tmp_path), argv=(sys.executable, "-c", write), scratch=scratch))
+    wait_until(lambda: list(scratch.glob("*/here")))
+    assert not (scratch / "model.onnx").exists() and scratch.stat().st_mode & 0o777 == 0o700
+
+
 def test_who_ignores_sigterm_is_killed(daemon: Daemon, tmp_path: Path) -> None:
     started(daemon, tmp_path, "deaf")
     begun = time.monotonic()
@@ -119,6 +142,29 @@ def test_two_folders_do_not_see_each_other(daemon: Daemon, tmp_path: Path) -> No
     started(daemon, tmp_path)
     assert census(tmp_path / "other") == {}
     assert [process.pid for process in census(tmp_path)["worker"]] == [p.pid for p in daemon.members()]
+
+
+def test_who_waits_for_a_core_is_at_work(daemon: Daemon, tmp_path: Path) -> None:
+    """Another process of a higher priority takes nearly all of the one core that both may use."""
+    core = min(os.sched_getaffinity(0))
+    spin = f"import os; os.sched_setaffinity(0, {{{core}}}); print(end='', flush=True)\nwhile True: pass"
+    greedy = subprocess.Popen([sys.executable, "-S", "-c", spin])
+    try:
+        argv = (sys.executable, "-S", "-c", f"import os; os.nice(19); {spin}")
+        daemon.start(replace(stub("worker", 0, tmp_path), argv=argv))
+        work = Headway(daemon, patience=2.0)
+        time.sleep(1.0)
+        assert not work.stands_still()
+        leader, begun = daemon.running(), time.monotonic()
+        assert leader is not None
+        got = psutil.Process(leader.pid).cpu_times().user
+        while time.monotonic() < begun + 4:
+            assert not work.stands_still()
+            time.sleep(0.2)
+        assert psutil.Process(leader.pid).cpu_times().user - got < 0.4, "it did not have to wait: nothing was tried"
+    finally:
+        greedy.kill()
+        greedy.wait()
 
 
 # -- logs -----------------------------------------------------------------------------------------------------------
@@ -144,6 +190,32 @@ def write(step: Callable[[], object]) -> None:
 def append(path: Path, text: str) -> None:
     with path.open("a") as stream:
         stream.write(text)
+
+
+def test_a_log_is_kept_short_while_it_is_written(daemon: Daemon, tmp_path: Path) -> None:
+    spam = "import time\nfor i in range(10**9): print(f'line {i:09d}', flush=True); i % 50 or time.sleep(0.001)"
+    daemon.start(replace(stub("worker", 0, tmp_path), argv=(sys.executable, "-S", "-c", spam)))
+    log, older = daemon.log_file, daemon.log_file.with_suffix(".log.1")
+    for _ in range(3):
+        wait_until(lambda: log.stat().st_size > 100_000)
+        assert shorten_log(log, most=100_000)
+        assert older.stat().st_size >= 50_000, "what was written is kept for a while"
+        assert log.stat().st_size < 100_000, "its writer goes on at the new end"
+        assert b"\0" not in log.read_bytes()
+        both = [int(line.split()[1]) for line in daemon.tail(1000) if line.startswith("line ")]
+        assert len(both) >= 999 and both[-1] - both[0] < 1200, "hardly a line was lost"
+    assert not shorten_log(log, most=10**9)
+    shorten_log(older.with_name("none.log"))
+
+
+def test_the_keeper_looks_after_the_logs_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.log").write_bytes(b"x" * (log_keeper.MOST_BYTES + 1))
+    (tmp_path / "s3.log").write_bytes(b"short")
+    keeper = subprocess.Popen([sys.executable, "-I", "-S", log_keeper.__file__, str(tmp_path)])
+    wait_until((tmp_path / "mlflow.log.1").exists)
+    assert (tmp_path / "mlflow.log").read_bytes() == b"" and (tmp_path / "s3.log").read_bytes() == b"short"
+    keeper.kill()
+    keeper.wait()
 
 
 # -- ports ----------------------------------------------------------------------------------------------------------

@@ -131,6 +131,13 @@ def test_a_hung_component_is_replaced(stubbed: StubbedStack, monkeypatch: pytest
     assert {state.state for state in stubbed.components()} == {"up"}
 
 
+def test_one_that_is_busy_for_a_moment_is_not_called_hung(stubbed: StubbedStack) -> None:
+    """Prefect answers 503 while its SQLite is locked."""
+    stubbed.vices = {"prefect": ("moody",)}
+    stubbed.start()
+    assert [{one.name: one.state for one in stubbed.components()}["prefect"] for _ in range(3)] == ["up"] * 3
+
+
 def test_a_changed_setting_restarts_what_it_concerns(stubbed: StubbedStack, monkeypatch: pytest.MonkeyPatch) -> None:
     stubbed.start()
     before = stubbed.pids()
@@ -267,7 +274,7 @@ def test_down_ends_the_writers_first_and_all_of_them(stubbed: StubbedStack) -> N
     kill(stubbed.pids()["prefect"])  # half of it is dead already
     told: list[Event] = []
     ended = stubbed.down(report=told.append)
-    assert ended == {"worker": 2, "mlflow": 1, "endpoint": 1, "s3": 1}
+    assert ended == {"worker": 2, "mlflow": 1, "endpoint": 1, "s3": 1, "log-keeper": 1}
     assert (told[0].name, told[-1].name) == ("worker", "s3")
     assert census(stubbed.home.path) == {}
     assert stubbed.down() == {}

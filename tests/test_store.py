@@ -66,6 +66,33 @@ def test_a_large_file_goes_in_parts(store: Store, tmp_path: Path) -> None:
     assert store.fetch(entry, tmp_path / "out").stat().st_size == 20 << 20
 
 
+def test_whatever_is_large_goes_in_parts(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """S3 takes no more than 5 GB in one piece, and no part but the last below 5 MiB."""
+    monkeypatch.setattr("model_registry.s3_buckets.PART_BYTES", 5 << 20)
+    whole, parts = list[int](), list[str]()
+    store.client.meta.events.register(
+        "before-call.s3.PutObject", lambda params, **_: whole.append(int(params["headers"].get("Content-Length", 0)))
+    )
+    store.client.meta.events.register("before-call.s3.UploadPart", lambda params, **_: parts.append(params["url_path"]))
+    large = bytes(range(256)) * (24 << 10)  # 6 MiB
+    entry = store.publish_bytes(large, "a")
+    store.put("checkpoint", large, content_type="text/plain")
+    store.write_record("stages/a.json", large)
+    (tmp_path / "b").write_bytes(large[:-1])
+    (file,) = store.publish_folder(tmp_path)
+    assert len(parts) == 2 * 4 and max(whole, default=0) <= 5 << 20
+    assert store.has_blob(entry) and store.fetch_bytes(entry) == large == store.get("checkpoint")
+    assert store.read_record("stages/a.json") == large and store.fetch_bytes(file) == large[:-1]
+    assert store.client.head_object(Bucket=store.bucket, Key="checkpoint")["ContentType"] == "text/plain"
+    store.client.meta.events.register("before-call.s3.GetObject", lambda params, **_: parts.append("read"))
+    store.download(f"{store.uri}/checkpoint", tmp_path / "c")
+    assert (tmp_path / "c").read_bytes() == large and parts.count("read") == 2
+    store.put(store.blob_key(entry.sha256), large[::-1])
+    with pytest.raises(CorruptObject):
+        store.fetch_bytes(entry)
+    assert not store.has_blob(entry) and len([p for p in parts if p.startswith("/quarantine")]) == 2
+
+
 def test_equal_content_is_sent_once(store: Store, tmp_path: Path) -> None:
     sent = []
     store.client.meta.events.register("before-call.s3.PutObject", lambda params, **_: sent.append(params))
@@ -103,12 +130,18 @@ def test_a_blob_that_was_made_whole_meanwhile_is_left_alone(
         return hash_file(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr("model_registry.store.hash_file", hash_late)
+        patch.setattr("model_registry.blobs.hash_file", hash_late)
         with pytest.raises(CorruptObject):
             store.fetch(entry, tmp_path / "f")
     assert store.fetch_bytes(entry) == b"good"
     (moved,) = store.list_objects("quarantine/")
     assert store.get(moved) == b"evil"
+
+
+def test_reading_into_memory_leaves_no_file_to_a_killed_process(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = store.publish_bytes(b"good", "f")
+    monkeypatch.setattr("tempfile.tempdir", "/nowhere")
+    assert store.fetch_bytes(entry) == b"good"
 
 
 def test_a_truncated_blob_is_not_there(store: Store) -> None:
@@ -302,7 +335,7 @@ def cut_short() -> Iterator[str]:
 def test_answers_cut_short_again_and_again_are_an_error(
     store: Store, cut_short: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("model_registry.store._PAUSES", (0.0,))
+    monkeypatch.setattr("model_registry.s3_buckets._PAUSES", (0.0,))
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", cut_short)
     with pytest.raises((StoreUnavailable, CorruptObject)):
         calls(Store(store.uri), tmp_path)[name]()
@@ -328,15 +361,15 @@ class Damaged:
         self._fail(asked["Key"])
         return self._client.get_object(**asked)
 
-    def download_file(self, bucket: str, key: str, path: str) -> None:
+    def download_file(self, bucket: str, key: str, path: str, **how: Any) -> None:
         self._fail(key)
-        self._client.download_file(bucket, key, path)
+        self._client.download_file(bucket, key, path, **how)
 
 
 def test_a_blob_that_cannot_be_read_is_made_again_and_nothing_is_deleted(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("model_registry.store._PAUSES", (0.0, 0.0))
+    monkeypatch.setattr("model_registry.s3_buckets._PAUSES", (0.0, 0.0))
     entry = store.publish_bytes(b"precious", "a.bin")
     key = Store.blob_key(entry.sha256)
     shaky = Store(store.uri, client=Damaged(store.client, key, 2))  # type: ignore[arg-type]
@@ -353,7 +386,7 @@ def test_a_blob_that_cannot_be_read_is_made_again_and_nothing_is_deleted(
 
 
 def test_a_blob_that_can_be_read_again_is_there_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model_registry.store._PAUSES", ())
+    monkeypatch.setattr("model_registry.s3_buckets._PAUSES", ())
     entry = store.publish_bytes(b"away for a while", "a.bin")
     client = Damaged(store.client, Store.blob_key(entry.sha256), 1)
     with pytest.raises(CorruptObject):
@@ -364,7 +397,7 @@ def test_a_blob_that_can_be_read_again_is_there_again(store: Store, monkeypatch:
 
 
 def test_a_record_that_cannot_be_read_is_no_outage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("model_registry.store._PAUSES", (0.0,))
+    monkeypatch.setattr("model_registry.s3_buckets._PAUSES", (0.0,))
     store.write_record("stages/k.json", b"{}")
     broken = Store(store.uri, client=Damaged(store.client, "stages/k.json", 9))  # type: ignore[arg-type]
     with pytest.raises(CorruptObject, match="its disk may be damaged"):

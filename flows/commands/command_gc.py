@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from flows.reaching import reach_store
 from model_registry.sizes import size_text
+
+if TYPE_CHECKING:
+    from model_registry.store import Store
 
 
 @click.command("gc")
@@ -22,8 +27,9 @@ def gc_command(days: float, yes: bool, as_json: bool) -> int:
     """Count, or with --yes remove, what nobody needs any more.
 
     In the store: results of stages and searches older than --days, which are computed again when they are asked for,
-    and files that no record mentions. On disk: the logs of runs older than that. Never a version that was registered or
-    ever served, the ledger, or the record of a run.
+    and files that no record mentions. On disk: the logs of runs older than that. In MLflow and Prefect: the rows of
+    runs that ended before that; MLflow's go to its trash, and for good once they have lain there as long. Never a
+    version that was registered or ever served, with its run and model in MLflow, the ledger, or the record of a run.
 
     \b
     Example:
@@ -52,6 +58,7 @@ def gc_command(days: float, yes: bool, as_json: bool) -> int:
         size["logs of runs"] += held
         if yes:
             shutil.rmtree(folder)
+    count.update(_clear_views(store, days, remove=yes))
     if yes:
         remove_garbage(store, garbage)
     if as_json:
@@ -63,6 +70,47 @@ def gc_command(days: float, yes: bool, as_json: bool) -> int:
     what = "removed" if yes else "to be removed by winnow gc --yes" if count else "nothing to remove"
     click.echo(f"{sum(count.values()):>8}  {size_text(sum(size.values())):>10}  {what}")
     return 0
+
+
+def _clear_views(store: Store, days: float, *, remove: bool) -> dict[str, int]:
+    """Count, or remove, old rows of MLflow and Prefect; of one that is away or refuses nothing, which is said."""
+    import httpx
+
+    from flows.prefect_garbage import find_old_flow_runs, remove_flow_runs
+    from infra.faults import StackError
+    from model_registry.garbage import registered_runs
+    from model_registry.mlflow_garbage import find_mlflow_garbage, remove_mlflow_garbage
+    from model_registry.mlflow_rest import RegistryError
+
+    found, now = dict[str, int](), time.time()
+    try:
+        if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+            rows = find_mlflow_garbage(uri, kept=registered_runs(store), days=days, now=now)
+            found |= {"runs in MLflow": len(rows.runs), "models in MLflow": len(rows.models)}
+            if remove:
+                _empty_trash(store, days)  # of before: what goes there now can be taken back for as long
+                remove_mlflow_garbage(uri, rows)
+    except (RegistryError, StackError) as error:
+        click.echo(f"left out: {error}", err=True)
+    try:
+        if os.environ.get("PREFECT_API_URL"):
+            flow_runs = find_old_flow_runs(days=days, now=now)
+            found["flow runs in Prefect"] = len(flow_runs)
+            if remove:
+                remove_flow_runs(flow_runs)
+    except httpx.HTTPError as error:
+        click.echo(f"left out: Prefect at {os.environ['PREFECT_API_URL']}: {error}", err=True)
+    return {kind: number for kind, number in found.items() if number}
+
+
+def _empty_trash(store: Store, days: float) -> None:
+    """Of the embedded MLflow; another's database is not ours to open."""
+    from infra.home import Home
+    from infra.mlflow_database import database_url, empty_trash
+
+    home = Home.from_environment()
+    if (secrets := home.secrets()) is not None:
+        empty_trash(database_url(home.path, secrets.mlflow_db), f"{store.uri}/mlflow", days=days)
 
 
 def _old_folders(runs: Path, days: float) -> dict[Path, int]:

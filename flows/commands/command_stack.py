@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from flows.commands.stack_status import StackStatus
     from infra.home import Home
+    from infra.stack import Stack
     from infra.startup import Event
 
 _COMPONENTS = ("s3", "mlflow", "prefect", "worker", "endpoint")
@@ -46,7 +47,8 @@ def _port_options(command: Callable[..., int]) -> Callable[..., int]:
 def up_command(s3: str | None, mlflow_db: str | None, store: str | None, **ports: int | None) -> int:
     """Start the embedded stack, or what is missing of it, and wait until all of it answers.
 
-    Everything listens on loopback and keeps its data in .winnow (or WINNOW_HOME). Choices are remembered.
+    Everything listens on loopback and keeps its data in .winnow (or WINNOW_HOME). Choices are remembered. What dead
+    releases and runs left undecided is settled then.
 
     \b
     Example:
@@ -66,7 +68,7 @@ def up_command(s3: str | None, mlflow_db: str | None, store: str | None, **ports
     with _Progress(Console(stderr=True)) as progress:
         states = stack.up(ports=chosen, s3=s3, mlflow_db=mlflow_db, store=store, report=progress)
     deploy_in_background(stack)
-    _settle_releases(stack.environment())
+    _settle(stack)
     console.print(f"The stack is up ({time.monotonic() - begun:.1f} s).")
     for state in states:
         if state.url:
@@ -87,15 +89,27 @@ def login_hint(home: Home) -> str:
     )
 
 
-def _settle_releases(environment: dict[str, str]) -> None:
+def _settle(stack: Stack) -> None:
     import os
 
-    os.environ.update(environment)
+    import httpx
+
+    os.environ.update(stack.environment())
+    from flows.abandoned_runs import end_abandoned_flow_runs
     from flows.commands.stack_releases import settle_releases
+    from flows.dead_runs import mark_dead_runs
     from model_registry.store import Store
 
-    for line in settle_releases(Store.from_environment()):
+    store = Store.from_environment()
+    for line in settle_releases(store):
         click.echo(line)
+    for run in mark_dead_runs(store):
+        click.echo(f"{run.run_id}: its process died; the run is marked as {run.status}")
+    try:
+        for name in end_abandoned_flow_runs(stack.home.path):
+            click.echo(f"flow run {name}: its worker and its process died; it is marked as crashed")
+    except httpx.HTTPError as error:  # the stack is up all the same
+        click.echo(f"which flow runs were abandoned cannot be told: {error}", err=True)
 
 
 @click.command()

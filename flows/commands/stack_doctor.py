@@ -16,7 +16,7 @@ from typing import Literal
 
 from flows.commands import deployments
 from infra import ports, procfs
-from infra.component import fetch
+from infra.component import fetch, fetch_when_free
 from infra.daemon import census
 from infra.faults import StackDown, StackError
 from infra.recipes import WORK_POOL, weed
@@ -243,7 +243,7 @@ def _mlflow(environment: Mapping[str, str]) -> DoctorCheck:
 
 def _prefect(environment: Mapping[str, str], *, deploying: bool = False) -> Iterator[DoctorCheck]:
     api, headers = environment["PREFECT_API_URL"], prefect_authorization(environment)
-    status, body = fetch(f"{api}/admin/version", timeout=3, headers=headers)
+    status, body = fetch_when_free(f"{api}/admin/version", timeout=3, headers=headers)
     if status != 200:
         yield DoctorCheck(
             "Prefect", "fail", f"{api} does not answer: {body.decode(errors='replace')[:200]}", "winnow up"
@@ -254,7 +254,7 @@ def _prefect(environment: Mapping[str, str], *, deploying: bool = False) -> Iter
         yield DoctorCheck("Prefect", "warn", f"{api} is {version}, the client {ours}", "winnow down, then winnow up")
     else:
         yield DoctorCheck("Prefect", "ok", f"{api}, version {version}")
-    status, body = fetch(f"{api}/work_pools/{WORK_POOL}", timeout=3, headers=headers)
+    status, body = fetch_when_free(f"{api}/work_pools/{WORK_POOL}", timeout=3, headers=headers)
     state = json.loads(body).get("status") if status == 200 else "missing"
     if state == "READY":
         yield DoctorCheck("worker", "ok", f"work pool {WORK_POOL} is ready")

@@ -23,7 +23,7 @@ from tasks.running.source_hash import closure_files
 MOST_FILES = 20_000
 _IGNORED = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/", "/lib")
 _CODE = (".py", ".pyc", ".so", ".pth")
-_OURS = ("model_registry/store.py", "tasks/readers/sources.py")
+_OURS = ("model_registry/s3_buckets.py", "model_registry/blobs.py", "tasks/readers/sources.py")
 _watching: Reads | None = None
 _hooked = False
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,13 @@ def guarded() -> Guarded:
             os.close(reading)
             _guarded = Guarded(mark, scratch, lifeline, os.getpid())
         return _guarded
+
+
+@contextlib.contextmanager
+def run_folder() -> Iterator[Path]:
+    """A temporary folder for the run's own process, gone with it however it ends."""
+    with tempfile.TemporaryDirectory(dir=guarded().scratch) as folder:
+        yield Path(folder)
 
 
 def _forget() -> None:

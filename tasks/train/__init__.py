@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +14,7 @@ from model_registry.store import BucketMissing, ObjectMissing, Store
 from model_registry.variant import Frozen
 from tasks.running.errors import WeightsMismatch
 from tasks.running.policy import step
+from tasks.running.process_guard import run_folder
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome, Stage
 from tasks.running.stage_cache import run_stage
@@ -120,8 +120,8 @@ def bring(job: Job, spec: BringSpec, *, data: DataRef) -> Outcome:
 def _into_the_store(job: Job, weights: str) -> FileEntry:
     """The file as a blob: the cache key has its hash, and the child reads it wherever it runs."""
     store = Store(job.store)
-    with tempfile.TemporaryDirectory(prefix="winnow-bring-") as folder:
-        copy = Path(folder) / "weights"
+    with run_folder() as folder:
+        copy = folder / "weights"
         if weights.startswith("s3://"):
             try:
                 store.download(weights, copy)
@@ -134,5 +134,5 @@ def _into_the_store(job: Job, weights: str) -> FileEntry:
                     f"weights {weights!r}: there is no file {path}; relative paths start at the spec's folder"
                 )
             shutil.copyfile(path, copy)
-        (entry,) = store.publish_folder(Path(folder))
+        (entry,) = store.publish_folder(folder)
     return entry
