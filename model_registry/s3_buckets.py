@@ -37,6 +37,8 @@ PART_BYTES = 8 << 20
 10 000 of them, which is the most that S3 takes, boto3 makes fewer and larger ones."""
 _PAUSES = (1.0, 4.0, 10.0)
 """Seconds before an object that the server has is read again."""
+_PATIENCE = 20.0
+"""Seconds of trying after which it is not read again: a server can take half a minute each time to say no."""
 
 
 class Buckets:
@@ -110,12 +112,13 @@ class Buckets:
         Raises:
             CorruptObject: it could not be read again and again, while the server knew it each time.
         """
+        began = time.monotonic()
         for pause in (*_PAUSES, None):
             try:
                 return self._call(read, *args)
             except StoreUnavailable as error:
                 self._call(self.client.head_object, Bucket=bucket, Key=key)  # raises where the server is away
-                if pause is None:
+                if pause is None or time.monotonic() - began > _PATIENCE:
                     raise CorruptObject(
                         f"object {key} of s3://{bucket} is there and cannot be read ({error}); its disk may be "
                         "damaged. What a run can compute again it does, the next time"

@@ -385,6 +385,19 @@ def test_a_blob_that_cannot_be_read_is_made_again_and_nothing_is_deleted(
     assert store.list_objects("unreadable/") == []
 
 
+def test_a_server_that_takes_long_to_say_no_is_not_asked_again_and_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model_registry.s3_buckets._PATIENCE", 0.0)
+    entry = store.publish_bytes(b"rotten", "a.bin")
+    client = Damaged(store.client, Store.blob_key(entry.sha256), 9)
+    with pytest.raises(CorruptObject):
+        Store(store.uri, client=client).fetch_bytes(entry)  # type: ignore[arg-type]
+    assert client.times == 8, "asked once"
+    assert not Store(store.uri).has_blob(entry)
+    store.publish_bytes(b"rotten", "a.bin")
+
+
 def test_a_blob_that_can_be_read_again_is_there_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("model_registry.s3_buckets._PAUSES", ())
     entry = store.publish_bytes(b"away for a while", "a.bin")
