@@ -30,6 +30,8 @@ class RequestLimits:
     """How many times longer than it was sent a body may become."""
     body_seconds: float = 30.0
     """Time in which the whole body must have arrived."""
+    arriving_bytes: int = 1 << 30
+    """Of all bodies that are arriving at a time, as announced."""
     # -- of a request
     rank: int = 16
     """Most dimensions of a tensor."""
@@ -50,8 +52,8 @@ class RequestLimits:
     """Most bytes of their bodies."""
     pending_seconds: float = 10.0
     """Longest time that a request is expected to wait for its turn; beyond that it is refused at once."""
-    large_body_bytes: int = 256 << 10
-    """From here on a body goes to an engine of its own kind, so that parsing it holds up nobody else."""
+    large_body_bytes: int = 1 << 20
+    """JSON that is longer goes to an engine of its own, so that parsing it holds up nobody else."""
     load_seconds: float = 120.0
     """Time in which an engine process must have loaded and warmed a version."""
     drain_seconds: float = 20.0

@@ -329,7 +329,8 @@ def test_a_killed_engine_costs_nobody_an_answer(tmp_path: Path, count: int) -> N
                 asked += [Question(TWO) for _ in range(8)]
                 for question in asked[-8:]:
                     made.submit(question, at_once=False)
-                if turn in (100, 200) and made.engines:
+                if turn in (100, 200):
+                    await until(lambda: bool(made.engines))
                     os.kill(made.engines[0].pid, signal.SIGKILL)
                 await asyncio.sleep(0.001)
             answers = await asyncio.gather(*(question.answer for question in asked))

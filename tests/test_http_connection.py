@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from serving.front.chunked_body import ChunkedBody, MalformedChunks
 from serving.front.http_connection import HttpConnection
-from serving.front.http_head import LONGEST_KEPT, HeadTable, RequestHead
+from serving.front.http_head import LONGEST_KEPT, ByteBudget, HeadTable, RequestHead
 from serving.front.http_routes import RouteTable
 from serving.front.http_service import RoutedService, tick_for_ever
 from serving.front.request_reader import RequestReader, RequestRefused
@@ -300,6 +300,30 @@ def test_more_connections_than_allowed_are_turned_away_and_told_so() -> None:
     play(scene)
 
 
+def test_bodies_that_arrive_at_a_time_are_bounded_and_what_was_reserved_comes_back() -> None:
+    limits = RequestLimits(arriving_bytes=150_000, body_bytes=100_000)
+    begun = POST + b"content-length: 100000\r\n\r\nx"
+
+    async def scene(echo: Echo, connect: Any) -> None:
+        first, second, third = [await connect() for _ in range(3)]
+        first.send(begun)
+        await asyncio.sleep(0.05)
+        second.send(begun)
+        assert (await second.answer())[0] == 503
+        first.send(bytes(99_999))
+        assert (await first.answer())[0] == 200
+        for client in (first, third):  # what a client leaves behind comes back too
+            client.send(begun)
+            await asyncio.sleep(0.05)
+            client.writer.close()
+            await asyncio.sleep(0.05)
+        last = await connect()
+        last.send(begun + bytes(99_999))
+        assert (await last.answer())[0] == 200
+
+    play(scene, limits)
+
+
 def test_a_client_that_reads_nothing_is_waited_for_and_then_cut_off() -> None:
     async def scene(echo: Echo, connect: Any) -> None:
         client = await connect()
@@ -318,7 +342,7 @@ def test_a_client_that_reads_nothing_is_waited_for_and_then_cut_off() -> None:
 
 # -- properties -------------------------------------------------------------------------------------------------
 def reader(heads: HeadTable | None = None) -> RequestReader:
-    return RequestReader(heads or HeadTable(), LIMITS, lambda head: None, lambda: None)
+    return RequestReader(heads or HeadTable(), LIMITS, lambda head: None, lambda: None, ByteBudget(1 << 20))
 
 
 @settings(max_examples=300)

@@ -123,7 +123,12 @@ class EngineLink(asyncio.Protocol):
             waited = min(_LONGEST_WAITED, int(1e6 * (now - job.began)))
             asked.append(Asked(number, job.body, job.json_bytes, job.packing, waited))
         self.frames += 1
-        self._transport.writelines(pack_asked(asked))
+        if self._transport.is_closing():  # its end is noticed in a moment, and then the jobs are given back
+            return
+        try:
+            self._transport.writelines(pack_asked(asked))
+        except (OSError, RuntimeError):  # uvloop raises the latter where it has noticed before us
+            self._transport.abort()
 
     async def stop(self) -> None:
         """End the process: its connection is closed, and what does not end by itself is killed."""

@@ -27,7 +27,7 @@ Start = Callable[[Heard], Awaitable[EngineLink]]
 
 
 class VersionEngines:
-    """Parsing a body of megabytes takes longer than most models run: it holds up only others of its kind.
+    """Parsing JSON of megabytes takes longer than most models run: it holds up only others of its kind.
 
     Args:
         start: starts an engine that tells the given function of its answers; raises ServingError.
@@ -54,7 +54,8 @@ class VersionEngines:
 
     def submit(self, job: InferJob, *, at_once: bool) -> None:
         """See :meth:`EngineLane.submit`."""
-        lane = self.lane if len(job.body) < self._limits.large_body_bytes else self._large_lane()
+        text = job.json_bytes if job.json_bytes >= 0 else len(job.body)  # raw tensors cost nothing to read
+        lane = self.lane if text < self._limits.large_body_bytes else self._large_lane()
         lane.submit(job, at_once=at_once)
 
     def sweep(self) -> None:

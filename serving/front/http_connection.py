@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import orjson
 
-from serving.front.http_head import HeadTable, RequestHead
+from serving.front.http_head import ByteBudget, HeadTable, RequestHead
 from serving.front.request_reader import RequestReader, RequestRefused
 
 if TYPE_CHECKING:
@@ -30,11 +30,13 @@ class HttpService(Protocol):
 
     Attributes:
         heads: of requests that were taken before.
+        arriving: bytes of bodies that are.
         now: the monotonic clock, about, for deadlines.
         draining: no connection is kept after its answer.
     """
 
     heads: HeadTable
+    arriving: ByteBudget
     limits: RequestLimits
     connections: set[HttpConnection]
     now: float
@@ -73,6 +75,7 @@ class HttpConnection(asyncio.Protocol):
             service.limits,
             service.admit,
             go_on=lambda: None if self._transport is None else self._transport.write(_CONTINUE),
+            budget=service.arriving,
         )
         self._head: RequestHead | None = None
         """Of the request that is being answered."""
@@ -96,6 +99,7 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.service.connections.discard(self)
         self.gone = True
+        self._reader.stop()
 
     def eof_received(self) -> bool:
         self._half_closed = True

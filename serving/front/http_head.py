@@ -109,6 +109,23 @@ class _Parse:
         self.keep, self.complete = self.parser.should_keep_alive(), True
 
 
+class ByteBudget:
+    """Bytes of the bodies that are arriving on all connections of a listener."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def reserve(self, size: int) -> bool:
+        """Whether there is room for a body of that size; it is taken until it is given back."""
+        if size > self._left:
+            return False
+        self._left -= size
+        return True
+
+    def give_back(self, size: int) -> None:
+        self._left += size
+
+
 class HeadTable:
     """Heads that were taken before, by their bytes; emptied when full, or when what they mean has changed."""
 

@@ -12,7 +12,7 @@ import orjson
 
 from serving.exceptions import ServingError, TooManyRequests
 from serving.front.http_connection import HttpConnection, error_body
-from serving.front.http_head import HeadTable, RequestHead
+from serving.front.http_head import ByteBudget, HeadTable, RequestHead
 from serving.front.http_routes import Route, RouteTable
 from serving.limits import RequestLimits
 
@@ -25,6 +25,7 @@ class RoutedService:
 
     Attributes:
         heads: of requests that were taken before; emptied when what they mean may have changed.
+        arriving: bytes of bodies that are.
         connections: that are open.
         now: the monotonic clock at the last tick.
         draining: no connection is kept after its answer.
@@ -33,6 +34,7 @@ class RoutedService:
     def __init__(self, routes: RouteTable, limits: RequestLimits) -> None:
         self.routes, self.limits = routes, limits
         self.heads = HeadTable()
+        self.arriving = ByteBudget(limits.arriving_bytes)
         self.connections = set[HttpConnection]()
         self.now = time.monotonic()
         self.draining = False

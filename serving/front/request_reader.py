@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from serving.front.chunked_body import ChunkedBody, MalformedChunks
-from serving.front.http_head import HeadTable, RequestHead, read_head
+from serving.front.http_head import ByteBudget, HeadTable, RequestHead, read_head
 from serving.limits import RequestLimits
 
 _SMALL_BODY = 1 << 16
@@ -30,18 +30,38 @@ class RequestReader:
         heads: of requests that were taken before.
         admit: sets a new head's ``route``, or its ``refusal``.
         go_on: asks a client to send its body that waits for that.
+        budget: of all bodies that are arriving.
 
     Attributes:
         within: what of a request has begun to arrive.
         rest: what came behind the latest request.
     """
 
-    __slots__ = ("_admit", "_chunks", "_go_on", "_head", "_heads", "_limits", "_part", "_start", "rest", "within")
+    __slots__ = (
+        "_admit",
+        "_budget",
+        "_chunks",
+        "_go_on",
+        "_head",
+        "_heads",
+        "_limits",
+        "_part",
+        "_reserved",
+        "_start",
+        "rest",
+        "within",
+    )
 
     def __init__(
-        self, heads: HeadTable, limits: RequestLimits, admit: Callable[[RequestHead], None], go_on: Callable[[], None]
+        self,
+        heads: HeadTable,
+        limits: RequestLimits,
+        admit: Callable[[RequestHead], None],
+        go_on: Callable[[], None],
+        budget: ByteBudget,
     ) -> None:
-        self._heads, self._limits, self._admit, self._go_on = heads, limits, admit, go_on
+        self._heads, self._limits, self._admit, self._go_on, self._budget = heads, limits, admit, go_on, budget
+        self._reserved = 0
         self._start = bytearray()
         """Of a head that is not complete."""
         self._head: RequestHead | None = None
@@ -106,13 +126,25 @@ class RequestReader:
     def _read_body(self, head: RequestHead, data: bytes, start: int) -> Arrived | None:
         self.within, self._head = "body", head
         if head.length is None:
+            self._reserve(self._limits.body_bytes)  # nobody knows how long it becomes
             self._chunks = ChunkedBody(self._limits)
             return self._fill_chunks(data[start:])
         end = start + head.length
         if len(data) >= end:
             return self._whole(data[start:end], data[end:])
+        self._reserve(head.length)
         self._part = bytearray(data[start:])
         return None
+
+    def _reserve(self, size: int) -> None:
+        if not self._budget.reserve(size):
+            raise RequestRefused(503, "too many large bodies are arriving; try again later", b"retry-after: 1\r\n")
+        self._reserved = size
+
+    def stop(self) -> None:
+        """Nothing more is read."""
+        self._budget.give_back(self._reserved)
+        self._reserved = 0
 
     def _fill(self, data: bytes) -> Arrived | None:
         """More of a body whose length is known."""
@@ -138,5 +170,7 @@ class RequestReader:
 
     def _whole(self, body: bytes, rest: bytes) -> Arrived:
         assert self._head is not None
+        if self._reserved:
+            self.stop()
         head, self._head, self.within, self.rest = self._head, None, "nothing", rest
         return head, body
