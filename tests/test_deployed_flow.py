@@ -70,13 +70,17 @@ def test_a_run_goes_on_whose_worker_is_killed_and_one_that_nobody_carries_ends(
 
     def begin(name: str, **body: Any) -> str:
         deployment = get(stack, f"{api}/deployments/name/compress/{name}")
-        status, answer = fetch(
-            f"{api}/deployments/{deployment['id']}/create_flow_run",
-            method="POST",
-            body=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json", **stack.prefect_headers},
-            timeout=20,
-        )
+        for _ in range(20):
+            status, answer = fetch(
+                f"{api}/deployments/{deployment['id']}/create_flow_run",
+                method="POST",
+                body=json.dumps(body).encode(),
+                headers={"Content-Type": "application/json", **stack.prefect_headers},
+                timeout=20,
+            )
+            if status != 503:  # its database is locked for a moment: Prefect's own client tries again as well
+                break
+            time.sleep(1)
         assert status == 201, answer
         return str(json.loads(answer)["id"])
 
