@@ -7,6 +7,7 @@ one and the same object, objects that contain themselves, dates, infinities.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Hashable
 from typing import Any
 
@@ -46,8 +47,25 @@ def plain_document(document: Any, where: str) -> Any:
     return plain
 
 
+_READ_OTHERWISE = re.compile(r".*:.*|[-+]?0[0-9]+")
+"""Numbers of YAML 1.1 that mean something else in 1.2 and to people: 1:30 is 90, 010 is 8."""
+
+
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key given twice."""
+    """A safe loader that refuses a key given twice, and numbers that are not what they look like."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
+        return self._plain_number(node, super().construct_yaml_int(node))
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> Any:
+        return self._plain_number(node, super().construct_yaml_float(node))
+
+    @staticmethod
+    def _plain_number(node: yaml.ScalarNode, number: Any) -> Any:
+        if _READ_OTHERWISE.fullmatch(node.value):
+            misread = f"{node.value} would be read as {number}; write that number, or put the text in quotes"
+            raise yaml.constructor.ConstructorError(None, None, misread, node.start_mark)
+        return number
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: dict[Any, int] = {}
@@ -62,6 +80,10 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.constructor.ConstructorError(None, None, twice, key.start_mark)
                 seen[key.value] = line
         return super().construct_mapping(node, deep)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+_Loader.add_constructor("tag:yaml.org,2002:float", _Loader.construct_yaml_float)
 
 
 class _Copier:

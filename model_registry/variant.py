@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -44,6 +47,41 @@ class Frozen(BaseModel):
             return data
         known = {*cls.model_fields, *(field.alias for field in cls.model_fields.values())}
         return {key: value for key, value in data.items() if key in known}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_are_no_switches(cls, data: Any) -> Any:
+        """``epochs: true`` would be one epoch."""
+        if isinstance(data, dict):
+            for name in _number_fields(cls):
+                if isinstance(data.get(name), bool):
+                    raise ValueError(f"{name} is a number, got {str(data[name]).lower()}")
+        return data
+
+
+@cache
+def _number_fields(model: type[BaseModel]) -> tuple[str, ...]:
+    """Fields, by name and alias, that hold a number and cannot hold true or false."""
+    found = []
+    for name, field in model.model_fields.items():
+        types = set(_types_in(field.annotation))
+        if types & {int, float} and bool not in types:
+            found += [name] + ([field.alias] if field.alias else [])
+    return tuple(found)
+
+
+def _types_in(annotation: Any) -> Iterator[Any]:
+    """The alternatives of an annotation; what is inside lists and the like is looked at by nobody."""
+    origin = get_origin(annotation)
+    if origin in (Union, UnionType):
+        for part in get_args(annotation):
+            yield from _types_in(part)
+    elif origin is Annotated:
+        yield from _types_in(get_args(annotation)[0])
+    elif origin is Literal:
+        yield from map(type, get_args(annotation))
+    else:
+        yield annotation
 
 
 class Record(Frozen):

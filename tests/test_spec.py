@@ -146,6 +146,11 @@ def _many_anchors(count: int) -> str:
         ("train: {learning_rate: 1e300}\n", r"train.learning_rate: 1e\+300 is refused: numbers end at 1e\+18"),
         ("budget: {threads: 1000000}\n", r"budget.threads: 1000000 is refused: .*less than or equal to 1024"),
         ("measure: {batch: 1000000000}\n", r"measure.batch: 1000000000 is refused"),
+        ("train: {epochs: 1:30}\n", r"1:30 would be read as 90"),
+        ("train: {epochs: 010}\n", r"010 would be read as 8"),
+        ("train: {learning_rate: 1:30.5}\n", r"1:30.5 would be read as 90.5"),
+        ("train: {epochs: true}\n", r"epochs is a number, got true"),
+        ("train: {learning_rate: no}\n", r"learning_rate is a number, got false"),
     ],
 )
 def test_what_yaml_allows_and_a_spec_cannot_mean(path: Path, more: str, says: str) -> None:
