@@ -51,6 +51,8 @@ class EndpointSettings:
     certificate: Path | None = None
     certificate_key: Path | None = None
     client_authorities: Path | None = None
+    isolated: bool = True
+    """Whether models run in processes of their own, and not in the front's."""
     unprotected: bool = False
     """Whether the data plane may be open to the network without TLS and keys: something in front of it has both."""
     limits: RequestLimits = field(default_factory=RequestLimits)
@@ -58,8 +60,8 @@ class EndpointSettings:
     @classmethod
     def from_environment(cls) -> EndpointSettings:
         """From WINNOW_ENDPOINT_HOST, WINNOW_ENDPOINT_PORT, WINNOW_ADMIN_HOST, WINNOW_ADMIN_PORT, WINNOW_ADMIN_TOKEN,
-        WINNOW_HOME, WINNOW_KEYS, WINNOW_TLS_CERTIFICATE, WINNOW_TLS_KEY, WINNOW_TLS_CLIENTS and
-        WINNOW_ENDPOINT_UNPROTECTED.
+        WINNOW_HOME, WINNOW_KEYS, WINNOW_TLS_CERTIFICATE, WINNOW_TLS_KEY, WINNOW_TLS_CLIENTS, WINNOW_ENDPOINT_ISOLATION
+        and WINNOW_ENDPOINT_UNPROTECTED.
 
         Raises:
             EndpointMisconfigured: a port is no port, or a listener would be open to the network unprotected.
@@ -75,6 +77,7 @@ class EndpointSettings:
             certificate=_file("WINNOW_TLS_CERTIFICATE"),
             certificate_key=_file("WINNOW_TLS_KEY"),
             client_authorities=_file("WINNOW_TLS_CLIENTS"),
+            isolated=_isolated(),
             unprotected=os.environ.get("WINNOW_ENDPOINT_UNPROTECTED", "").lower() in ("1", "true", "yes"),
         )
 
@@ -117,7 +120,11 @@ def run_endpoint(settings: EndpointSettings, ledger: Callable[[], LedgerReader] 
 async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] | None = None) -> None:
     """The endpoint on the running event loop; see :func:`run`."""
     tls = _tls(settings)
-    rollout = Rollout(VariantCache(settings.home / "endpoint-cache", Store.from_environment), settings.limits)
+    rollout = Rollout(
+        VariantCache(settings.home / "endpoint-cache", Store.from_environment),
+        settings.limits,
+        isolated=settings.isolated,
+    )
     sockets = [
         _listen(settings.host, settings.port, "WINNOW_ENDPOINT_PORT"),
         _listen(settings.admin_host, settings.admin_port, "WINNOW_ADMIN_PORT"),
@@ -209,6 +216,15 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:  # not Linux
         return None
     return uvloop.new_event_loop
+
+
+def _isolated() -> bool:
+    value = os.environ.get("WINNOW_ENDPOINT_ISOLATION", "process")
+    if value not in ("process", "none"):
+        raise EndpointMisconfigured(
+            f"WINNOW_ENDPOINT_ISOLATION is {value!r}; set it to process (models in processes of their own), or none"
+        )
+    return value == "process"
 
 
 def _file(variable: str) -> Path | None:

@@ -43,7 +43,13 @@ class LoadedVersion:
     """
 
     def __init__(
-        self, model: str, version: str, digest: str, cache: VariantCache, limits: RequestLimits, nursery: Nursery
+        self,
+        model: str,
+        version: str,
+        digest: str,
+        cache: VariantCache,
+        limits: RequestLimits,
+        nursery: Nursery | None,
     ) -> None:
         self.model, self.version, self.digest = model, version, digest
         self.state: State = "restarting"
@@ -84,7 +90,9 @@ class LoadedVersion:
             _, variant = await asyncio.to_thread(self._cache.fetch, self.digest)
         except Exception as error:
             raise self._told(error) from error
-        engines = VersionEngines(self._start, self._limits, self, name=self._name(), variant=variant)
+        engines = VersionEngines(
+            self._start, self._limits, self, name=self._name(), variant=variant, isolated=self._nursery is not None
+        )
         engine = await engines.lane.keeper.open()
         self._engines = engines
         self.inputs, self.outputs, self.batching = engine.inputs, engine.outputs, engine.batching
@@ -138,6 +146,12 @@ class LoadedVersion:
     async def _start(self, heard: Heard) -> EngineLink:
         try:
             folder, variant = await asyncio.to_thread(self._cache.fetch, self.digest)
+            if self._nursery is None:
+                from serving.engines.inline_engine import (
+                    start_inline,  # brings ONNX Runtime, which a front does without
+                )
+
+                return await start_inline(folder, variant, heard, self._limits, name=(self.model, self.version))
             return await EngineLink.start(
                 self._nursery,
                 folder,

@@ -21,6 +21,7 @@ import orjson
 
 from model_registry.variant import TensorSpec
 from serving.exceptions import InvalidRequest, Unsupported
+from serving.json_body import read_object, shown
 from serving.limits import RequestLimits
 from serving.tensors import NUMPY, Array, MalformedTensor, bytes_array, datatype_of, from_raw, to_raw
 
@@ -34,8 +35,6 @@ _ACCEPTED: dict[str, tuple[set[type], str]] = {
 }
 
 
-_MOST_NESTED = 1 << 18
-"""Lists and objects in a body, at most: each is memory before anything about it is checked."""
 _HARMLESS: dict[str, tuple[object, ...]] = {
     "priority": (0,),
     "content_type": ("np", "str"),
@@ -91,7 +90,7 @@ def parse_request(
     request = read_object(view[:json_bytes] if json_bytes > 0 else body)
     identity = request.get("id")
     if identity is not None and not isinstance(identity, str):
-        raise InvalidRequest(f"id must be a string, got {_show(identity)}")
+        raise InvalidRequest(f"id must be a string, got {shown(identity)}")
     if identity is not None and len(identity) > limits.id_characters:
         raise InvalidRequest(f"id has {len(identity)} characters; at most {limits.id_characters} are echoed")
     parameters = _parameters(request, "the request", {"timeout", "binary_data_output"})
@@ -144,35 +143,19 @@ def answer(
     return (b"".join([head, *raws]), len(head)) if raws else (head, -1)
 
 
-def read_object(body: bytes | memoryview) -> dict[str, Any]:
-    """The JSON object in a request body; InvalidRequest if it is none. Nesting beyond 1024 levels is refused."""
-    text = bytes(body)
-    if len(text) > _MOST_NESTED and text.count(b"[") + text.count(b"{") > _MOST_NESTED:
-        raise InvalidRequest(
-            f"the body has more than {_MOST_NESTED} lists and objects; send flat data, or fewer samples per request"
-        )
-    try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InvalidRequest(f"the body must be a JSON object, got {_show(value)}")
-    return value
-
-
 def _named(value: Any, member: str, specs: Mapping[str, TensorSpec]) -> dict[str, dict[str, Any]]:
     """The tensors of a list, by name: each an object, known to the model, and there once."""
     if not isinstance(value, list):
-        raise InvalidRequest(f"{member} must be a list of tensors, got {_show(value)}")
+        raise InvalidRequest(f"{member} must be a list of tensors, got {shown(value)}")
     found: dict[str, dict[str, Any]] = {}
     for tensor in value:
         if not isinstance(tensor, dict):
-            raise InvalidRequest(f"each of {member} must be an object with a name, got {_show(tensor)}")
+            raise InvalidRequest(f"each of {member} must be an object with a name, got {shown(tensor)}")
         name = tensor.get("name")
         if not isinstance(name, str):
-            raise InvalidRequest(f"the name of each of {member} must be a string, got {_show(name)}")
+            raise InvalidRequest(f"the name of each of {member} must be a string, got {shown(name)}")
         if name not in specs:
-            raise InvalidRequest(f"the model has no {member[:-1]} {_show(name)}; it has {list(specs)}")
+            raise InvalidRequest(f"the model has no {member[:-1]} {shown(name)}; it has {list(specs)}")
         if name in found:
             raise InvalidRequest(f"{member[:-1]} {name!r} is given twice")
         tensor["parameters"] = _parameters(tensor, f"{member[:-1]} {name!r}", _OFFERED[member])
@@ -194,26 +177,26 @@ def _parameters(holder: dict[str, Any], where: str, offered: set[str]) -> dict[s
     if parameters is None:
         return {}
     if not isinstance(parameters, dict):
-        raise InvalidRequest(f"parameters of {where} must be an object, got {_show(parameters)}")
+        raise InvalidRequest(f"parameters of {where} must be an object, got {shown(parameters)}")
     for name, value in parameters.items():
         if not isinstance(value, str | int | float):  # bool is an int
             raise InvalidRequest(
-                f"parameter {_show(name)} of {where} must be a string, number or boolean, got {_show(value)}"
+                f"parameter {shown(name)} of {where} must be a string, number or boolean, got {shown(value)}"
             )
         if name not in offered and value not in _HARMLESS.get(name, ()):
-            raise Unsupported(f"parameter {_show(name)} of {where} is not offered here; leave it out")
+            raise Unsupported(f"parameter {shown(name)} of {where} is not offered here; leave it out")
     return parameters
 
 
 def _whole(value: Any, what: str) -> int:
     if type(value) is not int or not 0 <= value < 1 << 63:
-        raise InvalidRequest(f"{what} must be a whole number of at least 0, got {_show(value)}")
+        raise InvalidRequest(f"{what} must be a whole number of at least 0, got {shown(value)}")
     return value
 
 
 def _switch(value: Any, what: str) -> bool:
     if type(value) is not bool:
-        raise InvalidRequest(f"{what} must be true or false, got {_show(value)}")
+        raise InvalidRequest(f"{what} must be true or false, got {shown(value)}")
     return value
 
 
@@ -297,7 +280,7 @@ def _tensor(tensor: dict[str, Any], spec: TensorSpec, limits: RequestLimits, raw
     where = f"input {spec.name!r}"
     datatype = tensor.get("datatype")
     if datatype != spec.datatype:
-        raise InvalidRequest(f"datatype of {where} must be {spec.datatype}, got {_show(datatype)}")
+        raise InvalidRequest(f"datatype of {where} must be {spec.datatype}, got {shown(datatype)}")
     shape = _shape(tensor.get("shape"), spec, limits)
     size = tensor["parameters"].get("binary_data_size")
     if size is not None:
@@ -309,7 +292,7 @@ def _tensor(tensor: dict[str, Any], spec: TensorSpec, limits: RequestLimits, raw
         raise Unsupported(f"{where} is {spec.datatype}, which has no JSON form; send it as binary tensor data")
     data = tensor.get("data")
     if not isinstance(data, list):
-        raise InvalidRequest(f"data of {where} must be a list, nested or flat, got {_show(data)}")
+        raise InvalidRequest(f"data of {where} must be a list, nested or flat, got {shown(data)}")
     return _array(_flat(data, shape, where), spec, shape, where)
 
 
@@ -337,16 +320,16 @@ def all_finite(array: Array) -> bool:
 def _shape(value: Any, spec: TensorSpec, limits: RequestLimits) -> tuple[int, ...]:
     where = f"input {spec.name!r}"
     if not isinstance(value, list) or set(map(type, value)) - {int}:
-        raise InvalidRequest(f"shape of {where} must be a list of integers, got {_show(value)}")
+        raise InvalidRequest(f"shape of {where} must be a list of integers, got {shown(value)}")
     if len(value) > limits.rank or any(size < 1 for size in value):
         raise InvalidRequest(
-            f"shape of {where} must have at most {limits.rank} dimensions of at least 1, got {_show(value)}"
+            f"shape of {where} must have at most {limits.rank} dimensions of at least 1, got {shown(value)}"
         )
     fits = len(value) == len(spec.shape) and all(s in (-1, v) for v, s in zip(value, spec.shape, strict=True))
     if not fits:
-        raise InvalidRequest(f"shape of {where} must be {list(spec.shape)} (-1: any size), got {_show(value)}")
+        raise InvalidRequest(f"shape of {where} must be {list(spec.shape)} (-1: any size), got {shown(value)}")
     if (count := math.prod(value)) > limits.elements:
-        raise InvalidRequest(f"{where} of shape {_show(value)} holds {count} elements, at most {limits.elements} may")
+        raise InvalidRequest(f"{where} of shape {shown(value)} holds {count} elements, at most {limits.elements} may")
     return tuple(value)
 
 
@@ -377,7 +360,7 @@ def _array(elements: list[Any], spec: TensorSpec, shape: tuple[int, ...], where:
     if wrong := set(map(type, elements)) - types - ({type(None)} if gaps else set()):
         value = next(element for element in elements if type(element) in wrong)
         hint = "" if value is not None else ": the model was not trained with missing values"
-        raise InvalidRequest(f"data of {where} ({datatype}) must be {description}, got {_show(value)}{hint}")
+        raise InvalidRequest(f"data of {where} ({datatype}) must be {description}, got {shown(value)}{hint}")
     if datatype == "BYTES":
         return bytes_array([element.encode() for element in elements], shape)
     try:
@@ -403,13 +386,3 @@ def _output(name: str, array: Array) -> dict[str, Any]:
     if datatype == "BYTES":
         data = [element.decode(errors="replace") for element in data]
     return {"name": name, "datatype": datatype, "shape": array.shape, "data": data}
-
-
-def _show(value: Any) -> str:
-    """A client's value in an error text: short, and harmless in a log."""
-    text = ascii(value[:80] if isinstance(value, str) else value) if isinstance(value, str | int | float | None) else ""
-    if isinstance(value, list) and len(value) <= 8 and all(isinstance(v, int | float | str) for v in value):
-        text = ascii(value)
-    if not text:
-        return f"a {'list' if isinstance(value, list) else 'object'}"
-    return text if len(text) <= 80 else f"{text[:77]}..."

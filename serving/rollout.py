@@ -27,13 +27,13 @@ class Model:
 
 
 class Rollout:
-    """The endpoint's models."""
+    """The endpoint's models; ``isolated``: whether each version has processes of its own."""
 
-    def __init__(self, cache: VariantCache, limits: RequestLimits) -> None:
+    def __init__(self, cache: VariantCache, limits: RequestLimits, *, isolated: bool = True) -> None:
         self.models: dict[str, Model] = {}
         self.waiting_for = "the ledger has not been read yet"
         """What the endpoint waits for before it can be ready; empty when nothing."""
-        self._cache, self._limits, self._nursery = cache, limits, Nursery()
+        self._cache, self._limits, self._nursery = cache, limits, Nursery() if isolated else None
         self._loading: dict[tuple[str, str], tuple[str, asyncio.Task[LoadedVersion]]] = {}
         self._closing = False
 
@@ -164,7 +164,8 @@ class Rollout:
             task.cancel()
         await asyncio.gather(*loading, return_exceptions=True)
         await asyncio.gather(*(v.stop() for v in self.versions()))
-        await self._nursery.close()
+        if self._nursery is not None:
+            await self._nursery.close()
 
     @staticmethod
     def _same_digest(model: str, version: str, has: str, wanted: str) -> None:

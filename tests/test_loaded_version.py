@@ -82,7 +82,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def made(starts: Starts, monkeypatch: pytest.MonkeyPatch) -> LoadedVersion:
     monkeypatch.setattr(EngineLink, "start", starts)
-    return LoadedVersion("m", "1", DIGEST, Cache(), RequestLimits(), None)  # type: ignore[arg-type]
+    return LoadedVersion("m", "1", DIGEST, Cache(), RequestLimits(), object())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,8 @@ _ASKED = struct.Struct("<IIiBI")
 _ANSWERED = struct.Struct("<IIiHB")
 _WORK = struct.Struct("<IIIIIB")
 MOST_ENTRIES = 1 << 12
+LONGEST_ORDER = 1 << 20
+"""Bytes of a message to the nursery."""
 LONGEST = 1 << 31
 
 PLAIN, GZIP, DEFLATE = 0, 1, 2

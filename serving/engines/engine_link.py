@@ -92,7 +92,7 @@ class EngineLink(asyncio.Protocol):
         link = cls(heard)
         manifest = variant.model_dump(mode="json", by_alias=True)
         order = {"folder": str(folder.absolute()), "variant": manifest, "model": name[0], "version": name[1]}
-        link.pid, connection = await nursery.start_engine(order, link._ended)
+        link.pid, connection = await nursery.start_engine(order, link.ended)
         with contextlib.suppress(OSError, AttributeError):  # already gone, or another system than Linux
             link._pidfd = os.pidfd_open(link.pid)
         await asyncio.get_running_loop().connect_accepted_socket(lambda: link, connection)
@@ -111,6 +111,12 @@ class EngineLink(asyncio.Protocol):
             raise
         link._take_over(orjson.loads(body))
         return link
+
+    def begin(self, transport: asyncio.Transport, said: dict[str, Any]) -> None:
+        """Use an engine that is loaded already, behind this transport."""
+        self._transport = transport
+        self._loaded.set_result((200, b""))
+        self._take_over(said)
 
     def send(self, jobs: Sequence[InferJob]) -> None:
         """Send the jobs as one frame; each is in ``flying`` until it is answered."""
@@ -167,7 +173,7 @@ class EngineLink(asyncio.Protocol):
             self._loaded.exception()  # seen: nobody may be waiting for it any more
         if not self.closed.done():
             self.closed.set_result(None)
-        asyncio.get_running_loop().call_later(_STATUS_SECONDS, self._ended, "its connection was closed")
+        asyncio.get_running_loop().call_later(_STATUS_SECONDS, self.ended, "its connection was closed")
 
     # -- plumbing -----------------------------------------------------------------------------------------------
     def _take(self, frame: bytes) -> None:
@@ -189,7 +195,7 @@ class EngineLink(asyncio.Protocol):
         self.outputs = tuple(TensorSpec.model_validate(spec) for spec in said["outputs"])
         self.batching, self.load_seconds = said["batching"], said["seconds"]
 
-    def _ended(self, how: str) -> None:
+    def ended(self, how: str) -> None:
         """The process is gone; the first who knows says how."""
         if self.gone.done():
             return

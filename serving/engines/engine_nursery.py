@@ -23,9 +23,9 @@ from typing import Any
 
 import orjson
 
+from serving.engines.engine_frames import LONGEST_ORDER
 from serving.engines.engine_work import run_and_exit
 
-LONGEST_ORDER = 1 << 20
 _PR_SET_NAME = 15
 ENGINE_NAME = b"winnow-engine"
 """What ``ps`` and ``top`` call the process."""

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from model_registry.quiet import QUIET
-from serving.engines.engine_nursery import LONGEST_ORDER
+from serving.engines.engine_frames import LONGEST_ORDER
 from serving.exceptions import LoadFailed
 
 _START_SECONDS = 60.0

@@ -32,13 +32,22 @@ class VersionEngines:
     Args:
         start: starts an engine that tells the given function of its answers; raises ServingError.
         watcher: of the lane for what everybody sends.
+        isolated: whether engines are processes; else there is one, which has nowhere else to put large bodies.
     """
 
     def __init__(
-        self, start: Start, limits: RequestLimits, watcher: LaneWatcher, *, name: str, variant: Variant
+        self,
+        start: Start,
+        limits: RequestLimits,
+        watcher: LaneWatcher,
+        *,
+        name: str,
+        variant: Variant,
+        isolated: bool = True,
     ) -> None:
+        self._isolated = isolated
         self._start, self._limits, self._watcher, self._name = start, limits, watcher, name
-        self.lane = EngineLane(start, limits, watcher, name=name, count=_engines(variant))
+        self.lane = EngineLane(start, limits, watcher, name=name, count=_engines(variant) if isolated else 1)
         self._large: EngineLane | None = None
         self._large_used = 0.0
         self._tasks = set[asyncio.Task[None]]()
@@ -55,7 +64,8 @@ class VersionEngines:
     def submit(self, job: InferJob, *, at_once: bool) -> None:
         """See :meth:`EngineLane.submit`."""
         text = job.json_bytes if job.json_bytes >= 0 else len(job.body)  # raw tensors cost nothing to read
-        lane = self.lane if text < self._limits.large_body_bytes else self._large_lane()
+        apart = self._isolated and text >= self._limits.large_body_bytes
+        lane = self._large_lane() if apart else self.lane
         lane.submit(job, at_once=at_once)
 
     def sweep(self) -> None:

@@ -17,9 +17,9 @@ from serving.front.http_connection import HttpConnection
 from serving.front.http_head import RequestHead
 from serving.front.http_routes import Route, RouteTable
 from serving.front.http_service import RoutedService, lines_of, reply
+from serving.json_body import read_object
 from serving.limits import RequestLimits
 from serving.loaded_version import LoadedVersion
-from serving.protocol import read_object
 from serving.rollout import Rollout
 from serving.version_stats import version_metrics
 
