@@ -15,7 +15,7 @@ class RequestInvalid(EndpointRefused, InvalidRequest):
 
 
 class KeyRefused(EndpointRefused):
-    """The key is missing, unknown or has expired (401), or may not do this (403); see ``winnow keys``."""
+    """The key is missing, unknown or has expired (401), or may not do this (403); see ``winnow keys list``."""
 
 
 class NotServed(EndpointRefused):
