@@ -25,6 +25,7 @@ This page is made from the docstrings by `python docs/python_page.py > docs/pyth
 """
 CALLS = ("up", "compress", "run", "variants", "compare", "load", "promote", "rollback", "down")
 RESULTS = ("RunResult", "LoadedModel")
+SERVED = ("Client", "AsyncClient")
 WRITTEN = ("Workload", "Metric", "ArrayWorkload")
 NETWORK_MAKERS = ("graph_module",)
 HIDDEN = {"LoadedModel.from_store", "LoadedModel.from_file"}
@@ -49,10 +50,11 @@ def page() -> str:
 
 def chapters() -> Iterator[tuple[str, list[str]]]:
     """Title and names of each chapter; every name is in one."""
-    left = [name for name in dir(winnow) if name not in {*CALLS, *RESULTS, *WRITTEN}]
+    left = [name for name in dir(winnow) if name not in {*CALLS, *RESULTS, *SERVED, *WRITTEN}]
     found = {name: getattr(winnow, name) for name in left}
     yield "Calls", list(CALLS)
     yield "What they return", list(RESULTS)
+    yield "Models in service", list(SERVED)
     yield "What you write", list(WRITTEN)
     classes = {n: thing for n, thing in found.items() if isinstance(thing, type)}
     networks = [n for n, c in classes.items() if issubclass(c, nn.Module)] + list(NETWORK_MAKERS)
@@ -73,7 +75,7 @@ def entry(name: str, thing: Any) -> Iterator[str]:
     """Signature and docstring; of a class its public methods and properties too."""
     yield f"```text\n{signature(name, thing)}\n```\n"
     yield markdown(text(thing))
-    if name in (*RESULTS, *WRITTEN):
+    if name in (*RESULTS, *SERVED, *WRITTEN):
         for member, value in vars(thing).items():
             found = value.fget if isinstance(value, property) else value
             if inspect.isfunction(found) and not member.startswith("_") and f"{name}.{member}" not in HIDDEN:

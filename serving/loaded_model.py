@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 
 from model_registry.manifest import describe_files
 from model_registry.store import Store
 from model_registry.variant import TensorSpec, Variant
 from serving.engine import MODEL, Engine
-from serving.exceptions import InvalidRequest, LoadRefused
+from serving.exceptions import LoadRefused
 from serving.onnx_safety import check_onnx
-from serving.tensors import NUMPY, ONNX, Array, bytes_array
+from serving.sample_values import SampleReader, as_text, only_row
+from serving.tensors import ONNX, Array
 from serving.variant_cache import VariantCache
 
 
@@ -32,6 +31,7 @@ class LoadedModel:
     def __init__(self, engine: Engine, name: str) -> None:
         engine.warm_up()
         self._engine, self.name, self.variant = engine, name, engine.variant
+        self._reader = SampleReader(name, engine.inputs)
 
     @classmethod
     def from_store(
@@ -94,9 +94,7 @@ class LoadedModel:
         Raises:
             InvalidRequest: it does not fit the model's inputs; names the input and its shape.
         """
-        rows = {name: np.expand_dims(values, 0) for name, values in self._arrays(sample).items()}
-        answer = self._run(rows)
-        return {name: values[0].item() if values.ndim == 1 else values[0] for name, values in answer.items()}
+        return only_row(self._run(self._reader.one(sample)))
 
     def predict_batch(self, samples: Any) -> dict[str, Array]:
         """The outputs for N samples, by name, each [N, ...]; labels are an array of text.
@@ -107,65 +105,14 @@ class LoadedModel:
         Raises:
             InvalidRequest: they do not fit the model's inputs; names the input and its shape.
         """
-        return self._run(self._arrays(samples))
+        return self._run(self._reader.batch(samples))
 
     def __repr__(self) -> str:
         inputs = ", ".join(f"{s.name} {s.datatype}{list(s.shape)}" for s in self.inputs)
         return f"LoadedModel({self.name!r}, {inputs} -> {', '.join(s.name for s in self.outputs)})"
 
-    def _arrays(self, given: Any) -> dict[str, Array]:
-        names = [spec.name for spec in self.inputs]
-        if not isinstance(given, Mapping):
-            if len(names) != 1:
-                raise InvalidRequest(f"{self.name} has the inputs {names}; give a mapping with these keys")
-            given = {names[0]: given}
-        if set(given) != set(names):
-            raise InvalidRequest(f"{self.name} has the inputs {names}, got {sorted(map(str, given))}")
-        return {spec.name: _array(given[spec.name], spec) for spec in self.inputs}
-
     def _run(self, rows: dict[str, Array]) -> dict[str, Array]:
-        for spec in self.inputs:
-            shape = rows[spec.name].shape
-            fits = len(shape) == len(spec.shape) and all(
-                want in (-1, have) for want, have in zip(spec.shape, shape, strict=True)
-            )
-            if not fits or not shape or not shape[0]:
-                raise InvalidRequest(
-                    f"input {spec.name!r} of {self.name} takes {spec.datatype}{list(spec.shape)} (-1 is free), "
-                    f"got {list(shape)}"
-                )
-        lengths = {spec.name: len(rows[spec.name]) for spec in self.inputs}
-        if len(set(lengths.values())) > 1:
-            raise InvalidRequest(f"the inputs differ in their number of rows: {lengths}")
-        return {name: _text(values) for name, values in self._engine.run(rows).items()}
-
-
-def _array(values: Any, spec: TensorSpec) -> Array:
-    """The values in the input's own datatype; nothing is rounded to fit."""
-    if hasattr(values, "detach"):  # a torch tensor, which numpy does not take while it has a gradient
-        values = values.detach().cpu()
-    given = np.asarray(values)
-    if spec.datatype == "BYTES":
-        flat = [v if isinstance(v, bytes) else str(v).encode() for v in given.ravel().tolist()]
-        return bytes_array(flat, given.shape)
-    wanted = NUMPY[spec.datatype]
-    if spec.missing and given.dtype == object:
-        given = np.array([np.nan if v is None else v for v in given.ravel().tolist()]).reshape(given.shape)
-    if given.dtype.kind not in "biuf":
-        raise InvalidRequest(f"input {spec.name!r} takes numbers ({spec.datatype}), got {given.dtype}")
-    cast = given.astype(wanted)
-    if wanted.kind in "biu" and not np.array_equal(cast, given):
-        raise InvalidRequest(
-            f"input {spec.name!r} takes {spec.datatype}, and the values given ({given.dtype}, "
-            f"{given.min():g} to {given.max():g}) do not fit into it"
-        )
-    return cast
-
-
-def _text(values: Array) -> Array:
-    if values.dtype != NUMPY["BYTES"]:
-        return values
-    return np.array([v.decode(errors="replace") for v in values.ravel().tolist()], dtype=np.str_).reshape(values.shape)
+        return {name: as_text(values) for name, values in self._engine.run(rows).items()}
 
 
 def _signature(data: bytes, path: Path) -> dict[str, tuple[TensorSpec, ...]]:

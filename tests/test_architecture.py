@@ -18,10 +18,13 @@ MOST_ARGUMENTS, MOST_METHODS = 10, 15
 LARGER = {"Registry", "Stack", "Store", "Tabular", "compress_model"}
 """Classes of more methods, and a call whose keywords users write; none is added to them."""
 
+OFFERED = ("loaded_model", "sample_values", "tensors", "exceptions")
+"""What of the endpoint is also for callers in Python: nothing that listens."""
+
 # package -> packages it may import
 ALLOWED = {
     "winnow": {"flows", "tasks", "model_registry", "serving", "infra"},
-    "flows": {"flows", "tasks", "model_registry", "infra", "serving.loaded_model"},
+    "flows": {"flows", "tasks", "model_registry", "infra", *(f"serving.{name}" for name in OFFERED)},
     "tasks": {"tasks", "model_registry"},
     "model_registry": {"model_registry"},
     "serving": {"serving", "model_registry"},

@@ -25,22 +25,30 @@ __all__ = [
     "PIXEL_ACCURACY",
     "SQUARED_ERROR",
     "ArrayWorkload",
+    "AsyncClient",
     "ChildFailed",
+    "Client",
     "DataCheckFailed",
     "DataReadError",
     "DigitPairs",
     "Digits",
+    "EndpointBusy",
     "EndpointError",
+    "EndpointRefused",
+    "EndpointUnreachable",
     "ExportRefused",
     "GateFailed",
     "ImageClassifier",
     "Images",
     "Interrupted",
+    "InvalidRequest",
+    "KeyRefused",
     "LetterSequences",
     "LoadedModel",
     "Metric",
     "MobileNetClassifier",
     "MovedDigits",
+    "NotServed",
     "ParityFailed",
     "PruningRefused",
     "RegistryError",
@@ -87,6 +95,11 @@ __all__ = [
 
 if TYPE_CHECKING:  # one line per name: what is here is what there is, for type checkers and at run time alike
     from flows.calls.compress_call import compress_model as compress
+    from flows.calls.inference_client import AsyncClient as AsyncClient
+    from flows.calls.inference_client import Client as Client
+    from flows.calls.inference_errors import EndpointBusy as EndpointBusy
+    from flows.calls.inference_errors import KeyRefused as KeyRefused
+    from flows.calls.inference_errors import NotServed as NotServed
     from flows.calls.load_call import load_model as load
     from flows.calls.release_calls import promote_version as promote
     from flows.calls.release_calls import roll_back as rollback
@@ -99,10 +112,13 @@ if TYPE_CHECKING:  # one line per name: what is here is what there is, for type 
     from infra.faults import StackDown as StackDown
     from infra.faults import StackError as StackError
     from model_registry.endpoint_client import EndpointError as EndpointError
+    from model_registry.endpoint_client import EndpointRefused as EndpointRefused
+    from model_registry.endpoint_client import EndpointUnreachable as EndpointUnreachable
     from model_registry.mlflow_rest import RegistryError as RegistryError
     from model_registry.store import StoreDenied as StoreDenied
     from model_registry.store import StoreError as StoreError
     from model_registry.store import StoreUnavailable as StoreUnavailable
+    from serving.exceptions import InvalidRequest as InvalidRequest
     from serving.loaded_model import LoadedModel as LoadedModel
     from tasks.readers.folder_reader import read_image_folder as read_image_folder
     from tasks.readers.idx_reader import read_idx as read_idx

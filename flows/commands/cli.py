@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pull": ("flows.commands.command_compare", "Write a released model to a file."),
     "promote": ("flows.commands.command_release", "Put a registered version into service."),
     "rollback": ("flows.commands.command_release", "Put the previous champion back into service."),
+    "predict": ("flows.commands.command_predict", "Ask a served model about the rows of a file."),
     "gc": ("flows.commands.command_gc", "Count, or remove, what takes space and nobody needs."),
     "keys": ("flows.commands.command_keys", "Make, list and end keys of the endpoint's clients."),
     "audit": ("flows.commands.command_keys", "Check the log of what was done to the endpoint."),

@@ -24,6 +24,11 @@ def keys_command() -> None:
 
     As soon as there is a file of keys, the endpoint answers nobody without one, but for its health. It takes changes
     over while it runs. The file is WINNOW_KEYS, or keys.json in WINNOW_HOME.
+
+    \b
+    Example:
+      winnow keys add shop
+      winnow keys list
     """
 
 
@@ -110,7 +115,12 @@ def keys_revoke(key_id: str) -> int:
 
 @click.group("audit")
 def audit_command() -> None:
-    """What was done to the endpoint by its admin listener: loaded, given the traffic, taken away."""
+    """What was done to the endpoint by its admin listener: loaded, given the traffic, taken away.
+
+    \b
+    Example:
+      winnow audit verify
+    """
 
 
 @audit_command.command("verify")

@@ -1,0 +1,126 @@
+"""``winnow predict``: what a served model says of rows in a file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import orjson
+
+from flows.calls.inference_client import Client
+from flows.commands.predict_input import (
+    Samples,
+    csv_samples,
+    form_of,
+    is_request,
+    json_samples,
+    numpy_samples,
+    parsed_json,
+)
+from flows.reaching import reach_stack
+from model_registry.variant import TensorSpec
+from serving.exceptions import InvalidRequest
+from serving.tensors import Array
+
+_PORTION_BYTES, _PORTION_ROWS = 4 << 20, 1024
+"""Of one request, about: well within what an endpoint reads."""
+_FIRST = ("label", "probability")
+
+
+@click.command("predict")
+@click.argument("model")
+@click.option(
+    "--input",
+    "source",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+    help="JSON (a row, a list of rows, or a request of the protocol), CSV with a header, .npy or .npz; - for stdin.",
+)
+@click.option("--version", type=click.IntRange(min=1), help="A loaded version. [default: the one in service]")
+@click.option("--output", "outputs", multiple=True, help="An output that is wanted; may be repeated. [default: all]")
+@click.option("--url", help="Of the endpoint. [default: WINNOW_ENDPOINT, else that of the stack]")
+@click.option("--key", help="Of the endpoint's client. [default: WINNOW_KEY]")
+def predict_command(
+    model: str, source: Path, version: int | None, outputs: tuple[str, ...], url: str | None, key: str | None
+) -> int:
+    """Ask MODEL about the rows of a file; prints one JSON object per row.
+
+    In CSV each column is an input, or all of them, in their order, are the one input of a table. A missing value is an
+    empty field, or null in JSON.
+
+    \b
+    Example:
+      winnow predict digits --input rows.npy
+      echo '{"x": [1.5, 2]}' | winnow predict mine --input - --output label
+    """
+    name, content = (
+        ("standard input", sys.stdin.buffer.read()) if str(source) == "-" else (str(source), source.read_bytes())
+    )
+    if not url and not os.environ.get("WINNOW_ENDPOINT"):
+        reach_stack(("WINNOW_ENDPOINT",), components=("endpoint",), remedy="--url with the address of an endpoint")
+    try:
+        kind = form_of(content, source.suffix)
+        value = parsed_json(content) if kind == "json" else None
+        with Client(url, key) as client:
+            if is_request(value):
+                if outputs:
+                    raise click.UsageError("--output does not go with a request of the protocol, which says its own")
+                _print(client.infer(model, value, version))
+                return 0
+            inputs = client.metadata(model, version).inputs
+            if kind == "json":
+                samples = json_samples(value, inputs)
+            else:
+                samples = (csv_samples if kind == "csv" else numpy_samples)(content, inputs)
+            for portion in _portions(samples, inputs):
+                _print(client.predict_batch(model, portion, version, outputs or None))
+    except InvalidRequest as error:
+        raise click.ClickException(f"{name}: {error}") from error
+    return 0
+
+
+def _portions(samples: Samples, inputs: Sequence[TensorSpec]) -> Iterator[Samples]:
+    """The rows in requests of a size that every endpoint takes; what is no list of rows goes whole, to be refused."""
+    lengths = {len(values) if isinstance(values, list | np.ndarray) else 0 for values in samples.values()}
+    rows = lengths.pop() if len(lengths) == 1 else 0
+    if not rows:
+        yield samples
+        return
+    size = 8 * sum(_count(values[0]) for values in samples.values())
+    most = max(1, min(_PORTION_ROWS, _PORTION_BYTES // max(1, size)))
+    fixed = [spec.shape[0] for spec in inputs if spec.shape and spec.shape[0] > 0]
+    step = min(fixed, default=most)
+    for start in range(0, rows, step):
+        yield {name: values[start : start + step] for name, values in samples.items()}
+
+
+def _count(row: Any) -> int:
+    """Elements of a row, about."""
+    if isinstance(row, np.ndarray):
+        return row.size
+    return len(row) * _count(row[0]) if isinstance(row, list) and row else 1
+
+
+def _print(outputs: Mapping[str, Array]) -> None:
+    """A line per row; one in all where the outputs are not rows of one batch."""
+    names = [n for n in _FIRST if n in outputs] + [n for n in outputs if n not in _FIRST]
+    lengths = {values.shape[:1] for values in outputs.values()}
+    count = lengths.pop()[0] if len(lengths) == 1 and () not in lengths else None
+    lines: list[dict[str, Any]]
+    lines = (
+        [{n: outputs[n] for n in names}] if count is None else [{n: outputs[n][i] for n in names} for i in range(count)]
+    )
+    for line in lines:
+        click.echo(orjson.dumps(line, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY).decode())
+
+
+def _plain(values: Any) -> Any:
+    """Arrays that orjson does not write by itself: of text, and parts of others."""
+    if isinstance(values, np.ndarray):
+        return values.tolist()
+    raise TypeError(f"{type(values).__name__} is no output")
