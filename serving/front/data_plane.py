@@ -10,6 +10,7 @@ from typing import Any
 from serving.engines.engine_frames import DEFLATE, GZIP, MAY_PACK, PLAIN, Answered
 from serving.engines.infer_job import InferJob
 from serving.exceptions import InvalidRequest, NotReady, ServingError, UnsupportedEncoding
+from serving.front.api_guide import ApiGuide
 from serving.front.http_connection import HttpConnection
 from serving.front.http_head import RequestHead
 from serving.front.http_routes import Handler, Route, RouteTable
@@ -31,13 +32,11 @@ class DataPlane(RoutedService):
 
     def __init__(self, rollout: Rollout, limits: RequestLimits, keys: KeyRing) -> None:
         self._rollout, self._keys = rollout, keys
-        self._open: tuple[Handler, ...] = (self._live, self._ready)
-        """Whoever watches the endpoint needs no key."""
-        self._server = {
-            "name": "winnow",
-            "version": importlib.metadata.version("winnow-mlops"),
-            "extensions": list(EXTENSIONS),
-        }
+        release = importlib.metadata.version("winnow-mlops")
+        guide = ApiGuide(rollout, limits, keys, release)
+        self._open: tuple[Handler, ...] = (self._live, self._ready, guide.as_json, guide.as_page)
+        """Whoever watches the endpoint needs no key, nor who wants to know how to ask it."""
+        self._server = {"name": "winnow", "version": release, "extensions": list(EXTENSIONS)}
         plain: dict[str, dict[str, Handler]] = {
             "/v2/models": {"GET": self._models},
             "/v2/models/stats": {"GET": self._all_stats},
@@ -45,6 +44,8 @@ class DataPlane(RoutedService):
             "/v2/health/ready": {"GET": self._ready},
             "/v2/repository/index": {"POST": self._index},
             "/v2": {"GET": lambda c, h, b: reply(c, self._server)},
+            "/openapi.json": {"GET": guide.as_json},
+            "/docs": {"GET": guide.as_page},
         }
         for_model: dict[str, dict[str, Handler]] = {
             "": {"GET": self._model_metadata},
@@ -52,7 +53,9 @@ class DataPlane(RoutedService):
             "/stats": {"GET": self._model_stats},
             "/infer": {"POST": self._infer},
         }
-        super().__init__(RouteTable(plain, for_model, root="v2", infer="/infer"), limits)
+        routes = RouteTable(plain, for_model, root="v2", infer="/infer")
+        guide.operations = tuple(routes.operations())
+        super().__init__(routes, limits)
 
     def permit(self, head: RequestHead, route: Route) -> None:
         if self._keys.wanted and route.handler not in self._open:

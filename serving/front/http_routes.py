@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote_to_bytes
@@ -13,8 +13,10 @@ from serving.front.http_connection import HttpConnection
 from serving.front.http_head import RequestHead
 from serving.key_ring import Principal
 
-_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
-_VERSION = re.compile(r"[0-9]{1,18}")
+MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+VERSION_NUMBER = r"[0-9]{1,18}"
+_MODEL = re.compile(MODEL_NAME)
+_VERSION = re.compile(VERSION_NUMBER)
 _FOR_MODEL = re.compile(r"/(?P<root>v2|admin)/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?(?P<rest>/.*)?")
 
 Handler = Callable[[HttpConnection, RequestHead, bytes], Any]
@@ -56,6 +58,15 @@ class RouteTable:
     ) -> None:
         self._plain, self._for_model, self._root, self._infer = plain, for_model, root, infer
         self._versioned = for_model if versioned is None else versioned
+
+    def operations(self) -> Iterator[tuple[str, str]]:
+        """Method and path of all there is, with ``{model}`` and ``{version}`` where names stand."""
+        one = f"/{self._root}/models/{{model}}"
+        named = [(one, self._for_model), (f"{one}/versions/{{version}}", self._versioned)]
+        found = [*self._plain.items(), *((start + rest, on) for start, by in named for rest, on in by.items())]
+        for path, methods in found:
+            for method in methods:
+                yield method, path
 
     def find(self, head: RequestHead) -> Route | tuple[int, str, bytes]:
         """The route, or the refusal: status, text, header lines.

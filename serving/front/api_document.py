@@ -1,0 +1,338 @@
+"""``/openapi.json``: the data plane described in OpenAPI 3.1, made from its routes and limits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from model_registry.datatypes import Datatype
+from model_registry.variant import TensorSpec
+from serving.front.http_routes import MODEL_NAME, VERSION_NUMBER
+from serving.limits import RequestLimits
+
+_MOST_EXAMPLES = 20
+_MOST_SHOWN = 64
+"""Elements of a tensor in an example; a larger one is shown in its binary form."""
+
+
+@dataclass(frozen=True)
+class _Operation:
+    """What is said of a path and method. ``answer``: the name of its schema; ``statuses``: beyond those of all."""
+
+    summary: str
+    answer: str
+    statuses: tuple[int, ...] = ()
+    open: bool = False
+
+
+_NAMED = (404,)
+_OPERATIONS = {
+    ("GET", "/v2"): _Operation("The server and its extensions", "Server"),
+    ("GET", "/v2/models"): _Operation("Names of the models", "Models"),
+    ("GET", "/v2/models/stats"): _Operation("Statistics of all versions", "Statistics"),
+    ("GET", "/v2/health/live"): _Operation("Whether the endpoint lives", "Live", open=True),
+    ("GET", "/v2/health/ready"): _Operation("Whether every model answers", "Ready", open=True),
+    ("POST", "/v2/repository/index"): _Operation("Every version that is loaded, and its state", "Index"),
+    ("GET", "/openapi.json"): _Operation("This description", "Description", open=True),
+    ("GET", "/docs"): _Operation("This description as a page", "", open=True),
+    ("GET", "/v2/models/{model}"): _Operation("Inputs and outputs of a model", "ModelMetadata", _NAMED),
+    ("GET", "/v2/models/{model}/ready"): _Operation("Whether a model answers", "ModelReady", _NAMED),
+    ("GET", "/v2/models/{model}/stats"): _Operation("What a model's versions did", "Statistics", _NAMED),
+    ("POST", "/v2/models/{model}/infer"): _Operation("A prediction", "InferenceAnswer", (*_NAMED, 429, 504)),
+}
+_OF_ALL = (400, 408, 413, 415, 417, 431, 500, 501, 503)
+_OF_KEYS = (401, 403)
+_STATUSES = {
+    400: "The request breaks HTTP or the protocol, or does not fit the model.",
+    401: "There is no key, or none that is known.",
+    403: "The key may not do this.",
+    404: "There is no such model or version.",
+    408: "The request did not arrive in time.",
+    413: "The body is too long.",
+    415: "The body is packed in a way that is not taken here.",
+    417: "The header Expect asks for something else than 100-continue.",
+    429: "The key has used up its rate.",
+    431: "The head is too long, or has too many headers.",
+    500: "A fault of the endpoint's own.",
+    501: "A part of the protocol, or a parameter, that is not offered.",
+    503: "The model or the endpoint cannot answer now, and may soon.",
+    504: "The answer would have been too late, or was.",
+}
+
+
+def describe_api(
+    routes: Iterable[tuple[str, str]],
+    limits: RequestLimits,
+    server_version: str,
+    models: Mapping[str, tuple[TensorSpec, ...]],
+    *,
+    keyed: bool,
+) -> dict[str, Any]:
+    """The document.
+
+    Args:
+        routes: method and path of each operation, with ``{model}`` and ``{version}`` in it.
+        models: inputs by name of the models that may be named in examples.
+        keyed: whether a key is asked for.
+    """
+    paths: dict[str, dict[str, Any]] = {}
+    for method, path in routes:
+        said = _OPERATIONS[method, path.replace("/versions/{version}", "")]
+        paths.setdefault(path, {})[method.lower()] = _operation(method, path, said, models, keyed=keyed)
+    statuses = sorted({*_OF_ALL, *_OF_KEYS, *(s for said in _OPERATIONS.values() for s in said.statuses)})
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Winnow endpoint",
+            "version": server_version,
+            "description": _description(limits),
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": "/"}],
+        "paths": paths,
+        "components": {
+            "schemas": _schemas(limits),
+            "responses": {str(status): _refusal(status) for status in statuses},
+            "parameters": {
+                "model": _path_parameter("model", MODEL_NAME, "Name of a model."),
+                "version": _path_parameter("version", VERSION_NUMBER, "Number of a loaded version."),
+                **_HEADERS,
+            },
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "description": "A key of `winnow keys add`."}
+            },
+        },
+    }
+
+
+def _description(limits: RequestLimits) -> str:
+    return (
+        "Open Inference Protocol V2 with its extensions for binary tensors and statistics. Every refusal is "
+        '`{"error": text}`. Another path is answered with 404, another method with 405 and the header Allow; HEAD goes '
+        f"where GET goes. A head has at most {limits.head_bytes} bytes and {limits.headers} headers and arrives within "
+        f"{limits.head_seconds:g} s. A body has at most {limits.body_bytes} bytes, {limits.unpacked_bytes} and "
+        f"{limits.unpacked_ratio} times its size after unpacking, and arrives within {limits.body_seconds:g} s. A "
+        f"tensor has at most {limits.elements} elements. An answer comes within {limits.infer_seconds:g} s."
+    )
+
+
+def _operation(
+    method: str, path: str, said: _Operation, models: Mapping[str, tuple[TensorSpec, ...]], *, keyed: bool
+) -> dict[str, Any]:
+    infers = path.endswith("/infer")
+    names = [name for name in ("model", "version") if f"{{{name}}}" in path] + (list(_HEADERS) if infers else [])
+    asks = keyed and not said.open
+    statuses = sorted({*_OF_ALL, *said.statuses, *(_OF_KEYS if asks else ())})
+    found: dict[str, Any] = {
+        "operationId": "_".join(
+            [method.lower(), *(part.strip("{}").replace(".", "_") for part in path.split("/")[1:])]
+        ),
+        "summary": said.summary + (" (of one version)" if "{version}" in path else ""),
+        "responses": {
+            "200": _answer(said, infers=infers),
+            **{str(status): {"$ref": f"#/components/responses/{status}"} for status in statuses},
+        },
+        "security": [{"key": []}] if asks else [],
+    }
+    if names:
+        found["parameters"] = [{"$ref": f"#/components/parameters/{name}"} for name in names]
+    if infers:
+        found["requestBody"] = _inference_body(models)
+    return found
+
+
+def _answer(said: _Operation, *, infers: bool) -> dict[str, Any]:
+    if not said.answer:
+        return {"description": said.summary, "content": {"text/html": {"schema": {"type": "string"}}}}
+    content: dict[str, Any] = {"application/json": {"schema": {"$ref": f"#/components/schemas/{said.answer}"}}}
+    if not infers:
+        return {"description": said.summary, "content": content}
+    content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
+    return {
+        "description": "The outputs: in JSON, or the JSON with raw tensors behind it where such were asked for.",
+        "headers": {
+            "Inference-Header-Content-Length": _header("Bytes of the JSON part, where raw tensors follow.", "integer"),
+            "Content-Encoding": _header("gzip, where the request took nothing else.", "string"),
+        },
+        "content": content,
+    }
+
+
+def _inference_body(models: Mapping[str, tuple[TensorSpec, ...]]) -> dict[str, Any]:
+    shown = sorted(models.items())[:_MOST_EXAMPLES]
+    in_json = [name for name, inputs in shown if all(_fits_json(spec) for spec in inputs)]
+    content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/InferenceRequest"}}
+    if in_json:
+        content["examples"] = {n: {"summary": f"A row for {n}", "value": _example(models[n])} for n in in_json}
+    raw = [f"`{name}`: {', '.join(_said(spec) for spec in inputs)}" for name, inputs in shown if name not in in_json]
+    hint = f" Models whose rows are best sent so: {'; '.join(raw)}." if raw else ""
+    return {
+        "required": True,
+        "description": "JSON, or JSON with the raw tensors behind it; the header Inference-Header-Content-Length "
+        f"then says where they begin (0: the body is the one input of a single row).{hint}",
+        "content": {
+            "application/json": content,
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+
+
+def _fits_json(spec: TensorSpec) -> bool:
+    return spec.datatype != "FP16" and math.prod(_row(spec)) <= _MOST_SHOWN
+
+
+def _said(spec: TensorSpec) -> str:
+    return f"{spec.name} {spec.datatype} {list(spec.shape)}"
+
+
+def _row(spec: TensorSpec) -> list[int]:
+    return [1 if size == -1 else size for size in spec.shape]
+
+
+def _example(inputs: tuple[TensorSpec, ...]) -> dict[str, Any]:
+    value: dict[str, Any] = {"BYTES": "text", "BOOL": True}
+    return {
+        "inputs": [
+            {
+                "name": spec.name,
+                "datatype": spec.datatype,
+                "shape": _row(spec),
+                "data": [value.get(spec.datatype, 0)] * math.prod(_row(spec)),
+            }
+            for spec in inputs
+        ]
+    }
+
+
+def _path_parameter(name: str, pattern: str, description: str) -> dict[str, Any]:
+    schema = {"type": "string", "pattern": f"^{pattern}$"}
+    return {"name": name, "in": "path", "required": True, "description": description, "schema": schema}
+
+
+def _header(description: str, kind: str, **more: Any) -> dict[str, Any]:
+    return {"description": description, "schema": {"type": kind, **more}}
+
+
+_HEADERS: dict[str, Any] = {
+    name: {"name": name, "in": "header", "required": False, **said}
+    for name, said in {
+        "Inference-Header-Content-Length": _header(
+            "Bytes of the body's JSON part, where raw tensors follow.", "integer", minimum=0, maximum=999_999_999
+        ),
+        "Content-Encoding": _header(
+            "How the body is packed.", "string", enum=["identity", "gzip", "deflate"], default="identity"
+        ),
+        "Accept-Encoding": _header("`gzip` and nothing else: the answer may be packed.", "string"),
+    }.items()
+}
+
+
+def _refusal(status: int) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "description": _STATUSES[status],
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    }
+    if status in (429, 503):
+        found["headers"] = {"Retry-After": _header("Seconds after which to ask again.", "integer", minimum=0)}
+    if status == 401:
+        found["headers"] = {"WWW-Authenticate": _header("How to say who asks.", "string")}
+    return found
+
+
+def _object(required: Mapping[str, Any], **optional: Any) -> dict[str, Any]:
+    return {"type": "object", "required": list(required), "properties": {**required, **optional}}
+
+
+def _list_of(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "items": schema}
+
+
+def _schemas(limits: RequestLimits) -> dict[str, Any]:
+    text, number, truth = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
+    datatype = {"$ref": "#/components/schemas/Datatype"}
+    sizes = {**_list_of({"type": "integer", "minimum": 1}), "maxItems": limits.rank}
+    data = {"type": "array", "description": "Row by row, flat or nested as the shape says. null: a missing value."}
+    identity = {"type": "string", "maxLength": limits.id_characters, "description": "Is echoed."}
+    spec = {"$ref": "#/components/schemas/TensorSpec"}
+    duration = _object({"count": number, "ns": number})
+    parts = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
+    version = _object(
+        {
+            "name": text,
+            "version": text,
+            "last_inference": number,
+            "inference_count": number,
+            "execution_count": number,
+            "inference_stats": _object(dict.fromkeys(parts, duration)),
+            "batch_stats": {"type": "array"},
+        }
+    )
+    return {
+        "Error": {**_object({"error": text}), "additionalProperties": False},
+        "Datatype": {"type": "string", "enum": list(get_args(Datatype))},
+        "InferenceRequest": _object(
+            {
+                "inputs": _list_of(
+                    _object(
+                        {"name": text, "datatype": datatype, "shape": sizes},
+                        data=data,
+                        parameters=_parameters(binary_data_size=number),
+                    )
+                )
+            },
+            id=identity,
+            parameters=_parameters(
+                timeout={**number, "description": "Microseconds after which nobody waits for the answer; 0: none."},
+                binary_data_output={**truth, "description": "Whether all outputs are to come in raw form."},
+            ),
+            outputs={
+                **_list_of(_object({"name": text}, parameters=_parameters(binary_data=truth))),
+                "description": "Those that are wanted; without it, all.",
+            },
+        ),
+        "InferenceAnswer": _object(
+            {
+                "model_name": text,
+                "model_version": text,
+                "outputs": _list_of(
+                    _object(
+                        {"name": text, "datatype": datatype, "shape": _list_of(number)},
+                        data={"type": "array", "description": "Flat, row by row. null: not a finite number."},
+                        parameters=_object({"binary_data_size": number}),
+                    )
+                ),
+            },
+            id=identity,
+        ),
+        "TensorSpec": _object(
+            {
+                "name": text,
+                "datatype": datatype,
+                "shape": {**_list_of({"type": "integer", "minimum": -1}), "description": "-1: any size."},
+            },
+            missing={**truth, "description": "Whether values may be missing."},
+        ),
+        "ModelMetadata": _object(
+            {
+                "name": text,
+                "versions": _list_of(text),
+                "platform": text,
+                "inputs": _list_of(spec),
+                "outputs": _list_of(spec),
+            }
+        ),
+        "Server": _object({"name": text, "version": text, "extensions": _list_of(text)}),
+        "Models": _object({"models": _list_of(text)}),
+        "Live": _object({"live": truth}),
+        "Ready": _object({"ready": truth, "live": truth}),
+        "ModelReady": _object({"name": text, "ready": truth}),
+        "Statistics": _object({"model_stats": _list_of(version)}),
+        "Index": _list_of(_object({"name": text, "version": text, "state": text, "reason": text})),
+        "Description": {"type": "object", "description": "An OpenAPI document."},
+    }
+
+
+def _parameters(**offered: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": offered, "description": "Others are refused with 501."}
