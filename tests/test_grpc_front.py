@@ -13,6 +13,7 @@ import orjson
 import pytest
 
 from serving.exceptions import InferenceTimedOut, InvalidRequest, NotReady
+from serving.grpc_front.arrival_watch import ArrivalWatch
 from serving.grpc_front.front_link import FrontAnswer, FrontLink
 from serving.grpc_front.grpc_order import GrpcOrder
 from serving.grpc_front.infer_messages import infer_body, infer_response
@@ -194,3 +195,48 @@ def test_a_front_that_is_gone_is_said() -> None:
 def test_a_key_cannot_end_its_line(value: str) -> None:
     with front() as (link, _), pytest.raises(InvalidRequest, match="printable ASCII"):
         link.ask("GET", "/v2", seconds=10, authorization=value)
+
+
+# -- calls without a message ------------------------------------------------------------------------------------
+class Call:
+    """Its message comes when it is cancelled at the latest."""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+    def arriving(self) -> Iterator[bytes]:
+        assert self.cancelled.wait(10)
+        raise ConnectionError
+        yield b""
+
+
+def test_a_call_whose_message_does_not_arrive_is_ended() -> None:
+    patient, hasty = ArrivalWatch(60), ArrivalWatch(0)
+    call, ended = Call(), threading.Event()
+
+    def wait() -> None:
+        with pytest.raises(ConnectionError):
+            hasty.message(call.arriving(), call)
+        ended.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not ended.wait(0.01):
+        hasty.sweep()
+    thread.join(10)
+    assert call.cancelled.is_set()
+    arrived = Call()
+    assert hasty.message(iter([b"a"]), arrived) == b"a"
+    assert hasty.message(iter([]), arrived) is None
+    hasty.sweep()
+    assert not arrived.cancelled.is_set()
+
+    def look() -> Iterator[bytes]:
+        patient.sweep()
+        yield b"b"
+
+    assert patient.message(look(), arrived) == b"b"
+    assert not arrived.cancelled.is_set()

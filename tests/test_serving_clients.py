@@ -157,6 +157,7 @@ def test_tritonclient_learns_what_there_is_by_grpc(by_grpc: dict[str, Any]) -> N
         ("both contents", "INVALID_ARGUMENT", "contents beside raw_input_contents"),
         ("two tensors for one", "INVALID_ARGUMENT", "2 tensors for 1 inputs"),
         ("malformed", "INVALID_ARGUMENT", "not a ModelInferRequest"),
+        ("no message", "INVALID_ARGUMENT", "has no message"),
         ("a priority", "UNIMPLEMENTED", "'priority'"),
         ("no configuration", "UNIMPLEMENTED", ""),
         ("too large", "RESOURCE_EXHAUSTED", ""),

@@ -85,9 +85,9 @@ def main() -> None:
         asked.inputs[0].contents.fp32_contents.extend(ROWS.ravel().tolist())
         return MessageToDict(raw(asked))
 
-    def malformed() -> Any:
+    def bytes_of(*sent: bytes) -> Any:
         with grpc.insecure_channel(URL) as channel:
-            return len(channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")(b"\xff" * 40))
+            return len(channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")(iter(sent)))
 
     questions: dict[str, Callable[[], Any]] = {
         "live": lambda: client.is_server_live(headers=KEY),
@@ -114,7 +114,8 @@ def main() -> None:
         questions |= {
             "typed contents": typed,
             "both contents": both,
-            "malformed": malformed,
+            "malformed": lambda: bytes_of(b"\xff" * 40),
+            "no message": bytes_of,
             "two tensors for one": lambda: MessageToDict(raw(message(raw_input_contents=[ROWS.tobytes()] * 2))),
             "too large": lambda: MessageToDict(raw(message(raw_input_contents=[bytes(17 << 20)]))),
             "packed": lambda: MessageToDict(

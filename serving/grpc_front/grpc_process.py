@@ -26,7 +26,7 @@ from serving.tls import Tls, TlsMisconfigured
 
 _THREADS = 64
 """Calls that are under way at a time; each of them waits for an answer of the front."""
-_HANDSHAKE_SECONDS = 10.0
+_HANDSHAKE_SECONDS, _SWEEP_SECONDS = 10.0, 1.0
 _IDENTITY_ALONE = 1
 """The bit of the one compression that is taken, none: grpc unpacks before it looks at the length."""
 log = logging.getLogger("winnow.serving")
@@ -40,21 +40,31 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     order = GrpcOrder.from_message(control.recv(LONGEST_MESSAGE))
+    service = GrpcService(FrontLink(control), order.limits)
     try:
-        server = grpc_server(order, FrontLink(control))
+        server = grpc_server(order, service)
     except (RuntimeError, TlsMisconfigured) as error:
         control.send(orjson.dumps({"error": str(error)}))
         sys.exit(1)
     server.start()
     control.send(b'{"ready":true}')
-    while control.recv(LONGEST_MESSAGE):
-        pass
+    control.settimeout(_SWEEP_SECONDS)
+    while _goes_on(control):
+        service.sweep()
     server.stop(order.limits.drain_seconds).wait()
     logging.shutdown()
     os._exit(0)  # threads whose calls were given up still wait for their answers
 
 
-def grpc_server(order: GrpcOrder, link: FrontLink) -> grpc.Server:
+def _goes_on(control: socket.socket) -> bool:
+    """False once the endpoint sends no more; comes back in time to look after the calls."""
+    try:
+        return bool(control.recv(LONGEST_MESSAGE))
+    except TimeoutError:
+        return True
+
+
+def grpc_server(order: GrpcOrder, service: GrpcService) -> grpc.Server:
     """A server that listens where the order says, not yet started.
 
     Raises:
@@ -64,7 +74,7 @@ def grpc_server(order: GrpcOrder, link: FrontLink) -> grpc.Server:
     limits = order.limits
     server = grpc.server(
         ThreadPoolExecutor(_THREADS, thread_name_prefix="grpc"),
-        handlers=[GrpcService(link, limits).handlers()],
+        handlers=[service.handlers()],
         maximum_concurrent_rpcs=limits.pending,
         options=[
             ("grpc.so_reuseport", 0),  # else a second endpoint would share the port without a word

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import grpc
@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError, Message
 from serving.exceptions import InferenceTimedOut, InvalidRequest, ServingError
 from serving.front.http_routes import check_names
 from serving.grpc_front import inference_pb2 as messages
+from serving.grpc_front.arrival_watch import ArrivalWatch
 from serving.grpc_front.front_link import FrontAnswer, FrontLink
 from serving.grpc_front.infer_messages import infer_body, infer_response
 from serving.limits import RequestLimits
@@ -60,20 +61,27 @@ class GrpcService:
 
     def __init__(self, link: FrontLink, limits: RequestLimits) -> None:
         self._link, self._limits = link, limits
+        self._arrivals = ArrivalWatch(limits.body_seconds)
+
+    def sweep(self) -> None:
+        """End what took too long; called about once a second."""
+        self._arrivals.sweep()
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """For ``grpc.server``."""
-        of = {
-            "ServerLive": _handler(messages.ServerLiveRequest, self.server_live),
-            "ServerReady": _handler(messages.ServerReadyRequest, self.server_ready),
-            "ModelReady": _handler(messages.ModelReadyRequest, self.model_ready),
-            "ServerMetadata": _handler(messages.ServerMetadataRequest, self.server_metadata),
-            "ModelMetadata": _handler(messages.ModelMetadataRequest, self.model_metadata),
-            "ModelInfer": _handler(messages.ModelInferRequest, self.model_infer),
-            "ModelStatistics": _handler(messages.ModelStatisticsRequest, self.model_statistics),
-            "RepositoryIndex": _handler(messages.RepositoryIndexRequest, self.repository_index),
+        answers: dict[str, tuple[Any, Callable[[Any, Caller], Message]]] = {
+            "ServerLive": (messages.ServerLiveRequest, self.server_live),
+            "ServerReady": (messages.ServerReadyRequest, self.server_ready),
+            "ModelReady": (messages.ModelReadyRequest, self.model_ready),
+            "ServerMetadata": (messages.ServerMetadataRequest, self.server_metadata),
+            "ModelMetadata": (messages.ModelMetadataRequest, self.model_metadata),
+            "ModelInfer": (messages.ModelInferRequest, self.model_infer),
+            "ModelStatistics": (messages.ModelStatisticsRequest, self.model_statistics),
+            "RepositoryIndex": (messages.RepositoryIndexRequest, self.repository_index),
         }
-        return grpc.method_handlers_generic_handler(_SERVICE, of)
+        return grpc.method_handlers_generic_handler(
+            _SERVICE, {name: _handler(kind, answer, self._arrivals) for name, (kind, answer) in answers.items()}
+        )
 
     def model_infer(self, request: messages.ModelInferRequest, caller: Caller) -> Message:
         body, json_bytes = infer_body(request, caller.seconds, most_elements=self._limits.elements)
@@ -143,11 +151,21 @@ def _path(model: str, version: str) -> str:
     return f"/v2/models/{model}/versions/{version}" if version else f"/v2/models/{model}"
 
 
-def _handler(kind: Any, answer: Callable[[Any, Caller], Message]) -> grpc.RpcMethodHandler:
-    """A call's handler. Messages are read here, since grpc would take a malformed one for a fault of ours."""
+def _handler(kind: Any, answer: Callable[[Any, Caller], Message], arrivals: ArrivalWatch) -> grpc.RpcMethodHandler:
+    """A call's handler.
 
-    def handle(raw: bytes, context: grpc.ServicerContext) -> bytes:
+    All calls are of one message. They are taken as if they streamed, which is the same on the wire, since only then are
+    we asked before the message is there. It is read here, for grpc would take a malformed one for a fault of ours.
+    """
+
+    def handle(arriving: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         try:
+            raw = arrivals.message(arriving, context)
+        except grpc.RpcError:  # the call is over: there is nobody to answer
+            return b""
+        try:
+            if raw is None:
+                raise InvalidRequest(f"the call has no message, a {kind.DESCRIPTOR.name}")
             return answer(kind.FromString(raw), _caller(context)).SerializeToString()  # type: ignore[no-any-return]
         except DecodeError:
             code, text = grpc.StatusCode.INVALID_ARGUMENT, f"the message is not a {kind.DESCRIPTOR.name}"
@@ -159,7 +177,7 @@ def _handler(kind: Any, answer: Callable[[Any, Caller], Message]) -> grpc.RpcMet
         context.abort(code, text)
         raise AssertionError("abort raises")
 
-    return grpc.unary_unary_rpc_method_handler(handle)
+    return grpc.stream_unary_rpc_method_handler(handle)
 
 
 def _caller(context: grpc.ServicerContext) -> Caller:
