@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,8 +17,10 @@ import orjson
 import pytest
 
 from serving.exceptions import InferenceTimedOut, InvalidRequest, NotReady
+from serving.grpc_front import grpc_keeper
 from serving.grpc_front.arrival_watch import ArrivalWatch
 from serving.grpc_front.front_link import FrontAnswer, FrontLink
+from serving.grpc_front.grpc_keeper import GrpcKeeper
 from serving.grpc_front.grpc_order import GrpcOrder
 from serving.grpc_front.infer_messages import infer_body, infer_response
 from serving.grpc_front.inference_pb2 import InferParameter, ModelInferRequest
@@ -240,3 +246,60 @@ def test_a_call_whose_message_does_not_arrive_is_ended() -> None:
 
     assert patient.message(look(), arrived) == b"b"
     assert not arrived.cancelled.is_set()
+
+
+# -- the process ------------------------------------------------------------------------------------------------
+SAYS = """
+import os, socket, sys
+control = socket.socket(fileno=int(sys.argv[1]))
+control.recv(1 << 16)
+control.send({says!r})
+{then}
+"""
+
+
+def test_a_process_that_does_not_live_is_started_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of descriptors, dead at once, refused its port, killed, and then well."""
+    monkeypatch.setattr(grpc_keeper, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    programs = [
+        "raise SystemExit(3)",
+        SAYS.format(says=b'{"error":"the port is taken"}', then=""),
+        SAYS.format(says=b'{"ready":true}', then="os.kill(os.getpid(), 9)"),
+        SAYS.format(says=b'{"ready":true}', then="control.recv(1)"),
+    ]
+    start = asyncio.create_subprocess_exec
+    environments: list[dict[str, str]] = []
+
+    async def instead(*command: str, **how: Any) -> asyncio.subprocess.Process:
+        environments.append(how["env"])
+        if len(environments) == 1:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return await start(sys.executable, "-c", programs[len(environments) - 2], command[-1], **how)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", instead)
+
+    async def watch() -> tuple[list[str], dict[str, Any]]:
+        keeper = GrpcKeeper(GrpcOrder("127.0.0.1", 1, RequestLimits()), asyncio.Protocol)
+        keeping = asyncio.create_task(keeper.keep())
+        reasons: list[str] = []
+        async with asyncio.timeout(60):
+            while keeper.restarts < 4 or keeper.state != "ready":
+                if keeper.reason and keeper.reason not in reasons:
+                    reasons.append(keeper.reason)
+                await asyncio.sleep(0.001)
+            found = keeper.describe()
+            await keeper.stop(10)
+            await keeping
+        return reasons, found
+
+    reasons, found = asyncio.run(watch())
+    assert reasons == [
+        "it is being started",
+        "no process can be started: Too many open files",
+        "its process ended with status 3",
+        "the port is taken",
+        "its process ended with SIGKILL",
+    ]
+    assert (found["state"], found["reason"], found["restarts"]) == ("ready", "", 4)
+    assert not any("AWS_SECRET_ACCESS_KEY" in environment for environment in environments)

@@ -74,7 +74,7 @@ class FrontLink:
             raise InferenceTimedOut("there was no answer in time") from error
         except (_Closed, OSError) as error:
             self.close()
-            raise NotReady("the endpoint is shutting down; try again") from error
+            raise NotReady("the endpoint is shutting down, or has no connection left; try again") from error
 
     def _connect(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)

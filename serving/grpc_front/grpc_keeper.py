@@ -66,7 +66,10 @@ class GrpcKeeper:
         pause = 0.0
         while True:
             since = time.monotonic()
-            how = await self._run()
+            try:
+                how = await self._run()
+            except OSError as error:  # no descriptors or memory left
+                how = f"no process can be started: {error.strerror}"
             if self._stopping:
                 return
             self.state, self.reason, self.pid = "starting", self._cause or how, None
@@ -100,15 +103,13 @@ class GrpcKeeper:
         try:
             with theirs:
                 self._process = process = await self._start(theirs.fileno())
-        except BaseException as error:
+        except BaseException:
             ours.close()
-            if isinstance(error, OSError):
-                return f"no process can be started: {error.strerror}"
             raise
         self._control, self.pid = ours, process.pid
         late = loop.call_later(_START_SECONDS, self._give_up, process)
-        loop.add_reader(ours.fileno(), self._read, ours)
         try:
+            loop.add_reader(ours.fileno(), self._read, ours)
             with contextlib.suppress(BrokenPipeError):  # ended already, as the next line finds
                 ours.send(self._order.to_message())
             status = await process.wait()
