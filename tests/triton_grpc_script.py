@@ -99,7 +99,6 @@ def main() -> None:
         "index": lambda: ask(client.get_model_repository_index),
         "as the client does by itself": lambda: plain(client.infer(MODEL, image(), headers=KEY)),
         "everything": lambda: infer(request_id="a7", model_version="3", timeout=5_000_000, client_timeout=30),
-        "gzip": lambda: infer(compression_algorithm="gzip"),
         "in the background": in_the_background,
         "statistics": lambda: ask(client.get_inference_statistics, MODEL),
         "unknown model": lambda: plain(client.infer("nothing", image(), headers=KEY)),
@@ -119,7 +118,7 @@ def main() -> None:
             "no message": bytes_of,
             "two tensors for one": lambda: MessageToDict(raw(message(raw_input_contents=[ROWS.tobytes()] * 2))),
             "too large": lambda: MessageToDict(raw(message(raw_input_contents=[bytes(17 << 20)]))),
-            "a bomb": lambda: MessageToDict(
+            "packed": lambda: MessageToDict(
                 raw(message(raw_input_contents=[bytes(256 << 20)]), compression=grpc.Compression.Gzip)
             ),
         }

@@ -27,6 +27,8 @@ from serving.tls import Tls, TlsMisconfigured
 _THREADS = 64
 """Calls that are under way at a time; each of them waits for an answer of the front."""
 _HANDSHAKE_SECONDS, _SWEEP_SECONDS = 10.0, 1.0
+_IDENTITY_ALONE = 1
+"""The bit of the one compression that is taken: none."""
 log = logging.getLogger("winnow.serving")
 
 
@@ -76,13 +78,14 @@ def grpc_server(order: GrpcOrder, service: GrpcService) -> grpc.Server:
         maximum_concurrent_rpcs=limits.pending,
         options=[
             ("grpc.so_reuseport", 0),  # else a second endpoint would share the port without a word
-            ("grpc.max_receive_message_length", limits.body_bytes),  # as sent, and as unpacked
+            ("grpc.max_receive_message_length", limits.body_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", limits.head_bytes),
             ("grpc.absolute_max_metadata_size", limits.head_bytes),
             ("grpc.max_concurrent_streams", limits.pending),
             ("grpc.max_connection_idle_ms", int(1e3 * limits.idle_seconds)),
             ("grpc.server_handshake_timeout_ms", int(1e3 * _HANDSHAKE_SECONDS)),
+            ("grpc.compression_enabled_algorithms_bitset", _IDENTITY_ALONE),
         ],
     )
     if order.certificate:
