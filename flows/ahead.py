@@ -13,6 +13,8 @@ from tasks.running.stage_plan import planning
 
 _MODULES = ("matplotlib.backends.backend_agg", "matplotlib.figure", "flows.commands.result_table")
 _begun = threading.Event()
+_one_at_a_time = threading.Lock()
+"""Two threads that import the same library at once can find a half of it."""
 
 
 def import_ahead(*made: Outcome) -> None:
@@ -32,12 +34,12 @@ def draw_ahead(report: RunReport) -> None:
 
 
 def _import() -> None:
-    with machine_lock(exclusive=False):
+    with machine_lock(exclusive=False), _one_at_a_time:
         for module in _MODULES:
             importlib.import_module(module)
 
 
 def _draw(report: RunReport) -> None:
-    with machine_lock(exclusive=False):
+    with machine_lock(exclusive=False), _one_at_a_time:
         kept_svg(report)
         kept_png(report)

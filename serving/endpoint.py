@@ -20,6 +20,8 @@ from serving.champions import LedgerReader, load_champions
 from serving.front.admin_plane import AdminPlane
 from serving.front.data_plane import DataPlane
 from serving.front.http_service import RoutedService, tick_for_ever
+from serving.grpc_front.grpc_keeper import GrpcKeeper
+from serving.grpc_front.grpc_order import GrpcOrder, grpc_is_installed
 from serving.key_ring import KeyRing
 from serving.limits import RequestLimits
 from serving.rollout import Rollout
@@ -45,6 +47,8 @@ class EndpointSettings:
     admin_host: str = "127.0.0.1"
     admin_port: int = 8081
     admin_token: str = field(default="", repr=False)
+    grpc_port: int | None = None
+    """On the same host; None: no gRPC."""
     home: Path = Path(".winnow")
     keys: Path | None = None
     """File of the clients' keys; None: ``keys.json`` in the home."""
@@ -60,8 +64,8 @@ class EndpointSettings:
     @classmethod
     def from_environment(cls) -> EndpointSettings:
         """From WINNOW_ENDPOINT_HOST, WINNOW_ENDPOINT_PORT, WINNOW_ADMIN_HOST, WINNOW_ADMIN_PORT, WINNOW_ADMIN_TOKEN,
-        WINNOW_HOME, WINNOW_KEYS, WINNOW_TLS_CERTIFICATE, WINNOW_TLS_KEY, WINNOW_TLS_CLIENTS, WINNOW_ENDPOINT_ISOLATION
-        and WINNOW_ENDPOINT_UNPROTECTED.
+        WINNOW_GRPC_PORT, WINNOW_HOME, WINNOW_KEYS, WINNOW_TLS_CERTIFICATE, WINNOW_TLS_KEY, WINNOW_TLS_CLIENTS,
+        WINNOW_ENDPOINT_ISOLATION and WINNOW_ENDPOINT_UNPROTECTED.
 
         Raises:
             EndpointMisconfigured: a port is no port, or a listener would be open to the network unprotected.
@@ -72,6 +76,7 @@ class EndpointSettings:
             admin_host=os.environ.get("WINNOW_ADMIN_HOST", cls.admin_host),
             admin_port=_port("WINNOW_ADMIN_PORT", cls.admin_port),
             admin_token=os.environ.get("WINNOW_ADMIN_TOKEN", ""),
+            grpc_port=_port("WINNOW_GRPC_PORT", 0) if os.environ.get("WINNOW_GRPC_PORT") else None,
             home=Path(os.environ.get("WINNOW_HOME", ".winnow")),
             keys=_file("WINNOW_KEYS"),
             certificate=_file("WINNOW_TLS_CERTIFICATE"),
@@ -129,10 +134,10 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         _listen(settings.host, settings.port, "WINNOW_ENDPOINT_PORT"),
         _listen(settings.admin_host, settings.admin_port, "WINNOW_ADMIN_PORT"),
     ]
-    services: list[RoutedService] = [
-        DataPlane(rollout, settings.limits, KeyRing(settings.key_file, settings.admin_token)),
-        AdminPlane(rollout, settings.admin_token, AuditLog(settings.home / "audit.jsonl")),
-    ]
+    data = DataPlane(rollout, settings.limits, KeyRing(settings.key_file, settings.admin_token))
+    grpc = None if settings.grpc_port is None else GrpcKeeper(_grpc_order(settings, settings.grpc_port), data.connect)
+    admin = AdminPlane(rollout, settings.admin_token, AuditLog(settings.home / "audit.jsonl"), grpc)
+    services: list[RoutedService] = [data, admin]
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -145,6 +150,7 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         asyncio.create_task(load_champions(rollout, ledger or _ledger)),
         asyncio.create_task(tick_for_ever(*services)),
         asyncio.create_task(_sweep_for_ever(rollout, tls)),
+        *([] if grpc is None else [asyncio.create_task(grpc.keep())]),
     ]
     for task in beside:
         task.add_done_callback(_report)
@@ -155,6 +161,8 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         for listener in listeners:
             listener.close()
         beside[0].cancel()
+        if grpc is not None:  # first, for its calls end here
+            await grpc.stop(settings.limits.drain_seconds)
         await asyncio.gather(*(service.drain(settings.limits.drain_seconds) for service in services))
     finally:
         await rollout.close()
@@ -203,6 +211,17 @@ def _listen(host: str, port: int, variable: str) -> socket.socket:
         ) from error
     sock.set_inheritable(False)
     return sock
+
+
+def _grpc_order(settings: EndpointSettings, port: int) -> GrpcOrder:
+    if not grpc_is_installed():
+        raise EndpointMisconfigured(
+            "WINNOW_GRPC_PORT is set and gRPC is not installed: pip install 'winnow-mlops[grpc]', or unset it"
+        )
+    with _listen(settings.host, port, "WINNOW_GRPC_PORT") as free:  # the process cannot be handed a socket
+        port = free.getsockname()[1]
+    files = (settings.certificate, settings.certificate_key, settings.client_authorities)
+    return GrpcOrder(settings.host, port, settings.limits, *(str(file) if file else "" for file in files))
 
 
 def _url(sock: socket.socket, secure: bool = False) -> str:

@@ -41,6 +41,8 @@ CONFINED = {
     "click": ("flows/commands/",),
     "rich": ("flows/commands/",),
     "torch": ("tasks/",),  # and never in what the flow imports: see test_importing_the_flow_stays_light
+    "grpc": ("serving/grpc_front/",),
+    "google": ("serving/grpc_front/",),
     "torch_pruning": ("tasks/torch_models/channel_pruner.py", "tasks/torch_models/pruning_plan.py"),
     "onnxruntime": (
         "tasks/train/onnx_teacher.py",

@@ -23,6 +23,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BASE: list[str] = PROJECT["dependencies"]
 PIPELINE: list[str] = PROJECT["optional-dependencies"]["pipeline"]
+GRPC: list[str] = PROJECT["optional-dependencies"]["grpc"]
 PACKAGES = ("winnow", "flows", "tasks", "model_registry", "serving", "infra")
 COME_WITH = {"botocore": "boto3", "markupsafe": "jinja2", "types_boto3_s3": "for types only"}
 """Part of what another dependency promises."""
@@ -71,13 +72,13 @@ def imported() -> set[str]:
 def test_every_dependency_is_imported_or_says_why_it_is_there() -> None:
     used, known = imported(), modules()
     lines = (ROOT / "pyproject.toml").read_text().splitlines()
-    for requirement in BASE + PIPELINE:
+    for requirement in BASE + PIPELINE + GRPC:
         reason = any(f'"{requirement}",  # ' in line for line in lines)
         assert reason or known[normal(Requirement(requirement).name)] & used, f"nobody imports {requirement}"
 
 
 def test_everything_imported_is_asked_for() -> None:
-    asked = {normal(Requirement(line).name) for line in BASE + PIPELINE}
+    asked = {normal(Requirement(line).name) for line in BASE + PIPELINE + GRPC}
     found = metadata.packages_distributions()
     missing = {name for name in imported() if not {normal(d) for d in found[name]} & asked}
     assert missing == set(COME_WITH)
@@ -144,6 +145,7 @@ def test_the_endpoint_runs_on_base_dependencies_and_needs_each(
     ledger = Ledger(store)
     ledger.commit(ledger.begin("digits", 1, variant.digest, expected_champion_seq=0))
     with endpoint(tmp_path / "home", launcher=LAUNCHERS[command], PYTHONPATH=path(tmp_path)) as running:
+        assert running.admin("GET", "/admin/models").json()["grpc"] is None
         image = {"name": "image", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [8] * 64}
         answer = running.infer("digits", {"inputs": [image]})
         assert answer.status_code == 200 and {o["name"] for o in answer.json()["outputs"]} >= {"label"}
@@ -151,6 +153,19 @@ def test_the_endpoint_runs_on_base_dependencies_and_needs_each(
     used = {distribution for file in seen.iterdir() for distribution in metadata.packages_distributions()[file.name]}
     needed = {normal(Requirement(line).name) for line in BASE}
     assert {normal(d) for d in used} == needed - (set() if command == "winnow serve" else {"click"})
+
+
+def test_grpc_is_asked_for_and_missing(tmp_path: Path, seen: Path) -> None:
+    done = subprocess.run(
+        LAUNCHERS["python -m serving"],
+        env={**os.environ, "PYTHONPATH": path(tmp_path), "WINNOW_HOME": str(tmp_path), "WINNOW_GRPC_PORT": "0"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "pip install 'winnow-mlops[grpc]'" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", ["status", "run", "schema"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,9 +15,11 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from conftest import Server
-from endpoint_process import Endpoint, endpoint
+from endpoint_process import Endpoint, endpoint, wait_for
 from onnx_models import digits, publish
+from test_api_keys import certificates
 
+from model_registry.api_keys import KeyFile
 from model_registry.store import Store
 from serving.engine import Engine
 
@@ -33,24 +37,46 @@ def served(s3: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
         store = Store.from_environment()
         store.prepare()
         variant = publish(store, folder / "digits", digits(folder / "digits"))
-        with endpoint(folder / "home") as running:
+        with endpoint(folder / "home", WINNOW_GRPC_PORT="0") as running:
             running.deploy("digits", "3", variant.digest)
             yield running, Engine(folder / "digits", variant)
 
 
 @pytest.fixture(scope="module")
-def tritons(served: tuple[Endpoint, Engine], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What tritonclient was answered, by question; in an environment of its own, for its dependencies are not ours."""
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The Python of an environment with tritonclient, whose dependencies are not ours."""
     home = tmp_path_factory.mktemp("tritonclient")
     subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
     python = str(home / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", "tritonclient[http]==2.73.0"], check=True)
-    where = urlsplit(served[0].url).netloc
-    command = [python, str(SCRIPTS / "triton_script.py"), where, "digits"]
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "tritonclient[http,grpc]==2.73.0"], check=True)
+    return python
+
+
+def asked(python: str, script: str, *arguments: str) -> dict[str, Any]:
+    """What the script's client was answered, by question."""
+    command = [python, str(SCRIPTS / script), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
+
+
+def grpc_of(running: Endpoint) -> dict[str, Any]:
+    """What the admin listener says of gRPC, once it is ready."""
+    wait_for(lambda: running.admin("GET", "/admin/models").json()["grpc"]["state"] == "ready")
+    found: dict[str, Any] = running.admin("GET", "/admin/models").json()["grpc"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def tritons(served: tuple[Endpoint, Engine], theirs: str) -> dict[str, Any]:
+    return asked(theirs, "triton_script.py", urlsplit(served[0].url).netloc, "digits")
+
+
+@pytest.fixture(scope="module")
+def by_grpc(served: tuple[Endpoint, Engine], theirs: str, tritons: dict[str, Any]) -> dict[str, Any]:
+    """After ``tritons``, which counts."""
+    return asked(theirs, "triton_grpc_script.py", grpc_of(served[0])["address"], "digits")
 
 
 @pytest.mark.parametrize(
@@ -95,3 +121,95 @@ def test_what_is_not_offered_is_refused_by_name(tritons: dict[str, Any]) -> None
     assert "'priority'" in tritons["a priority"]["error"]
     assert "'sequence_id'" in tritons["a sequence"]["error"]
     assert "NaN or infinity" in tritons["NaN"]["error"]
+
+
+@pytest.mark.parametrize(
+    "question", ["as the client does by itself", "everything", "in the background", "typed contents"]
+)
+def test_tritonclient_gets_the_same_by_grpc(
+    served: tuple[Endpoint, Engine], by_grpc: dict[str, Any], question: str
+) -> None:
+    wanted = served[1].run({"image": ROWS})
+    found = by_grpc[question]
+    np.testing.assert_allclose(found["logits"], wanted["logits"], rtol=1e-5)
+    assert found["label"] == [label.decode() for label in wanted["label"]]
+    assert found["version"] == "3"
+    assert found["id"] == ("a7" if question == "everything" else "")
+
+
+def test_tritonclient_learns_what_there_is_by_grpc(by_grpc: dict[str, Any]) -> None:
+    assert [by_grpc[name] for name in ("live", "ready", "model ready", "no such model")] == [True, True, True, False]
+    assert by_grpc["server"]["name"] == "winnow"
+    assert by_grpc["metadata"]["inputs"] == [{"name": "image", "datatype": "FP32", "shape": ["-1", "1", "8", "8"]}]
+    assert by_grpc["metadata"]["versions"] == ["3"]
+    assert by_grpc["index"] == {"models": [{"name": "digits", "version": "3", "state": "READY"}]}
+    (stats,) = by_grpc["statistics"]["model_stats"]
+    assert int(stats["inference_stats"]["compute_infer"]["ns"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("question", "code", "text"),
+    [
+        ("unknown model", "NOT_FOUND", "no model 'nothing'"),
+        ("another path", "INVALID_ARGUMENT", "model name"),
+        ("wrong shape", "INVALID_ARGUMENT", "shape of input 'image'"),
+        ("NaN", "INVALID_ARGUMENT", "NaN or infinity"),
+        ("both contents", "INVALID_ARGUMENT", "contents beside raw_input_contents"),
+        ("two tensors for one", "INVALID_ARGUMENT", "2 tensors for 1 inputs"),
+        ("malformed", "INVALID_ARGUMENT", "not a ModelInferRequest"),
+        ("no message", "INVALID_ARGUMENT", "has no message"),
+        ("a priority", "UNIMPLEMENTED", "'priority'"),
+        ("no configuration", "UNIMPLEMENTED", ""),
+        ("too large", "RESOURCE_EXHAUSTED", ""),
+        ("packed", "UNIMPLEMENTED", ""),
+        ("no time", "DEADLINE_EXCEEDED", "its timeout is 1 us"),
+    ],
+)
+def test_errors_have_grpc_s_codes(by_grpc: dict[str, Any], question: str, code: str, text: str) -> None:
+    found = by_grpc[question]
+    assert found["status"] == f"StatusCode.{code}" and text in found["error"], found
+
+
+def test_what_is_refused_takes_no_memory(served: tuple[Endpoint, Engine], by_grpc: dict[str, Any]) -> None:
+    """Of a message that is 256 MiB when unpacked, and of one that is too long."""
+    status = Path(f"/proc/{grpc_of(served[0])['pid']}/status").read_text()
+    peak = int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1])
+    assert peak < 150_000
+
+
+def test_a_killed_grpc_process_is_back_and_http_never_left(
+    served: tuple[Endpoint, Engine], theirs: str, by_grpc: dict[str, Any]
+) -> None:
+    running, _ = served
+    before = grpc_of(running)
+    os.kill(before["pid"], signal.SIGKILL)
+    wait_for(lambda: running.admin("GET", "/admin/models").json()["grpc"]["pid"] != before["pid"])
+    assert running.get("/v2/models/digits/ready").status_code == 200
+    after = grpc_of(running)
+    assert (after["address"], after["restarts"]) == (before["address"], before["restarts"] + 1)
+    assert any("gRPC: its process ended with SIGKILL" in line for line in running.log)
+    again = asked(theirs, "triton_grpc_script.py", after["address"], "digits")
+    assert again["everything"] == by_grpc["everything"]
+
+
+def test_grpc_with_keys_and_tls(served: tuple[Endpoint, Engine], theirs: str, tmp_path: Path) -> None:
+    """By the rules of HTTP, and with its certificate; the process ends with the endpoint."""
+    running, _ = served
+    certificate, key, _ = certificates(tmp_path / "tls", "server")
+    text = KeyFile(tmp_path / "home" / "keys.json").add("a", models=("digits",))[1]
+    tls: dict[str, Any] = {
+        "WINNOW_TLS_CERTIFICATE": str(certificate),
+        "WINNOW_TLS_KEY": str(key),
+        "WINNOW_GRPC_PORT": "0",
+    }
+    with endpoint(tmp_path / "home", wait=False, **tls) as secured:
+        secured.deploy("digits", "3", running.version("digits", "3")["digest"])
+        grpc = grpc_of(secured)
+        address = grpc["address"].replace("127.0.0.1", "localhost")
+        found = asked(theirs, "triton_grpc_script.py", address, "digits", str(certificate), text)
+        assert found["everything"]["version"] == "3"
+        assert found["unknown model"]["status"] == "StatusCode.PERMISSION_DENIED"
+        assert found["a foreign key"]["status"] == "StatusCode.UNAUTHENTICATED"
+        assert text not in "".join(secured.log)
+        secured.process.kill()
+        wait_for(lambda: not Path(f"/proc/{grpc['pid']}").exists())

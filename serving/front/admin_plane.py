@@ -17,6 +17,7 @@ from serving.front.http_connection import HttpConnection
 from serving.front.http_head import RequestHead
 from serving.front.http_routes import Route, RouteTable
 from serving.front.http_service import RoutedService, lines_of, reply
+from serving.grpc_front.grpc_keeper import GrpcKeeper
 from serving.json_body import read_object
 from serving.limits import RequestLimits
 from serving.loaded_version import LoadedVersion
@@ -31,8 +32,8 @@ _LIMITS = RequestLimits(body_bytes=1 << 16, body_seconds=10.0, connections=256)
 class AdminPlane(RoutedService):
     """Loads versions, gives them the traffic, takes them away. Without a token it refuses everything."""
 
-    def __init__(self, rollout: Rollout, token: str, audit: AuditLog) -> None:
-        self._rollout, self._audit = rollout, audit
+    def __init__(self, rollout: Rollout, token: str, audit: AuditLog, grpc: GrpcKeeper | None = None) -> None:
+        self._rollout, self._audit, self._grpc = rollout, audit, grpc
         self._expected = f"Bearer {token}".encode() if token else b""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Metrics(rollout))
@@ -67,7 +68,8 @@ class AdminPlane(RoutedService):
             }
             for name, model in sorted(self._rollout.models.items())
         ]
-        reply(connection, {"models": models, "waiting_for": self._rollout.waiting_for})
+        grpc = None if self._grpc is None else self._grpc.describe()
+        reply(connection, {"models": models, "waiting_for": self._rollout.waiting_for, "grpc": grpc})
 
     def _metrics(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
         connection.answer(200, generate_latest(self._registry), content_type=CONTENT_TYPE_PLAIN_0_0_4.encode())

@@ -86,7 +86,7 @@ class RouteTable:
             found = (self._versioned if parts["version"] is not None else self._for_model).get(rest)
             infers = bool(rest) and rest == self._infer
             if found is not None:
-                _check_names(model, parts["version"])
+                check_names(model, parts["version"])
         if found is None:
             return 404, "there is nothing at this path", b""
         method = head.method.decode("latin-1")
@@ -97,7 +97,8 @@ class RouteTable:
         return Route(handler, model, version, infers)
 
 
-def _check_names(model: str, version: str | None) -> None:
+def check_names(model: str, version: str | None) -> None:
+    """Raise InvalidRequest for what could be no model's name, or no version."""
     if not _MODEL.fullmatch(model):
         raise InvalidRequest(f"model name {model[:80]!a} must match {_MODEL.pattern}")
     if version is not None and not _VERSION.fullmatch(version):

@@ -1,0 +1,305 @@
+"""gRPC's messages as HTTP bodies, and the connections on which they go to the front."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from serving.exceptions import InferenceTimedOut, InvalidRequest, NotReady
+from serving.grpc_front import grpc_keeper
+from serving.grpc_front.arrival_watch import ArrivalWatch
+from serving.grpc_front.front_link import FrontAnswer, FrontLink
+from serving.grpc_front.grpc_keeper import GrpcKeeper
+from serving.grpc_front.grpc_order import GrpcOrder
+from serving.grpc_front.infer_messages import infer_body, infer_response
+from serving.grpc_front.inference_pb2 import InferParameter, ModelInferRequest
+from serving.limits import RequestLimits
+from serving.tensors import NUMPY, bytes_array, to_raw
+
+MEMBERS: dict[str, tuple[str, list[Any]]] = {
+    "BOOL": ("bool_contents", [True, False]),
+    "INT8": ("int_contents", [-128, 127]),
+    "INT16": ("int_contents", [-(1 << 15), 5]),
+    "INT32": ("int_contents", [-(1 << 31), 5]),
+    "INT64": ("int64_contents", [-(1 << 63), 5]),
+    "UINT8": ("uint_contents", [255, 0]),
+    "UINT16": ("uint_contents", [65535, 0]),
+    "UINT32": ("uint_contents", [(1 << 32) - 1, 0]),
+    "UINT64": ("uint64_contents", [(1 << 64) - 1, 0]),
+    "FP32": ("fp32_contents", [0.5, -3.0]),
+    "FP64": ("fp64_contents", [0.1, -3.0]),
+    "BYTES": ("bytes_contents", [b"ab\0", b""]),
+}
+
+
+def asked(datatype: str = "FP32", member: str = "", values: Any = (), **more: Any) -> ModelInferRequest:
+    made = ModelInferRequest(model_name="m", **more)
+    tensor = made.inputs.add(name="x", datatype=datatype, shape=[2])
+    if member:
+        getattr(tensor.contents, member).extend(values)
+    return made
+
+
+def split(body: bytes, json_bytes: int) -> tuple[dict[str, Any], bytes]:
+    return orjson.loads(body[:json_bytes]), body[json_bytes:]
+
+
+@pytest.mark.parametrize("datatype", MEMBERS)
+def test_typed_contents_become_raw_tensors(datatype: str) -> None:
+    member, values = MEMBERS[datatype]
+    array = bytes_array(values, (2,)) if datatype == "BYTES" else np.array(values, NUMPY[datatype])
+    head, raw = split(*infer_body(asked(datatype, member, values), None, most_elements=2))
+    assert raw == to_raw(array)
+    (tensor,) = head["inputs"]
+    assert tensor == {"name": "x", "datatype": datatype, "shape": [2], "parameters": {"binary_data_size": len(raw)}}
+    assert head["parameters"] == {"binary_data_output": True}
+
+
+def test_every_datatype_but_half_has_typed_contents() -> None:
+    assert set(MEMBERS) == set(NUMPY) - {"FP16"}
+
+
+@pytest.mark.parametrize(
+    ("request_", "text"),
+    [
+        (asked("FP16", "fp32_contents", [1, 2]), "'FP16', which has no typed contents; send it in raw_input_contents"),
+        (asked("FP32", "fp64_contents", [1, 2]), "must come in fp32_contents or raw_input_contents, got fp64_contents"),
+        (asked("FP32"), "got nothing"),
+        (asked("INT8", "int_contents", [1, 128]), "a number that does not fit INT8"),
+        (asked("FP32", "fp32_contents", [1, 2, 3]), "holds 3 elements, at most 2 may"),
+        (asked("FP32", "fp32_contents", [1, 2], raw_input_contents=[bytes(8)]), "contents beside raw_input_contents"),
+        (asked(raw_input_contents=[bytes(8), bytes(8)]), "2 tensors for 1 inputs"),
+        (asked(raw_input_contents=[bytes(8)], parameters={"a": InferParameter()}), "parameter 'a' has no value"),
+        (
+            asked(raw_input_contents=[bytes(8)], parameters={"binary_data_output": InferParameter(bool_param=False)}),
+            "'binary_data_output' belongs to HTTP",
+        ),
+    ],
+)
+def test_what_the_protocol_forbids_is_refused(request_: ModelInferRequest, text: str) -> None:
+    with pytest.raises(InvalidRequest, match=text):
+        infer_body(request_, None, most_elements=2)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "given", "timeout"),
+    [(None, None, None), (0.5, None, 500_000), (0.5, 20, 20), (0.5, 800_000, 500_000), (1e-9, None, 1), (None, 7, 7)],
+)
+def test_the_sooner_of_deadline_and_timeout_counts(
+    seconds: float | None, given: int | None, timeout: int | None
+) -> None:
+    parameters = {} if given is None else {"timeout": InferParameter(int64_param=given)}
+    head, _ = split(*infer_body(asked(raw_input_contents=[bytes(8)], parameters=parameters), seconds, most_elements=2))
+    assert head["parameters"].get("timeout") == timeout
+
+
+def test_an_answer_is_raw_whatever_its_datatype() -> None:
+    outputs = [
+        {"name": "y", "datatype": "FP32", "shape": [2, 1], "parameters": {"binary_data_size": 8}},
+        {"name": "label", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 5}},
+    ]
+    head = orjson.dumps({"model_name": "m", "model_version": "3", "id": "a", "outputs": outputs})
+    found = infer_response(FrontAnswer(200, head + bytes(8) + b"\1\0\0\0k", len(head)))
+    assert (found.model_name, found.model_version, found.id) == ("m", "3", "a")
+    assert list(found.raw_output_contents) == [bytes(8), b"\1\0\0\0k"]
+    assert [(o.name, list(o.shape), o.HasField("contents")) for o in found.outputs] == [
+        ("y", [2, 1], False),
+        ("label", [1], False),
+    ]
+
+
+def test_an_order_arrives_as_it_was_given() -> None:
+    order = GrpcOrder("::1", 8001, RequestLimits(body_bytes=7), certificate="c", certificate_key="k")
+    assert GrpcOrder.from_message(order.to_message()) == order
+    assert order.address == "[::1]:8001"
+
+
+# -- connections ------------------------------------------------------------------------------------------------
+@contextmanager
+def front(*connections: list[bytes]) -> Iterator[tuple[FrontLink, list[bytes]]]:
+    """A link to a front that takes so many connections, answers on each with these, then closes it; what it read."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    read: list[bytes] = []
+
+    def serve() -> None:
+        for answers in connections:
+            message, descriptors, _, _ = socket.recv_fds(theirs, 1 << 16, 1)
+            if not message:
+                return
+            with socket.socket(fileno=descriptors[0]) as connection:
+                for answer in answers:
+                    read.append(connection.recv(1 << 16))
+                    for byte in answer:
+                        connection.send(bytes([byte]))
+                if not answers:
+                    connection.recv(1 << 16)
+                    connection.recv(1 << 16)  # until it is dropped
+        theirs.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    link = FrontLink(ours)
+    try:
+        yield link, read
+    finally:
+        link.close()
+        ours.close()
+        thread.join(10)
+        theirs.close()
+    assert not thread.is_alive()
+
+
+def http(body: bytes, status: str = "200 OK", lines: str = "") -> bytes:
+    return f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n{lines}\r\n".encode() + body
+
+
+def test_a_connection_is_kept_and_made_again_when_it_was_closed() -> None:
+    raw = http(b"{}xyz", lines="inference-header-content-length: 2\r\n")
+    with front([http(b"{}"), raw], [http(b'{"error":"no"}', "400 Bad Request")]) as (link, read):
+        assert link.ask("GET", "/v2", seconds=10) == (200, b"{}", -1)
+        asked = link.ask("POST", "/v2/models/m/infer", b"{}ab", seconds=10, authorization="Bearer k", json_bytes=2)
+        assert asked == (200, b"{}xyz", 2)
+        assert link.ask("GET", "/v2", seconds=10).status == 400  # on the second one: the first is closed
+    assert read[1] == (
+        b"POST /v2/models/m/infer HTTP/1.1\r\nhost: winnow\r\ncontent-length: 4\r\nauthorization: Bearer k\r\n"
+        b"inference-header-content-length: 2\r\n\r\n{}ab"
+    )
+
+
+def test_a_connection_that_is_said_to_close_is_not_used_again() -> None:
+    with front([http(b"1", lines="connection: close\r\n")], [http(b"2")]) as (link, read):
+        assert [link.ask("GET", "/v2", seconds=10).body for _ in range(2)] == [b"1", b"2"]
+    assert len(read) == 2
+
+
+def test_no_answer_in_time_is_said_and_never_taken_for_the_next_one() -> None:
+    with front([], [http(b"2")]) as (link, _):
+        with pytest.raises(InferenceTimedOut):
+            link.ask("GET", "/v2", seconds=0.05)
+        assert link.ask("GET", "/v2", seconds=10).body == b"2"
+
+
+def test_a_front_that_is_gone_is_said() -> None:
+    with front([http(b"1")]) as (link, _):
+        link.ask("GET", "/v2", seconds=10)
+        with pytest.raises(NotReady, match="shutting down"):
+            link.ask("GET", "/v2", seconds=10)
+
+
+@pytest.mark.parametrize("value", ["Bearer k\r\nhost: other", "Bearer \x00", "Bearer ä"])
+def test_a_key_cannot_end_its_line(value: str) -> None:
+    with front() as (link, _), pytest.raises(InvalidRequest, match="printable ASCII"):
+        link.ask("GET", "/v2", seconds=10, authorization=value)
+
+
+# -- calls without a message ------------------------------------------------------------------------------------
+class Call:
+    """Its message comes when it is cancelled at the latest."""
+
+    def __init__(self) -> None:
+        self.cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+    def arriving(self) -> Iterator[bytes]:
+        assert self.cancelled.wait(10)
+        raise ConnectionError
+        yield b""
+
+
+def test_a_call_whose_message_does_not_arrive_is_ended() -> None:
+    patient, hasty = ArrivalWatch(60), ArrivalWatch(0)
+    call, ended = Call(), threading.Event()
+
+    def wait() -> None:
+        with pytest.raises(ConnectionError):
+            hasty.message(call.arriving(), call)
+        ended.set()
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    while not ended.wait(0.01):
+        hasty.sweep()
+    thread.join(10)
+    assert call.cancelled.is_set()
+    arrived = Call()
+    assert hasty.message(iter([b"a"]), arrived) == b"a"
+    assert hasty.message(iter([]), arrived) is None
+    hasty.sweep()
+    assert not arrived.cancelled.is_set()
+
+    def look() -> Iterator[bytes]:
+        patient.sweep()
+        yield b"b"
+
+    assert patient.message(look(), arrived) == b"b"
+    assert not arrived.cancelled.is_set()
+
+
+# -- the process ------------------------------------------------------------------------------------------------
+SAYS = """
+import os, socket, sys
+control = socket.socket(fileno=int(sys.argv[1]))
+control.recv(1 << 16)
+control.send({says!r})
+{then}
+"""
+
+
+def test_a_process_that_does_not_live_is_started_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of descriptors, dead at once, refused its port, killed, and then well."""
+    monkeypatch.setattr(grpc_keeper, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    programs = [
+        "raise SystemExit(3)",
+        SAYS.format(says=b'{"error":"the port is taken"}', then=""),
+        SAYS.format(says=b'{"ready":true}', then="os.kill(os.getpid(), 9)"),
+        SAYS.format(says=b'{"ready":true}', then="control.recv(1)"),
+    ]
+    start = asyncio.create_subprocess_exec
+    environments: list[dict[str, str]] = []
+
+    async def instead(*command: str, **how: Any) -> asyncio.subprocess.Process:
+        environments.append(how["env"])
+        if len(environments) == 1:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return await start(sys.executable, "-c", programs[len(environments) - 2], command[-1], **how)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", instead)
+
+    async def watch() -> tuple[list[str], dict[str, Any]]:
+        keeper = GrpcKeeper(GrpcOrder("127.0.0.1", 1, RequestLimits()), asyncio.Protocol)
+        keeping = asyncio.create_task(keeper.keep())
+        reasons: list[str] = []
+        async with asyncio.timeout(60):
+            while keeper.restarts < 4 or keeper.state != "ready":
+                if keeper.reason and keeper.reason not in reasons:
+                    reasons.append(keeper.reason)
+                await asyncio.sleep(0.001)
+            found = keeper.describe()
+            await keeper.stop(10)
+            await keeping
+        return reasons, found
+
+    reasons, found = asyncio.run(watch())
+    assert reasons == [
+        "it is being started",
+        "no process can be started: Too many open files",
+        "its process ended with status 3",
+        "the port is taken",
+        "its process ended with SIGKILL",
+    ]
+    assert (found["state"], found["reason"], found["restarts"]) == ("ready", "", 4)
+    assert not any("AWS_SECRET_ACCESS_KEY" in environment for environment in environments)
