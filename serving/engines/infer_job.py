@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from serving.engines.engine_frames import PLAIN, Answered
 
 
-class InferJob:
+class InferJob(ABC):
     """A request that is kept until it is answered, so that an engine's death costs nobody an answer.
 
     Attributes:
@@ -26,6 +28,6 @@ class InferJob:
         """Whether anybody still waits for the answer."""
         return True
 
+    @abstractmethod
     def deliver(self, answered: Answered) -> None:
         """Called once, with the answer."""
-        raise NotImplementedError
