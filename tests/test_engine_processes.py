@@ -444,11 +444,13 @@ from model_registry.variant import Variant
 from serving.engines.engine_link import EngineLink
 from serving.engines.infer_job import InferJob
 from serving.engines.nursery_link import Nursery
+class Unanswered(InferJob):
+    def deliver(self, answered): raise AssertionError("it takes for ever")
 async def main():
     folder, nursery = Path(sys.argv[1]), Nursery()
     variant = Variant.model_validate_json((folder / "variant.json").read_bytes())
     link = await EngineLink.start(nursery, folder, variant, lambda *_: None)
-    link.send([InferJob((folder / "forever.json").read_bytes(), began=0.0)])
+    link.send([Unanswered((folder / "forever.json").read_bytes(), began=0.0)])
     await asyncio.sleep(0.2)
     print(link.pid, nursery.pid, flush=True)
     await asyncio.sleep(60)
@@ -457,7 +459,7 @@ asyncio.run(main())
     parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     started = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
-    assert all(process.is_running() for process in started)
+    assert len(started) == 2 and all(process.is_running() for process in started)
     parent.kill()
     parent.wait()
     parent.stdout.close()
