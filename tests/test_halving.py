@@ -45,6 +45,15 @@ def test_the_fastest_to_train_is_first_and_a_fresh_network_last() -> None:
     assert move(fresh) == "fresh"
 
 
+def test_what_may_reach_the_margin_is_not_left_without_the_time_for_it() -> None:
+    known = made("middle", 2.0, rung=1, loss=0.003, seconds=90.0, finish=100.0)
+    students = [Standing(name="s1", cost=1.5, last=4, kind="student", seconds=20.0)]
+    assert move(known, *students, incumbent=4.0, seconds_left=160.0) == "s1"
+    assert move(known, *students, incumbent=4.0, seconds_left=150.0) == "middle", "20 s, to make it, 1.25 times 100 s"
+    assert move(known, *students, incumbent=4.0, seconds_left=95.0) == "s1", "it is late anyway"
+    assert move(known, *students, incumbent=2.0, seconds_left=150.0) == "s1", "it would win nothing"
+
+
 def test_looking_ends_where_its_time_does() -> None:
     known = made("middle", 2.0, rung=1, loss=0.003, seconds=90.0)
     students = [Standing(name="s1", cost=1.5, last=4, kind="student", seconds=20.0)]

@@ -223,6 +223,22 @@ def test_the_last_rung_has_most_of_what_is_left() -> None:
     assert plan.ahead(trained) == 1.0
 
 
+def test_a_short_training_is_left_out_where_the_long_one_would_come_too_late() -> None:
+    plan = TrainingPlan(setup(minutes=10))
+    trained = candidate()
+    trained.row_seconds = 0.01
+    plan.decide_epochs(trained)
+    trained.rung, trained.epochs, trained.training_seconds, trained.hoped = 1, [1], 13.0, 21.0
+    assert plan.finish_seconds(trained) == pytest.approx(20 * 8 + 15)
+    plan.left = 260.0
+    assert plan.next_epochs(trained) == 3, "39 s, and 1.25 times 175 s are left"
+    plan.left = 250.0
+    assert plan.next_epochs(trained) == 26, "nine tenths of what is left"
+    assert plan.ahead(trained) == 27.0
+    plan.left = 170.0
+    assert plan.next_epochs(trained) == 3, "there is no hope for it"
+
+
 def test_the_last_rung_is_no_longer_than_it_takes() -> None:
     plan = TrainingPlan(setup(minutes=10))
     trained = candidate()

@@ -117,6 +117,7 @@ class Appraisal:
             possible=self._possible(candidate, bool(fits)) and not candidate.failure and not candidate.behind,
             seconds=self.plan.seconds(candidate),
             ahead=self.plan.ahead(candidate),
+            finish=self.plan.finish_seconds(candidate),
             kind=candidate.family,
             fresh=candidate.kind == "student",
         )

@@ -44,6 +44,8 @@ class Candidate:
     """Of its latest training alone."""
     enough: float = float("inf")
     """By how much its epochs must be multiplied for its loss to be well within the margin, as far as is known."""
+    hoped: float = float("inf")
+    """The same as far as is hoped, which is less."""
     row_seconds: float = 0.0
     """What a row of a training step takes, by a few trial steps; 0 while unknown."""
     batch_size: int | None = None

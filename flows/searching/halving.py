@@ -17,6 +17,11 @@ from dataclasses import dataclass, replace
 HOPELESS = 3.0
 """Where a candidate's expected loss is this number of margins, it is not trained further while anything may be won."""
 
+HURRY = 1.25
+"""Whoever may reach the margin gets this many times the training that this is hoped to take, before others are looked
+at."""
+_LOOK_SECONDS = 10.0
+"""To make, time and measure another structure, about."""
 WELL_WITHIN = 0.4
 """Of the margin: what a training aims at, for it may turn out worse, and the test split is another one."""
 _CHEAPER = 0.97
@@ -33,7 +38,8 @@ class Standing:
     what quantization costs on top is the last rung's matter); None while untrained. ``spread``: half-width of its
     one-sided 95 % bound. ``last``: trainings it may have. ``possible``: false for one that exceeds the budget by its
     structure, or failed. ``seconds``: what its next rung will take, about. ``ahead``: epochs it will have had after its
-    last rung, as a multiple of those that it had. ``kind``: losses are compared within one kind only, for what starts
+    last rung, as a multiple of those that it had. ``finish``: seconds of training after which its loss may lie well
+    within the margin, if all goes well. ``kind``: losses are compared within one kind only, for what starts
     from the teacher's weights is far ahead after a short training, and what is shallower may lose less than what is
     narrower and as cheap. ``fresh``: it starts from random weights.
     """
@@ -47,6 +53,7 @@ class Standing:
     possible: bool = True
     seconds: float = 0.0
     ahead: float = 1.0
+    finish: float = float("inf")
     kind: str = ""
     fresh: bool = False
 
@@ -95,9 +102,14 @@ def enough(standing: Standing, rules: Rules) -> float:
 
     Here hope would end a training too early: more epochs are taken to gain with a power of 1 at most.
     """
+    return hoped(standing, replace(rules, power=min(1.0, rules.power)))
+
+
+def hoped(standing: Standing, rules: Rules) -> float:
+    """The same as :func:`expected` guesses it: what is to be left for a candidate that is not to be given up."""
     if standing.loss is None:
         return float("inf")
-    rules, factor = replace(rules, power=min(1.0, rules.power)), 1.0
+    factor = 1.0
     while expected(replace(standing, ahead=factor), rules) > WELL_WITHIN * rules.margin:
         factor *= 1.1
         if factor > _ENDLESS:
@@ -115,6 +127,8 @@ def next_move(
     2. In the family that promises most: bisection with short trainings, then the cheapest one that may pass goes on.
        The next family follows when nothing is left to do there.
     3. What is not hopeless is trained further, the most promising first.
+    4. But before a move that would leave too little time for it, the cheapest one that may still reach the margin is
+       trained: of many structures that were looked at none is an answer.
 
     First trainings that would take longer than ``looks_left`` come after all of that.
 
@@ -124,12 +138,26 @@ def next_move(
     """
     worth = float("inf") if incumbent is None else _CHEAPER * incumbent
     open_ = [s for s in standings if s.possible and s.rung < s.last and s.seconds <= seconds_left and s.cost < worth]
+    name = _choice(standings, open_, rules, anything_won=incumbent is not None)
+    leader = min(
+        (s for s in open_ if 0 < s.rung < rules.rungs and s.finish <= seconds_left), key=lambda s: s.cost, default=None
+    )
+    other = next((s for s in open_ if s.name == name), None)
+    if leader is None or other is None or other is leader:
+        return name
+    late = seconds_left - other.seconds - _LOOK_SECONDS < HURRY * leader.finish
+    return leader.name if late else name
+
+
+def _choice(
+    standings: Sequence[Standing], open_: Sequence[Standing], rules: Rules, *, anything_won: bool
+) -> str | None:
     affordable = [s for s in open_ if s.loss is not None or s.seconds <= rules.looks_left]
     if any(s.loss is not None and s.rung for s in standings):
-        name = _best_move(standings, affordable, rules, anything_won=incumbent is not None)
+        name = _best_move(standings, affordable, rules, anything_won=anything_won)
         if name is not None:
             return name
-    return _best_move(standings, open_, rules, anything_won=incumbent is not None)
+    return _best_move(standings, open_, rules, anything_won=anything_won)
 
 
 def _best_move(

@@ -11,7 +11,7 @@ from flows.searching.budget_spec import SearchSpec
 from flows.searching.candidate import Candidate, loss_of
 from flows.searching.candidate_rows import judged, row_of
 from flows.searching.foretelling import foretell
-from flows.searching.halving import enough, next_move
+from flows.searching.halving import enough, hoped, next_move
 from flows.searching.search_progress import tell
 from flows.searching.search_record import SearchRecord, recall, remember, search_key
 from flows.searching.search_setup import SearchSetup
@@ -174,7 +174,8 @@ def _moves(shop: Workshop, start: float, seconds_left: float) -> list[Candidate]
     proven = [appraisal.cost(form) for form in shop.tally.forms() if appraisal.passes(form)]
     rules = appraisal.rules(shop.tally.candidates, start)
     for candidate in shop.tally.candidates:
-        candidate.enough = enough(appraisal.standing(candidate), rules)
+        standing = appraisal.standing(candidate)
+        candidate.enough, candidate.hoped = enough(standing, rules), hoped(standing, rules)
     while len(chosen) < min(settings.parallel, settings.trials - shop.tally.trials):
         name = next_move(
             [appraisal.standing(c) for c in shop.tally.candidates if c not in chosen],

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flows.searching.candidate import Candidate
-from flows.searching.halving import rung_epochs
+from flows.searching.halving import HURRY, rung_epochs
 from flows.searching.search_setup import SearchSetup
 from model_registry.variant import Variant
 from tasks.ask import AskSpec
@@ -17,6 +17,8 @@ from tasks.running.task_kind import BY_SIGMOID, BY_SOFTMAX
 
 SHARE = 0.75
 """Of the seconds that are left, for a candidate's last rung: if it fails, another one can be tried."""
+_HURRIED = 0.9
+"""The same where another one could not be tried any more."""
 _SCOUTING = 0.03
 """Of the minutes, for the first training of all; other first rungs have as many epochs, or fewer that take as long."""
 _LOOKING = 1 / 3
@@ -80,12 +82,13 @@ class TrainingPlan:
         planned = self.epochs[candidate.rung]
         if self.setup.says("epochs"):
             return planned
-        if candidate.rung < self.setup.settings.rungs - 1:
+        hurried = self._hurried(candidate)
+        if candidate.rung < self.setup.settings.rungs - 1 and not hurried:
             return self._scouting_epochs(candidate, candidate.rung)
         before, epoch = candidate.epochs[-1] if candidate.epochs else 0, self._epoch_seconds(candidate)
         if not epoch:
             return planned
-        affordable = int((SHARE * self.left - _OVERHEAD) / epoch)
+        affordable = int(((_HURRIED if hurried else SHARE) * self.left - _OVERHEAD) / epoch)
         affordable = min(int(MOST_EPOCHS - before), affordable)
         if candidate.epochs and math.isfinite(
             candidate.enough
@@ -99,9 +102,27 @@ class TrainingPlan:
         had, rungs = candidate.epochs[-1] if candidate.epochs else 0, self.setup.settings.rungs
         if not self.epochs or not had or candidate.rung >= rungs:
             return 1.0
+        if self._hurried(candidate):
+            return (had + self.next_epochs(candidate)) / had
         between = sum(self._scouting_epochs(candidate, rung) for rung in range(candidate.rung, rungs - 1))
         last = self.next_epochs(candidate) if candidate.rung == rungs - 1 else self._last_epochs(candidate)
         return (had + between + last) / had
+
+    def finish_seconds(self, candidate: Candidate) -> float:
+        """Of the training after which its loss may lie well within the margin, if all goes well."""
+        epoch, had = self._epoch_seconds(candidate), candidate.epochs[-1] if candidate.epochs else 0
+        if not (epoch and had and math.isfinite(candidate.hoped)):
+            return math.inf
+        return max(0.0, candidate.hoped - 1) * had * epoch + _OVERHEAD
+
+    def _hurried(self, candidate: Candidate) -> bool:
+        """Whether a short training now would leave too little time for the long one: then that is next."""
+        rungs, epoch = self.setup.settings.rungs, self._epoch_seconds(candidate)
+        if not 0 < candidate.rung < rungs - 1 or self.setup.says("epochs") or not epoch:
+            return False
+        scouting = self._scouting_epochs(candidate, candidate.rung) * epoch + _OVERHEAD
+        finish = self.finish_seconds(candidate)
+        return finish <= self.left < scouting + HURRY * finish
 
     def mixes(self, answer_seconds: float, augments: bool) -> tuple[Mapping[str, Any], ...]:
         """What the first training tries of labels and the teacher's answers; a single one where the spec says it.
