@@ -9,6 +9,7 @@ import logging
 
 from model_registry.ledger import Ledger
 from model_registry.mlflow_rest import RegistryError
+from model_registry.rollout_plan import RolloutPlan
 from model_registry.store import Store
 from model_registry.versions import VersionMissing, Versions
 from tasks.release.deployment import Deployment, DeploySpec, mlflow_view, put_into_service, reconcile
@@ -17,16 +18,19 @@ from tasks.release.ledger_protocol import patiently
 _log = logging.getLogger("winnow.release")
 
 
-def promote(model: str, version: int) -> Deployment:
+def promote(model: str, version: int, plan: RolloutPlan | None = None) -> Deployment:
     """Put a registered version into service, whatever its gates said when it was made.
+
+    Args:
+        plan: how it takes over the traffic step by step; None: at once.
 
     Raises:
         VersionMissing: there is no such version, or it is not one of ours.
         EndpointUnhealthy: it does not load or answer as it was recorded; the champion keeps serving.
     """
     store = _store()
-    digest = variant_of(store, model, version)
-    return patiently(lambda: put_into_service(store, model, DeploySpec(), version=version, digest=digest))
+    digest, spec = variant_of(store, model, version), DeploySpec(rollout=plan)
+    return patiently(lambda: put_into_service(store, model, spec, version=version, digest=digest))
 
 
 def rollback(model: str) -> Deployment:

@@ -35,8 +35,8 @@ class ApiKey(Record):
     """What is kept of a key.
 
     ``models``: that it is for, ``*`` for all; ``actions``: ``infer`` asks for predictions, ``read`` for metadata and
-    statistics. ``rate``: requests per second, None for any number, of which ``burst`` may come at once. ``expires`` and
-    ``created``: seconds since 1970.
+    statistics. ``rate``: requests per second, None for any number, of which ``burst`` may come at once. ``exact``: it
+    takes no cheaper variant when there is much to do. ``expires`` and ``created``: seconds since 1970.
     """
 
     id: str = Field(pattern=r"^[0-9a-f]{8}$")
@@ -47,6 +47,7 @@ class ApiKey(Record):
     rate: float | None = Field(default=None, gt=0)
     burst: int = Field(default=1, ge=1)
     expires: float | None = None
+    exact: bool = False
     created: float = 0.0
 
     def allows(self, action: Action, model: str) -> bool:
@@ -105,6 +106,7 @@ class KeyFile:
         actions: tuple[Action, ...] = ("infer", "read"),
         rate: float | None = None,
         burst: int | None = None,
+        exact: bool = False,
         days: float | None = None,
     ) -> tuple[ApiKey, str]:
         """Make a key; what is kept of it, and its text, which nobody can tell again.
@@ -122,6 +124,7 @@ class KeyFile:
                 actions=actions,
                 rate=rate,
                 burst=burst or max(1, round(rate or 1)),
+                exact=exact,
                 expires=None if days is None else now + 86_400 * days,
                 created=now,
             )

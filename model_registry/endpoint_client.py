@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import httpx
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from model_registry.datatypes import NUMPY_NAMES
 from model_registry.variant import TensorSpec
+from model_registry.variant_set import SetMember
 
 Array = NDArray[Any]
 
@@ -40,13 +41,13 @@ class EndpointRefused(EndpointError):
         return self.status >= 500
 
 
-class _Answer(BaseModel):
+class AdminAnswer(BaseModel):
     """Part of an answer; an endpoint may say more than we read."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class HeldVersion(_Answer):
+class HeldVersion(AdminAnswer):
     """One version that the endpoint holds."""
 
     version: int
@@ -54,7 +55,7 @@ class HeldVersion(_Answer):
     state: str
 
 
-class ServedModel(_Answer):
+class ServedModel(AdminAnswer):
     """What the endpoint holds of a model; ``serving`` takes the traffic."""
 
     model: str
@@ -108,27 +109,37 @@ class Endpoint:
     # -- admin --------------------------------------------------------------------------------------------------
     def models(self) -> list[ServedModel]:
         """What the endpoint holds."""
-        return [ServedModel.model_validate(m) for m in self._admin_call("GET", "/admin/models")["models"]]
+        return [ServedModel.model_validate(m) for m in self.admin_call("GET", "/admin/models")["models"]]
 
     def model(self, model: str) -> ServedModel:
         """What the endpoint holds of one model; empty for an unknown one."""
         return next((m for m in self.models() if m.model == model), ServedModel(model=model))
 
-    def load(self, model: str, version: int, digest: str, *, seconds: float = 120) -> None:
-        """Load a version beside the serving one: fetched, verified against the digest, warmed. Harmless if it is."""
-        self._admin_call("PUT", f"/admin/models/{model}/versions/{version}", {"digest": digest}, seconds)
+    def load(self, model: str, version: int, digest: str, *, seconds: float = 120, spare: bool = False) -> None:
+        """Load a version beside the serving one: fetched, verified against the digest, warmed. Harmless if it is.
+
+        Args:
+            spare: with one engine, until it is asked for something.
+        """
+        asked = {"digest": digest, "spare": spare}
+        self.admin_call("PUT", f"/admin/models/{model}/versions/{version}", asked, seconds)
+
+    def serve_set(self, model: str, members: Sequence[SetMember]) -> None:
+        """Serve these loaded versions as one set; none: the one with the traffic alone."""
+        asked = {"members": [member.model_dump(mode="json") for member in members]}
+        self.admin_call("PUT", f"/admin/models/{model}/set", asked)
 
     def route(self, model: str, version: int | None) -> int | None:
         """Give the traffic to a loaded version, or to none; returns the version that had it."""
         wanted = None if version is None else str(version)
-        answer = self._admin_call("POST", f"/admin/models/{model}/traffic", {"version": wanted})
+        answer = self.admin_call("POST", f"/admin/models/{model}/traffic", {"version": wanted})
         previous = answer.get("previous")
         return None if previous is None else int(previous)
 
     def unload(self, model: str, version: int) -> None:
         """Drop a version once its requests are answered; harmless if it is not loaded."""
         try:
-            self._admin_call("DELETE", f"/admin/models/{model}/versions/{version}")
+            self.admin_call("DELETE", f"/admin/models/{model}/versions/{version}")
         except EndpointRefused as error:
             if error.status != 404:
                 raise
@@ -153,7 +164,12 @@ class Endpoint:
         return {output["name"]: _array(output) for output in answer["outputs"]}
 
     # -- plumbing -----------------------------------------------------------------------------------------------
-    def _admin_call(self, method: str, path: str, body: Any = None, seconds: float = 30) -> dict[str, Any]:
+    def admin_call(self, method: str, path: str, body: Any = None, seconds: float = 30) -> dict[str, Any]:
+        """What the admin listener answers.
+
+        Raises:
+            EndpointUnreachable, EndpointRefused: it does not, or with an error.
+        """
         return self._call(method, self._admin + path, body, seconds, self._headers)
 
     def _call(

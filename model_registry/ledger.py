@@ -2,6 +2,7 @@
 
 ``ledger/<model>/<seq>.json`` (versioned bucket, written with If-None-Match) is the intent to make a version champion:
 its sequence number is the lock and the compare-and-swap. ``<seq>.outcome.json``, also written once, says how it ended.
+What it reached in between is in :mod:`model_registry.release_steps`.
 An entry begins only when every earlier one is decided, so at most the last one is pending.
 """
 

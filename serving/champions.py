@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import NamedTuple, Protocol
 
-from model_registry.ledger import LedgerError
-from model_registry.store import StoreError
-from serving.exceptions import LoadRefused, ServingError
+from model_registry.ledger import Ledger, LedgerError
+from model_registry.store import Store, StoreError
+from model_registry.variant_set import SetMember, VariantSets
+from serving.exceptions import Conflict, LoadRefused, NotFound, ServingError
 from serving.rollout import Model, Rollout
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
@@ -32,6 +34,28 @@ class LedgerReader(Protocol):
     def models(self) -> list[str]: ...
 
     def champion(self, model: str, /) -> ServedChampion | None: ...
+
+    def members(self, model: str, version: int, /) -> Sequence[SetMember]:
+        """Of the set that a version was registered in, itself included; empty for none."""
+
+
+class StoredReleases:
+    """What the store says of releases and sets."""
+
+    def __init__(self, store: Store) -> None:
+        ledger = Ledger(store)
+        self.models, self.champion, self._sets = ledger.models, ledger.champion, VariantSets(store)
+
+    def members(self, model: str, version: int, /) -> Sequence[SetMember]:
+        found = self._sets.of(model, version)
+        return () if found is None else found.beside(version)
+
+
+class _Found(NamedTuple):
+    """Of a model: its champion, or what is wrong with its ledger; and the set of that version."""
+
+    champion: ServedChampion | LedgerError
+    members: Sequence[SetMember] = ()
 
 
 async def load_champions(rollout: Rollout, ledger: Callable[[], LedgerReader]) -> None:
@@ -59,22 +83,42 @@ async def load_champions(rollout: Rollout, ledger: Callable[[], LedgerReader]) -
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _read(ledger: Callable[[], LedgerReader]) -> dict[str, ServedChampion | LedgerError]:
-    """The champion of each model, or what is wrong with its ledger; models never released are left out."""
+def _read(ledger: Callable[[], LedgerReader]) -> dict[str, _Found]:
+    """What is to be served; models never released are left out."""
     book = ledger()
-    found: dict[str, ServedChampion | LedgerError] = {}
+    found: dict[str, _Found] = {}
     for model in book.models():
         try:
             champion = book.champion(model)
         except LedgerError as error:
-            found[model] = error
+            found[model] = _Found(error)
         else:
             if champion is not None:
-                found[model] = champion
+                found[model] = _Found(champion, book.members(model, champion.to_version))
     return found
 
 
-async def _serve(rollout: Rollout, model: str, champion: ServedChampion | LedgerError) -> bool:
+async def _serve(rollout: Rollout, model: str, wanted: _Found) -> bool:
+    """Whether the model is in service now, with all of its set."""
+    if not await _serve_champion(rollout, model, wanted.champion):
+        return False
+    champion = wanted.champion
+    if isinstance(champion, LedgerError) or rollout.models[model].serving != str(champion.to_version):
+        return True  # the admin listener gave the traffic to another one
+    there, whole = list[SetMember](), True
+    for member in wanted.members:
+        try:
+            await rollout.load(model, str(member.version), member.digest, spare=True)
+            there.append(member)
+        except ServingError as error:
+            whole = False
+            log.error("model %s is served without version %s of its set: %s", model, member.version, error)
+    with suppress(Conflict, NotFound):  # the admin listener was quicker
+        rollout.set_members(model, there)
+    return whole
+
+
+async def _serve_champion(rollout: Rollout, model: str, champion: ServedChampion | LedgerError) -> bool:
     """Whether the model is in service now."""
     found = rollout.models.setdefault(model, Model())
     if found.serving is not None:

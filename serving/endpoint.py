@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from model_registry.audit_log import AuditLog
-from model_registry.ledger import Ledger
 from model_registry.store import Store
-from serving.champions import LedgerReader, load_champions
+from serving.champions import LedgerReader, StoredReleases, load_champions
 from serving.front.admin_plane import AdminPlane
 from serving.front.data_plane import DataPlane
 from serving.front.http_service import RoutedService, tick_for_ever
@@ -189,7 +188,7 @@ async def _sweep_for_ever(rollout: Rollout, tls: Tls | None) -> None:
 
 
 def _ledger() -> LedgerReader:
-    return Ledger(Store.from_environment())
+    return StoredReleases(Store.from_environment())
 
 
 def _report(task: asyncio.Task[None]) -> None:

@@ -13,8 +13,7 @@ from model_registry.cpu_class import CpuClassMismatch
 from model_registry.manifest import ManifestMismatch
 from model_registry.store import CorruptObject, ObjectMissing, StoreError
 from model_registry.variant import NewerRecord, TensorSpec
-from serving.engines.engine_frames import EngineWork
-from serving.engines.engine_lane import Heard
+from serving.engines.engine_lane import Heard, LanePace
 from serving.engines.engine_link import EngineLink
 from serving.engines.infer_job import InferJob
 from serving.engines.nursery_link import Nursery
@@ -50,6 +49,8 @@ class LoadedVersion:
         cache: VariantCache,
         limits: RequestLimits,
         nursery: Nursery | None,
+        *,
+        spare: bool = False,
     ) -> None:
         self.model, self.version, self.digest = model, version, digest
         self.state: State = "restarting"
@@ -60,6 +61,8 @@ class LoadedVersion:
         self.load_seconds = 0.0
         self.stats = VersionStats()
         self._cache, self._limits, self._nursery = cache, limits, nursery
+        self._spare = spare
+        """Whether it has one engine only, for it has hardly anything to do."""
         self._engines: VersionEngines | None = None
 
     @property
@@ -78,6 +81,17 @@ class LoadedVersion:
         """Requests that no engine has yet."""
         return 0 if self._engines is None else sum(len(lane.waiting) for lane in self._engines.lanes)
 
+    @property
+    def pace(self) -> LanePace:
+        """How it fares now; large bodies are left out."""
+        return LanePace() if self._engines is None else self._engines.lane.pace
+
+    def widen(self) -> None:
+        """Have as many engines as there is room for: it has something to do now."""
+        if self._spare and self._engines is not None:
+            self._spare = False
+            self._engines.widen()
+
     async def load(self) -> None:
         """Fetch, verify, start an engine process and warm it up; from then on it is kept running.
 
@@ -91,7 +105,13 @@ class LoadedVersion:
         except Exception as error:
             raise self._told(error) from error
         engines = VersionEngines(
-            self._start, self._limits, self, name=self._name(), variant=variant, isolated=self._nursery is not None
+            self._start,
+            self._limits,
+            _Reports(self),
+            name=self._name(),
+            variant=variant,
+            isolated=self._nursery is not None,
+            spare=self._spare,
         )
         engine = await engines.lane.keeper.open()
         self._engines = engines
@@ -127,21 +147,6 @@ class LoadedVersion:
                 await asyncio.sleep(_DRAIN_PAUSE)
             await self._engines.close()
         self.state = "stopped"
-
-    # -- what its lanes say -----------------------------------------------------------------------------------------
-    def restarting(self, why: str) -> None:
-        if self.state in ("ready", "restarting"):
-            self.state, self.reason = "restarting", why
-
-    def restarted(self) -> None:
-        if self.state == "restarting":
-            self.state, self.reason = "ready", ""
-
-    def answered(self, jobs: list[tuple[InferJob, int]], work: EngineWork) -> None:
-        self.stats.answered(jobs, work)
-
-    def refused(self, status: int) -> None:
-        self.stats.refused(status)
 
     async def _start(self, heard: Heard) -> EngineLink:
         try:
@@ -181,6 +186,22 @@ class LoadedVersion:
 
     def _name(self) -> str:
         return f"version {self.version} of model {self.model!r} (digest {self.digest[:12]})"
+
+
+class _Reports:
+    """What the lanes say of a version."""
+
+    def __init__(self, version: LoadedVersion) -> None:
+        self._version = version
+        self.answered, self.refused = version.stats.answered, version.stats.refused
+
+    def restarting(self, why: str) -> None:
+        if self._version.state in ("ready", "restarting"):
+            self._version.state, self._version.reason = "restarting", why
+
+    def restarted(self) -> None:
+        if self._version.state == "restarting":
+            self._version.state, self._version.reason = "ready", ""
 
 
 _REFUSED = (

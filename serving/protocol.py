@@ -24,6 +24,7 @@ from serving.exceptions import InvalidRequest, Unsupported
 from serving.json_body import read_object, shown
 from serving.limits import RequestLimits
 from serving.tensors import NUMPY, Array, MalformedTensor, bytes_array, datatype_of, from_raw, to_raw
+from serving.wishes import WISHES, Wishes, wishes_of_parameters
 
 _INTEGERS = {name for name, dtype in NUMPY.items() if dtype.kind in "iu"}
 _ACCEPTED: dict[str, tuple[set[type], str]] = {
@@ -50,7 +51,7 @@ class InferRequest(NamedTuple):
 
     ``inputs``: tensors that fit the model; ``outputs``: wanted, in order, those in ``binary`` in raw form; ``id``: to
     be echoed; ``timeout``: microseconds after which nobody waits for the answer, 0 for no such time; ``rows``: of the
-    batch, 0 where no input has one.
+    batch, 0 where no input has one; ``wishes``: what it wants of its variant, None for nothing.
     """
 
     inputs: dict[str, Array]
@@ -59,6 +60,7 @@ class InferRequest(NamedTuple):
     binary: frozenset[str] = frozenset()
     timeout: int = 0
     rows: int = 0
+    wishes: Wishes | None = None
 
 
 def parse_request(
@@ -93,8 +95,9 @@ def parse_request(
         raise InvalidRequest(f"id must be a string, got {shown(identity)}")
     if identity is not None and len(identity) > limits.id_characters:
         raise InvalidRequest(f"id has {len(identity)} characters; at most {limits.id_characters} are echoed")
-    parameters = _parameters(request, "the request", {"timeout", "binary_data_output"})
+    parameters = _parameters(request, "the request", {"timeout", "binary_data_output", *WISHES})
     timeout = _whole(parameters.get("timeout", 0), "parameter 'timeout' (microseconds)")
+    wishes = wishes_of_parameters(parameters) if WISHES & parameters.keys() else None
     specs = {spec.name: spec for spec in inputs}
     tensors = _named(request.get("inputs"), "inputs", specs)
     if missing := [spec.name for spec in inputs if spec.name not in tensors]:
@@ -109,7 +112,7 @@ def parse_request(
     wanted, binary = _wanted(request.get("outputs"), outputs, parameters.get("binary_data_output", False))
     _bound_outputs(wanted, rows, limits)
     names = tuple(spec.name for spec in wanted)
-    return InferRequest(arrays, names, identity, binary=binary, timeout=timeout, rows=rows)
+    return InferRequest(arrays, names, identity, binary=binary, timeout=timeout, rows=rows, wishes=wishes)
 
 
 def answer(

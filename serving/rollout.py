@@ -7,13 +7,20 @@ version that had the traffic when its body was complete, and that version stays 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from model_registry.rollout_plan import RolloutPlan
+from model_registry.variant_set import SetMember
 from serving.engines.nursery_link import Nursery
 from serving.exceptions import Conflict, NotFound, NotReady
 from serving.limits import RequestLimits
 from serving.loaded_version import LoadedVersion
+from serving.traffic.steering import Chosen, Steering
+from serving.traffic.trial import Trial
+from serving.traffic.variant_choice import SetVariant
 from serving.variant_cache import VariantCache
+from serving.wishes import Wishes
 
 
 @dataclass
@@ -24,6 +31,7 @@ class Model:
     serving: str | None = None
     reason: str = "no version has the traffic yet"
     """Why no version has the traffic."""
+    steering: Steering = field(default_factory=Steering)
 
 
 class Rollout:
@@ -56,6 +64,23 @@ class Rollout:
             raise NotFound(f"model {model!r} has no version {version!r} loaded; it has {sorted(found.versions)}")
         return found.versions[chosen]
 
+    def choose(self, model: str, version: str | None, wishes: Wishes | None, *, exact: bool = False) -> Chosen:
+        """The version that answers a request.
+
+        Args:
+            version: that the request names, if it does.
+            wishes: what it wants of its variant.
+            exact: whether it takes no cheaper variant when there is much to do.
+
+        Raises:
+            NotFound, NotReady: as :meth:`version`.
+            InvalidRequest, Overloaded: no variant fulfils the wishes, ever or now.
+        """
+        serving, found = self.version(model, version), self.models[model]
+        if wishes is None and not found.steering.active:
+            return Chosen(serving)
+        return found.steering.choose(serving, found.versions, wishes, named=version is not None, exact=exact)
+
     def versions(self) -> list[LoadedVersion]:
         """All that are loaded, by model and number."""
         return [
@@ -68,6 +93,8 @@ class Rollout:
         """End what took too long; called about twice a second."""
         for version in self.versions():
             version.sweep()
+        for model in self.models.values():
+            model.steering.sweep()
 
     def not_ready(self) -> list[str]:
         """Why the endpoint is not ready, a line per reason; empty when it is."""
@@ -79,8 +106,11 @@ class Rollout:
                 reasons.append(f"model {name!r}: version {version.version} is {version.state}: {version.reason}")
         return reasons
 
-    async def load(self, model: str, version: str, digest: str) -> LoadedVersion:
+    async def load(self, model: str, version: str, digest: str, *, spare: bool = False) -> LoadedVersion:
         """Load a version next to the others; the same one again is harmless.
+
+        Args:
+            spare: with one engine, until it is asked for something.
 
         Raises:
             Conflict: that version is, or is being, loaded with another digest.
@@ -100,14 +130,14 @@ class Rollout:
         key = (model, version)
         if key not in self._loading:
             # A task of its own: a second caller waits for the same load, and neither can cancel it by hanging up.
-            self._loading[key] = (digest, asyncio.create_task(self._load(model, version, digest)))
+            self._loading[key] = (digest, asyncio.create_task(self._load(model, version, digest, spare)))
         began_with, task = self._loading[key]
         self._same_digest(model, version, began_with, digest)
         return await asyncio.shield(task)
 
-    async def _load(self, model: str, version: str, digest: str) -> LoadedVersion:
+    async def _load(self, model: str, version: str, digest: str, spare: bool) -> LoadedVersion:
         try:
-            loaded = LoadedVersion(model, version, digest, self._cache, self._limits, self._nursery)
+            loaded = LoadedVersion(model, version, digest, self._cache, self._limits, self._nursery, spare=spare)
             await loaded.load()
             if self._closing:
                 await loaded.stop()
@@ -134,9 +164,62 @@ class Rollout:
                     f"version {version} of model {model!r} is {chosen.state} ({chosen.reason}); "
                     "it gets the traffic only when it is ready"
                 )
+            chosen.widen()
         previous, found.serving = found.serving, version
         found.reason = "" if version is not None else "its traffic was taken away"
+        steering = found.steering
+        steering.set_members(steering.members, version)
+        if steering.trial is not None and version != previous:
+            steering.trial = None  # what it compared with, or tried, has all of the traffic
         return previous
+
+    def set_members(self, model: str, members: Sequence[SetMember]) -> None:
+        """Serve these versions of a model as one set. None: the version with the traffic alone.
+
+        Raises:
+            NotFound: one is not loaded.
+            Conflict: none of them has the traffic, or one is another variant than is loaded.
+        """
+        found, made = self.models.get(model), list[SetVariant]()
+        if found is None:
+            raise NotFound(f"there is no model {model!r}; load a version of it first")
+        for member in members:
+            loaded = self.version(model, str(member.version))
+            self._same_digest(model, loaded.version, loaded.digest, member.digest)
+            higher = member.better == "higher"
+            made.append(SetVariant(loaded, member.name, member.metric, higher, member.value, member.p50_ms))
+        if made and found.serving not in [member.loaded.version for member in made]:
+            raise Conflict(f"no version of the set has the traffic of model {model!r}, version {found.serving} has it")
+        found.steering.set_members(made, found.serving)
+
+    def begin_trial(self, model: str, version: str, plan: RolloutPlan) -> Trial:
+        """Try a loaded version beside the one with the traffic; the same again renews it.
+
+        Raises:
+            NotFound, NotReady: the version is not loaded, or nothing has the traffic.
+            Conflict: another one is on trial, it has the traffic already, or it is not ready.
+        """
+        serving, candidate = self.version(model, None), self.version(model, version)
+        steering = self.models[model].steering
+        trial = steering.trial
+        if trial is not None and trial.new == version and trial.plan == plan and not trial.over:
+            trial.act("renew")
+            return trial
+        if trial is not None and not trial.over and trial.new != version:
+            raise Conflict(f"version {trial.new} of model {model!r} is being rolled out; end that first")
+        if candidate is serving:
+            raise Conflict(f"version {version} of model {model!r} has the traffic already")
+        if candidate.state != "ready":
+            raise Conflict(f"version {version} of model {model!r} is {candidate.state}: {candidate.reason}")
+        steering.trial = Trial(plan, serving.version, version)
+        return steering.trial
+
+    def trial(self, model: str) -> Trial:
+        """The trial of a model, over or not. Raises NotFound for none."""
+        found = self.models.get(model)
+        if found is None or found.steering.trial is None:
+            raise NotFound(f"no version of model {model!r} is being rolled out")
+        return found.steering.trial
 
     async def unload(self, model: str, version: str) -> None:
         """Drain a version and end its process.
@@ -149,6 +232,7 @@ class Rollout:
         found = self.models[model]
         if found.serving == version:
             raise Conflict(f"version {version} of model {model!r} has the traffic; give it to another version first")
+        found.steering.without(version)
         await loaded.stop()
         # The same object: while this one drained, nothing else may have taken its place.
         if found.versions.get(version) is loaded:

@@ -10,7 +10,7 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from serving.engines.engine_frames import EngineWork
+from serving.engines.engine_frames import CHOOSE, EngineWork
 from serving.engines.infer_job import InferJob
 
 SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -61,6 +61,8 @@ class VersionStats:
         """An engine answered these, with their statuses."""
         now = time.monotonic()
         for job, status in jobs:
+            if status == CHOOSE:  # it is answered by another version, or this one again
+                continue
             self.statuses[status] += 1
             taken = now - job.began
             if status == 200:

@@ -7,11 +7,11 @@ import os
 import ssl
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, Unpack
 
 import httpx
 
-from flows.calls.inference_talk import InferenceTalk, ModelMetadata, Pause, Question, Talk
+from flows.calls.inference_talk import InferenceTalk, ModelMetadata, Pause, Question, Talk, Wants
 from model_registry.endpoint_client import EndpointError
 from serving.sample_values import only_row
 from serving.tensors import Array
@@ -84,7 +84,7 @@ class Client:
         """
         return self._run(self._talk.ready(model))
 
-    def predict(self, model: str, sample: Any, version: int | None = None) -> dict[str, Any]:
+    def predict(self, model: str, sample: Any, version: int | None = None, **wants: Unpack[Wants]) -> dict[str, Any]:
         """The outputs for one sample, by name.
 
         Args:
@@ -92,6 +92,7 @@ class Client:
             sample: one row without the batch dimension: an array, tensor or list, or a mapping of them by input name. A
                 missing value is NaN or None, where the model was trained with some.
             version: a loaded one; None = the one that has the traffic.
+            wants: of the variant that answers: ``variant``, ``min_accuracy``, ``max_latency_ms``.
 
         Returns:
             A scalar or an array per output; labels are text.
@@ -101,7 +102,7 @@ class Client:
             EndpointError: ``NotServed``, ``KeyRefused``, ``EndpointBusy``, ``EndpointRefused`` by the status of the
                 answer, ``EndpointUnreachable`` without one.
         """
-        return only_row(self._run(self._talk.predict(model, sample, version, one=True)))
+        return only_row(self._run(self._talk.predict(model, sample, version, one=True, wants=wants)))
 
     def predict_batch(
         self,
@@ -110,6 +111,7 @@ class Client:
         version: int | None = None,
         outputs: Sequence[str] | None = None,
         timeout: float | None = None,
+        **wants: Unpack[Wants],
     ) -> dict[str, Array]:
         """The outputs for N samples, by name, each [N, ...]; labels are an array of text.
 
@@ -119,11 +121,13 @@ class Client:
             version: a loaded one; None = the one that has the traffic.
             outputs: names of those that are wanted; None = all.
             timeout: seconds after which the endpoint need not answer any more.
+            wants: as for :meth:`predict`.
 
         Raises:
             InvalidRequest, EndpointError: as :meth:`predict`.
         """
-        return self._run(self._talk.predict(model, samples, version, one=False, outputs=outputs, timeout=timeout))
+        asked = self._talk.predict(model, samples, version, one=False, outputs=outputs, timeout=timeout, wants=wants)
+        return self._run(asked)
 
     def infer(self, model: str, request: Mapping[str, Any], version: int | None = None) -> dict[str, Array]:
         """The outputs for a request of the Open Inference Protocol V2, which is sent as it is.
@@ -194,9 +198,11 @@ class AsyncClient:
         """As :meth:`Client.ready`."""
         return await self._run(self._talk.ready(model))
 
-    async def predict(self, model: str, sample: Any, version: int | None = None) -> dict[str, Any]:
+    async def predict(
+        self, model: str, sample: Any, version: int | None = None, **wants: Unpack[Wants]
+    ) -> dict[str, Any]:
         """As :meth:`Client.predict`."""
-        return only_row(await self._run(self._talk.predict(model, sample, version, one=True)))
+        return only_row(await self._run(self._talk.predict(model, sample, version, one=True, wants=wants)))
 
     async def predict_batch(
         self,
@@ -205,9 +211,11 @@ class AsyncClient:
         version: int | None = None,
         outputs: Sequence[str] | None = None,
         timeout: float | None = None,
+        **wants: Unpack[Wants],
     ) -> dict[str, Array]:
         """As :meth:`Client.predict_batch`."""
-        return await self._run(self._talk.predict(model, samples, version, one=False, outputs=outputs, timeout=timeout))
+        asked = self._talk.predict(model, samples, version, one=False, outputs=outputs, timeout=timeout, wants=wants)
+        return await self._run(asked)
 
     async def infer(self, model: str, request: Mapping[str, Any], version: int | None = None) -> dict[str, Array]:
         """As :meth:`Client.infer`."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypedDict, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -71,6 +72,19 @@ class ModelMetadata:
     outputs: tuple[TensorSpec, ...]
 
 
+class Wants(TypedDict, total=False):
+    """What a call may want of the variant that answers it; see ``docs/serving.md``.
+
+    ``variant``: a version, a variant's name, or the first digits of its digest. ``min_accuracy``: least value of the
+    metric; the fastest variant that has it answers. ``max_latency_ms``: milliseconds in which an answer is wanted; the
+    most accurate variant that is expected to keep that answers.
+    """
+
+    variant: str
+    min_accuracy: float
+    max_latency_ms: float
+
+
 class InferenceTalk:
     """The calls of one client; it remembers the inputs of the models that were asked.
 
@@ -123,12 +137,14 @@ class InferenceTalk:
         one: bool,
         outputs: Sequence[str] | None = None,
         timeout: float | None = None,
+        wants: Wants | None = None,
     ) -> Talk[dict[str, Array]]:
         """The outputs for one sample or a batch of them, each with the batch dimension."""
+        asked = partial(self._predict, one=one, outputs=outputs, timeout=timeout, wishes=wish_headers(wants or {}))
         known = self._metadata.get((model, version))
         before = known or (yield from self.metadata(model, version))
         try:
-            return (yield from self._predict(before, given, version, one=one, outputs=outputs, timeout=timeout))
+            return (yield from asked(before, given, version))
         except InvalidRequest:
             if known is None:
                 raise
@@ -136,7 +152,7 @@ class InferenceTalk:
             after = yield from self.metadata(model, version)
             if after.inputs == before.inputs:
                 raise
-        return (yield from self._predict(after, given, version, one=one, outputs=outputs, timeout=timeout))
+        return (yield from asked(after, given, version))
 
     def _predict(
         self,
@@ -147,6 +163,7 @@ class InferenceTalk:
         one: bool,
         outputs: Sequence[str] | None,
         timeout: float | None,
+        wishes: Mapping[str, str],
     ) -> Talk[dict[str, Array]]:
         reader = SampleReader(metadata.name, metadata.inputs)
         rows = reader.one(given) if one else reader.batch(given)
@@ -155,7 +172,7 @@ class InferenceTalk:
             "POST",
             f"{_path(metadata.name, version)}/infer",
             body,
-            {"content-type": "application/octet-stream", _JSON_BYTES: str(json_bytes)},
+            {"content-type": "application/octet-stream", _JSON_BYTES: str(json_bytes), **wishes},
             None if timeout is None else timeout + _GRACE,
         )
         return _outputs((yield from self._exchange(question)))
@@ -189,6 +206,15 @@ class InferenceTalk:
                 yield Pause(pause)
                 continue
             return heard
+
+
+def wish_headers(wants: Wants) -> dict[str, str]:
+    """What a request wants of the variant that answers it, as headers."""
+    said = {f"winnow-{name.replace('_', '-')}": str(value) for name, value in wants.items() if value is not None}
+    for name, value in said.items():
+        if not (value.isascii() and value.isprintable()):
+            raise InvalidRequest(f"{name.removeprefix('winnow-')} {value!r} is none: it has to be printable ASCII")
+    return said
 
 
 def _path(model: str, version: int | None) -> str:

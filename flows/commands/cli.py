@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compare": ("flows.commands.command_compare", "Compare the variants of a model or a run."),
     "pull": ("flows.commands.command_compare", "Write a released model to a file."),
     "promote": ("flows.commands.command_release", "Put a registered version into service."),
+    "rollout": ("flows.commands.command_rollout", "Look at a roll-out, or pause, resume, promote or abort it."),
     "rollback": ("flows.commands.command_release", "Put the previous champion back into service."),
     "predict": ("flows.commands.command_predict", "Ask a served model about the rows of a file."),
     "gc": ("flows.commands.command_gc", "Count, or remove, what takes space and nobody needs."),

@@ -43,10 +43,23 @@ _FIRST = ("label", "probability")
 )
 @click.option("--version", type=click.IntRange(min=1), help="A loaded version. [default: the one in service]")
 @click.option("--output", "outputs", multiple=True, help="An output that is wanted; may be repeated. [default: all]")
+@click.option("--variant", help="The variant that is to answer: its version, name or digest.")
+@click.option("--min-accuracy", type=float, help="Least value of the metric; the fastest variant that has it answers.")
+@click.option(
+    "--max-latency-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    help="The most accurate variant that is expected to answer within this answers.",
+)
 @click.option("--url", help="Of the endpoint. [default: WINNOW_ENDPOINT, else that of the stack]")
 @click.option("--key", help="Of the endpoint's client. [default: WINNOW_KEY]")
 def predict_command(
-    model: str, source: Path, version: int | None, outputs: tuple[str, ...], url: str | None, key: str | None
+    model: str,
+    source: Path,
+    version: int | None,
+    outputs: tuple[str, ...],
+    url: str | None,
+    key: str | None,
+    **wishes: Any,
 ) -> int:
     """Ask MODEL about the rows of a file; prints one JSON object per row.
 
@@ -58,6 +71,7 @@ def predict_command(
       winnow predict digits --input rows.npy
       echo '{"x": [1.5, 2]}' | winnow predict mine --input - --output label
     """
+    wants: Any = {name: value for name, value in wishes.items() if value is not None}
     name, content = (
         ("standard input", sys.stdin.buffer.read()) if str(source) == "-" else (str(source), source.read_bytes())
     )
@@ -68,8 +82,11 @@ def predict_command(
         value = parsed_json(content) if kind == "json" else None
         with Client(url, key) as client:
             if is_request(value):
-                if outputs:
-                    raise click.UsageError("--output does not go with a request of the protocol, which says its own")
+                if outputs or wants:
+                    raise click.UsageError(
+                        "--output, --variant, --min-accuracy and --max-latency-ms do not go with a request of the "
+                        "protocol, which says its own"
+                    )
                 _print(client.infer(model, value, version))
                 return 0
             inputs = client.metadata(model, version).inputs
@@ -78,7 +95,7 @@ def predict_command(
             else:
                 samples = (csv_samples if kind == "csv" else numpy_samples)(content, inputs)
             for portion in _portions(samples, inputs):
-                _print(client.predict_batch(model, portion, version, outputs or None))
+                _print(client.predict_batch(model, portion, version, outputs or None, **wants))
     except InvalidRequest as error:
         raise click.ClickException(f"{name}: {error}") from error
     return 0

@@ -11,30 +11,53 @@ import click
 from flows.reaching import reach_for_a_release
 
 if TYPE_CHECKING:
+    from model_registry.rollout_plan import RolloutPlan
     from tasks.release.deployment import Deployment
 
 
 @click.command("promote")
 @click.argument("model")
 @click.argument("version", type=click.IntRange(min=1))
+@click.option("--rollout", "gradually", is_flag=True, help="Let it take over the traffic step by step.")
+@click.option(
+    "--step-seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    help="With --rollout: how long each step lasts. [default: 30]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def promote_command(model: str, version: int, as_json: bool) -> int:
+def promote_command(model: str, version: int, gradually: bool, step_seconds: float | None, as_json: bool) -> int:
     """Put VERSION of MODEL into service: any registered version, older or newer than the champion.
 
     The endpoint loads it beside the champion and must answer its recorded predictions before it gets the traffic.
     If it does not, the champion keeps serving and this command exits with 1. It needs the store and the endpoint only.
 
+    With --rollout a part of the requests is first answered by both, and the answers are compared; then growing shares
+    of them are answered by VERSION alone (see `winnow rollout`). Where it answers differently, fails or is slow, the
+    champion gets all of the traffic back.
+
     \b
     Example:
       winnow promote digits 3
+      winnow promote digits 3 --rollout
     """
+    if step_seconds is not None and not gradually:
+        raise click.UsageError("--step-seconds goes with --rollout")
 
     def release() -> Deployment:
         from flows.release import promote as flow
 
-        return flow(model, version)
+        return flow(model, version, rollout_of(step_seconds) if gradually else None)
 
     return _release(release, as_json)
+
+
+def rollout_of(step_seconds: float | None) -> RolloutPlan:
+    """The plan, with steps of that length."""
+    from model_registry.rollout_plan import RolloutPlan
+
+    return (
+        RolloutPlan() if step_seconds is None else RolloutPlan(shadow_seconds=step_seconds, step_seconds=step_seconds)
+    )
 
 
 @click.command("rollback")

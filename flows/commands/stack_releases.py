@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from flows.commands.stack_status import shown_alias
 from model_registry.endpoint_client import Endpoint, EndpointError, ServedModel
+from model_registry.endpoint_rollout import EndpointRollout
 from model_registry.ledger import Ledger, LedgerError
 from model_registry.store import Store, StoreError
 
@@ -36,6 +37,9 @@ def settle_releases(store: Store, *, patience: float = READING_SECONDS) -> Itera
     except EndpointError as error:
         yield f"what the endpoint serves cannot be told: {error}"
     for model in sorted(astray):
+        if (under_way := _under_way(model)) is not None:
+            yield f"{model}: version {under_way} is being rolled out; see `winnow rollout status {model}`"
+            continue
         from tasks.release.deployment import reconcile  # where there is nothing to do it need not be imported
 
         try:
@@ -53,6 +57,16 @@ def _not_served(champions: dict[str, Entry], patience: float) -> set[str]:
             if champions.keys() <= served.keys() or time.monotonic() > deadline:
                 return {name for name, entry in champions.items() if _strays(served.get(name), entry)}
             time.sleep(0.2)
+
+
+def _under_way(model: str) -> int | None:
+    """The version that somebody is rolling out, who will see it through."""
+    try:
+        with Endpoint.from_environment() as endpoint:
+            state = EndpointRollout(endpoint, model).state()
+    except EndpointError:  # said by whoever tries to settle it
+        return None
+    return state.version if state is not None and state.going else None
 
 
 def _strays(served: ServedModel | None, champion: Entry) -> bool:

@@ -10,6 +10,9 @@ from model_registry.measurement import Clocked, Measurement
 from model_registry.variant import Variant
 from tasks.running.stage import Outcome
 
+_BEGINNING = 5.0
+"""Seconds of a training besides its epochs, about."""
+
 
 @dataclass(eq=False)
 class Candidate:
@@ -72,6 +75,13 @@ class Candidate:
     """Of a student: share of its weights that began as the teacher's."""
     behind: str = ""
     """Another candidate that costs no more and was planned with less damage: this one is not trained."""
+
+    def epoch_seconds(self, rows: float) -> float:
+        """Of one more epoch, by its latest training, else by trial steps on so many rows; 0 where nothing is known."""
+        had = self.epochs[-1] - (self.epochs[-2] if len(self.epochs) > 1 else 0) if self.epochs else 0
+        if self.training_seconds and had >= 1:  # of less, most was spent on beginning and ending
+            return max(self.training_seconds / 2, self.training_seconds - _BEGINNING) / had
+        return rows * self.row_seconds
 
     def note_methods(self, quantized: Outcome) -> None:
         """Keep which method made which of the files."""

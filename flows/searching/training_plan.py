@@ -31,8 +31,6 @@ _LEAST_SHARE = 0.1
 """Of the training rows, for a first look at what trains slowly."""
 _OVERHEAD = 15.0
 """Seconds to export, quantize and measure what was trained, about."""
-_BEGINNING = 5.0
-"""Seconds of a training besides its epochs, about."""
 _JUDGING = 1 / 3
 """Of a training step's time: answering a row of the validation split."""
 LABELS: Mapping[str, Any] = {"alpha": 0.0, "views": None}
@@ -52,6 +50,7 @@ class TrainingPlan:
     def __init__(self, setup: SearchSetup) -> None:
         self.setup = setup
         self.distilling: DistillSpec = setup.distilling.model_copy(update={"control": False})
+        self._rows = setup.data.split("train").rows + _JUDGING * setup.data.split("validation").rows
         self.left = 60 * setup.settings.minutes
         """Seconds that are left; kept up to date by the search."""
         self.looks_left = _LOOKING * self.left
@@ -85,7 +84,7 @@ class TrainingPlan:
         hurried = self._hurried(candidate)
         if candidate.rung < self.setup.settings.rungs - 1 and not hurried:
             return self._scouting_epochs(candidate, candidate.rung)
-        before, epoch = candidate.epochs[-1] if candidate.epochs else 0, self._epoch_seconds(candidate)
+        before, epoch = candidate.epochs[-1] if candidate.epochs else 0, candidate.epoch_seconds(self._rows)
         if not epoch:
             return planned
         affordable = int(((_HURRIED if hurried else SHARE) * self.left - _OVERHEAD) / epoch)
@@ -110,14 +109,14 @@ class TrainingPlan:
 
     def finish_seconds(self, candidate: Candidate) -> float:
         """Of the training after which its loss may lie well within the margin, if all goes well."""
-        epoch, had = self._epoch_seconds(candidate), candidate.epochs[-1] if candidate.epochs else 0
+        epoch, had = candidate.epoch_seconds(self._rows), candidate.epochs[-1] if candidate.epochs else 0
         if not (epoch and had and math.isfinite(candidate.hoped)):
             return math.inf
         return max(0.0, candidate.hoped - 1) * had * epoch + _OVERHEAD
 
     def _hurried(self, candidate: Candidate) -> bool:
         """Whether a short training now would leave too little time for the long one: then that is next."""
-        rungs, epoch = self.setup.settings.rungs, self._epoch_seconds(candidate)
+        rungs, epoch = self.setup.settings.rungs, candidate.epoch_seconds(self._rows)
         if not 0 < candidate.rung < rungs - 1 or self.setup.says("epochs") or not epoch:
             return False
         scouting = self._scouting_epochs(candidate, candidate.rung) * epoch + _OVERHEAD
@@ -166,7 +165,7 @@ class TrainingPlan:
 
     def tuning_of(self, candidate: Candidate) -> QatSpec:
         """Its quantization-aware training: where the spec does not say, no longer than what is left allows."""
-        spec, epoch = self.setup.tuning, self._epoch_seconds(candidate)
+        spec, epoch = self.setup.tuning, candidate.epoch_seconds(self._rows)
         if self.setup.spec.qat is not None or not epoch:
             return spec
         affordable = int((SHARE * self.left - _OVERHEAD) / epoch)
@@ -174,7 +173,7 @@ class TrainingPlan:
 
     def seconds(self, candidate: Candidate) -> float:
         """What its next training will take, about; by its latest one, where there is one."""
-        epoch = self._epoch_seconds(candidate)
+        epoch = candidate.epoch_seconds(self._rows)
         if not epoch:
             return 0.0
         if not self.epochs:
@@ -185,33 +184,20 @@ class TrainingPlan:
     def _scouting_epochs(self, candidate: Candidate, rung: int) -> float:
         """Of a rung before the last: as the first candidate's were sized, or as few (or as small a part of one) as the
         share of the minutes allows one that trains more slowly."""
-        planned, epoch = self.epochs[rung], self._epoch_seconds(candidate)
+        planned, epoch = self.epochs[rung], candidate.epoch_seconds(self._rows)
         if self.setup.says("epochs") or not epoch:
             return planned
         settings = self.setup.settings
         affordable = _SCOUTING * 60 * settings.minutes * settings.eta**rung / epoch
         return max(_LEAST_SHARE, min(planned, affordable if affordable < 1 else int(affordable)))
 
-    def _epoch_seconds(self, candidate: Candidate) -> float:
-        """By its latest training, else by its trial steps; 0 where nothing is known."""
-        had = (
-            candidate.epochs[-1] - (candidate.epochs[-2] if len(candidate.epochs) > 1 else 0) if candidate.epochs else 0
-        )
-        if candidate.training_seconds and had >= 1:  # of less, most was spent on beginning and ending
-            return max(candidate.training_seconds / 2, candidate.training_seconds - _BEGINNING) / had
-        return self._rows * candidate.row_seconds
-
     def _last_epochs(self, candidate: Candidate) -> int:
         """Of its last rung, if those between are made first."""
-        rungs, epoch = self.setup.settings.rungs, self._epoch_seconds(candidate)
+        rungs, epoch = self.setup.settings.rungs, candidate.epoch_seconds(self._rows)
         if self.setup.says("epochs") or not epoch:
             return self.epochs[rungs - 1]
         between = sum(self._scouting_epochs(candidate, rung) for rung in range(candidate.rung, rungs - 1))
         return max(1, min(MOST_EPOCHS, int((SHARE * (self.left - between * epoch) - _OVERHEAD) / epoch)))
-
-    @property
-    def _rows(self) -> float:
-        return self.setup.data.split("train").rows + _JUDGING * self.setup.data.split("validation").rows
 
 
 def mix_is_tried(setup: SearchSetup) -> bool:

@@ -24,6 +24,10 @@ PLAIN, GZIP, DEFLATE = 0, 1, 2
 """How a body is packed."""
 MAY_PACK = 0x10
 """Added to a request's packing where the answer may be packed (gzip)."""
+CHOSEN = 0x20
+"""Added where the variant was chosen by what the request wants, so that the engine need not tell the front of it."""
+CHOOSE = 1
+"""Status of an answer that is none: the body says what the request wants of its variant, and the front is to choose."""
 
 
 class MalformedFrame(Exception):

@@ -65,6 +65,12 @@ class EngineKeeper:
         ]
         return first
 
+    def grow(self, count: int) -> None:
+        """Keep at least so many running."""
+        for slot in range(self._count, count):
+            self._keepers.append(asyncio.create_task(self._keep(None), name=f"{self._name} engine {slot}"))
+        self._count = max(self._count, count)
+
     async def close(self) -> None:
         """End all of them."""
         for keeper in self._keepers:

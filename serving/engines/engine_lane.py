@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import orjson
 
@@ -27,9 +27,25 @@ _DEPTH = 2
 _ALONE_SECONDS = 0.001
 """Frames that take less are left to the first engine: waking another one costs as much, and halves the batches."""
 _MOST_TRIES = 2
+_AT_ONCE_SECONDS = 0.0005
+"""A request that was sent within this had none before it."""
 log = logging.getLogger("winnow.serving")
 
 Heard = Callable[[EngineLink, list[tuple[InferJob, int]], EngineWork], None]
+
+
+class LanePace(NamedTuple):
+    """How much there is to do.
+
+    ``quiet_seconds``: what a request takes that did not wait, from its last byte to its answer; 0 before the first one.
+    ``request_seconds``: what one more request costs, where all engines work; ``wait_seconds``: until those before the
+    next request will be answered; ``fullness``: waiting requests as a share of those that may wait.
+    """
+
+    quiet_seconds: float = 0.0
+    request_seconds: float = 0.0
+    wait_seconds: float = 0.0
+    fullness: float = 0.0
 
 
 class LaneWatcher(Protocol):
@@ -70,6 +86,7 @@ class EngineLane:
         self.waiting = JobQueue()
         self._frame_seconds = 0.0
         self._job_seconds = 0.0
+        self._quiet_seconds = 0.0
         self._scheduled = False
 
     @property
@@ -100,6 +117,14 @@ class EngineLane:
         elif not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self.turn)
+
+    @property
+    def pace(self) -> LanePace:
+        """How it fares now."""
+        waiting, each = len(self.waiting), self._job_seconds / max(1, len(self.engines))
+        ahead = waiting + sum(len(engine.flying) for engine in self.engines)
+        fullness = max(waiting / self._limits.pending, self.waiting.bytes / self._limits.pending_bytes)
+        return LanePace(self._quiet_seconds, each, ahead * each, fullness)
 
     @property
     def idle(self) -> bool:
@@ -161,10 +186,13 @@ class EngineLane:
 
     # -- what engines say -------------------------------------------------------------------------------------------
     def _heard(self, engine: EngineLink, jobs: list[tuple[InferJob, int]], work: EngineWork) -> None:
-        if jobs:
+        if jobs and work.rows:
             seconds = (work.input_us + work.run_us + work.output_us) / 1e6
             self._frame_seconds += 0.1 * (seconds - self._frame_seconds)
             self._job_seconds += 0.1 * (seconds / len(jobs) - self._job_seconds)
+            if len(jobs) == 1 and (job := jobs[0][0]).sent - job.began < _AT_ONCE_SECONDS:
+                taken = time.monotonic() - job.began
+                self._quiet_seconds += (0.1 if self._quiet_seconds else 1.0) * (taken - self._quiet_seconds)
         self._watcher.answered(jobs, work)
         if self.waiting:
             self.turn()

@@ -19,6 +19,8 @@ from serving.engines.answer_writer import AnswerWriter
 from serving.engines.batch_certificate import BatchCertificate, certify
 from serving.engines.batch_run import BatchRunner, Outputs
 from serving.engines.engine_frames import (
+    CHOOSE,
+    CHOSEN,
     GZIP,
     MAY_PACK,
     PLAIN,
@@ -34,6 +36,7 @@ from serving.exceptions import EngineRunError, InferenceTimedOut, ServingError
 from serving.limits import RequestLimits
 from serving.protocol import InferRequest, parse_request
 from serving.verified_file import read_verified
+from serving.wishes import as_bytes
 
 _PACKING = 0x0F
 _LOADING_NICE = 10
@@ -85,6 +88,8 @@ class FrameWorker:
                 request = self._read(asked)
                 if isinstance(request, QuickRequest):
                     quick.append((asked, request))
+                elif request.wishes is not None and not asked.packing & CHOSEN:
+                    answers.append(Answered(asked.number, as_bytes(request.wishes), -1, CHOOSE, PLAIN))
                 else:
                     strict.append((asked, request))
             except ServingError as error:

@@ -169,7 +169,7 @@ class QuickReader:
             read = parse_request(view, self._inputs, self._output_specs, self._limits, len(head))
         except ServingError:  # told by whoever reads it strictly
             return None
-        if b"binary_data_size" not in head or len(view) == len(head):
+        if b"binary_data_size" not in head or len(view) == len(head) or read.wishes is not None:
             return None
         known = QuickRequest(read.rows, [], read.outputs, read.id, read.binary, read.timeout)
         if len(self._heads) >= _MOST_HEADS:

@@ -33,6 +33,7 @@ class VersionEngines:
         start: starts an engine that tells the given function of its answers; raises ServingError.
         watcher: of the lane for what everybody sends.
         isolated: whether engines are processes; else there is one, which has nowhere else to put large bodies.
+        spare: begin with one engine, until :meth:`widen`.
     """
 
     def __init__(
@@ -44,13 +45,19 @@ class VersionEngines:
         name: str,
         variant: Variant,
         isolated: bool = True,
+        spare: bool = False,
     ) -> None:
         self._isolated = isolated
+        self._most = _engines(variant) if isolated else 1
         self._start, self._limits, self._watcher, self._name = start, limits, watcher, name
-        self.lane = EngineLane(start, limits, watcher, name=name, count=_engines(variant) if isolated else 1)
+        self.lane = EngineLane(start, limits, watcher, name=name, count=1 if spare else self._most)
         self._large: EngineLane | None = None
         self._large_used = 0.0
         self._tasks = set[asyncio.Task[None]]()
+
+    def widen(self) -> None:
+        """Have as many engines as there is room for."""
+        self.lane.keeper.grow(self._most)
 
     @property
     def lanes(self) -> list[EngineLane]:

@@ -6,16 +6,20 @@ import hmac
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client.core import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from pydantic import Field, ValidationError
 
 from model_registry.audit_log import AuditLog
+from model_registry.rollout_plan import RolloutAction, RolloutPlan
+from model_registry.variant import Frozen
+from model_registry.variant_set import MOST_MEMBERS, SetMember
 from serving.exceptions import AdminDisabled, InvalidRequest, ServingError, Unauthorized
 from serving.front.http_connection import HttpConnection
 from serving.front.http_head import RequestHead
-from serving.front.http_routes import Route, RouteTable
+from serving.front.http_routes import Handler, Route, RouteTable
 from serving.front.http_service import RoutedService, lines_of, reply
 from serving.grpc_front.grpc_keeper import GrpcKeeper
 from serving.json_body import read_object
@@ -26,6 +30,7 @@ from serving.version_stats import version_metrics
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"[0-9]{1,18}")
+F = TypeVar("F", bound=Frozen)
 _LIMITS = RequestLimits(body_bytes=1 << 16, body_seconds=10.0, connections=256)
 
 
@@ -38,10 +43,14 @@ class AdminPlane(RoutedService):
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Metrics(rollout))
         plain = {"/admin/models": {"GET": self._models}, "/metrics": {"GET": self._metrics}}
+        rollout_calls: dict[str, Handler] = {"GET": self._rollout_state, "PUT": self._begin, "POST": self._act}
+        for_model: dict[str, dict[str, Handler]] = {
+            "/traffic": {"POST": self._traffic},
+            "/set": {"PUT": self._set},
+            "/rollout": rollout_calls,
+        }
         versioned = {"": {"PUT": self._load, "DELETE": self._unload}}
-        super().__init__(
-            RouteTable(plain, {"/traffic": {"POST": self._traffic}}, root="admin", versioned=versioned), _LIMITS
-        )
+        super().__init__(RouteTable(plain, for_model, root="admin", versioned=versioned), _LIMITS)
 
     def admit(self, head: RequestHead) -> None:
         error = self._refusal(head.headers.get(b"authorization", b""))
@@ -65,6 +74,7 @@ class AdminPlane(RoutedService):
                 "serving": model.serving,
                 "reason": model.reason if model.serving is None else "",
                 "versions": [_describe(model.versions[number]) for number in sorted(model.versions, key=int)],
+                **model.steering.describe(),
             }
             for name, model in sorted(self._rollout.models.items())
         ]
@@ -76,11 +86,14 @@ class AdminPlane(RoutedService):
 
     async def _load(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
         route: Route = head.route
-        digest = read_object(body).get("digest")
+        asked = read_object(body)
+        digest, spare = asked.get("digest"), asked.get("spare", False)
         if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             raise InvalidRequest(f'the body must be {{"digest": 64 hexadecimal digits}}, got digest {_short(digest)}')
+        if not isinstance(spare, bool):
+            raise InvalidRequest(f"spare must be true or false, got {_short(spare)}")
         with self._noted("load", route.model, version=route.version, digest=digest):
-            loaded = await self._rollout.load(route.model, route.version, digest)
+            loaded = await self._rollout.load(route.model, route.version, digest, spare=spare)
         reply(connection, _describe(loaded))
 
     def _traffic(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
@@ -95,6 +108,34 @@ class AdminPlane(RoutedService):
         with self._noted("traffic", route.model, version=version):
             previous = self._rollout.set_traffic(route.model, version)
         reply(connection, {"previous": previous})
+
+    def _set(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
+        route: Route = head.route
+        members = _parsed(_Members, body).members
+        with self._noted("set", route.model, versions=[member.version for member in members]):
+            self._rollout.set_members(route.model, members)
+        reply(connection, {"versions": [member.version for member in members]})
+
+    def _rollout_state(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
+        reply(connection, self._rollout.trial(head.route.model).describe())
+
+    def _begin(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
+        route: Route = head.route
+        asked = _parsed(_NewTrial, body)
+        with self._noted("rollout", route.model, version=str(asked.version)):
+            trial = self._rollout.begin_trial(route.model, str(asked.version), asked.plan)
+        reply(connection, trial.describe())
+
+    def _act(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
+        route: Route = head.route
+        action = _parsed(_TrialAction, body).action
+        trial = self._rollout.trial(route.model)
+        if action == "renew":  # every second, by whoever rolls out
+            trial.act(action)
+        else:
+            with self._noted(f"rollout {action}", route.model, version=trial.new):
+                trial.act(action)
+        reply(connection, trial.describe())
 
     async def _unload(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
         route: Route = head.route
@@ -117,6 +158,29 @@ class AdminPlane(RoutedService):
         finally:
             facts |= {"why": why} if why else {}
             self._audit.write("admin listener", what, decision, model=model, **facts)
+
+
+class _Members(Frozen):
+    members: tuple[SetMember, ...] = Field(max_length=MOST_MEMBERS)
+
+
+class _NewTrial(Frozen):
+    version: int = Field(ge=1)
+    plan: RolloutPlan
+
+
+class _TrialAction(Frozen):
+    action: RolloutAction
+
+
+def _parsed(form: type[F], body: bytes) -> F:
+    """The body as that; raises InvalidRequest, which names what is wrong with it."""
+    try:
+        return form.model_validate(read_object(body))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the body"
+        raise InvalidRequest(f"{where}: {first['msg']}, got {_short(first['input'])}") from error
 
 
 class _Metrics:

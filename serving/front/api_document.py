@@ -40,6 +40,9 @@ _OPERATIONS = {
     ("GET", "/v2/models/{model}"): _Operation("Inputs and outputs of a model", "ModelMetadata", _NAMED),
     ("GET", "/v2/models/{model}/ready"): _Operation("Whether a model answers", "ModelReady", _NAMED),
     ("GET", "/v2/models/{model}/stats"): _Operation("What a model's versions did", "Statistics", _NAMED),
+    ("GET", "/v2/models/{model}/variants"): _Operation(
+        "The variants that a request may choose from, with what was measured of them", "Variants", _NAMED
+    ),
     ("POST", "/v2/models/{model}/infer"): _Operation("A prediction", "InferenceAnswer", (*_NAMED, 429, 504)),
 }
 _OF_ALL = (400, 408, 413, 415, 417, 431, 500, 501, 503)
@@ -155,6 +158,11 @@ def _answer(said: _Operation, *, infers: bool) -> dict[str, Any]:
         "headers": {
             "Inference-Header-Content-Length": _header("Bytes of the JSON part, where raw tensors follow.", "integer"),
             "Content-Encoding": _header("gzip, where the request took nothing else.", "string"),
+            "Winnow-Version": _header("The version that answered, where a choice was made.", "string"),
+            "Winnow-Choice": _header(
+                "Why it did: asked (by the request), degraded (there was much to do), canary (it is being rolled out).",
+                "string",
+            ),
         },
         "content": content,
     }
@@ -215,6 +223,11 @@ def _header(description: str, kind: str, **more: Any) -> dict[str, Any]:
     return {"description": description, "schema": {"type": kind, **more}}
 
 
+_VARIANT = "The variant that is to answer: a version, a variant's name, or the first digits of its digest."
+_ACCURACY = "Least value of the metric; the fastest variant that has it answers."
+_LATENCY = (
+    "Milliseconds within which an answer is wanted; the most accurate variant that is expected to keep it answers."
+)
 _HEADERS: dict[str, Any] = {
     name: {"name": name, "in": "header", "required": False, **said}
     for name, said in {
@@ -225,6 +238,9 @@ _HEADERS: dict[str, Any] = {
             "How the body is packed.", "string", enum=["identity", "gzip", "deflate"], default="identity"
         ),
         "Accept-Encoding": _header("`gzip` and nothing else: the answer may be packed.", "string"),
+        "Winnow-Variant": _header(f"As the parameter variant. {_VARIANT}", "string"),
+        "Winnow-Min-Accuracy": _header(f"As the parameter min_accuracy. {_ACCURACY}", "number"),
+        "Winnow-Max-Latency-Ms": _header(f"As the parameter max_latency_ms. {_LATENCY}", "number", exclusiveMinimum=0),
     }.items()
 }
 
@@ -251,6 +267,7 @@ def _list_of(schema: dict[str, Any]) -> dict[str, Any]:
 
 def _schemas(limits: RequestLimits) -> dict[str, Any]:
     text, number, truth = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
+    real = {"type": "number"}
     datatype = {"$ref": "#/components/schemas/Datatype"}
     sizes = {**_list_of({"type": "integer", "minimum": 1}), "maxItems": limits.rank}
     data = {"type": "array", "description": "Row by row, flat or nested as the shape says. null: a missing value."}
@@ -286,6 +303,9 @@ def _schemas(limits: RequestLimits) -> dict[str, Any]:
             parameters=_parameters(
                 timeout={**number, "description": "Microseconds after which nobody waits for the answer; 0: none."},
                 binary_data_output={**truth, "description": "Whether all outputs are to come in raw form."},
+                variant={**text, "description": _VARIANT},
+                min_accuracy={"type": "number", "description": _ACCURACY},
+                max_latency_ms={"type": "number", "exclusiveMinimum": 0, "description": _LATENCY},
             ),
             outputs={
                 **_list_of(_object({"name": text}, parameters=_parameters(binary_data=truth))),
@@ -327,6 +347,20 @@ def _schemas(limits: RequestLimits) -> dict[str, Any]:
         "Models": _object({"models": _list_of(text)}),
         "Live": _object({"live": truth}),
         "Ready": _object({"ready": truth, "live": truth}),
+        "Variants": _object(
+            {
+                "name": text,
+                "variants": _list_of(
+                    _object(
+                        {
+                            **dict.fromkeys(("version", "name", "digest", "state", "metric"), text),
+                            "better": {"type": "string", "enum": ["higher", "lower"]},
+                            **dict.fromkeys(("value", "latency_ms", "expected_ms"), real),
+                        }
+                    )
+                ),
+            }
+        ),
         "ModelReady": _object({"name": text, "ready": truth}),
         "Statistics": _object({"model_stats": _list_of(version)}),
         "Index": _list_of(_object({"name": text, "version": text, "state": text, "reason": text})),

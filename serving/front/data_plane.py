@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from serving.engines.engine_frames import DEFLATE, GZIP, MAY_PACK, PLAIN, Answered
+from serving.engines.engine_frames import CHOOSE, CHOSEN, DEFLATE, GZIP, MAY_PACK, PLAIN, Answered
 from serving.engines.infer_job import InferJob
 from serving.exceptions import InvalidRequest, NotReady, ServingError, UnsupportedEncoding
 from serving.front.api_guide import ApiGuide
 from serving.front.http_connection import HttpConnection
 from serving.front.http_head import RequestHead
 from serving.front.http_routes import Handler, Route, RouteTable
-from serving.front.http_service import RoutedService, lines_of_status, reply
+from serving.front.http_service import RoutedService, lines_of_status, refuse, reply
 from serving.key_ring import KeyRing
 from serving.limits import RequestLimits
 from serving.rollout import Rollout
+from serving.traffic.steering import Chosen
+from serving.traffic.trial import MirroredPair, ShadowJob, Trial
+from serving.wishes import Wishes, wishes_from_bytes, wishes_of_headers
 
 PLATFORM = "onnx_onnxv1"
 EXTENSIONS = ("binary_tensor_data", "statistics", "model_repository")
@@ -39,7 +44,7 @@ class DataPlane(RoutedService):
         self._server = {"name": "winnow", "version": release, "extensions": list(EXTENSIONS)}
         plain: dict[str, dict[str, Handler]] = {
             "/v2/models": {"GET": self._models},
-            "/v2/models/stats": {"GET": self._all_stats},
+            "/v2/models/stats": {"GET": self._stats},
             "/v2/health/live": {"GET": self._live},
             "/v2/health/ready": {"GET": self._ready},
             "/v2/repository/index": {"POST": self._index},
@@ -50,7 +55,8 @@ class DataPlane(RoutedService):
         for_model: dict[str, dict[str, Handler]] = {
             "": {"GET": self._model_metadata},
             "/ready": {"GET": self._model_ready},
-            "/stats": {"GET": self._model_stats},
+            "/stats": {"GET": self._stats},
+            "/variants": {"GET": self._variants},
             "/infer": {"POST": self._infer},
         }
         routes = RouteTable(plain, for_model, root="v2", infer="/infer")
@@ -64,7 +70,8 @@ class DataPlane(RoutedService):
             route = head.route = replace(route, principal=who)
         if route.infers:
             json_bytes, packing = _how_sent(head)
-            head.route = replace(route, json_bytes=json_bytes, packing=packing)
+            wishes = wishes_of_headers(head.headers)
+            head.route = replace(route, json_bytes=json_bytes, packing=packing, wishes=wishes)
         elif head.headers.get(b"content-encoding", b"identity") != b"identity":
             raise UnsupportedEncoding("only inference requests may be packed; send the body uncompressed")
 
@@ -80,13 +87,36 @@ class DataPlane(RoutedService):
         if sent.principal is not None:
             sent.principal.require("infer", sent.model)
             sent.principal.spend()
-        version = self._rollout.version(sent.model, sent.version or None)
-        job = HttpJob(connection, body, sent.json_bytes, sent.packing, began=time.monotonic())
+        exact = sent.principal is not None and sent.principal.key.exact
+        chosen = self._rollout.choose(sent.model, sent.version or None, sent.wishes, exact=exact)
+        job = HttpJob(self, connection, sent, body, chosen)
         try:
-            version.submit(job, at_once=len(self.connections) <= _FEW)
+            chosen.version.submit(job, at_once=len(self.connections) <= _FEW)
         except ServingError as error:
-            version.stats.refused(error.status)
+            chosen.version.stats.refused(error.status)
             raise
+        if chosen.mirrored and chosen.trial is not None:
+            self._mirror(job, chosen.trial)
+
+    def _mirror(self, job: HttpJob, trial: Trial) -> None:
+        """Have the version on trial answer the request too, where it has nothing else to do."""
+        candidate = self._rollout.version(job.sent_as.model, trial.new)
+        if candidate.pace.wait_seconds > 0:
+            return
+        job.pair = pair = MirroredPair(trial)
+        with suppress(ServingError):  # it is not ready: nobody waits for this answer
+            candidate.submit(ShadowJob(job, trial, pair, began=job.began))
+
+    def choose_again(self, job: HttpJob, wishes: Wishes) -> None:
+        """Give a request to the variant that its body asks for."""
+        sent = job.sent_as
+        try:
+            both = wishes if sent.wishes is None else sent.wishes.and_(wishes)
+            chosen = self._rollout.choose(sent.model, sent.version or None, both)
+            job.chosen, job.packing = chosen, job.packing | CHOSEN
+            chosen.version.submit(job, at_once=True)
+        except ServingError as error:
+            job.refuse(error)
 
     # -- what there is ----------------------------------------------------------------------------------------------
     def _live(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
@@ -119,15 +149,35 @@ class DataPlane(RoutedService):
             },
         )
 
-    def _model_stats(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
-        route: Route = head.route
-        versions = [self._version(head)]
-        if not route.version:
-            versions = list(self._rollout.models[route.model].versions.values())
-        reply(connection, {"model_stats": [v.stats.as_v2(v.model, v.version) for v in versions]})
+    def _variants(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
+        version = self._version(head)
+        members = self._rollout.models[version.model].steering.members
+        found = [
+            {
+                "version": member.loaded.version,
+                "name": member.name,
+                "digest": member.loaded.digest,
+                "state": member.loaded.state,
+                "metric": member.metric,
+                "better": "higher" if member.higher else "lower",
+                "value": member.accuracy,
+                "latency_ms": round(member.alone_ms, 4),
+                "expected_ms": round(member.expected_ms, 4),
+            }
+            for member in members
+            if not head.route.version or member.loaded is version
+        ]
+        reply(connection, {"name": version.model, "variants": found})
 
-    def _all_stats(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
-        versions = [v for model in self._rollout.models.values() for v in model.versions.values()]
+    def _stats(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
+        route: Route = head.route
+        if not route.model:
+            versions = self._rollout.versions()
+        elif not route.version:
+            self._version(head)
+            versions = list(self._rollout.models[route.model].versions.values())
+        else:
+            versions = [self._version(head)]
         reply(connection, {"model_stats": [v.stats.as_v2(v.model, v.version) for v in versions]})
 
     def _index(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
@@ -149,25 +199,61 @@ class DataPlane(RoutedService):
 
 
 class HttpJob(InferJob):
-    """An inference request of an HTTP connection."""
+    """An inference request of an HTTP connection.
 
-    __slots__ = ("_connection",)
+    Attributes:
+        sent_as: its route.
+        chosen: who answers it, and why.
+        pair: its answer and that of a version on trial; None where nobody else answers it.
+    """
 
-    def __init__(self, connection: HttpConnection, body: bytes, json_bytes: int, packing: int, *, began: float) -> None:
-        super().__init__(body, json_bytes, packing, began=began)
-        self._connection = connection
+    __slots__ = ("_connection", "_plane", "chosen", "pair", "sent_as")
+
+    def __init__(self, plane: DataPlane, connection: HttpConnection, sent: Route, body: bytes, chosen: Chosen) -> None:
+        super().__init__(body, sent.json_bytes, sent.packing, began=time.monotonic())
+        self._plane, self._connection, self.sent_as, self.chosen = plane, connection, sent, chosen
+        self.pair: MirroredPair | None = None
 
     @property
     def wanted(self) -> bool:
         return not self._connection.gone
 
+    def refuse(self, error: ServingError) -> None:
+        """Answer with the error."""
+        refuse(self._connection, error)
+
     def deliver(self, answered: Answered) -> None:
-        status, body = answered.status, answered.body
+        status, body, chosen = answered.status, answered.body, self.chosen
         assert isinstance(body, bytes)
-        if status == 200 and answered.json_bytes < 0 and answered.packing == PLAIN:
-            self._connection.answer(200, body)
+        if status == CHOOSE:  # later: the engine's other answers come first
+            wishes = wishes_from_bytes(body)
+            asyncio.get_running_loop().call_soon(self._plane.choose_again, self, wishes)
             return
-        lines, kind = b"" if status == 200 else lines_of_status(status), b"application/json"
+        if chosen.trial is not None:
+            self._watch(answered, chosen.trial)
+        if chosen.why:
+            self._answer(
+                answered, f"winnow-version: {chosen.version.version}\r\nwinnow-choice: {chosen.why}\r\n".encode()
+            )
+        elif status == 200 and answered.json_bytes < 0 and answered.packing == PLAIN:
+            self._connection.answer(200, body)
+        else:
+            self._answer(answered, b"")
+
+    def _watch(self, answered: Answered, trial: Trial) -> None:
+        seconds = time.monotonic() - self.began
+        if self.chosen.version.version == trial.new:
+            trial.new_answered(answered.status, seconds)
+        else:
+            trial.old_answered(answered.status, seconds)
+        if self.pair is not None:
+            self.pair.take_old(answered)
+
+    def _answer(self, answered: Answered, lines: bytes) -> None:
+        status, body, kind = answered.status, answered.body, b"application/json"
+        assert isinstance(body, bytes)
+        if status != 200:
+            lines += lines_of_status(status)
         if answered.json_bytes >= 0:
             lines += b"inference-header-content-length: %d\r\n" % answered.json_bytes
             kind = b"application/octet-stream"

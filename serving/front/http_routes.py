@@ -12,6 +12,7 @@ from serving.exceptions import InvalidRequest
 from serving.front.http_connection import HttpConnection
 from serving.front.http_head import RequestHead
 from serving.key_ring import Principal
+from serving.wishes import Wishes
 
 MODEL_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
 VERSION_NUMBER = r"[0-9]{1,18}"
@@ -36,6 +37,8 @@ class Route:
     """How the body is sent: see :class:`serving.engines.engine_frames.Asked`."""
     principal: Principal | None = None
     """Who asks, where that is asked."""
+    wishes: Wishes | None = None
+    """What its headers say of the variant that is to answer."""
 
 
 class RouteTable:

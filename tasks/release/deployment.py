@@ -8,6 +8,7 @@ from model_registry.endpoint_client import Endpoint
 from model_registry.ledger import Kind, Ledger
 from model_registry.mlflow_rest import RegistryError
 from model_registry.registry import Registry
+from model_registry.rollout_plan import RolloutPlan
 from model_registry.store import Store
 from model_registry.variant import Frozen
 from tasks.release.ledger_protocol import Reconciled, ReleaseProtocol
@@ -27,6 +28,12 @@ class DeploySpec(Frozen):
     )
     load_seconds: float = Field(
         default=120.0, gt=0, description="how long the endpoint may take to load a version, in seconds"
+    )
+
+    rollout: RolloutPlan | None = Field(
+        default=None,
+        description="how a new version takes over the traffic step by step; without it, at once, after it has answered "
+        "its recorded predictions",
     )
 
 
@@ -68,7 +75,8 @@ def put_into_service(
         champion_seq: the champion's ledger entry that the version was judged against (0: none); None: whichever.
 
     Raises:
-        EndpointUnhealthy: it could not be loaded or does not answer as recorded; the old version keeps serving.
+        EndpointUnhealthy: it could not be loaded, does not answer as recorded or was stopped on trial; the old version
+            keeps serving.
         ChampionMoved, ReleasePending, LeaseBusy: another release came first.
         VersionMissing: the number is not registered for that variant.
     """
@@ -82,6 +90,7 @@ def put_into_service(
             champion_seq=champion_seq,
             tolerance=spec.tolerance,
             load_seconds=spec.load_seconds,
+            plan=spec.rollout,
         )
         return Deployment(
             model=model,

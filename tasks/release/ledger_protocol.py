@@ -3,6 +3,7 @@
     intent      the ledger says what is about to happen; its sequence number is the lock
     loaded      the endpoint holds the version beside the serving one, digest verified, warmed
     checked     it answered the recorded predictions over HTTP as it did when it was measured
+    tried       where a plan says so, it was tried with a part of the traffic, step by step (rollout_watch.py)
     swapped     it has the traffic
     committed   the ledger says so: from here on it is the champion
     shown       the endpoint was asked once more what it serves, and MLflow's alias ``champion`` follows
@@ -22,19 +23,21 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Literal, TypeVar
 
-import numpy as np
-
 from model_registry.champion_view import UNREADABLE, show_champion
 from model_registry.endpoint_client import Endpoint, EndpointError, EndpointRefused, EndpointUnreachable
 from model_registry.lease import Held, OnWait, lease
 from model_registry.ledger import Entry, Kind, Ledger, OutcomeDecided, ReleasePending
 from model_registry.mlflow_rest import RegistryError
 from model_registry.owner import Owner
-from model_registry.recording import replay
 from model_registry.registry import Registry
+from model_registry.release_steps import ReleaseSteps
+from model_registry.rollout_plan import RolloutPlan
 from model_registry.store import Store, StoreError, StoreUnavailable
 from model_registry.variant import Frozen
 from model_registry.versions import VersionMissing, Versions
+from tasks.release.champion_set import ChampionSet
+from tasks.release.recorded_answers import check_recorded
+from tasks.release.rollout_watch import RolloutWatch
 from tasks.running.errors import EndpointUnhealthy
 
 PATIENCE_SECONDS = 60.0
@@ -85,6 +88,7 @@ class ReleaseProtocol:
         """What is not as it should be though the release stands."""
         self.served = True
         """False if the endpoint could not be brought to what the ledger says."""
+        self._set = ChampionSet(store, endpoint, model, self._warn)
         self._note = note or (lambda step: _log.info("%s: %s", model, step))
 
     # -- release ------------------------------------------------------------------------------------------------
@@ -97,6 +101,7 @@ class ReleaseProtocol:
         champion_seq: int | None = None,
         tolerance: float = 1e-3,
         load_seconds: float = 120.0,
+        plan: RolloutPlan | None = None,
         on_wait: OnWait | None = None,
     ) -> Entry:
         """Make the version champion, or leave everything as it was.
@@ -106,12 +111,14 @@ class ReleaseProtocol:
             champion_seq: the champion's ledger entry it was judged against (0: there was none); None: whichever.
             tolerance: largest difference to the recorded outputs, relative to the largest of them.
             load_seconds: how long the endpoint may take to load it.
+            plan: for taking over the traffic step by step; None: at once. Without a champion that serves there is
+                nothing to compare with, and it is at once too.
 
         Returns:
             The committed entry; the present one if the digest is champion already.
 
         Raises:
-            EndpointUnhealthy: it could not be loaded, or does not answer as recorded.
+            EndpointUnhealthy: it could not be loaded, does not answer as recorded, or was stopped on trial.
             ChampionMoved: another champion was released since it was judged.
             ReleasePending: another release is under way and its process may live.
             VersionMissing: there is no such version, or it is another variant.
@@ -131,14 +138,19 @@ class ReleaseProtocol:
             seen = (champion.seq if champion else 0) if champion_seq is None else champion_seq
             entry = self.ledger.begin(self.model, version, digest, kind=kind, expected_champion_seq=seen)
             try:
-                self._note("intent")
+                self._reached(entry, "intent")
                 self._load(version, digest, load_seconds)
-                self._note("loaded")
-                self._check(version, digest, tolerance)
-                self._note("checked")
+                self._reached(entry, "loaded")
+                check_recorded(self.store, self.endpoint, self.model, version, digest, tolerance)
+                self._reached(entry, "checked")
+                if plan is not None and self.endpoint.model(self.model).answers:
+                    RolloutWatch(self.endpoint, self.model, version, plan, held.check).follow(
+                        lambda: self._load(version, digest, load_seconds),
+                        lambda what, detail: self._reached(entry, what, detail),
+                    )
                 held.check()
                 self.endpoint.route(self.model, version)
-                self._note("swapped")
+                self._reached(entry, "swapped")
                 # An endpoint that was started again meanwhile serves the champion that it read from the ledger.
                 patiently(lambda: self._bring(version, digest, load_seconds))
                 done = patiently(lambda: self.ledger.commit(entry))
@@ -151,9 +163,9 @@ class ReleaseProtocol:
                 if arrived is None or not isinstance(error, StoreError):
                     raise
                 done = arrived
-            self._note("committed")
+            self._reached(done, "committed")
             self._arrive(done)
-            self._note("shown")
+            self._reached(done, "shown")
         return done
 
     def reconcile(self, on_wait: OnWait | None = None) -> Reconciled:
@@ -171,35 +183,19 @@ class ReleaseProtocol:
                 action = "shown" if moved and action == "nothing" else action
             return found.model_copy(update={"action": action, "problem": found.problem or "; ".join(self.warnings)})
 
+    def _reached(self, entry: Entry, what: str, detail: str = "") -> None:
+        """Say what was reached; the ledger has it for people, so that a store that is away holds up nothing."""
+        self._note(what)
+        try:
+            ReleaseSteps(self.store).add(entry, what, detail)
+        except StoreError as trouble:
+            _log.warning(
+                "%s: the ledger does not know that release %d was %s: %s", self.model, entry.seq, what, trouble
+            )
+
     # -- steps --------------------------------------------------------------------------------------------------
     def _load(self, version: int, digest: str, seconds: float) -> None:
         patiently(lambda: self.endpoint.load(self.model, version, digest, seconds=seconds))
-
-    def _check(self, version: int, digest: str, tolerance: float) -> None:
-        """Ask the version, by its number and over HTTP, for what it answered when it was measured."""
-        recording, inputs, expected = replay(self.store, digest)
-        variant = self.store.load_variant(digest)
-        answers = []
-        for start in range(0, recording.rows, recording.batch):
-            rows = {name: values[start : start + recording.batch] for name, values in inputs.items()}
-            answer = self.endpoint.infer(self.model, version, rows, variant.inputs)
-            if recording.output not in answer:
-                raise EndpointUnhealthy(
-                    f"{self.model} version {version} has no output {recording.output!r}: {list(answer)}"
-                )
-            answers.append(np.asarray(answer[recording.output], dtype=np.float64))
-        found = np.concatenate(answers)
-        wanted = np.asarray(expected, dtype=np.float64)
-        scale = max(float(np.abs(wanted[np.isfinite(wanted)]).max(initial=0.0)), 1e-12)
-        if found.shape != wanted.shape or not np.allclose(
-            found, wanted, rtol=0, atol=tolerance * scale, equal_nan=True
-        ):
-            worst = float(np.abs(found - wanted).max()) if found.shape == wanted.shape else float("nan")
-            raise EndpointUnhealthy(
-                f"{self.model} version {version} answers {recording.rows} recorded inputs differently than when it was "
-                f"measured: largest difference {worst:.3g}, limit {tolerance * scale:.3g} (shape {found.shape}, "
-                f"recorded {wanted.shape}); measure it again on this kind of machine"
-            )
 
     def _undo(self, entry: Entry, error: BaseException) -> Entry | None:
         """Abort, then let the endpoint follow. What fails here is left to the reconciler.
@@ -256,9 +252,9 @@ class ReleaseProtocol:
             self.endpoint.unload(self.model, entry.to_version)
 
     def _follow(self, champion: Entry) -> bool:
-        """See that the endpoint serves the champion, and only it; returns whether it had to be changed."""
+        """See that the endpoint serves the champion and its set alone; returns whether the traffic moved."""
         moved = self._bring(champion.to_version, champion.digest, 120.0)
-        self._unload_others(champion.to_version)
+        self._set.complete(champion)
         return moved
 
     def _bring(self, version: int, digest: str, seconds: float) -> bool:
@@ -288,7 +284,7 @@ class ReleaseProtocol:
             )
         else:
             try:
-                self._unload_others(version)
+                self._set.complete(entry)
             except EndpointError as trouble:
                 _log.warning("%s: released, but the old version is not unloaded yet: %s", self.model, trouble)
         self._show(entry)
@@ -310,11 +306,6 @@ class ReleaseProtocol:
     def _warn(self, text: str) -> None:
         _log.warning("%s: %s", self.model, text)
         self.warnings.append(text)
-
-    def _unload_others(self, keep: int) -> None:
-        for other in self.endpoint.model(self.model).versions:
-            if other.version != keep:
-                self.endpoint.unload(self.model, other.version)
 
     @contextmanager
     def _alone(self, on_wait: OnWait | None) -> Iterator[Held]:

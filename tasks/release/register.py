@@ -12,6 +12,7 @@ from model_registry.registry import ModelVersion
 from model_registry.run_page import VariantRun
 from model_registry.store import Store
 from model_registry.variant import Variant
+from model_registry.variant_set import SetMember, VariantSets
 from model_registry.versions import Versions
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.split_inputs import split_inputs
@@ -29,7 +30,8 @@ _log = logging.getLogger("winnow.release")
 def register(
     job: Job, *, data: DataRef, variant: Variant, measurement: Measurement, others: tuple[VariantRun, ...] = ()
 ) -> dict[str, int]:
-    """Version numbers by digest: of the variant and of the others, each the one that it has or a new one.
+    """Version numbers by digest: of the variant and of the others, each the one that it has or a new one. Together they
+    are a set, which an endpoint serves under one name.
 
     They are kept in the store. MLflow is only asked what it counts and what it knows from before; where it does not
     answer, that is left out.
@@ -55,7 +57,10 @@ def register(
     # Two runs that chose the same digest must not make two versions.
     with lease(store, f"register-{job.model}", wait_seconds=REGISTERING_SECONDS):
         versions.adopt(job.model, shown)
-        return {digest: _number(versions, job, digest, above) for digest in (row.variant.digest for row in rows)}
+        numbers = {digest: _number(versions, job, digest, above) for digest in (row.variant.digest for row in rows)}
+        measured = [row.measurement for row in rows if row.measurement is not None]
+        VariantSets(store).write(job.model, tuple(SetMember.of(numbers[one.digest], one) for one in measured))
+        return numbers
 
 
 def _number(versions: Versions, job: Job, digest: str, above: int) -> int:

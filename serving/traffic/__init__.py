@@ -1,0 +1,1 @@
+"""Which version answers a request: sets of variants, degradation, roll-outs."""
