@@ -170,6 +170,7 @@ class Rollout:
         steering = found.steering
         steering.set_members(steering.members, version)
         if steering.trial is not None and version != previous:
+            steering.end("promoted" if version == steering.trial.new else "aborted")
             steering.trial = None  # what it compared with, or tried, has all of the traffic
         return previous
 

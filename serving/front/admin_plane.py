@@ -26,6 +26,7 @@ from serving.json_body import read_object
 from serving.limits import RequestLimits
 from serving.loaded_version import LoadedVersion
 from serving.rollout import Rollout
+from serving.traffic.traffic_metrics import traffic_metrics
 from serving.version_stats import version_metrics
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -190,7 +191,9 @@ class _Metrics:
         self._rollout = rollout
 
     def collect(self) -> Any:
-        return version_metrics((v.model, v.version, v.stats, v.waiting, len(v.pids)) for v in self._rollout.versions())
+        versions = self._rollout.versions()
+        yield from version_metrics((v.model, v.version, v.stats, v.waiting, len(v.pids)) for v in versions)
+        yield from traffic_metrics((name, model.steering) for name, model in sorted(self._rollout.models.items()))
 
 
 def _describe(version: LoadedVersion) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,12 +33,13 @@ class Steering:
         members: the set, empty for none.
         trial: of a new version, None for none.
         degraded: requests that a cheaper variant answered, by its version.
+        ended: trials that are over, by how.
     """
 
     def __init__(self) -> None:
         self.members: tuple[SetVariant, ...] = ()
         self.trial: Trial | None = None
-        self.degraded: dict[str, int] = {}
+        self.degraded, self.ended = Counter[str](), Counter[str]()
         self._degradation: Degradation | None = None
         self._serving: str | None = None
 
@@ -100,8 +102,7 @@ class Steering:
         if self._degradation is not None and not exact:
             found = self._degradation.member()
             if found.loaded is not serving:
-                version = found.loaded.version
-                self.degraded[version] = self.degraded.get(version, 0) + 1
+                self.degraded[found.loaded.version] += 1
                 return Chosen(_as_loaded(found), DEGRADED)
         return Chosen(serving)
 
@@ -109,12 +110,22 @@ class Steering:
         """Called about twice a second."""
         if self._degradation is not None:
             self._degradation.sweep()
-        if self.trial is not None:
-            self.trial.sweep()
+        trial = self.trial
+        if trial is not None:
+            trial.sweep()
+            if trial.over and not trial.counted:
+                self.end(trial.state)
+
+    def end(self, how: str) -> None:
+        """Count the trial as over, once."""
+        if self.trial is not None and not self.trial.counted:
+            self.trial.counted = True
+            self.ended[how] += 1
 
     def without(self, version: str) -> None:
         """A version is taken away."""
         if self.trial is not None and self.trial.new == version:
+            self.end(self.trial.state if self.trial.over else "aborted")
             self.trial = None
         if any(member.loaded.version == version for member in self.members):
             self.set_members([member for member in self.members if member.loaded.version != version], self._serving)

@@ -50,6 +50,8 @@ class Trial:
         self.errors = SequentialGuard(plan.max_errors, plan.false_alarm)
         self.slow = SequentialGuard(plan.max_slow, plan.false_alarm)
         self.largest_difference = 0.0
+        self.counted = False
+        """Whether its end is in the metrics."""
         self.step = 0
         self._steps = plan.steps
         self._began = self._ticked = self._renewed = clock()
