@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
+import math
 import os
 import signal
 import socket
@@ -16,6 +18,7 @@ from pathlib import Path
 from model_registry.audit_log import AuditLog
 from model_registry.store import Store
 from serving.champions import LedgerReader, StoredReleases, load_champions
+from serving.endpoint_watch import EndpointWatch
 from serving.front.admin_plane import AdminPlane
 from serving.front.data_plane import DataPlane
 from serving.front.http_service import RoutedService, tick_for_ever
@@ -56,6 +59,8 @@ class EndpointSettings:
     client_authorities: Path | None = None
     isolated: bool = True
     """Whether models run in processes of their own, and not in the front's."""
+    cpu_hour_cost: float | None = None
+    """Of one core for an hour; None: no costs are shown."""
     unprotected: bool = False
     """Whether the data plane may be open to the network without TLS and keys: something in front of it has both."""
     limits: RequestLimits = field(default_factory=RequestLimits)
@@ -64,10 +69,10 @@ class EndpointSettings:
     def from_environment(cls) -> EndpointSettings:
         """From WINNOW_ENDPOINT_HOST, WINNOW_ENDPOINT_PORT, WINNOW_ADMIN_HOST, WINNOW_ADMIN_PORT, WINNOW_ADMIN_TOKEN,
         WINNOW_GRPC_PORT, WINNOW_HOME, WINNOW_KEYS, WINNOW_TLS_CERTIFICATE, WINNOW_TLS_KEY, WINNOW_TLS_CLIENTS,
-        WINNOW_ENDPOINT_ISOLATION and WINNOW_ENDPOINT_UNPROTECTED.
+        WINNOW_ENDPOINT_ISOLATION, WINNOW_CPU_HOUR_COST and WINNOW_ENDPOINT_UNPROTECTED.
 
         Raises:
-            EndpointMisconfigured: a port is no port, or a listener would be open to the network unprotected.
+            EndpointMisconfigured: one of them cannot be, or a listener would be open to the network unprotected.
         """
         return cls(
             host=os.environ.get("WINNOW_ENDPOINT_HOST", cls.host),
@@ -82,6 +87,7 @@ class EndpointSettings:
             certificate_key=_file("WINNOW_TLS_KEY"),
             client_authorities=_file("WINNOW_TLS_CLIENTS"),
             isolated=_isolated(),
+            cpu_hour_cost=_cost(),
             unprotected=os.environ.get("WINNOW_ENDPOINT_UNPROTECTED", "").lower() in ("1", "true", "yes"),
         )
 
@@ -135,7 +141,8 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
     ]
     data = DataPlane(rollout, settings.limits, KeyRing(settings.key_file, settings.admin_token))
     grpc = None if settings.grpc_port is None else GrpcKeeper(_grpc_order(settings, settings.grpc_port), data.connect)
-    admin = AdminPlane(rollout, settings.admin_token, AuditLog(settings.home / "audit.jsonl"), grpc)
+    watch = EndpointWatch(rollout, data, cpu_hour_cost=settings.cpu_hour_cost)
+    admin = AdminPlane(rollout, settings.admin_token, AuditLog(settings.home / "audit.jsonl"), watch, grpc)
     services: list[RoutedService] = [data, admin]
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -243,6 +250,16 @@ def _isolated() -> bool:
             f"WINNOW_ENDPOINT_ISOLATION is {value!r}; set it to process (models in processes of their own), or none"
         )
     return value == "process"
+
+
+def _cost() -> float | None:
+    value = os.environ.get("WINNOW_CPU_HOUR_COST")
+    if not value:
+        return None
+    with contextlib.suppress(ValueError):
+        if 0 <= (cost := float(value)) < math.inf:
+            return cost
+    raise EndpointMisconfigured(f"WINNOW_CPU_HOUR_COST is {value!r}; set it to a number of at least 0, or unset it")
 
 
 def _file(variable: str) -> Path | None:

@@ -17,6 +17,7 @@ from serving.front.http_connection import HttpConnection
 from serving.front.http_head import RequestHead
 from serving.front.http_routes import Handler, Route, RouteTable
 from serving.front.http_service import RoutedService, lines_of_status, refuse, reply
+from serving.front.request_counts import RequestCounts
 from serving.key_ring import KeyRing
 from serving.limits import RequestLimits
 from serving.rollout import Rollout
@@ -33,10 +34,11 @@ _FEW = 2
 
 
 class DataPlane(RoutedService):
-    """Health, metadata, statistics and inference."""
+    """Health, metadata, statistics and inference; ``counts``: who asked for predictions, and what was shed."""
 
     def __init__(self, rollout: Rollout, limits: RequestLimits, keys: KeyRing) -> None:
         self._rollout, self._keys = rollout, keys
+        self.counts = RequestCounts(rollout.models)
         release = importlib.metadata.version("winnow-mlops")
         guide = ApiGuide(rollout, limits, keys, release)
         self._open: tuple[Handler, ...] = (self._live, self._ready, guide.as_json, guide.as_page)
@@ -57,7 +59,7 @@ class DataPlane(RoutedService):
             "/ready": {"GET": self._model_ready},
             "/stats": {"GET": self._stats},
             "/variants": {"GET": self._variants},
-            "/infer": {"POST": self._infer},
+            "/infer": {"POST": self.counts.counted(self._infer)},
         }
         routes = RouteTable(plain, for_model, root="v2", infer="/infer")
         guide.operations = tuple(routes.operations())
@@ -220,6 +222,7 @@ class HttpJob(InferJob):
 
     def refuse(self, error: ServingError) -> None:
         """Answer with the error."""
+        self._plane.counts.refused(self.sent_as.model, error)
         refuse(self._connection, error)
 
     def deliver(self, answered: Answered) -> None:
