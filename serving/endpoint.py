@@ -27,6 +27,8 @@ from serving.grpc_front.grpc_order import GrpcOrder, grpc_is_installed
 from serving.key_ring import KeyRing
 from serving.limits import RequestLimits
 from serving.rollout import Rollout
+from serving.sampling.sample_keeper import SampleKeeper
+from serving.sampling.sample_order import SampleOrder, sample_order
 from serving.tls import Tls, TlsMisconfigured
 from serving.variant_cache import VariantCache
 
@@ -61,6 +63,8 @@ class EndpointSettings:
     """Whether models run in processes of their own, and not in the front's."""
     cpu_hour_cost: float | None = None
     """Of one core for an hour; None: no costs are shown."""
+    samples: SampleOrder | None = None
+    """Which requests are kept; None: none."""
     unprotected: bool = False
     """Whether the data plane may be open to the network without TLS and keys: something in front of it has both."""
     limits: RequestLimits = field(default_factory=RequestLimits)
@@ -69,7 +73,8 @@ class EndpointSettings:
     def from_environment(cls) -> EndpointSettings:
         """From WINNOW_ENDPOINT_HOST, WINNOW_ENDPOINT_PORT, WINNOW_ADMIN_HOST, WINNOW_ADMIN_PORT, WINNOW_ADMIN_TOKEN,
         WINNOW_GRPC_PORT, WINNOW_HOME, WINNOW_KEYS, WINNOW_TLS_CERTIFICATE, WINNOW_TLS_KEY, WINNOW_TLS_CLIENTS,
-        WINNOW_ENDPOINT_ISOLATION, WINNOW_CPU_HOUR_COST and WINNOW_ENDPOINT_UNPROTECTED.
+        WINNOW_ENDPOINT_ISOLATION, WINNOW_CPU_HOUR_COST, WINNOW_SAMPLE, WINNOW_SAMPLE_DAYS and
+        WINNOW_ENDPOINT_UNPROTECTED.
 
         Raises:
             EndpointMisconfigured: one of them cannot be, or a listener would be open to the network unprotected.
@@ -88,6 +93,7 @@ class EndpointSettings:
             client_authorities=_file("WINNOW_TLS_CLIENTS"),
             isolated=_isolated(),
             cpu_hour_cost=_cost(),
+            samples=_samples(),
             unprotected=os.environ.get("WINNOW_ENDPOINT_UNPROTECTED", "").lower() in ("1", "true", "yes"),
         )
 
@@ -139,7 +145,8 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         _listen(settings.host, settings.port, "WINNOW_ENDPOINT_PORT"),
         _listen(settings.admin_host, settings.admin_port, "WINNOW_ADMIN_PORT"),
     ]
-    data = DataPlane(rollout, settings.limits, KeyRing(settings.key_file, settings.admin_token))
+    samples = None if settings.samples is None else SampleKeeper(settings.samples)
+    data = DataPlane(rollout, settings.limits, KeyRing(settings.key_file, settings.admin_token), samples)
     grpc = None if settings.grpc_port is None else GrpcKeeper(_grpc_order(settings, settings.grpc_port), data.connect)
     watch = EndpointWatch(rollout, data, cpu_hour_cost=settings.cpu_hour_cost)
     admin = AdminPlane(rollout, settings.admin_token, AuditLog(settings.home / "audit.jsonl"), watch, grpc)
@@ -157,6 +164,7 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         asyncio.create_task(tick_for_ever(*services)),
         asyncio.create_task(_sweep_for_ever(rollout, tls)),
         *([] if grpc is None else [asyncio.create_task(grpc.keep())]),
+        *([] if samples is None else [asyncio.create_task(samples.keep())]),
     ]
     for task in beside:
         task.add_done_callback(_report)
@@ -170,6 +178,8 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         if grpc is not None:  # first, for its calls end here
             await grpc.stop(settings.limits.drain_seconds)
         await asyncio.gather(*(service.drain(settings.limits.drain_seconds) for service in services))
+        if samples is not None:  # last, for these were answered until now
+            await samples.stop()
     finally:
         await rollout.close()
         for task in beside:
@@ -260,6 +270,13 @@ def _cost() -> float | None:
         if 0 <= (cost := float(value)) < math.inf:
             return cost
     raise EndpointMisconfigured(f"WINNOW_CPU_HOUR_COST is {value!r}; set it to a number of at least 0, or unset it")
+
+
+def _samples() -> SampleOrder | None:
+    try:
+        return sample_order(os.environ)
+    except ValueError as error:
+        raise EndpointMisconfigured(str(error)) from error
 
 
 def _file(variable: str) -> Path | None:

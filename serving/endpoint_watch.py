@@ -63,6 +63,7 @@ class EndpointWatch:
             "now": time.monotonic(),
             "seconds": SECONDS,
             "front": front,
+            "samples": None if self._data.samples is None else self._data.samples.describe(),
         }
 
     def collect(self) -> Iterator[Metric]:
@@ -90,6 +91,13 @@ class EndpointWatch:
         for reason, count in self._data.shed.items():
             shed.add_metric(["", reason], count)
         yield from (by_key, shed)
+        if self._data.samples is not None:
+            samples = CounterMetricFamily(
+                "winnow_samples", "Requests kept for monitoring: written to S3, or lost on the way.", labels=("result",)
+            )
+            samples.add_metric(["written"], self._data.samples.written)
+            samples.add_metric(["lost"], self._data.samples.lost)
+            yield samples
 
     def _use_metrics(self, versions: list[LoadedVersion]) -> Iterator[Metric]:
         cpu = CounterMetricFamily("winnow_engine_cpu_seconds", "CPU time of engine processes.", labels=LABELS)
