@@ -36,7 +36,8 @@ class ApiKey(Record):
 
     ``models``: that it is for, ``*`` for all; ``actions``: ``infer`` asks for predictions, ``read`` for metadata and
     statistics. ``rate``: requests per second, None for any number, of which ``burst`` may come at once. ``exact``: it
-    takes no cheaper variant when there is much to do. ``expires`` and ``created``: seconds since 1970.
+    takes no cheaper variant when there is much to do. ``unsampled``: its requests are never kept for monitoring.
+    ``expires`` and ``created``: seconds since 1970.
     """
 
     id: str = Field(pattern=r"^[0-9a-f]{8}$")
@@ -48,6 +49,7 @@ class ApiKey(Record):
     burst: int = Field(default=1, ge=1)
     expires: float | None = None
     exact: bool = False
+    unsampled: bool = False
     created: float = 0.0
 
     def allows(self, action: Action, model: str) -> bool:
@@ -107,6 +109,7 @@ class KeyFile:
         rate: float | None = None,
         burst: int | None = None,
         exact: bool = False,
+        unsampled: bool = False,
         days: float | None = None,
     ) -> tuple[ApiKey, str]:
         """Make a key; what is kept of it, and its text, which nobody can tell again.
@@ -125,6 +128,7 @@ class KeyFile:
                 rate=rate,
                 burst=burst or max(1, round(rate or 1)),
                 exact=exact,
+                unsampled=unsampled,
                 expires=None if days is None else now + 86_400 * days,
                 created=now,
             )

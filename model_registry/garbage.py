@@ -3,7 +3,7 @@
 Kept for ever: the ledger, the numbers of versions, the records of runs and of test splits, and every variant that was
 registered or ever served, with all that serving it, going back to it or proving it again takes. Kept for a number of
 days: everything else, which is a cache: it is computed again when it is asked for. A blob goes when no record that
-stays mentions its hash.
+stays mentions its hash, sampled requests when they have been kept for as long as their file says.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
+from model_registry.sample_files import sample_expired
 from model_registry.store import CorruptObject, Store
 from model_registry.variant import Frozen
 
@@ -25,7 +26,7 @@ _DAY = 86_400.0
 _GRACE_DAYS = 1.0
 """A blob is uploaded before the record that mentions it."""
 
-Kind = Literal["results", "blobs", "scratch", "older versions of records"]
+Kind = Literal["results", "blobs", "scratch", "samples", "older versions of records"]
 
 
 class GarbageItem(Frozen):
@@ -72,6 +73,8 @@ def find_garbage(store: Store, *, days: float, now: float) -> list[GarbageItem]:
             found.append(GarbageItem(bucket=store.bucket, key=key, bytes=size, kind="blobs"))
         elif key.startswith(_SCRATCH) and old:
             found.append(GarbageItem(bucket=store.bucket, key=key, bytes=size, kind="scratch"))
+        elif sample_expired(key, now):
+            found.append(GarbageItem(bucket=store.bucket, key=key, bytes=size, kind="samples"))
     found += [
         GarbageItem(bucket=store.records_bucket, key=key, version=version, bytes=size, kind="older versions of records")
         for key, version, size, at in store.older_versions(store.records_bucket)

@@ -134,5 +134,6 @@ async def _serve_champion(rollout: Rollout, model: str, champion: ServedChampion
         found.reason = str(error)
         log.error("model %s is not served: %s", model, error)
         return False
-    log.info("model %s serves version %s, engine process %s", model, version, ", ".join(map(str, loaded.pids)))
+    pids = ", ".join(str(engine.pid) for engine in loaded.engines)
+    log.info("model %s serves version %s, engine process %s", model, version, pids)
     return True

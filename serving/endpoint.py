@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
+import math
 import os
 import signal
 import socket
@@ -16,6 +18,7 @@ from pathlib import Path
 from model_registry.audit_log import AuditLog
 from model_registry.store import Store
 from serving.champions import LedgerReader, StoredReleases, load_champions
+from serving.endpoint_watch import EndpointWatch
 from serving.front.admin_plane import AdminPlane
 from serving.front.data_plane import DataPlane
 from serving.front.http_service import RoutedService, tick_for_ever
@@ -24,6 +27,8 @@ from serving.grpc_front.grpc_order import GrpcOrder, grpc_is_installed
 from serving.key_ring import KeyRing
 from serving.limits import RequestLimits
 from serving.rollout import Rollout
+from serving.sampling.sample_keeper import SampleKeeper
+from serving.sampling.sample_order import SampleOrder, sample_order
 from serving.tls import Tls, TlsMisconfigured
 from serving.variant_cache import VariantCache
 
@@ -56,6 +61,10 @@ class EndpointSettings:
     client_authorities: Path | None = None
     isolated: bool = True
     """Whether models run in processes of their own, and not in the front's."""
+    cpu_hour_cost: float | None = None
+    """Of one core for an hour; None: no costs are shown."""
+    samples: SampleOrder | None = None
+    """Which requests are kept; None: none."""
     unprotected: bool = False
     """Whether the data plane may be open to the network without TLS and keys: something in front of it has both."""
     limits: RequestLimits = field(default_factory=RequestLimits)
@@ -64,10 +73,11 @@ class EndpointSettings:
     def from_environment(cls) -> EndpointSettings:
         """From WINNOW_ENDPOINT_HOST, WINNOW_ENDPOINT_PORT, WINNOW_ADMIN_HOST, WINNOW_ADMIN_PORT, WINNOW_ADMIN_TOKEN,
         WINNOW_GRPC_PORT, WINNOW_HOME, WINNOW_KEYS, WINNOW_TLS_CERTIFICATE, WINNOW_TLS_KEY, WINNOW_TLS_CLIENTS,
-        WINNOW_ENDPOINT_ISOLATION and WINNOW_ENDPOINT_UNPROTECTED.
+        WINNOW_ENDPOINT_ISOLATION, WINNOW_CPU_HOUR_COST, WINNOW_SAMPLE, WINNOW_SAMPLE_DAYS and
+        WINNOW_ENDPOINT_UNPROTECTED.
 
         Raises:
-            EndpointMisconfigured: a port is no port, or a listener would be open to the network unprotected.
+            EndpointMisconfigured: one of them cannot be, or a listener would be open to the network unprotected.
         """
         return cls(
             host=os.environ.get("WINNOW_ENDPOINT_HOST", cls.host),
@@ -82,6 +92,8 @@ class EndpointSettings:
             certificate_key=_file("WINNOW_TLS_KEY"),
             client_authorities=_file("WINNOW_TLS_CLIENTS"),
             isolated=_isolated(),
+            cpu_hour_cost=_cost(),
+            samples=_samples(),
             unprotected=os.environ.get("WINNOW_ENDPOINT_UNPROTECTED", "").lower() in ("1", "true", "yes"),
         )
 
@@ -133,9 +145,11 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         _listen(settings.host, settings.port, "WINNOW_ENDPOINT_PORT"),
         _listen(settings.admin_host, settings.admin_port, "WINNOW_ADMIN_PORT"),
     ]
-    data = DataPlane(rollout, settings.limits, KeyRing(settings.key_file, settings.admin_token))
+    samples = None if settings.samples is None else SampleKeeper(settings.samples)
+    data = DataPlane(rollout, settings.limits, KeyRing(settings.key_file, settings.admin_token), samples)
     grpc = None if settings.grpc_port is None else GrpcKeeper(_grpc_order(settings, settings.grpc_port), data.connect)
-    admin = AdminPlane(rollout, settings.admin_token, AuditLog(settings.home / "audit.jsonl"), grpc)
+    watch = EndpointWatch(rollout, data, cpu_hour_cost=settings.cpu_hour_cost)
+    admin = AdminPlane(rollout, settings.admin_token, AuditLog(settings.home / "audit.jsonl"), watch, grpc)
     services: list[RoutedService] = [data, admin]
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -150,6 +164,7 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         asyncio.create_task(tick_for_ever(*services)),
         asyncio.create_task(_sweep_for_ever(rollout, tls)),
         *([] if grpc is None else [asyncio.create_task(grpc.keep())]),
+        *([] if samples is None else [asyncio.create_task(samples.keep())]),
     ]
     for task in beside:
         task.add_done_callback(_report)
@@ -163,6 +178,8 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         if grpc is not None:  # first, for its calls end here
             await grpc.stop(settings.limits.drain_seconds)
         await asyncio.gather(*(service.drain(settings.limits.drain_seconds) for service in services))
+        if samples is not None:  # last, for these were answered until now
+            await samples.stop()
     finally:
         await rollout.close()
         for task in beside:
@@ -243,6 +260,23 @@ def _isolated() -> bool:
             f"WINNOW_ENDPOINT_ISOLATION is {value!r}; set it to process (models in processes of their own), or none"
         )
     return value == "process"
+
+
+def _cost() -> float | None:
+    value = os.environ.get("WINNOW_CPU_HOUR_COST")
+    if not value:
+        return None
+    with contextlib.suppress(ValueError):
+        if 0 <= (cost := float(value)) < math.inf:
+            return cost
+    raise EndpointMisconfigured(f"WINNOW_CPU_HOUR_COST is {value!r}; set it to a number of at least 0, or unset it")
+
+
+def _samples() -> SampleOrder | None:
+    try:
+        return sample_order(os.environ)
+    except ValueError as error:
+        raise EndpointMisconfigured(str(error)) from error
 
 
 def _file(variable: str) -> Path | None:

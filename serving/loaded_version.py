@@ -66,10 +66,10 @@ class LoadedVersion:
         self._engines: VersionEngines | None = None
 
     @property
-    def pids(self) -> list[int]:
-        """Of its engine processes."""
+    def engines(self) -> list[EngineLink]:
+        """Its engine processes."""
         lanes = self._engines.lanes if self._engines is not None else ()
-        return [engine.pid for lane in lanes for engine in lane.engines if not engine.closed.done()]
+        return [engine for lane in lanes for engine in lane.engines if not engine.closed.done()]
 
     @property
     def restarts(self) -> int:
@@ -77,9 +77,10 @@ class LoadedVersion:
         return 0 if self._engines is None else self._engines.lane.keeper.restarts
 
     @property
-    def waiting(self) -> int:
-        """Requests that no engine has yet."""
-        return 0 if self._engines is None else sum(len(lane.waiting) for lane in self._engines.lanes)
+    def waiting(self) -> tuple[int, int]:
+        """Requests that no engine has yet, and bytes of their bodies."""
+        queues = [] if self._engines is None else [lane.waiting for lane in self._engines.lanes]
+        return sum(map(len, queues)), sum(queue.bytes for queue in queues)
 
     @property
     def pace(self) -> LanePace:

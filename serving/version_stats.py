@@ -6,7 +6,7 @@ import bisect
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
@@ -20,22 +20,22 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class Histogram:
-    """Values counted in buckets; ``total``: their sum."""
+    """Values counted in buckets; ``total``: their sum; ``counts``: of each bucket, the last one without an end."""
 
     def __init__(self, ends: tuple[float, ...]) -> None:
         self._ends = ends
-        self._counts = [0] * (len(ends) + 1)
+        self.counts = [0] * (len(ends) + 1)
         self.total = 0.0
 
     def add(self, value: float) -> None:
-        self._counts[bisect.bisect_left(self._ends, value)] += 1
+        self.counts[bisect.bisect_left(self._ends, value)] += 1
         self.total += value
 
     @property
     def buckets(self) -> list[tuple[str, float]]:
         """Upper ends and cumulated counts, as Prometheus has them."""
         found, count = list[tuple[str, float]](), 0
-        for end, number in zip((*map(float, self._ends), "+Inf"), self._counts, strict=True):
+        for end, number in zip((*map(float, self._ends), "+Inf"), self.counts, strict=True):
             count += number
             found.append((str(end), count))
         return found
@@ -81,10 +81,15 @@ class VersionStats:
         """A request ended without an engine's answer."""
         self.statuses[status] += 1
 
+    @property
+    def requests(self) -> int:
+        """All that ended, however they did."""
+        return sum(self.statuses.values())
+
     def as_v2(self, model: str, version: str) -> dict[str, Any]:
         """In the form of the statistics extension (Triton); nanoseconds."""
         succeeded = self.statuses[200]
-        failed = sum(self.statuses.values()) - succeeded
+        failed = self.requests - succeeded
 
         def of(count: int, nanoseconds: float) -> dict[str, int]:
             return {"count": count, "ns": int(nanoseconds)}
@@ -110,12 +115,19 @@ class VersionStats:
 LABELS = ("model", "version")
 
 
-def version_metrics(found: Iterable[tuple[str, str, VersionStats, int, int]]) -> Iterator[Metric]:
-    """Metric families of these versions.
+class VersionNow(NamedTuple):
+    """A version with what it counted, what waits for it (requests, bytes of their bodies), and its engine processes."""
 
-    Args:
-        found: model, version, counters, requests that wait, engine processes.
-    """
+    model: str
+    version: str
+    stats: VersionStats
+    waiting: int
+    waiting_bytes: int
+    engines: int
+
+
+def version_metrics(found: Iterable[VersionNow]) -> Iterator[Metric]:
+    """Metric families of these versions."""
     requests = CounterMetricFamily(
         "winnow_requests", "Inference requests by the status of their answer.", labels=(*LABELS, "status")
     )
@@ -130,9 +142,10 @@ def version_metrics(found: Iterable[tuple[str, str, VersionStats, int, int]]) ->
     queue = HistogramMetricFamily("winnow_queue_seconds", "Until an engine got the request.", labels=LABELS)
     batch = HistogramMetricFamily("winnow_batch_rows", "Rows of requests that were run together.", labels=LABELS)
     waiting = GaugeMetricFamily("winnow_waiting_requests", "Requests that no engine has yet.", labels=LABELS)
+    held = GaugeMetricFamily("winnow_waiting_bytes", "Bytes of their bodies.", labels=LABELS)
     engines = GaugeMetricFamily("winnow_engines", "Engine processes that can answer.", labels=LABELS)
-    families: list[Metric] = [requests, rows, runs, work, whole, queue, batch, waiting, engines]
-    for model, version, stats, waits, running in found:
+    families: list[Metric] = [requests, rows, runs, work, whole, queue, batch, waiting, held, engines]
+    for model, version, stats, waits, bytes_, running in found:
         labels = [model, version]
         for status, count in sorted(stats.statuses.items()):
             requests.add_metric([*labels, str(status)], count)
@@ -147,5 +160,6 @@ def version_metrics(found: Iterable[tuple[str, str, VersionStats, int, int]]) ->
         ):
             family.add_metric(labels, counted.buckets, counted.total)
         waiting.add_metric(labels, waits)
+        held.add_metric(labels, bytes_)
         engines.add_metric(labels, running)
     yield from families

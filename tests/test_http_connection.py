@@ -291,7 +291,7 @@ def test_more_connections_than_allowed_are_turned_away_and_told_so() -> None:
         many = [await connect() for _ in range(LIMITS.connections + 5)]
         await asyncio.sleep(0.1)
         refused = [client for client in many if client.reader._buffer]
-        assert len(refused) == 5
+        assert len(refused) == 5 and echo.shed == {"connections": 5}
         status, head, _ = await refused[0].answer()
         assert (status, b"retry-after: 1" in head) == (503, True)
         many[0].send(POST + b"content-length: 2\r\n\r\nok")
@@ -320,6 +320,7 @@ def test_bodies_that_arrive_at_a_time_are_bounded_and_what_was_reserved_comes_ba
         last = await connect()
         last.send(begun + bytes(99_999))
         assert (await last.answer())[0] == 200
+        assert echo.shed == {"bodies": 1}
 
     play(scene, limits)
 

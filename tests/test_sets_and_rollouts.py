@@ -352,7 +352,7 @@ def test_an_endpoint_that_is_started_again_in_the_middle_goes_on(world: World, t
                 done = releasing.result(timeout=60)
                 assert (done.state, world.champion(), world.loaded()) == ("committed", 2, [2])
     steps = [step.what for step in ReleaseSteps(world.store).of(world.model, done.seq)]
-    assert steps.count("canary 50 %") == 2, "it began anew"
+    assert steps.count("canary 50 %") == 2, "it began again"
 
 
 def test_what_cannot_be_rolled_out_is_refused(process: Process, world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import orjson
@@ -160,7 +161,7 @@ def answered(*, raw: bool = False, packing: int = PLAIN, **outputs: object) -> A
         if raw:
             output["parameters"] = {"binary_data_size": len(to_raw(array))}
         elif array.dtype == NUMPY["BYTES"]:
-            texts: list[bytes] = array.ravel().tolist()
+            texts: Any = array.ravel().tolist()
             output["data"] = [text.decode() for text in texts]
         else:
             output["data"] = [None if math.isnan(value) else float(value) for value in array.ravel()]

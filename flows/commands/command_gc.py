@@ -27,9 +27,10 @@ def gc_command(days: float, yes: bool, as_json: bool) -> int:
     """Count, or with --yes remove, what nobody needs any more.
 
     In the store: results of stages and searches older than --days, which are computed again when they are asked for,
-    and files that no record mentions. On disk: the logs of runs older than that. In MLflow and Prefect: the rows of
-    runs that ended before that; MLflow's go to its trash, and for good once they have lain there as long. Never a
-    version that was registered or ever served, with its run and model in MLflow, the ledger, or the record of a run.
+    files that no record mentions, and sampled requests that were kept for their time. On disk: the logs of runs older
+    than --days. In MLflow and Prefect: the rows of runs that ended before that; MLflow's go to its trash, and for good
+    once they have lain there as long. Never a version that was registered or ever served, with its run and model in
+    MLflow, the ledger, or the record of a run.
 
     \b
     Example:

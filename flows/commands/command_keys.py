@@ -45,6 +45,7 @@ def keys_command() -> None:
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests per second. [default: any number]")
 @click.option("--burst", type=click.IntRange(min=1), help="Requests at once. [default: those of a second]")
 @click.option("--exact", is_flag=True, help="Never answer it with a cheaper variant when there is much to do.")
+@click.option("--unsampled", is_flag=True, help="Never keep its requests for monitoring.")
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), help="Days until it ends. [default: never]")
 def keys_add(
     name: str,
@@ -53,6 +54,7 @@ def keys_add(
     rate: float | None,
     burst: int | None,
     exact: bool,
+    unsampled: bool,
     days: float | None,
 ) -> int:
     """Make a key for NAME and print it; it cannot be shown again.
@@ -69,6 +71,7 @@ def keys_add(
             rate=rate,
             burst=burst,
             exact=exact,
+            unsampled=unsampled,
             days=days,
         )
     except KeysUnreadable as error:

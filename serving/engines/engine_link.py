@@ -40,7 +40,7 @@ class EngineLink(asyncio.Protocol):
         pid: of the process.
         inputs, outputs: tensor specs as it serves them.
         batching: what its batch certificate says.
-        load_seconds: what loading and warming up took inside the process.
+        load_seconds, load_cpu_seconds: what loading and warming up took inside the process.
         flying: jobs that it has, by number; in the order in which they were sent.
         frames: sent and not yet finished.
         heard: when it last said anything, by the monotonic clock.
@@ -53,7 +53,7 @@ class EngineLink(asyncio.Protocol):
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self.batching: dict[str, Any] = {}
-        self.load_seconds = 0.0
+        self.load_seconds = self.load_cpu_seconds = 0.0
         self.flying: dict[int, InferJob] = {}
         self.frames = 0
         self.heard = time.monotonic()
@@ -193,7 +193,8 @@ class EngineLink(asyncio.Protocol):
     def _take_over(self, said: dict[str, Any]) -> None:
         self.inputs = tuple(TensorSpec.model_validate(spec) for spec in said["inputs"])
         self.outputs = tuple(TensorSpec.model_validate(spec) for spec in said["outputs"])
-        self.batching, self.load_seconds = said["batching"], said["seconds"]
+        self.batching = said["batching"]
+        self.load_seconds, self.load_cpu_seconds = said["seconds"], said["cpu_seconds"]
 
     def ended(self, how: str) -> None:
         """The process is gone; the first who knows says how."""

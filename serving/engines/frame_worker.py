@@ -73,6 +73,7 @@ class FrameWorker:
             "outputs": [spec.model_dump(mode="json") for spec in engine.outputs],
             "batching": {"kind": certificate.kind, "why": certificate.why, "most_rows": self.runner.most_rows},
             "seconds": round(time.perf_counter() - began, 4),
+            "cpu_seconds": round(time.process_time(), 4),
         }
 
     def answer(self, sink: AnswerSink, frame: bytes) -> None:

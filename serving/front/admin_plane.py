@@ -1,49 +1,62 @@
-"""The admin listener: which versions are loaded, which has the traffic; metrics. A port of its own, behind a token."""
+"""The admin listener: which versions are loaded, which has the traffic; metrics, and a page that shows them live.
+
+A port of its own, behind a token. Browsers sign in with it as a password (``Basic``), which they then send with
+whatever any page asks of this port: so it lets them look and do nothing.
+"""
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hmac
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from prometheus_client.core import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from pydantic import Field, ValidationError
 
 from model_registry.audit_log import AuditLog
 from model_registry.rollout_plan import RolloutAction, RolloutPlan
 from model_registry.variant import Frozen
 from model_registry.variant_set import MOST_MEMBERS, SetMember
+from serving.endpoint_watch import EndpointWatch
 from serving.exceptions import AdminDisabled, InvalidRequest, ServingError, Unauthorized
 from serving.front.http_connection import HttpConnection
 from serving.front.http_head import RequestHead
 from serving.front.http_routes import Handler, Route, RouteTable
 from serving.front.http_service import RoutedService, lines_of, reply
+from serving.front.status_page import StatusPage
 from serving.grpc_front.grpc_keeper import GrpcKeeper
 from serving.json_body import read_object
 from serving.limits import RequestLimits
 from serving.loaded_version import LoadedVersion
 from serving.rollout import Rollout
-from serving.traffic.traffic_metrics import traffic_metrics
-from serving.version_stats import version_metrics
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _VERSION = re.compile(r"[0-9]{1,18}")
 F = TypeVar("F", bound=Frozen)
+_LOOKING = (b"GET", b"HEAD")
+_SIGN_IN = b'www-authenticate: Basic realm="winnow", charset="UTF-8"\r\n'
 _LIMITS = RequestLimits(body_bytes=1 << 16, body_seconds=10.0, connections=256)
 
 
 class AdminPlane(RoutedService):
     """Loads versions, gives them the traffic, takes them away. Without a token it refuses everything."""
 
-    def __init__(self, rollout: Rollout, token: str, audit: AuditLog, grpc: GrpcKeeper | None = None) -> None:
-        self._rollout, self._audit, self._grpc = rollout, audit, grpc
+    def __init__(
+        self, rollout: Rollout, token: str, audit: AuditLog, watch: EndpointWatch, grpc: GrpcKeeper | None = None
+    ) -> None:
+        self._rollout, self._audit, self._watch, self._grpc = rollout, audit, watch, grpc
         self._expected = f"Bearer {token}".encode() if token else b""
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Metrics(rollout))
-        plain = {"/admin/models": {"GET": self._models}, "/metrics": {"GET": self._metrics}}
+        page = StatusPage(lambda: watch.as_status(self._described()))
+        plain: dict[str, dict[str, Handler]] = {
+            "/admin": {"GET": page.as_page},
+            "/admin/status": {"GET": page.as_json},
+            "/admin/models": {"GET": lambda c, h, b: reply(c, self._described())},
+            "/metrics": {"GET": self._metrics},
+        }
         rollout_calls: dict[str, Handler] = {"GET": self._rollout_state, "PUT": self._begin, "POST": self._act}
         for_model: dict[str, dict[str, Handler]] = {
             "/traffic": {"POST": self._traffic},
@@ -54,21 +67,23 @@ class AdminPlane(RoutedService):
         super().__init__(RouteTable(plain, for_model, root="admin", versioned=versioned), _LIMITS)
 
     def admit(self, head: RequestHead) -> None:
-        error = self._refusal(head.headers.get(b"authorization", b""))
+        error = self._refusal(head)
         if error is not None:  # whatever the path: who may do nothing learns nothing
-            head.refusal = (error.status, str(error), lines_of(error))
+            asked_by_browser = error.status == 401 and head.path == b"/admin" and head.method in _LOOKING
+            head.refusal = (error.status, str(error), _SIGN_IN if asked_by_browser else lines_of(error))
             return
         super().admit(head)
 
-    def _refusal(self, given: bytes) -> ServingError | None:
+    def _refusal(self, head: RequestHead) -> ServingError | None:
         if not self._expected:
             return AdminDisabled("the endpoint was started without WINNOW_ADMIN_TOKEN; set it and start it again")
-        if not hmac.compare_digest(given, self._expected):
+        given = head.headers.get(b"authorization", b"")
+        if not hmac.compare_digest(_as_bearer(given) if head.method in _LOOKING else given, self._expected):
             return Unauthorized("send the header 'Authorization: Bearer TOKEN' with the endpoint's WINNOW_ADMIN_TOKEN")
         return None
 
     # -- handlers ---------------------------------------------------------------------------------------------------
-    def _models(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
+    def _described(self) -> dict[str, Any]:
         models = [
             {
                 "model": name,
@@ -80,10 +95,10 @@ class AdminPlane(RoutedService):
             for name, model in sorted(self._rollout.models.items())
         ]
         grpc = None if self._grpc is None else self._grpc.describe()
-        reply(connection, {"models": models, "waiting_for": self._rollout.waiting_for, "grpc": grpc})
+        return {"models": models, "waiting_for": self._rollout.waiting_for, "grpc": grpc}
 
     def _metrics(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
-        connection.answer(200, generate_latest(self._registry), content_type=CONTENT_TYPE_PLAIN_0_0_4.encode())
+        connection.answer(200, self._watch.as_prometheus(), content_type=CONTENT_TYPE_PLAIN_0_0_4.encode())
 
     async def _load(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
         route: Route = head.route
@@ -161,6 +176,18 @@ class AdminPlane(RoutedService):
             self._audit.write("admin listener", what, decision, model=model, **facts)
 
 
+def _as_bearer(given: bytes) -> bytes:
+    """A browser's header in the form of the others; the user's name says nothing."""
+    kind, _, coded = given.partition(b" ")
+    if kind.lower() != b"basic":
+        return given
+    try:
+        password = base64.b64decode(coded.strip(), validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
+    return b"Bearer " + password
+
+
 class _Members(Frozen):
     members: tuple[SetMember, ...] = Field(max_length=MOST_MEMBERS)
 
@@ -184,20 +211,8 @@ def _parsed(form: type[F], body: bytes) -> F:
         raise InvalidRequest(f"{where}: {first['msg']}, got {_short(first['input'])}") from error
 
 
-class _Metrics:
-    """Collects what the loaded versions counted, when it is asked for."""
-
-    def __init__(self, rollout: Rollout) -> None:
-        self._rollout = rollout
-
-    def collect(self) -> Any:
-        versions = self._rollout.versions()
-        yield from version_metrics((v.model, v.version, v.stats, v.waiting, len(v.pids)) for v in versions)
-        yield from traffic_metrics((name, model.steering) for name, model in sorted(self._rollout.models.items()))
-
-
 def _describe(version: LoadedVersion) -> dict[str, Any]:
-    pids = version.pids
+    pids = [engine.pid for engine in version.engines]
     return {
         "model": version.model,
         "version": version.version,

@@ -17,9 +17,11 @@ from serving.front.http_connection import HttpConnection
 from serving.front.http_head import RequestHead
 from serving.front.http_routes import Handler, Route, RouteTable
 from serving.front.http_service import RoutedService, lines_of_status, refuse, reply
+from serving.front.request_counts import RequestCounts
 from serving.key_ring import KeyRing
 from serving.limits import RequestLimits
 from serving.rollout import Rollout
+from serving.sampling.sample_keeper import SampleKeeper
 from serving.traffic.steering import Chosen
 from serving.traffic.trial import MirroredPair, ShadowJob, Trial
 from serving.wishes import Wishes, wishes_from_bytes, wishes_of_headers
@@ -33,10 +35,14 @@ _FEW = 2
 
 
 class DataPlane(RoutedService):
-    """Health, metadata, statistics and inference."""
+    """Health, metadata, statistics and inference; ``counts``: who asked for predictions, and what was shed;
+    ``samples``: takes some requests with their answers, None where none are kept."""
 
-    def __init__(self, rollout: Rollout, limits: RequestLimits, keys: KeyRing) -> None:
-        self._rollout, self._keys = rollout, keys
+    def __init__(
+        self, rollout: Rollout, limits: RequestLimits, keys: KeyRing, samples: SampleKeeper | None = None
+    ) -> None:
+        self._rollout, self._keys, self.samples = rollout, keys, samples
+        self.counts = RequestCounts(rollout.models)
         release = importlib.metadata.version("winnow-mlops")
         guide = ApiGuide(rollout, limits, keys, release)
         self._open: tuple[Handler, ...] = (self._live, self._ready, guide.as_json, guide.as_page)
@@ -57,7 +63,7 @@ class DataPlane(RoutedService):
             "/ready": {"GET": self._model_ready},
             "/stats": {"GET": self._stats},
             "/variants": {"GET": self._variants},
-            "/infer": {"POST": self._infer},
+            "/infer": {"POST": self.counts.counted(self._infer)},
         }
         routes = RouteTable(plain, for_model, root="v2", infer="/infer")
         guide.operations = tuple(routes.operations())
@@ -89,7 +95,8 @@ class DataPlane(RoutedService):
             sent.principal.spend()
         exact = sent.principal is not None and sent.principal.key.exact
         chosen = self._rollout.choose(sent.model, sent.version or None, sent.wishes, exact=exact)
-        job = HttpJob(self, connection, sent, body, chosen)
+        kept = self.samples is not None and self.samples.due(sent.principal)
+        job = (SampledJob if kept else HttpJob)(self, connection, sent, body, chosen)
         try:
             chosen.version.submit(job, at_once=len(self.connections) <= _FEW)
         except ServingError as error:
@@ -220,6 +227,7 @@ class HttpJob(InferJob):
 
     def refuse(self, error: ServingError) -> None:
         """Answer with the error."""
+        self._plane.counts.refused(self.sent_as.model, error)
         refuse(self._connection, error)
 
     def deliver(self, answered: Answered) -> None:
@@ -260,6 +268,17 @@ class HttpJob(InferJob):
         if answered.packing == GZIP:
             lines += b"content-encoding: gzip\r\n"
         self._connection.answer(status, body, lines, kind)
+
+
+class SampledJob(HttpJob):
+    """One that is kept with its answer, where it gets one."""
+
+    __slots__ = ()
+
+    def deliver(self, answered: Answered) -> None:
+        super().deliver(answered)
+        if answered.status == 200 and self._plane.samples is not None:
+            self._plane.samples.take(self, answered, self.chosen.version)
 
 
 def _how_sent(head: RequestHead) -> tuple[int, int]:

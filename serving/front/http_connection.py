@@ -7,6 +7,7 @@ everything else that the front does for a small request.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -32,6 +33,7 @@ class HttpService(Protocol):
         heads: of requests that were taken before.
         arriving: bytes of bodies that are.
         now: the monotonic clock, about, for deadlines.
+        shed: connections and requests that were turned away because there were too many, by reason.
         draining: no connection is kept after its answer.
     """
 
@@ -40,6 +42,7 @@ class HttpService(Protocol):
     limits: RequestLimits
     connections: set[HttpConnection]
     now: float
+    shed: Counter[str]
     draining: bool
 
     def admit(self, head: RequestHead) -> None:
@@ -94,6 +97,7 @@ class HttpConnection(asyncio.Protocol):
         self._since = self.service.now
         self.service.connections.add(self)
         if len(self.service.connections) > self.service.limits.connections:
+            self.service.shed["connections"] += 1
             self._refuse(503, "too many connections are open; try again later", b"retry-after: 1\r\n")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -127,6 +131,8 @@ class HttpConnection(asyncio.Protocol):
         try:
             arrived = reader.feed(data)
         except RequestRefused as refused:
+            if refused.status == 503:
+                self.service.shed["bodies"] += 1
             self._refuse(refused.status, str(refused), refused.lines)
             return
         if arrived is None:

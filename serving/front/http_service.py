@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from typing import Any
 
 import orjson
@@ -28,6 +29,7 @@ class RoutedService:
         arriving: bytes of bodies that are.
         connections: that are open.
         now: the monotonic clock at the last tick.
+        shed: see :class:`serving.front.http_connection.HttpService`.
         draining: no connection is kept after its answer.
     """
 
@@ -37,6 +39,7 @@ class RoutedService:
         self.arriving = ByteBudget(limits.arriving_bytes)
         self.connections = set[HttpConnection]()
         self.now = time.monotonic()
+        self.shed = Counter[str]()
         self.draining = False
         self._tasks = set[asyncio.Task[None]]()
 

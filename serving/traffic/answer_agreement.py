@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import orjson
 
+from serving.answer_tensors import answer_tensors
 from serving.engines.engine_frames import PLAIN, Answered
-from serving.tensors import Array, MalformedTensor, from_raw
+from serving.tensors import Array
 
 MOST_BYTES = 1 << 20
 """Answers that are longer are not compared: that would hold up others."""
@@ -32,7 +31,7 @@ def compare_answers(old: Answered, new: Answered, tolerance: float) -> AnswerAgr
     """
     if len(old.body) > MOST_BYTES or len(new.body) > MOST_BYTES or (old.packing, new.packing) != (PLAIN, PLAIN):
         return None
-    ours, theirs = _outputs(old), _outputs(new)
+    ours, theirs = (answer_tensors(answered.body, answered.json_bytes) for answered in (old, new))
     shared = [name for name in ours if name in theirs]
     if not shared:
         return None
@@ -61,30 +60,3 @@ def _differ(a: Array, b: Array, tolerance: float) -> tuple[Array, float]:
         apart = np.abs(a - b) / scale
     bad = np.where(known, apart > tolerance, np.isfinite(a) | np.isfinite(b))
     return bad, float(apart[known].max(initial=0.0))
-
-
-def _outputs(answered: Answered) -> dict[str, Array]:
-    """Arrays by name; those that are in no form we know are left out."""
-    body = memoryview(answered.body)
-    at = answered.json_bytes if answered.json_bytes >= 0 else len(body)
-    found: dict[str, Array] = {}
-    for output in orjson.loads(body[:at])["outputs"]:
-        size = (output.get("parameters") or {}).get("binary_data_size")
-        with suppress(MalformedTensor, ValueError, KeyError):  # compared by what is left
-            found[output["name"]] = _json(output) if size is None else _raw(output, body[at : at + size])
-        at += size or 0
-    return found
-
-
-def _raw(output: dict[str, Any], data: memoryview) -> Array:
-    return from_raw(data, output["datatype"], tuple(output["shape"]))
-
-
-def _json(output: dict[str, Any]) -> Array:
-    shape = tuple(output["shape"])
-    if output["datatype"] == "BYTES":
-        texts = np.empty(len(output["data"]), dtype=object)
-        texts[:] = [text.encode() for text in output["data"]]
-        return texts.reshape(shape)
-    data = [float("nan") if value is None else value for value in output["data"]]
-    return np.array(data, dtype=np.float64).reshape(shape)

@@ -1,7 +1,7 @@
 """A roll-out from outside the endpoint: begun, renewed, followed to its end, and told to the ledger.
 
 The endpoint counts, compares, goes from step to step and stops what does harm; it does so for as long as it hears from
-us. Where it was started again in between it knows nothing of the roll-out: then that begins anew.
+us. Where it was started again in between it knows nothing of the roll-out: then that begins again.
 """
 
 from __future__ import annotations
