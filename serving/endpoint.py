@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import ipaddress
 import logging
 import os
@@ -21,7 +22,8 @@ from serving.front.data_plane import DataPlane
 from serving.front.http_service import RoutedService, tick_for_ever
 from serving.grpc_front.grpc_keeper import GrpcKeeper
 from serving.grpc_front.grpc_order import GrpcOrder, grpc_is_installed
-from serving.key_ring import KeyRing
+from serving.issuer_keys import IssuerKeysUnusable, is_encrypted, is_url
+from serving.key_ring import KeyRing, TokenFinder
 from serving.limits import RequestLimits
 from serving.rollout import Rollout
 from serving.tls import Tls, TlsMisconfigured
@@ -54,6 +56,10 @@ class EndpointSettings:
     certificate: Path | None = None
     certificate_key: Path | None = None
     client_authorities: Path | None = None
+    token_keys: str = ""
+    """A file or URL with the keys of the issuer whose tokens are taken beside the clients' keys; empty: none are."""
+    token_issuer: str = ""
+    token_audience: str = ""
     isolated: bool = True
     """Whether models run in processes of their own, and not in the front's."""
     unprotected: bool = False
@@ -64,7 +70,8 @@ class EndpointSettings:
     def from_environment(cls) -> EndpointSettings:
         """From WINNOW_ENDPOINT_HOST, WINNOW_ENDPOINT_PORT, WINNOW_ADMIN_HOST, WINNOW_ADMIN_PORT, WINNOW_ADMIN_TOKEN,
         WINNOW_GRPC_PORT, WINNOW_HOME, WINNOW_KEYS, WINNOW_TLS_CERTIFICATE, WINNOW_TLS_KEY, WINNOW_TLS_CLIENTS,
-        WINNOW_ENDPOINT_ISOLATION and WINNOW_ENDPOINT_UNPROTECTED.
+        WINNOW_JWT_KEYS, WINNOW_JWT_ISSUER, WINNOW_JWT_AUDIENCE, WINNOW_ENDPOINT_ISOLATION and
+        WINNOW_ENDPOINT_UNPROTECTED.
 
         Raises:
             EndpointMisconfigured: a port is no port, or a listener would be open to the network unprotected.
@@ -81,6 +88,9 @@ class EndpointSettings:
             certificate=_file("WINNOW_TLS_CERTIFICATE"),
             certificate_key=_file("WINNOW_TLS_KEY"),
             client_authorities=_file("WINNOW_TLS_CLIENTS"),
+            token_keys=os.environ.get("WINNOW_JWT_KEYS", ""),
+            token_issuer=os.environ.get("WINNOW_JWT_ISSUER", ""),
+            token_audience=os.environ.get("WINNOW_JWT_AUDIENCE", ""),
             isolated=_isolated(),
             unprotected=os.environ.get("WINNOW_ENDPOINT_UNPROTECTED", "").lower() in ("1", "true", "yes"),
         )
@@ -95,7 +105,13 @@ class EndpointSettings:
             raise EndpointMisconfigured("set both WINNOW_TLS_CERTIFICATE and WINNOW_TLS_KEY, or neither")
         if self.client_authorities is not None and self.certificate is None:
             raise EndpointMisconfigured("WINNOW_TLS_CLIENTS needs WINNOW_TLS_CERTIFICATE and WINNOW_TLS_KEY")
-        protected = self.certificate is not None and (self.key_file.exists() or self.client_authorities is not None)
+        tokens = (self.token_keys, self.token_issuer, self.token_audience)
+        if any(tokens) and not all(tokens):
+            raise EndpointMisconfigured(
+                "set WINNOW_JWT_KEYS, WINNOW_JWT_ISSUER and WINNOW_JWT_AUDIENCE, or none of them"
+            )
+        asks = self.key_file.exists() or self.client_authorities is not None or bool(self.token_keys)
+        protected = self.certificate is not None and asks
         if not (protected or self.unprotected or _is_loopback(self.host)):
             raise EndpointMisconfigured(
                 f"the endpoint on {self.host} can be reached from outside and lacks TLS or keys: set "
@@ -133,9 +149,10 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         _listen(settings.host, settings.port, "WINNOW_ENDPOINT_PORT"),
         _listen(settings.admin_host, settings.admin_port, "WINNOW_ADMIN_PORT"),
     ]
-    data = DataPlane(rollout, settings.limits, KeyRing(settings.key_file, settings.admin_token))
+    keys = KeyRing(settings.key_file, settings.admin_token, _issuer_tokens(settings))
+    data = DataPlane(rollout, settings.limits, keys)
     grpc = None if settings.grpc_port is None else GrpcKeeper(_grpc_order(settings, settings.grpc_port), data.connect)
-    admin = AdminPlane(rollout, settings.admin_token, AuditLog(settings.home / "audit.jsonl"), grpc)
+    admin = AdminPlane(rollout, settings.admin_token, AuditLog(settings.home / "audit.jsonl"), keys, grpc)
     services: list[RoutedService] = [data, admin]
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
@@ -149,6 +166,7 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         asyncio.create_task(load_champions(rollout, ledger or _ledger)),
         asyncio.create_task(tick_for_ever(*services)),
         asyncio.create_task(_sweep_for_ever(rollout, tls)),
+        asyncio.create_task(keys.keep()),
         *([] if grpc is None else [asyncio.create_task(grpc.keep())]),
     ]
     for task in beside:
@@ -248,6 +266,23 @@ def _isolated() -> bool:
 def _file(variable: str) -> Path | None:
     value = os.environ.get(variable)
     return Path(value) if value else None
+
+
+def _issuer_tokens(settings: EndpointSettings) -> TokenFinder | None:
+    if not settings.token_keys:
+        return None
+    if any(importlib.util.find_spec(name) is None for name in ("jwt", "cryptography")):
+        raise EndpointMisconfigured(
+            "WINNOW_JWT_KEYS is set and PyJWT is not installed: pip install 'winnow-mlops[jwt]', or unset it"
+        )
+    from serving.issuer_tokens import IssuerTokens  # of an extra
+
+    if is_url(settings.token_keys) and not is_encrypted(settings.token_keys):
+        log.warning("WINNOW_JWT_KEYS is read without TLS: whoever can change it on its way can let anybody in")
+    try:
+        return IssuerTokens(settings.token_keys, issuer=settings.token_issuer, audience=settings.token_audience)
+    except IssuerKeysUnusable as error:
+        raise EndpointMisconfigured(f"WINNOW_JWT_KEYS: {error}") from error
 
 
 def _tls(settings: EndpointSettings) -> Tls | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from prometheus_client.core import CollectorRegistry
+from prometheus_client.core import CollectorRegistry, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from pydantic import Field, ValidationError
 
@@ -23,6 +23,7 @@ from serving.front.http_routes import Handler, Route, RouteTable
 from serving.front.http_service import RoutedService, lines_of, reply
 from serving.grpc_front.grpc_keeper import GrpcKeeper
 from serving.json_body import read_object
+from serving.key_ring import KeyRing
 from serving.limits import RequestLimits
 from serving.loaded_version import LoadedVersion
 from serving.rollout import Rollout
@@ -37,11 +38,14 @@ _LIMITS = RequestLimits(body_bytes=1 << 16, body_seconds=10.0, connections=256)
 class AdminPlane(RoutedService):
     """Loads versions, gives them the traffic, takes them away. Without a token it refuses everything."""
 
-    def __init__(self, rollout: Rollout, token: str, audit: AuditLog, grpc: GrpcKeeper | None = None) -> None:
-        self._rollout, self._audit, self._grpc = rollout, audit, grpc
+    def __init__(
+        self, rollout: Rollout, token: str, audit: AuditLog, keys: KeyRing, grpc: GrpcKeeper | None = None
+    ) -> None:
+        self._rollout, self._audit, self._keys, self._grpc = rollout, audit, keys, grpc
         self._expected = f"Bearer {token}".encode() if token else b""
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(_Metrics(rollout))
+        self._registry.register(_Faults(keys))
         plain = {"/admin/models": {"GET": self._models}, "/metrics": {"GET": self._metrics}}
         rollout_calls: dict[str, Handler] = {"GET": self._rollout_state, "PUT": self._begin, "POST": self._act}
         for_model: dict[str, dict[str, Handler]] = {
@@ -79,7 +83,8 @@ class AdminPlane(RoutedService):
             for name, model in sorted(self._rollout.models.items())
         ]
         grpc = None if self._grpc is None else self._grpc.describe()
-        reply(connection, {"models": models, "waiting_for": self._rollout.waiting_for, "grpc": grpc})
+        waiting_for = self._rollout.waiting_for or self._keys.not_ready
+        reply(connection, {"models": models, "waiting_for": waiting_for, "faults": self._keys.faults, "grpc": grpc})
 
     def _metrics(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
         connection.answer(200, generate_latest(self._registry), content_type=CONTENT_TYPE_PLAIN_0_0_4.encode())
@@ -191,6 +196,21 @@ class _Metrics:
 
     def collect(self) -> Any:
         return version_metrics((v.model, v.version, v.stats, v.waiting, len(v.pids)) for v in self._rollout.versions())
+
+
+class _Faults:
+    """Collects whether what is known of who may ask is up to date."""
+
+    def __init__(self, keys: KeyRing) -> None:
+        self._keys = keys
+
+    def collect(self) -> Any:
+        family = GaugeMetricFamily(
+            "winnow_access_fault", "1 where keys, or those of the tokens' issuer, cannot be read.", labels=("of",)
+        )
+        for of, why in self._keys.faults.items():
+            family.add_metric([of], float(bool(why)))
+        yield family
 
 
 def _describe(version: LoadedVersion) -> dict[str, Any]:
