@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import importlib.util
 import ipaddress
 import logging
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,10 @@ from serving.issuer_keys import IssuerKeysUnusable, is_encrypted, is_url
 from serving.key_ring import KeyRing, TokenFinder
 from serving.limits import RequestLimits
 from serving.rollout import Rollout
+from serving.telemetry.access_log import STANDARD_OUTPUT, AccessLog
+from serving.telemetry.log_lines import configure_log
+from serving.telemetry.request_watch import RequestSink, RequestWatch
+from serving.telemetry.trace_settings import TracesMisconfigured, traces_are_wanted
 from serving.tls import Tls, TlsMisconfigured
 from serving.variant_cache import VariantCache
 
@@ -60,6 +64,10 @@ class EndpointSettings:
     """A file or URL with the keys of the issuer whose tokens are taken beside the clients' keys; empty: none are."""
     token_issuer: str = ""
     token_audience: str = ""
+    access_log: str = ""
+    """A file that gets a line for each request, ``-`` for standard output; empty: none does."""
+    traced: bool = False
+    """Whether a span of each inference request is sent to the collector that OpenTelemetry's own variables name."""
     isolated: bool = True
     """Whether models run in processes of their own, and not in the front's."""
     unprotected: bool = False
@@ -70,8 +78,8 @@ class EndpointSettings:
     def from_environment(cls) -> EndpointSettings:
         """From WINNOW_ENDPOINT_HOST, WINNOW_ENDPOINT_PORT, WINNOW_ADMIN_HOST, WINNOW_ADMIN_PORT, WINNOW_ADMIN_TOKEN,
         WINNOW_GRPC_PORT, WINNOW_HOME, WINNOW_KEYS, WINNOW_TLS_CERTIFICATE, WINNOW_TLS_KEY, WINNOW_TLS_CLIENTS,
-        WINNOW_JWT_KEYS, WINNOW_JWT_ISSUER, WINNOW_JWT_AUDIENCE, WINNOW_ENDPOINT_ISOLATION and
-        WINNOW_ENDPOINT_UNPROTECTED.
+        WINNOW_JWT_KEYS, WINNOW_JWT_ISSUER, WINNOW_JWT_AUDIENCE, WINNOW_ACCESS_LOG, OTEL_EXPORTER_OTLP_ENDPOINT,
+        WINNOW_ENDPOINT_ISOLATION and WINNOW_ENDPOINT_UNPROTECTED.
 
         Raises:
             EndpointMisconfigured: a port is no port, or a listener would be open to the network unprotected.
@@ -91,6 +99,8 @@ class EndpointSettings:
             token_keys=os.environ.get("WINNOW_JWT_KEYS", ""),
             token_issuer=os.environ.get("WINNOW_JWT_ISSUER", ""),
             token_audience=os.environ.get("WINNOW_JWT_AUDIENCE", ""),
+            access_log=os.environ.get("WINNOW_ACCESS_LOG", ""),
+            traced=_traced(),
             isolated=_isolated(),
             unprotected=os.environ.get("WINNOW_ENDPOINT_UNPROTECTED", "").lower() in ("1", "true", "yes"),
         )
@@ -130,9 +140,10 @@ def run_endpoint(settings: EndpointSettings, ledger: Callable[[], LedgerReader] 
     Raises:
         EndpointMisconfigured: a port is taken.
     """
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for quiet in ("botocore", "boto3", "s3transfer", "urllib3", "asyncio"):
-        logging.getLogger(quiet).setLevel(logging.WARNING)
+    try:
+        configure_log()
+    except ValueError as error:
+        raise EndpointMisconfigured(str(error)) from error
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serve(settings, ledger))
 
@@ -151,6 +162,7 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
     ]
     keys = KeyRing(settings.key_file, settings.admin_token, _issuer_tokens(settings))
     data = DataPlane(rollout, settings.limits, keys)
+    data.watch = watch = _watch(settings)
     grpc = None if settings.grpc_port is None else GrpcKeeper(_grpc_order(settings, settings.grpc_port), data.connect)
     admin = AdminPlane(rollout, settings.admin_token, AuditLog(settings.home / "audit.jsonl"), keys, grpc)
     services: list[RoutedService] = [data, admin]
@@ -167,6 +179,7 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         asyncio.create_task(tick_for_ever(*services)),
         asyncio.create_task(_sweep_for_ever(rollout, tls)),
         asyncio.create_task(keys.keep()),
+        *([] if watch is None else [asyncio.create_task(watch.keep())]),
         *([] if grpc is None else [asyncio.create_task(grpc.keep())]),
     ]
     for task in beside:
@@ -185,6 +198,8 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         await rollout.close()
         for task in beside:
             task.cancel()
+        if watch is not None:
+            await watch.close()
     log.info("stopped")
 
 
@@ -283,6 +298,38 @@ def _issuer_tokens(settings: EndpointSettings) -> TokenFinder | None:
         return IssuerTokens(settings.token_keys, issuer=settings.token_issuer, audience=settings.token_audience)
     except IssuerKeysUnusable as error:
         raise EndpointMisconfigured(f"WINNOW_JWT_KEYS: {error}") from error
+
+
+def _traced() -> bool:
+    try:
+        return traces_are_wanted()
+    except TracesMisconfigured as error:
+        raise EndpointMisconfigured(str(error)) from error
+
+
+def _watch(settings: EndpointSettings) -> RequestWatch | None:
+    """Who is given what is noted of every request; None: nobody, and nothing is noted."""
+    sinks: list[RequestSink] = []
+    if settings.access_log:
+        try:
+            access = AccessLog(settings.access_log)
+        except OSError as error:
+            raise EndpointMisconfigured(
+                f"WINNOW_ACCESS_LOG: {settings.access_log} cannot be written: {error.strerror}"
+            ) from error
+        if settings.access_log != STANDARD_OUTPUT:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, access.reopen)
+        sinks.append(access)
+    if settings.traced:
+        try:
+            from serving.telemetry.request_spans import RequestSpans  # of an extra
+        except ModuleNotFoundError as error:
+            raise EndpointMisconfigured(
+                "OTEL_EXPORTER_OTLP_ENDPOINT is set and OpenTelemetry is not installed: "
+                "pip install 'winnow-mlops[otel]', or unset it"
+            ) from error
+        sinks.append(RequestSpans(importlib.metadata.version("winnow-mlops")))
+    return RequestWatch(sinks) if sinks else None
 
 
 def _tls(settings: EndpointSettings) -> Tls | None:

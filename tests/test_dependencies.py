@@ -157,8 +157,10 @@ def test_the_endpoint_runs_on_base_dependencies_and_needs_each(
 
 JWT = {"WINNOW_JWT_KEYS": "keys.json", "WINNOW_JWT_ISSUER": "i", "WINNOW_JWT_AUDIENCE": "a"}
 
+OTEL = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
 
-@pytest.mark.parametrize(("extra", "asked"), [("grpc", {"WINNOW_GRPC_PORT": "0"}), ("jwt", JWT)])
+
+@pytest.mark.parametrize(("extra", "asked"), [("grpc", {"WINNOW_GRPC_PORT": "0"}), ("jwt", JWT), ("otel", OTEL)])
 def test_an_extra_is_asked_for_and_missing(tmp_path: Path, seen: Path, extra: str, asked: dict[str, str]) -> None:
     done = subprocess.run(
         LAUNCHERS["python -m serving"],

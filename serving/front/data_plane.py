@@ -214,6 +214,7 @@ class HttpJob(InferJob):
         super().__init__(body, sent.json_bytes, sent.packing, began=time.monotonic())
         self._plane, self._connection, self.sent_as, self.chosen = plane, connection, sent, chosen
         self.pair: MirroredPair | None = None
+        self.notes = connection.notes
 
     @property
     def wanted(self) -> bool:
