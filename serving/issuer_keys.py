@@ -147,11 +147,16 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 def _fetch(url: str) -> bytes:
+    end = time.monotonic() + _ANSWER_SECONDS
     opener = urllib.request.build_opener(_NoRedirect())
     request = urllib.request.Request(url, headers={"accept": "application/json"})
     try:
         with opener.open(request, timeout=_ANSWER_SECONDS) as answer:
-            text: bytes = answer.read(_LONGEST + 1)
+            text = b""
+            while len(text) <= _LONGEST and (piece := answer.read1(1 << 16)):
+                text += piece
+                if time.monotonic() > end:
+                    raise IssuerKeysUnusable(f"the answer of {url} did not come within {_ANSWER_SECONDS:g} s")
     except urllib.error.HTTPError as error:
         with error:
             raise IssuerKeysUnusable(f"{url} answered with status {error.code}") from error

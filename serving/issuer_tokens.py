@@ -181,7 +181,11 @@ def read_issuer_keys(text: bytes) -> dict[str, list[IssuerKey]]:
     for one in listed[:_MOST_KEYS]:
         if "d" in one:
             raise IssuerKeysUnusable("the key set holds a private key; give the endpoint the public ones alone")
-        if (key := _key(one)) is not None:
+        try:
+            key = _key(one)
+        except (jwt.PyJWTError, ValueError, TypeError):  # in a form that is not known here
+            continue
+        if key is not None:
             found.setdefault(str(one.get("kid", "")), []).append(key)
     if not found:
         raise IssuerKeysUnusable(
@@ -206,10 +210,7 @@ def _key(said: dict[str, Any]) -> IssuerKey | None:
         algorithms = tuple(name for name in algorithms if name == named)
     if not algorithms or said.get("use", "sig") != "sig" or "verify" not in said.get("key_ops", ["verify"]):
         return None
-    try:
-        public = jwt.PyJWK(said, algorithm=algorithms[0]).key
-    except (jwt.PyJWTError, ValueError, TypeError):
-        return None
+    public = jwt.PyJWK(said, algorithm=algorithms[0]).key
     if kind == "RSA" and public.key_size < _LEAST_RSA_BITS:
         return None
     return IssuerKey(algorithms, public)

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 import serving.issuer_keys
 import serving.issuer_tokens
+from serving.endpoint import EndpointMisconfigured, EndpointSettings
 from serving.exceptions import Forbidden, NotReady, TooManyRequests, Unauthorized
 from serving.issuer_keys import IssuerKeysUnusable
 from serving.issuer_tokens import IssuerTokens, read_issuer_keys
@@ -198,6 +199,19 @@ def test_verified_tokens_are_bounded(tokens: IssuerTokens, monkeypatch: pytest.M
     assert len(tokens._paces) <= 8
 
 
+def test_with_tls_tokens_protect_an_endpoint_that_is_open_to_the_network(tmp_path: Path) -> None:
+    pem = tmp_path / "a.pem"
+
+    def opened(**more: str) -> EndpointSettings:
+        return EndpointSettings(host="0.0.0.0", home=tmp_path, certificate=pem, certificate_key=pem, **more)  # type: ignore[arg-type]
+
+    assert opened(token_keys="k", token_issuer="i", token_audience="a")
+    with pytest.raises(EndpointMisconfigured, match="lacks TLS or keys"):
+        opened()
+    with pytest.raises(EndpointMisconfigured, match="WINNOW_JWT_AUDIENCE"):
+        opened(token_keys="k", token_issuer="i")
+
+
 # -- the issuer's keys ------------------------------------------------------------------------------------------
 def test_a_file_of_keys_is_taken_over_and_tokens_of_keys_that_are_gone_with_it(
     tokens: IssuerTokens, path: Path
@@ -235,6 +249,8 @@ def test_a_file_of_keys_is_taken_over_and_tokens_of_keys_that_are_gone_with_it(
         (jwks({**jwk(OTHER, "a"), "alg": "HS256"}), "no key"),
         (jwks(jwt.algorithms.OKPAlgorithm.to_jwk(OTHER, as_dict=True)), "private"),
         (jwks({"kty": "OKP", "crv": "Ed25519", "x": "!"}), "no key"),
+        (jwks({"kty": ["EC"]}, {"kty": "EC", "crv": ["P-256"]}, {"kty": "RSA", "n": 5, "e": "AQAB"}), "no key"),
+        (jwks({**jwk(OTHER, "a"), "key_ops": 5}), "no key"),
         (jwks(jwk(rsa.generate_private_key(public_exponent=65537, key_size=1024), "weak")), "no key"),
     ],
 )
@@ -256,10 +272,14 @@ def test_a_file_that_others_may_write_opens_nothing(path: Path) -> None:
 
 
 class Issuer:
-    """A server of a key set; ``status`` and ``text``: its answer, ``asked``: how often it was wanted."""
+    """A server of a key set.
+
+    ``status``, ``lines``, ``text``: its answer; ``pause``: seconds between its characters; ``asked``: how often it was.
+    """
 
     def __init__(self) -> None:
         self.status, self.text, self.asked, self.lines = 200, jwks(*ALL), 0, dict[str, str]()
+        self.pause = 0.0
 
     @contextmanager
     def serve(self) -> Iterator[str]:
@@ -272,7 +292,9 @@ class Issuer:
                 for name, value in issuer.lines.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(issuer.text.encode())
+                for piece in issuer.text if issuer.pause else [issuer.text]:
+                    time.sleep(issuer.pause)
+                    self.wfile.write(piece.encode())
 
             def log_message(self, *_: object) -> None:
                 """Nothing: the test's output is no log."""
@@ -322,6 +344,21 @@ def test_a_url_is_read_in_the_background_and_again_for_a_key_that_is_not_known(
                 tokens.find(token(kid="nobody").encode())
         await asyncio.sleep(0.05)
         assert issuer.asked == 2
+        keeping.cancel()
+
+    with issuer.serve() as url:
+        asyncio.run(scene(url))
+
+
+def test_a_url_that_answers_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving.issuer_keys, "_ANSWER_SECONDS", 0.1)
+    issuer = Issuer()
+    issuer.text, issuer.pause = " " * 60, 0.01
+
+    async def scene(url: str) -> None:
+        tokens = IssuerTokens(url, issuer=ISSUER, audience=AUDIENCE)
+        keeping = asyncio.create_task(tokens.keep())
+        await until(lambda: "did not come within" in tokens.fault)
         keeping.cancel()
 
     with issuer.serve() as url:

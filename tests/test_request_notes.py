@@ -201,6 +201,22 @@ def test_who_cannot_keep_up_loses_notes_and_holds_nobody_up(monkeypatch: pytest.
     asyncio.run(scene())
 
 
+def test_a_sink_with_a_fault_takes_nothing_from_the_others(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Kept):
+        def write(self, ended: Sequence[RequestNotes]) -> None:
+            raise KeyError("a fault of ours")
+
+    kept = Kept()
+
+    async def scene() -> None:
+        watch = RequestWatch([Broken(), kept])
+        watch.done(RequestNotes(None, None))
+        await watch.close()
+
+    asyncio.run(scene())
+    assert len(kept.notes) == 1 and "1 requests are not in the Broken" in caplog.text
+
+
 # -- the access log ---------------------------------------------------------------------------------------------
 def noted(path: bytes = b"/v2/models/m/infer", status: int = 200, marks: RequestMarks | None = None) -> RequestNotes:
     head = RequestHead(b"POST", path + b"?secret", {b"authorization": b"Bearer secret"}, keep=True)

@@ -46,6 +46,7 @@ class RequestSpans:
 
     def close(self) -> None:
         late = threading.Timer(_LAST_SECONDS, self._exporter.shutdown)  # ends its waiting for a collector that is down
+        late.daemon = True
         late.start()
         self._provider.shutdown()
         late.cancel()

@@ -24,7 +24,7 @@ class RequestSink(Protocol):
     """Keeps what was noted; called by one thread, which it may hold up."""
 
     def write(self, ended: Sequence[RequestNotes]) -> None:
-        """Keep these. It never raises: what cannot be kept is lost, and the log says so."""
+        """Keep these; what cannot be kept is lost, and the log says so."""
 
     def close(self) -> None:
         """There will be no more."""
@@ -80,7 +80,13 @@ class RequestWatch:
         while (batch := self._batches.get()) is not None:
             for start in range(0, len(batch), _CHUNK):
                 for sink in self._sinks:
-                    sink.write(batch[start : start + _CHUNK])
+                    self._hand(sink, batch[start : start + _CHUNK])
                 time.sleep(0)
         for sink in self._sinks:
             sink.close()
+
+    def _hand(self, sink: RequestSink, ended: Sequence[RequestNotes]) -> None:
+        try:
+            sink.write(ended)
+        except Exception:
+            log.exception("%d requests are not in the %s", len(ended), type(sink).__name__)
