@@ -233,7 +233,10 @@ def test_keys_are_made_listed_and_ended_by_commands(tmp_path: Path, monkeypatch:
     def call(*arguments: str, command: Any = keys_command) -> Any:
         return CliRunner().invoke(command, list(arguments), standalone_mode=False)
 
-    assert "everybody" in call("list").output
+    assert "everybody who reaches it may ask the endpoint" in call("list").output
+    with monkeypatch.context() as patch:
+        patch.setenv("WINNOW_JWT_KEYS", "jwks.json")
+        assert "everybody" not in call("list").output
     made = call("add", "shop", "--model", "digits", "--action", "infer", "--rate", "5", "--days", "2")
     text = made.stdout.strip()
     assert text.startswith("wk_") and len(text) > 40
