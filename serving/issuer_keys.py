@@ -95,7 +95,8 @@ class IssuerKeys(Generic[K]):
                 continue
             pause = _FIRST_PAUSE
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._again.wait(), _REFRESH_SECONDS)
+                async with asyncio.timeout(_REFRESH_SECONDS):  # Python 3.11's wait_for may lose a cancellation
+                    await self._again.wait()
 
     def _take(self, text: bytes) -> None:
         if text != self._text:

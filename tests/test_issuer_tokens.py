@@ -288,7 +288,7 @@ class Issuer:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 issuer.asked += 1
-                self.send_response(issuer.status)
+                self.send_response(200 if self.path == "/moved" else issuer.status)
                 for name, value in issuer.lines.items():
                     self.send_header(name, value)
                 self.end_headers()
@@ -350,6 +350,24 @@ def test_a_url_is_read_in_the_background_and_again_for_a_key_that_is_not_known(
         asyncio.run(scene(url))
 
 
+def test_what_reads_a_url_ends_when_it_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving.issuer_keys, "_AGAIN_SECONDS", 0.0)
+
+    async def scene(url: str) -> None:
+        tokens = IssuerTokens(url, issuer=ISSUER, audience=AUDIENCE)
+        keeping = asyncio.create_task(tokens.keep())
+        await until(lambda: not tokens.missing)
+        await asyncio.sleep(0.01)
+        assert tokens.keys.ask_again()
+        keeping.cancel()  # in the turn of the loop in which it is asked to go on
+        done, _ = await asyncio.wait([keeping], timeout=2)
+        keeping.cancel()
+        assert done == {keeping}
+
+    with Issuer().serve() as url:
+        asyncio.run(scene(url))
+
+
 def test_a_url_that_answers_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving.issuer_keys, "_ANSWER_SECONDS", 0.1)
     issuer = Issuer()
@@ -375,7 +393,7 @@ def test_a_url_that_cannot_be_read_leaves_the_keys_and_says_so(monkeypatch: pyte
         keeping = asyncio.create_task(tokens.keep())
         await until(lambda: not tokens.missing)
         for status, text, why in ((500, "", "status 500"), (200, "<html>", "no JWKS"), (302, jwks(*ALL), "status 302")):
-            issuer.lines = {"location": url}
+            issuer.lines = {"location": f"{url.removesuffix('/jwks')}/moved"}
             issuer.status, issuer.text = status, text
             await until(lambda why=why: why in tokens.fault)
             assert tokens.find(token().encode())
