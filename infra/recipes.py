@@ -184,7 +184,7 @@ def endpoint(home: Path, settings: Settings, secrets: Secrets, environment: Mapp
         argv=(sys.executable, "-m", "serving"),
         folder=home / "run",
         environment={
-            **_only(environment, "WINNOW_", "AWS_", "NO_PROXY"),
+            **_only(environment, "WINNOW_", "AWS_", "OTEL_", "NO_PROXY"),
             **QUIET,
             "WINNOW_ENDPOINT_HOST": LOOPBACK,
             "WINNOW_ENDPOINT_PORT": str(settings.ports["endpoint"]),

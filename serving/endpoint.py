@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
+import importlib.util
 import ipaddress
 import logging
 import math
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,11 +25,16 @@ from serving.front.data_plane import DataPlane
 from serving.front.http_service import RoutedService, tick_for_ever
 from serving.grpc_front.grpc_keeper import GrpcKeeper
 from serving.grpc_front.grpc_order import GrpcOrder, grpc_is_installed
-from serving.key_ring import KeyRing
+from serving.issuer_keys import IssuerKeysUnusable, is_encrypted, is_url
+from serving.key_ring import KeyRing, TokenFinder
 from serving.limits import RequestLimits
 from serving.rollout import Rollout
 from serving.sampling.sample_keeper import SampleKeeper
 from serving.sampling.sample_order import SampleOrder, sample_order
+from serving.telemetry.access_log import STANDARD_OUTPUT, AccessLog
+from serving.telemetry.log_lines import configure_log
+from serving.telemetry.request_watch import RequestSink, RequestWatch
+from serving.telemetry.trace_settings import TracesMisconfigured, traces_are_wanted
 from serving.tls import Tls, TlsMisconfigured
 from serving.variant_cache import VariantCache
 
@@ -59,6 +65,14 @@ class EndpointSettings:
     certificate: Path | None = None
     certificate_key: Path | None = None
     client_authorities: Path | None = None
+    token_keys: str = ""
+    """A file or URL with the keys of the issuer whose tokens are taken beside the clients' keys; empty: none are."""
+    token_issuer: str = ""
+    token_audience: str = ""
+    access_log: str = ""
+    """A file that gets a line for each request, ``-`` for standard output; empty: none does."""
+    traced: bool = False
+    """Whether a span of each inference request is sent to the collector that OpenTelemetry's own variables name."""
     isolated: bool = True
     """Whether models run in processes of their own, and not in the front's."""
     cpu_hour_cost: float | None = None
@@ -73,6 +87,7 @@ class EndpointSettings:
     def from_environment(cls) -> EndpointSettings:
         """From WINNOW_ENDPOINT_HOST, WINNOW_ENDPOINT_PORT, WINNOW_ADMIN_HOST, WINNOW_ADMIN_PORT, WINNOW_ADMIN_TOKEN,
         WINNOW_GRPC_PORT, WINNOW_HOME, WINNOW_KEYS, WINNOW_TLS_CERTIFICATE, WINNOW_TLS_KEY, WINNOW_TLS_CLIENTS,
+        WINNOW_JWT_KEYS, WINNOW_JWT_ISSUER, WINNOW_JWT_AUDIENCE, WINNOW_ACCESS_LOG, OTEL_EXPORTER_OTLP_ENDPOINT,
         WINNOW_ENDPOINT_ISOLATION, WINNOW_CPU_HOUR_COST, WINNOW_SAMPLE, WINNOW_SAMPLE_DAYS and
         WINNOW_ENDPOINT_UNPROTECTED.
 
@@ -91,6 +106,11 @@ class EndpointSettings:
             certificate=_file("WINNOW_TLS_CERTIFICATE"),
             certificate_key=_file("WINNOW_TLS_KEY"),
             client_authorities=_file("WINNOW_TLS_CLIENTS"),
+            token_keys=os.environ.get("WINNOW_JWT_KEYS", ""),
+            token_issuer=os.environ.get("WINNOW_JWT_ISSUER", ""),
+            token_audience=os.environ.get("WINNOW_JWT_AUDIENCE", ""),
+            access_log=os.environ.get("WINNOW_ACCESS_LOG", ""),
+            traced=_traced(),
             isolated=_isolated(),
             cpu_hour_cost=_cost(),
             samples=_samples(),
@@ -107,7 +127,13 @@ class EndpointSettings:
             raise EndpointMisconfigured("set both WINNOW_TLS_CERTIFICATE and WINNOW_TLS_KEY, or neither")
         if self.client_authorities is not None and self.certificate is None:
             raise EndpointMisconfigured("WINNOW_TLS_CLIENTS needs WINNOW_TLS_CERTIFICATE and WINNOW_TLS_KEY")
-        protected = self.certificate is not None and (self.key_file.exists() or self.client_authorities is not None)
+        tokens = (self.token_keys, self.token_issuer, self.token_audience)
+        if any(tokens) and not all(tokens):
+            raise EndpointMisconfigured(
+                "set WINNOW_JWT_KEYS, WINNOW_JWT_ISSUER and WINNOW_JWT_AUDIENCE, or none of them"
+            )
+        asks = self.key_file.exists() or self.client_authorities is not None or bool(self.token_keys)
+        protected = self.certificate is not None and asks
         if not (protected or self.unprotected or _is_loopback(self.host)):
             raise EndpointMisconfigured(
                 f"the endpoint on {self.host} can be reached from outside and lacks TLS or keys: set "
@@ -126,9 +152,10 @@ def run_endpoint(settings: EndpointSettings, ledger: Callable[[], LedgerReader] 
     Raises:
         EndpointMisconfigured: a port is taken.
     """
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for quiet in ("botocore", "boto3", "s3transfer", "urllib3", "asyncio"):
-        logging.getLogger(quiet).setLevel(logging.WARNING)
+    try:
+        configure_log()
+    except ValueError as error:
+        raise EndpointMisconfigured(str(error)) from error
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serve(settings, ledger))
 
@@ -146,9 +173,11 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         _listen(settings.admin_host, settings.admin_port, "WINNOW_ADMIN_PORT"),
     ]
     samples = None if settings.samples is None else SampleKeeper(settings.samples)
-    data = DataPlane(rollout, settings.limits, KeyRing(settings.key_file, settings.admin_token), samples)
+    keys = KeyRing(settings.key_file, settings.admin_token, _issuer_tokens(settings))
+    data = DataPlane(rollout, settings.limits, keys, samples)
+    data.watch = requests = _watch(settings)
     grpc = None if settings.grpc_port is None else GrpcKeeper(_grpc_order(settings, settings.grpc_port), data.connect)
-    watch = EndpointWatch(rollout, data, cpu_hour_cost=settings.cpu_hour_cost)
+    watch = EndpointWatch(rollout, data, keys, cpu_hour_cost=settings.cpu_hour_cost)
     admin = AdminPlane(rollout, settings.admin_token, AuditLog(settings.home / "audit.jsonl"), watch, grpc)
     services: list[RoutedService] = [data, admin]
     loop = asyncio.get_running_loop()
@@ -163,6 +192,8 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         asyncio.create_task(load_champions(rollout, ledger or _ledger)),
         asyncio.create_task(tick_for_ever(*services)),
         asyncio.create_task(_sweep_for_ever(rollout, tls)),
+        asyncio.create_task(keys.keep()),
+        *([] if requests is None else [asyncio.create_task(requests.keep())]),
         *([] if grpc is None else [asyncio.create_task(grpc.keep())]),
         *([] if samples is None else [asyncio.create_task(samples.keep())]),
     ]
@@ -184,6 +215,8 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         await rollout.close()
         for task in beside:
             task.cancel()
+        if requests is not None:
+            await requests.close()
     log.info("stopped")
 
 
@@ -282,6 +315,55 @@ def _samples() -> SampleOrder | None:
 def _file(variable: str) -> Path | None:
     value = os.environ.get(variable)
     return Path(value) if value else None
+
+
+def _issuer_tokens(settings: EndpointSettings) -> TokenFinder | None:
+    if not settings.token_keys:
+        return None
+    if any(importlib.util.find_spec(name) is None for name in ("jwt", "cryptography")):
+        raise EndpointMisconfigured(
+            "WINNOW_JWT_KEYS is set and PyJWT is not installed: pip install 'winnow-mlops[jwt]', or unset it"
+        )
+    from serving.issuer_tokens import IssuerTokens  # of an extra
+
+    if is_url(settings.token_keys) and not is_encrypted(settings.token_keys):
+        log.warning("WINNOW_JWT_KEYS is read without TLS: whoever can change it on its way can let anybody in")
+    try:
+        return IssuerTokens(settings.token_keys, issuer=settings.token_issuer, audience=settings.token_audience)
+    except IssuerKeysUnusable as error:
+        raise EndpointMisconfigured(f"WINNOW_JWT_KEYS: {error}") from error
+
+
+def _traced() -> bool:
+    try:
+        return traces_are_wanted()
+    except TracesMisconfigured as error:
+        raise EndpointMisconfigured(str(error)) from error
+
+
+def _watch(settings: EndpointSettings) -> RequestWatch | None:
+    """Who is given what is noted of every request; None: nobody, and nothing is noted."""
+    sinks: list[RequestSink] = []
+    if settings.access_log:
+        try:
+            access = AccessLog(settings.access_log)
+        except OSError as error:
+            raise EndpointMisconfigured(
+                f"WINNOW_ACCESS_LOG: {settings.access_log} cannot be written: {error.strerror}"
+            ) from error
+        if settings.access_log != STANDARD_OUTPUT:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, access.reopen)
+        sinks.append(access)
+    if settings.traced:
+        try:
+            from serving.telemetry.request_spans import RequestSpans  # of an extra
+        except ModuleNotFoundError as error:
+            raise EndpointMisconfigured(
+                "OTEL_EXPORTER_OTLP_ENDPOINT is set and OpenTelemetry is not installed: "
+                "pip install 'winnow-mlops[otel]', or unset it"
+            ) from error
+        sinks.append(RequestSpans(importlib.metadata.version("winnow-mlops")))
+    return RequestWatch(sinks) if sinks else None
 
 
 def _tls(settings: EndpointSettings) -> Tls | None:

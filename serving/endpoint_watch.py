@@ -13,6 +13,7 @@ from prometheus_client.exposition import generate_latest
 
 from serving.cpu_accounts import CpuAccounts, VersionUse, process_use
 from serving.front.data_plane import DataPlane
+from serving.key_ring import KeyRing
 from serving.loaded_version import LoadedVersion
 from serving.rollout import Rollout
 from serving.traffic.traffic_metrics import traffic_metrics
@@ -28,8 +29,8 @@ class EndpointWatch:
         cpu_hour_cost: of one core for an hour, in any currency; None: no costs are shown.
     """
 
-    def __init__(self, rollout: Rollout, data: DataPlane, *, cpu_hour_cost: float | None = None) -> None:
-        self._rollout, self._data, self._cpu_hour_cost = rollout, data, cpu_hour_cost
+    def __init__(self, rollout: Rollout, data: DataPlane, keys: KeyRing, *, cpu_hour_cost: float | None = None) -> None:
+        self._rollout, self._data, self.keys, self._cpu_hour_cost = rollout, data, keys, cpu_hour_cost
         self._started, self._cpu_began = time.time(), time.process_time()
         self._accounts = CpuAccounts()
         self._registry = CollectorRegistry(auto_describe=False)
@@ -92,7 +93,12 @@ class EndpointWatch:
             shed.add_metric([model, reason], count)
         for reason, count in self._data.shed.items():
             shed.add_metric(["", reason], count)
-        yield from (by_key, shed)
+        faults = GaugeMetricFamily(
+            "winnow_access_fault", "1 where keys, or those of the tokens' issuer, cannot be read.", labels=("of",)
+        )
+        for of, why in self.keys.faults.items():
+            faults.add_metric([of], float(bool(why)))
+        yield from (by_key, shed, faults)
         if self._data.samples is not None:
             samples = CounterMetricFamily(
                 "winnow_samples", "Requests kept for monitoring: written to S3, or lost on the way.", labels=("result",)

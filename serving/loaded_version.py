@@ -130,6 +130,8 @@ class LoadedVersion:
             NotReady: the version is not ready; the text says why.
             Overloaded: too much is waiting already.
         """
+        if job.notes is not None:
+            job.notes.version = self.version
         if self.state != "ready" or self._engines is None:
             raise NotReady(f"version {self.version} of model {self.model!r} is {self.state}: {self.reason}")
         self._engines.submit(job, at_once=at_once)

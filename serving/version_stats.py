@@ -63,6 +63,8 @@ class VersionStats:
         for job, status in jobs:
             if status == CHOOSE:  # it is answered by another version, or this one again
                 continue
+            if job.notes is not None:
+                job.notes.worked(job.sent - job.began, work, len(jobs))
             self.statuses[status] += 1
             taken = now - job.began
             if status == 200:

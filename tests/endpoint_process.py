@@ -19,7 +19,7 @@ import httpx
 TOKEN = "test-token"
 ASK = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [5, 5]}]}
 """A request for the models of :func:`onnx_models.answer`."""
-_LISTENING = re.compile(r"serving on (\S+), admin on (\S+)")
+_LISTENING = re.compile(r"serving on (\S+), admin on ([^\s\"]+)")
 
 
 def long(steps: int) -> dict[str, Any]:

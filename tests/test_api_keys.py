@@ -10,7 +10,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -29,7 +30,10 @@ from model_registry.api_keys import KeyFile, KeysUnreadable
 from model_registry.audit_log import AuditBroken, AuditLog, verify_audit
 from model_registry.store import Store
 from serving.exceptions import Forbidden, TooManyRequests, Unauthorized
+from serving.front.data_plane import DataPlane
+from serving.front.request_reader import RequestReader
 from serving.key_ring import KeyRing, Principal
+from serving.limits import RequestLimits
 
 
 # -- the file ---------------------------------------------------------------------------------------------------
@@ -100,10 +104,57 @@ def test_changes_are_taken_over_and_a_removed_file_opens_nothing(tmp_path: Path)
     assert ring.reload() and "damaged" in ring.fault
     assert ring.find(bearer(other)), "the keys stay as they were"
     file.path.unlink()
-    ring.reload()
+    assert ring.reload() and "is gone" in ring.faults["keys"]
     assert ring.wanted
     with pytest.raises(Unauthorized):
         ring.find(bearer(other))
+
+
+def test_the_remedy_of_an_open_file_is_noticed(tmp_path: Path) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    _, text = file.add("a")
+    file.path.chmod(0o644)
+    ring = KeyRing(file.path)
+    assert "chmod 600" in ring.fault and not ring.reload()
+    file.path.chmod(0o600)
+    assert ring.reload() and ring.fault == "" and ring.find(bearer(text))
+
+
+def test_what_keeps_the_file_from_being_read_may_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    _, text = file.add("a")
+    ring = KeyRing(file.path)
+
+    def no_descriptors(path: Path) -> bytes:
+        raise OSError(24, "Too many open files")
+
+    for name in ("read_bytes", "stat"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, name, no_descriptors if name == "read_bytes" else lambda path: no_descriptors(path))
+            file.path.touch()
+            assert ring.reload() and not ring.reload() and "Too many open files" in ring.fault, name
+            assert ring.find(bearer(text)), "the keys stay as they were"
+        assert ring.reload() and ring.fault == "", name
+
+
+def test_who_has_ended_reads_no_more_with_a_head_that_was_taken_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = KeyFile(tmp_path / "keys.json")
+    _, text = file.add("a", days=1)
+    plane = DataPlane(cast(Any, SimpleNamespace(models={})), RequestLimits(), KeyRing(file.path))
+    reader = RequestReader(plane.heads, plane.limits, plane.admit, lambda: None, plane.arriving)
+    request = b"GET /v2/models HTTP/1.1\r\nhost: a\r\nauthorization: " + bearer(text) + b"\r\n\r\n"
+
+    def refusal() -> Any:
+        arrived = reader.feed(request)
+        assert arrived is not None
+        return arrived[0].refusal
+
+    assert refusal() is None
+    later = time.time() + 2 * 86_400
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert refusal()[0] == 401
 
 
 def test_a_key_is_for_models_actions_and_a_time(tmp_path: Path) -> None:
@@ -182,7 +233,10 @@ def test_keys_are_made_listed_and_ended_by_commands(tmp_path: Path, monkeypatch:
     def call(*arguments: str, command: Any = keys_command) -> Any:
         return CliRunner().invoke(command, list(arguments), standalone_mode=False)
 
-    assert "everybody" in call("list").output
+    assert "everybody who reaches it may ask the endpoint" in call("list").output
+    with monkeypatch.context() as patch:
+        patch.setenv("WINNOW_JWT_KEYS", "jwks.json")
+        assert "everybody" not in call("list").output
     made = call("add", "shop", "--model", "digits", "--action", "infer", "--rate", "5", "--days", "2")
     text = made.stdout.strip()
     assert text.startswith("wk_") and len(text) > 40

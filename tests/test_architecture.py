@@ -43,6 +43,8 @@ CONFINED = {
     "torch": ("tasks/",),  # and never in what the flow imports: see test_importing_the_flow_stays_light
     "grpc": ("serving/grpc_front/",),
     "google": ("serving/grpc_front/",),
+    "jwt": ("serving/issuer_tokens.py",),
+    "opentelemetry": ("serving/telemetry/request_spans.py",),
     "torch_pruning": ("tasks/torch_models/channel_pruner.py", "tasks/torch_models/pruning_plan.py"),
     "onnxruntime": (
         "tasks/train/onnx_teacher.py",

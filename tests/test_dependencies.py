@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BASE: list[str] = PROJECT["dependencies"]
 PIPELINE: list[str] = PROJECT["optional-dependencies"]["pipeline"]
-GRPC: list[str] = PROJECT["optional-dependencies"]["grpc"]
+EXTRAS: list[str] = [line for name in ("grpc", "jwt", "otel") for line in PROJECT["optional-dependencies"][name]]
 PACKAGES = ("winnow", "flows", "tasks", "model_registry", "serving", "infra")
 COME_WITH = {"botocore": "boto3", "markupsafe": "jinja2", "types_boto3_s3": "for types only"}
 """Part of what another dependency promises."""
@@ -72,13 +72,13 @@ def imported() -> set[str]:
 def test_every_dependency_is_imported_or_says_why_it_is_there() -> None:
     used, known = imported(), modules()
     lines = (ROOT / "pyproject.toml").read_text().splitlines()
-    for requirement in BASE + PIPELINE + GRPC:
+    for requirement in BASE + PIPELINE + EXTRAS:
         reason = any(f'"{requirement}",  # ' in line for line in lines)
         assert reason or known[normal(Requirement(requirement).name)] & used, f"nobody imports {requirement}"
 
 
 def test_everything_imported_is_asked_for() -> None:
-    asked = {normal(Requirement(line).name) for line in BASE + PIPELINE + GRPC}
+    asked = {normal(Requirement(line).name) for line in BASE + PIPELINE + EXTRAS}
     found = metadata.packages_distributions()
     missing = {name for name in imported() if not {normal(d) for d in found[name]} & asked}
     assert missing == set(COME_WITH)
@@ -155,17 +155,23 @@ def test_the_endpoint_runs_on_base_dependencies_and_needs_each(
     assert {normal(d) for d in used} == needed - (set() if command == "winnow serve" else {"click"})
 
 
-def test_grpc_is_asked_for_and_missing(tmp_path: Path, seen: Path) -> None:
+JWT = {"WINNOW_JWT_KEYS": "keys.json", "WINNOW_JWT_ISSUER": "i", "WINNOW_JWT_AUDIENCE": "a"}
+
+OTEL = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
+
+
+@pytest.mark.parametrize(("extra", "asked"), [("grpc", {"WINNOW_GRPC_PORT": "0"}), ("jwt", JWT), ("otel", OTEL)])
+def test_an_extra_is_asked_for_and_missing(tmp_path: Path, seen: Path, extra: str, asked: dict[str, str]) -> None:
     done = subprocess.run(
         LAUNCHERS["python -m serving"],
-        env={**os.environ, "PYTHONPATH": path(tmp_path), "WINNOW_HOME": str(tmp_path), "WINNOW_GRPC_PORT": "0"},
+        env={**os.environ, "PYTHONPATH": path(tmp_path), "WINNOW_HOME": str(tmp_path), **asked},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
     assert done.returncode == 2
-    assert "pip install 'winnow-mlops[grpc]'" in done.stderr and "Traceback" not in done.stderr
+    assert f"pip install 'winnow-mlops[{extra}]'" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("command", ["status", "run", "schema"])

@@ -168,7 +168,9 @@ def test_a_connection_is_kept_and_made_again_when_it_was_closed() -> None:
     raw = http(b"{}xyz", lines="inference-header-content-length: 2\r\n")
     with front([http(b"{}"), raw], [http(b'{"error":"no"}', "400 Bad Request")]) as (link, read):
         assert link.ask("GET", "/v2", seconds=10) == (200, b"{}", -1)
-        asked = link.ask("POST", "/v2/models/m/infer", b"{}ab", seconds=10, authorization="Bearer k", json_bytes=2)
+        asked = link.ask(
+            "POST", "/v2/models/m/infer", b"{}ab", seconds=10, headers={"authorization": "Bearer k"}, json_bytes=2
+        )
         assert asked == (200, b"{}xyz", 2)
         assert link.ask("GET", "/v2", seconds=10).status == 400  # on the second one: the first is closed
     assert read[1] == (
@@ -200,7 +202,7 @@ def test_a_front_that_is_gone_is_said() -> None:
 @pytest.mark.parametrize("value", ["Bearer k\r\nhost: other", "Bearer \x00", "Bearer ä"])
 def test_a_key_cannot_end_its_line(value: str) -> None:
     with front() as (link, _), pytest.raises(InvalidRequest, match="printable ASCII"):
-        link.ask("GET", "/v2", seconds=10, authorization=value)
+        link.ask("GET", "/v2", seconds=10, headers={"authorization": value})
 
 
 # -- calls without a message ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from infra.home import USER, Secrets, Settings
-from infra.recipes import mlflow_server, prefect_server, prefect_worker, s3_server
+from infra.recipes import endpoint, mlflow_server, prefect_server, prefect_worker, s3_server
 from infra.stack import NAMES
 from model_registry.quiet import QUIET
 
@@ -61,6 +61,12 @@ def test_its_commands_are_those_of_the_recipes(services: dict[str, Any]) -> None
         flags = [flag for flag in flags if not own.match(flag.replace("--", "-"))]
         for flag in flags:
             assert flag in command, (name, flag)
+
+
+def test_the_endpoint_gets_what_it_reads_and_no_more() -> None:
+    given = {"WINNOW_JWT_KEYS": "k", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://c", "AWS_REGION": "r", "OTHER": "x"}
+    found = endpoint(Path("/data"), Settings(), Secrets(), given).environment
+    assert {name for name in given if name in found} == set(given) - {"OTHER"}
 
 
 def test_every_secret_is_demanded_and_explained(services: dict[str, Any]) -> None:

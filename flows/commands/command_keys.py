@@ -94,7 +94,8 @@ def keys_list(as_json: bool) -> int:
         click.echo(json.dumps({"schema": 1, "wanted": found is not None, "keys": keys}))
         return 0
     if found is None:
-        click.echo("there are no keys: everybody who reaches the endpoint may ask it")
+        others = "who has a token of the issuer" if os.environ.get("WINNOW_JWT_KEYS") else "everybody who reaches it"
+        click.echo(f"there are no keys: {others} may ask the endpoint")
         return 0
     for key in found.keys:
         rate = "any rate" if key.rate is None else f"{key.rate:g}/s"

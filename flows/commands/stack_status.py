@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
-from flows.commands.unserved_models import unserved_models
+from flows.commands.unserved_models import access_faults, unserved_models
 from infra.component import fetch
 from infra.faults import StackDown
 from infra.stack import ComponentState, Stack
@@ -112,11 +112,13 @@ def _contents(stack: Stack) -> tuple[dict[str, Any], list[str]]:
         with ThreadPoolExecutor(max_workers=8) as pool:
             dead = pool.submit(_dead_runs, store)
             unserved = pool.submit(unserved_models, os.environ)
+            faults = pool.submit(access_faults, os.environ)
             models = list(pool.map(lambda model: _model(ledger, model), ledger.models()))
             found["dead_runs"] = dead.result()
             why = unserved.result()
             if why is None:
                 problems.append("the endpoint does not say which models it serves; see `winnow logs endpoint`")
+            problems += faults.result()
             found["models"] = [replace(model, unserved=(why or {}).get(model.model)) for model in models]
     except StoreError as error:
         problems.append(str(error))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,6 +28,7 @@ _STATUS_SECONDS = 0.5
 """How long after its connection the nursery may tell how an engine ended."""
 _LOAD_ERRORS = {kind.__name__: kind for kind in (CpuClassMismatch, UnsafeModel)}
 _LONGEST_WAITED = (1 << 32) - 1
+log = logging.getLogger("winnow.serving")
 
 Heard = Callable[["EngineLink", list[tuple[InferJob, int]], EngineWork], None]
 """Who is told of answers: the engine, the jobs with their statuses, what the engine did."""
@@ -164,7 +165,7 @@ class EngineLink(asyncio.Protocol):
             for frame in self._cutter.feed(data):
                 self._take(frame)
         except MalformedFrame as error:
-            print(f"engine {self.pid}: {error}", file=sys.stderr)
+            log.error("engine process %s: %s; it is killed", self.pid, error)
             self.kill()
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -25,6 +25,7 @@ import orjson
 
 from serving.engines.engine_frames import LONGEST_ORDER
 from serving.engines.engine_work import run_and_exit
+from serving.telemetry.log_lines import configure_log
 
 _PR_SET_NAME = 15
 ENGINE_NAME = b"winnow-engine"
@@ -34,6 +35,7 @@ ENGINE_NAME = b"winnow-engine"
 def main() -> None:
     """Fork an engine for each order until the front is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    configure_log()
     os.dup2(2, 1)  # whatever a library prints belongs into the log
     control = socket.socket(fileno=int(sys.argv[1]))
     wake, woken = os.pipe()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -40,6 +41,7 @@ from serving.wishes import as_bytes
 
 _PACKING = 0x0F
 _LOADING_NICE = 10
+log = logging.getLogger("winnow.serving")
 """How far a version that is being loaded stands back behind those that answer."""
 
 
@@ -190,7 +192,7 @@ class FrameWorker:
 
     def _failed(self, asked: Asked, error: EngineRunError) -> Answered:
         model, version = self._name
-        print(f"model {model} version {version} failed on a request: {error}", file=sys.stderr)
+        log.error("model %s version %s failed on a request: %s", model, version, error)
         text = f"model {model!r} failed on this input though its shape is right; the endpoint's log says why"
         return _refused(asked, ServingError(text))
 

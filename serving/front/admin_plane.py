@@ -95,7 +95,9 @@ class AdminPlane(RoutedService):
             for name, model in sorted(self._rollout.models.items())
         ]
         grpc = None if self._grpc is None else self._grpc.describe()
-        return {"models": models, "waiting_for": self._rollout.waiting_for, "grpc": grpc}
+        keys = self._watch.keys
+        waiting_for = self._rollout.waiting_for or keys.not_ready
+        return {"models": models, "waiting_for": waiting_for, "faults": keys.faults, "grpc": grpc}
 
     def _metrics(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
         connection.answer(200, self._watch.as_prometheus(), content_type=CONTENT_TYPE_PLAIN_0_0_4.encode())

@@ -104,7 +104,7 @@ def describe_api(
                 **_HEADERS,
             },
             "securitySchemes": {
-                "key": {"type": "http", "scheme": "bearer", "description": "A key of `winnow keys add`."}
+                "key": {"type": "http", "scheme": "bearer", "description": "A key of `winnow keys add`, or a token."}
             },
         },
     }

@@ -74,6 +74,7 @@ class DataPlane(RoutedService):
             who = self._keys.find(head.headers.get(b"authorization", b""))
             who.require("infer" if route.infers else "read", route.model)
             route = head.route = replace(route, principal=who)
+            head.once = not route.infers and who.key.expires is not None  # looked at again when it is asked
         if route.infers:
             json_bytes, packing = _how_sent(head)
             wishes = wishes_of_headers(head.headers)
@@ -130,7 +131,7 @@ class DataPlane(RoutedService):
         reply(connection, {"live": True})
 
     def _ready(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
-        if reasons := self._rollout.not_ready():
+        if reasons := [*self._rollout.not_ready(), *filter(None, [self._keys.not_ready])]:
             raise NotReady(f"not ready: {'; '.join(reasons)}")
         reply(connection, {"ready": True, "live": True})
 
@@ -220,6 +221,7 @@ class HttpJob(InferJob):
         super().__init__(body, sent.json_bytes, sent.packing, began=time.monotonic())
         self._plane, self._connection, self.sent_as, self.chosen = plane, connection, sent, chosen
         self.pair: MirroredPair | None = None
+        self.notes = connection.notes
 
     @property
     def wanted(self) -> bool:

@@ -15,9 +15,11 @@ import orjson
 
 from serving.front.http_head import ByteBudget, HeadTable, RequestHead
 from serving.front.request_reader import RequestReader, RequestRefused
+from serving.telemetry.request_notes import LEFT, RequestNotes, notes_of
 
 if TYPE_CHECKING:
     from serving.limits import RequestLimits
+    from serving.telemetry.request_watch import RequestWatch
 
 _OK = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
@@ -35,6 +37,7 @@ class HttpService(Protocol):
         now: the monotonic clock, about, for deadlines.
         shed: connections and requests that were turned away because there were too many, by reason.
         draining: no connection is kept after its answer.
+        watch: who wants to know of every request; None: nobody.
     """
 
     heads: HeadTable
@@ -44,6 +47,7 @@ class HttpService(Protocol):
     now: float
     shed: Counter[str]
     draining: bool
+    watch: RequestWatch | None
 
     def admit(self, head: RequestHead) -> None:
         """Set the head's ``route``, or its ``refusal``, before its body is read."""
@@ -53,7 +57,12 @@ class HttpService(Protocol):
 
 
 class HttpConnection(asyncio.Protocol):
-    """A client's connection to a service."""
+    """A client's connection to a service.
+
+    Attributes:
+        gone: whether nobody waits for an answer any more.
+        notes: of the request that is being answered; None where nobody will read them.
+    """
 
     __slots__ = (
         "_busy",
@@ -67,6 +76,7 @@ class HttpConnection(asyncio.Protocol):
         "_transport",
         "_writing_paused",
         "gone",
+        "notes",
         "service",
     )
 
@@ -85,7 +95,7 @@ class HttpConnection(asyncio.Protocol):
         self._rest = b""
         """What came behind it."""
         self.gone = False
-        """Whether nobody waits for an answer any more."""
+        self.notes: RequestNotes | None = None
         self._busy = self._lingering = False
         self._half_closed = self._reading_paused = self._writing_paused = False
         self._since = 0.0
@@ -103,6 +113,9 @@ class HttpConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.service.connections.discard(self)
         self.gone = True
+        if self.notes is not None:
+            self.notes.end(LEFT, self.service.watch)
+            self.notes = None
         self._reader.stop()
 
     def eof_received(self) -> bool:
@@ -142,6 +155,7 @@ class HttpConnection(asyncio.Protocol):
         head, body = arrived
         self._rest, reader.rest = reader.rest, b""
         self._busy, self._head, self._since = True, head, self.service.now
+        self.notes = notes_of(head, reader.marks, self.service.watch)
         if head.refusal is None:
             self.service.handle(self, head, body)
         else:
@@ -157,6 +171,9 @@ class HttpConnection(asyncio.Protocol):
         """
         if self.gone or self._transport is None:
             return
+        if self.notes is not None:
+            lines += self.notes.end(status, self.service.watch)
+            self.notes = None
         head = self._head
         keep = head is not None and head.keep and not self.service.draining and not self._half_closed
         sends_body = head is None or head.method != b"HEAD"
@@ -181,7 +198,7 @@ class HttpConnection(asyncio.Protocol):
 
     def _refuse(self, status: int, text: str, lines: bytes = b"") -> None:
         """Answer what cannot be read to its end, and close."""
-        self._head = None
+        self._head, self.notes = None, notes_of(None, self._reader.marks, self.service.watch)
         self.answer(status, error_body(text), lines)
 
     def _end(self) -> None:

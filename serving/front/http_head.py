@@ -25,17 +25,18 @@ class RequestHead:
         length: of the body in bytes as announced; None for a chunked one.
         keep: whether the connection stays open after the answer.
         old: whether it is HTTP/1.0, whose clients want to be told that it stays open.
+        once: whether another one of the same bytes may mean something else.
         refusal: why it is refused whatever its body is: status, text, further header lines.
         route: where it goes, set by whoever serves.
     """
 
-    __slots__ = ("expects", "headers", "keep", "length", "method", "old", "path", "refusal", "route")
+    __slots__ = ("expects", "headers", "keep", "length", "method", "old", "once", "path", "refusal", "route")
 
     def __init__(self, method: bytes, url: bytes, headers: dict[bytes, bytes], *, keep: bool) -> None:
         self.method, self.headers, self.keep = method, headers, keep
         self.path = url.partition(b"?")[0]
         self.length: int | None = None
-        self.expects = self.old = False
+        self.expects = self.old = self.once = False
         self.refusal: tuple[int, str, bytes] | None = None
         self.route: Any = None
 
@@ -136,7 +137,7 @@ class HeadTable:
         """Keep a head whose like can be taken without looking: of a body of known length, and of no other protocol."""
         if len(raw) > LONGEST_KEPT or head.length is None or head.refusal is not None or not head.keep:
             return
-        if head.expects or head.old or b"upgrade" in head.headers:
+        if head.expects or head.old or head.once or b"upgrade" in head.headers:
             return
         if len(self.heads) >= MOST_KEPT:
             self.heads.clear()

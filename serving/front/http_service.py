@@ -16,6 +16,8 @@ from serving.front.http_connection import HttpConnection, error_body
 from serving.front.http_head import ByteBudget, HeadTable, RequestHead
 from serving.front.http_routes import Route, RouteTable
 from serving.limits import RequestLimits
+from serving.telemetry.request_notes import RequestNotes
+from serving.telemetry.request_watch import RequestWatch
 
 _TICK = 0.5
 log = logging.getLogger("winnow.serving")
@@ -31,6 +33,7 @@ class RoutedService:
         now: the monotonic clock at the last tick.
         shed: see :class:`serving.front.http_connection.HttpService`.
         draining: no connection is kept after its answer.
+        watch: who wants to know of every request; None: nobody.
     """
 
     def __init__(self, routes: RouteTable, limits: RequestLimits) -> None:
@@ -41,6 +44,7 @@ class RoutedService:
         self.now = time.monotonic()
         self.shed = Counter[str]()
         self.draining = False
+        self.watch: RequestWatch | None = None
         self._tasks = set[asyncio.Task[None]]()
 
     def connect(self) -> HttpConnection:
@@ -131,7 +135,11 @@ def reply(connection: HttpConnection, value: Any) -> None:
 
 
 def _unexpected(connection: HttpConnection, head: RequestHead) -> None:
-    log.exception("a fault of the endpoint's own on %s %s", head.method.decode(), ascii(head.path.decode("latin-1")))
+    connection.notes = notes = connection.notes or RequestNotes(head, None)  # the answer says under which id to look
+    what, where, request = head.method.decode(), ascii(head.path.decode("latin-1")), notes.id.decode()
+    log.exception(
+        "a fault of the endpoint's own on %s %s, request %s", what, where, request, extra={"request": request}
+    )
     connection.answer(500, error_body("internal error; the endpoint's log says more"))
 
 

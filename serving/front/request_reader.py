@@ -8,6 +8,7 @@ from typing import Literal
 from serving.front.chunked_body import ChunkedBody, MalformedChunks
 from serving.front.http_head import ByteBudget, HeadTable, RequestHead, read_head
 from serving.limits import RequestLimits
+from serving.telemetry.request_notes import RequestMarks, split_marks
 
 _SMALL_BODY = 1 << 16
 """A body that is read to its end although its request is refused: the connection can then be used again."""
@@ -35,6 +36,7 @@ class RequestReader:
     Attributes:
         within: what of a request has begun to arrive.
         rest: what came behind the latest request.
+        marks: what the latest head says of its request alone.
     """
 
     __slots__ = (
@@ -48,6 +50,7 @@ class RequestReader:
         "_part",
         "_reserved",
         "_start",
+        "marks",
         "rest",
         "within",
     )
@@ -70,6 +73,7 @@ class RequestReader:
         self._chunks: ChunkedBody | None = None
         self.within: Literal["nothing", "head", "body"] = "nothing"
         self.rest = b""
+        self.marks: RequestMarks | None = None
 
     def feed(self, data: bytes) -> Arrived | None:
         """Take in the next bytes; a request once it is whole.
@@ -90,6 +94,7 @@ class RequestReader:
             data = data.lstrip(b"\r\n")
         end = data.find(b"\r\n\r\n", max(0, since - 3))
         most = self._limits.head_bytes
+        self.marks = None
         if end > most or (end < 0 and len(data) > most):
             raise RequestRefused(431, f"the request's head is longer than {most} bytes")
         if end < 0:
@@ -97,6 +102,10 @@ class RequestReader:
             return None
         self._start, raw, body_at = bytearray(), data[:end], end + 4
         head = self._heads.heads.get(raw)
+        if head is None:
+            raw, self.marks = split_marks(raw)
+            if self.marks is not None:
+                head = self._heads.heads.get(raw)
         if head is None:
             head = read_head(data[:body_at])
             self._look_at(head)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from serving.exceptions import InferenceTimedOut, InvalidRequest, NotReady
@@ -46,7 +47,7 @@ class FrontLink:
         body: bytes = b"",
         *,
         seconds: float,
-        authorization: str = "",
+        headers: Mapping[str, str] | None = None,
         json_bytes: int = -1,
     ) -> FrontAnswer:
         """The front's answer, whatever its status.
@@ -54,15 +55,15 @@ class FrontLink:
         Args:
             path: percent-encoded.
             seconds: how long to wait for it.
-            authorization: the header's value; empty for none.
+            headers: further ones.
             json_bytes: of the body's JSON part, behind which raw tensors follow; -1: all of it is JSON.
 
         Raises:
-            InvalidRequest: ``authorization`` cannot be a header's value.
+            InvalidRequest: one of them cannot be a header's value.
             InferenceTimedOut: none came in time.
             NotReady: the front takes no more requests.
         """
-        request = b"".join((_head(method, path, len(body), authorization, json_bytes), body))
+        request = b"".join((_head(method, path, len(body), headers or {}, json_bytes), body))
         kept: socket.socket | None = getattr(self._of_thread, "connection", None)
         try:
             if kept is not None:
@@ -112,12 +113,12 @@ class FrontLink:
         return FrontAnswer(int(first.split(b" ", 2)[1]), bytes(data[start:]), json_bytes)
 
 
-def _head(method: str, path: str, length: int, authorization: str, json_bytes: int) -> bytes:
+def _head(method: str, path: str, length: int, headers: Mapping[str, str], json_bytes: int) -> bytes:
     lines = [f"{method} {path} HTTP/1.1", "host: winnow", f"content-length: {length}"]
-    if authorization:
-        if not (authorization.isascii() and authorization.isprintable()):  # it would end its line, and say more
-            raise InvalidRequest("authorization must be printable ASCII")
-        lines.append(f"authorization: {authorization}")
+    for name, value in headers.items():
+        if not (value.isascii() and value.isprintable()):  # it would end its line, and say more
+            raise InvalidRequest(f"{name} must be printable ASCII")
+        lines.append(f"{name}: {value}")
     if json_bytes >= 0:
         lines.append(f"inference-header-content-length: {json_bytes}")
     return "\r\n".join((*lines, "", "")).encode("ascii")

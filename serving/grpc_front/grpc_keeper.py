@@ -20,7 +20,7 @@ from serving.grpc_front.grpc_order import LONGEST_MESSAGE, GrpcOrder
 
 _HEALTHY_SECONDS, _LONGEST_PAUSE, _FIRST_PAUSE = 60.0, 30.0, 0.25
 _START_SECONDS, _END_SECONDS = 60.0, 5.0
-_NOT_FOR_IT = ("AWS_", "WINNOW_ADMIN_TOKEN")
+_NOT_FOR_IT = ("AWS_", "OTEL_", "WINNOW_ADMIN_TOKEN")
 """What it has no use for, and what nobody who gets into it shall find."""
 log = logging.getLogger("winnow.serving")
 

@@ -22,6 +22,7 @@ import orjson
 from serving.grpc_front.front_link import FrontLink
 from serving.grpc_front.grpc_order import LONGEST_MESSAGE, GrpcOrder
 from serving.grpc_front.grpc_service import GrpcService
+from serving.telemetry.log_lines import configure_log
 from serving.tls import Tls, TlsMisconfigured
 
 _THREADS = 64
@@ -36,7 +37,7 @@ def main() -> None:
     """Serve until the endpoint sends no more, then let calls under way end."""
     for number in (signal.SIGINT, signal.SIGTERM):  # sent to a whole group; the endpoint says when to end
         signal.signal(number, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    configure_log()
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     order = GrpcOrder.from_message(control.recv(LONGEST_MESSAGE))

@@ -33,6 +33,8 @@ _CODES = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 """By HTTP status; every other is INTERNAL."""
+_FORWARDED = ("authorization", "x-request-id", "traceparent", "tracestate")
+"""Metadata that the front is given as headers."""
 _UNREADY = (404, 503)
 _NO_DEADLINE = 86400.0
 """From here on it is none: grpc gives a call without one 300 years."""
@@ -44,7 +46,7 @@ log = logging.getLogger("winnow.serving")
 class Caller(NamedTuple):
     """What a call says beside its message. ``seconds``: until its deadline, None for none."""
 
-    authorization: str
+    headers: dict[str, str]
     seconds: float | None
 
 
@@ -137,9 +139,7 @@ class GrpcService:
         seconds = longest if caller.seconds is None else min(longest, caller.seconds)
         if seconds <= 0:
             raise InferenceTimedOut("the call's deadline was over before it was begun")
-        answer = self._link.ask(
-            method, path, body, seconds=seconds, authorization=caller.authorization, json_bytes=json_bytes
-        )
+        answer = self._link.ask(method, path, body, seconds=seconds, headers=caller.headers, json_bytes=json_bytes)
         if answer.status != 200:
             raise _Refused(answer.status, orjson.loads(answer.body)["error"])
         return answer
@@ -181,6 +181,9 @@ def _handler(kind: Any, answer: Callable[[Any, Caller], Message], arrivals: Arri
 
 
 def _caller(context: grpc.ServicerContext) -> Caller:
-    authorization = next((value for name, value in context.invocation_metadata() if name == "authorization"), "")
+    headers: dict[str, str] = {}
+    for name, value in context.invocation_metadata():
+        if name in _FORWARDED:
+            headers.setdefault(name, value)
     left = context.time_remaining()
-    return Caller(authorization, None if left is None or left > _NO_DEADLINE else left)
+    return Caller(headers, None if left is None or left > _NO_DEADLINE else left)
