@@ -30,7 +30,7 @@ class SetMember(Frozen):
     metric: str
     better: Better
     value: float
-    """Of the metric, on the split that it was proven on."""
+    """Of the metric, on the split that variants are chosen by."""
     p50_ms: float = Field(gt=0)
     """Median latency of one request, in milliseconds, where it was measured."""
     bytes: int = Field(ge=0)

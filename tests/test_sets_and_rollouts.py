@@ -272,13 +272,13 @@ def test_a_version_that_answers_otherwise_never_gets_a_request(process: Process,
     protocol(world).release(1, world.digest(1))
     with (
         traffic(process, world.model) as answers,
-        pytest.raises(EndpointUnhealthy, match=r"stopped in step 'shadow 100 %'.*rows differently"),
+        pytest.raises(EndpointUnhealthy, match=r"stopped in step 'shadow 100 %'.*rows were answered differently"),
     ):
         protocol(world).release(3, world.digest(3), plan=QUICK.model_copy(update={"shadow_seconds": 60.0}))
     assert set(answers) == {(200, "1")}
     assert (world.champion(), world.loaded()) == (1, [1])
     last = Ledger(world.store).history(world.model)[-1]
-    assert last.state == "aborted" and "rows differently" in last.reason
+    assert last.state == "aborted" and "rows were answered differently" in last.reason
     assert ReleaseSteps(world.store).of(world.model, last.seq)[-1].what == "failed"
 
 

@@ -82,7 +82,7 @@ def test_nobody_who_renews_it_ends_it() -> None:
     clock.now += ABANDONED_SECONDS + 1
     trial.sweep()
     assert trial.state == "abandoned" and trial.over and not any(trial.takes() for _ in range(100))
-    with pytest.raises(Conflict, match="is over: it abandoned"):
+    with pytest.raises(Conflict, match="is over: abandoned"):
         trial.act("promote")
 
 
@@ -116,7 +116,7 @@ def test_other_answers_stop_it() -> None:
     assert not trial.over
     for _ in range(16):
         trial.both_answered(same, other)
-    assert trial.over and "rows differently" in trial.why
+    assert trial.over and "differently" in trial.why
     assert trial.largest_difference == pytest.approx(0.5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -79,8 +80,18 @@ def rollback_command(model: str, as_json: bool) -> int:
     return _release(release, as_json)
 
 
+class _Said(logging.Handler):
+    """Prints what a release reached; it may take long."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno == logging.INFO:  # warnings are printed at the end
+            click.secho(record.getMessage(), dim=True, err=True)
+
+
 def _release(release: Callable[[], Deployment], as_json: bool) -> int:
     reach_for_a_release()
+    logging.getLogger("winnow.release").addHandler(_Said(logging.INFO))
+    logging.getLogger("winnow.release").setLevel(logging.INFO)
     done = release()
     for warning in done.warnings:
         click.secho("warning: ", fg="yellow", bold=True, err=True, nl=False)

@@ -54,6 +54,8 @@ def _status(rollout: EndpointRollout, model: str, as_json: bool) -> int:
         said = [step.model_dump(mode="json") for step in steps]
         click.echo(json.dumps({"schema": 1, "rollout": state and state.model_dump(mode="json"), "release_steps": said}))
         return 0
+    if state is None and not steps:
+        raise click.ClickException(f"{model}: nothing is being rolled out, and nothing ever was released")
     for step in steps:
         click.echo(f"{step.at:%Y-%m-%d %H:%M:%S}  {step.what:<14} {step.detail}".rstrip())
     click.echo(_line(state) if state else f"{model}: nothing is being rolled out")

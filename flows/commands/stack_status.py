@@ -25,6 +25,7 @@ from model_registry.authorization import mlflow_authorization
 
 if TYPE_CHECKING:
     from model_registry.ledger import Ledger
+    from model_registry.release_steps import ReleaseSteps
     from model_registry.store import Store
 
 _RUNS_LOOKED_AT = 20
@@ -100,6 +101,7 @@ def _contents(stack: Stack) -> tuple[dict[str, Any], list[str]]:
     except StackDown as error:
         return {}, [str(error)]
     from model_registry.ledger import Ledger
+    from model_registry.release_steps import ReleaseSteps
     from model_registry.store import Store, StoreError
 
     problems: list[str] = []
@@ -113,7 +115,8 @@ def _contents(stack: Stack) -> tuple[dict[str, Any], list[str]]:
             dead = pool.submit(_dead_runs, store)
             unserved = pool.submit(unserved_models, os.environ)
             faults = pool.submit(access_faults, os.environ)
-            models = list(pool.map(lambda model: _model(ledger, model), ledger.models()))
+            steps = ReleaseSteps(store)
+            models = list(pool.map(lambda model: _model(ledger, steps, model), ledger.models()))
             found["dead_runs"] = dead.result()
             why = unserved.result()
             if why is None:
@@ -125,7 +128,7 @@ def _contents(stack: Stack) -> tuple[dict[str, Any], list[str]]:
     return found, problems
 
 
-def _model(ledger: Ledger, model: str) -> ModelState:
+def _model(ledger: Ledger, steps: ReleaseSteps, model: str) -> ModelState:
     from model_registry.ledger import LedgerError
 
     try:
@@ -135,7 +138,9 @@ def _model(ledger: Ledger, model: str) -> ModelState:
     under_way = None
     if pending is not None:
         fate = "its process is gone: `winnow up` settles it" if pending.by.provably_dead() else str(pending.by)
-        under_way = f"{pending.kind} to version {pending.to_version} ({fate})"
+        reached = steps.of(model, pending.seq)
+        step = f", step {reached[-1].what!r}" if reached else ""
+        under_way = f"{pending.kind} to version {pending.to_version} ({fate}){step}"
     return ModelState(
         model=model,
         champion=champion.to_version if champion else None,

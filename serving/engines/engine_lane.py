@@ -27,6 +27,8 @@ _DEPTH = 2
 _ALONE_SECONDS = 0.001
 """Frames that take less are left to the first engine: waking another one costs as much, and halves the batches."""
 _MOST_TRIES = 2
+_LEAST_QUIET = 5
+"""Requests that were alone, before what they took is believed: the first are the slowest."""
 _AT_ONCE_SECONDS = 0.0005
 """A request that was sent within this had none before it."""
 log = logging.getLogger("winnow.serving")
@@ -37,7 +39,7 @@ Heard = Callable[[EngineLink, list[tuple[InferJob, int]], EngineWork], None]
 class LanePace(NamedTuple):
     """How much there is to do.
 
-    ``quiet_seconds``: what a request takes that did not wait, from its last byte to its answer; 0 before the first one.
+    ``quiet_seconds``: what a request takes that did not wait, from its last byte to its answer; 0 while few were seen.
     ``request_seconds``: what one more request costs, where all engines work; ``wait_seconds``: until those before the
     next request will be answered; ``fullness``: waiting requests as a share of those that may wait.
     """
@@ -86,7 +88,7 @@ class EngineLane:
         self.waiting = JobQueue()
         self._frame_seconds = 0.0
         self._job_seconds = 0.0
-        self._quiet_seconds = 0.0
+        self._quiet_seconds, self._quiet = 0.0, 0
         self._scheduled = False
 
     @property
@@ -124,7 +126,8 @@ class EngineLane:
         waiting, each = len(self.waiting), self._job_seconds / max(1, len(self.engines))
         ahead = waiting + sum(len(engine.flying) for engine in self.engines)
         fullness = max(waiting / self._limits.pending, self.waiting.bytes / self._limits.pending_bytes)
-        return LanePace(self._quiet_seconds, each, ahead * each, fullness)
+        quiet = self._quiet_seconds if self._quiet >= _LEAST_QUIET else 0.0
+        return LanePace(quiet, each, ahead * each, fullness)
 
     @property
     def idle(self) -> bool:
@@ -192,7 +195,8 @@ class EngineLane:
             self._job_seconds += 0.1 * (seconds / len(jobs) - self._job_seconds)
             if len(jobs) == 1 and (job := jobs[0][0]).sent - job.began < _AT_ONCE_SECONDS:
                 taken = time.monotonic() - job.began
-                self._quiet_seconds += (0.1 if self._quiet_seconds else 1.0) * (taken - self._quiet_seconds)
+                self._quiet += 1  # at first their mean
+                self._quiet_seconds += max(0.1, 1 / self._quiet) * (taken - self._quiet_seconds)
         self._watcher.answered(jobs, work)
         if self.waiting:
             self.turn()

@@ -131,16 +131,15 @@ class Trial:
             return
         plan = self.plan
         if self.agreement.tripped:
-            self._end(
-                "failed", f"answers {self._of(self.agreement)} rows differently; {1 - plan.min_agreement:.3g} may"
-            )
+            most = f"{100 * (1 - plan.min_agreement):.3g} %"
+            self._end("failed", f"{self._of(self.agreement)} rows were answered differently; at most {most} may be")
         elif self.errors.tripped:
-            self._end("failed", f"{self._of(self.errors)} requests failed; a share of {plan.max_errors:g} may")
+            self._end("failed", f"{self._of(self.errors)} requests failed; at most {100 * plan.max_errors:g} % may")
         elif self.slow.tripped:
             self._end(
                 "failed",
                 f"{self._of(self.slow)} requests took more than {plan.max_slowdown:g} times the 95th percentile of "
-                f"version {self.old}; a share of {plan.max_slow:g} may",
+                f"version {self.old}; at most {100 * plan.max_slow:g} % may",
             )
 
     @staticmethod
@@ -158,9 +157,8 @@ class Trial:
             self._renewed = self._clock()
             return
         if self.state not in ("running", "paused"):
-            raise Conflict(
-                f"the roll-out of version {self.new} is over: it {self.state}{f': {self.why}' * bool(self.why)}"
-            )
+            why = f" ({self.why})" if self.why else ""
+            raise Conflict(f"the roll-out of version {self.new} is over: {self.state}{why}")
         if action == "pause":
             self.state = "paused"
         elif action == "resume":

@@ -185,7 +185,7 @@ class ReleaseProtocol:
 
     def _reached(self, entry: Entry, what: str, detail: str = "") -> None:
         """Say what was reached; the ledger has it for people, so that a store that is away holds up nothing."""
-        self._note(what)
+        self._note(f"{what} ({detail})" if detail else what)
         try:
             ReleaseSteps(self.store).add(entry, what, detail)
         except StoreError as trouble:

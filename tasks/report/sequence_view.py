@@ -63,7 +63,9 @@ def front_sentence(report: RunReport) -> str:
     listed = ", ".join(f"{version} ({row.name if row else '?'})" for version, row in sorted(names, key=lambda n: n[0]))
     return (
         f"The {len(report.front)} proven variants that no other beats at accuracy, latency and size are registered as "
-        f"versions {listed}. To put another one into service: winnow promote {report.model} VERSION."
+        f"versions {listed}. The endpoint serves them under one name: a request chooses by min_accuracy, "
+        "max_latency_ms or variant. To have another one answer those that do not choose: "
+        f"winnow promote {report.model} VERSION."
     )
 
 
