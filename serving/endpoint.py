@@ -28,6 +28,7 @@ from serving.grpc_front.grpc_order import GrpcOrder, grpc_is_installed
 from serving.issuer_keys import IssuerKeysUnusable, is_encrypted, is_url
 from serving.key_ring import KeyRing, TokenFinder
 from serving.limits import RequestLimits
+from serving.pinned_models import BadPin, PinnedModels
 from serving.rollout import Rollout
 from serving.sampling.sample_keeper import SampleKeeper
 from serving.sampling.sample_order import SampleOrder, sample_order
@@ -79,6 +80,8 @@ class EndpointSettings:
     """Of one core for an hour; None: no costs are shown."""
     samples: SampleOrder | None = None
     """Which requests are kept; None: none."""
+    pinned: PinnedModels | None = None
+    """What is served whatever the ledger says; None: the ledger's champions."""
     unprotected: bool = False
     """Whether the data plane may be open to the network without TLS and keys: something in front of it has both."""
     limits: RequestLimits = field(default_factory=RequestLimits)
@@ -88,7 +91,7 @@ class EndpointSettings:
         """From WINNOW_ENDPOINT_HOST, WINNOW_ENDPOINT_PORT, WINNOW_ADMIN_HOST, WINNOW_ADMIN_PORT, WINNOW_ADMIN_TOKEN,
         WINNOW_GRPC_PORT, WINNOW_HOME, WINNOW_KEYS, WINNOW_TLS_CERTIFICATE, WINNOW_TLS_KEY, WINNOW_TLS_CLIENTS,
         WINNOW_JWT_KEYS, WINNOW_JWT_ISSUER, WINNOW_JWT_AUDIENCE, WINNOW_ACCESS_LOG, OTEL_EXPORTER_OTLP_ENDPOINT,
-        WINNOW_ENDPOINT_ISOLATION, WINNOW_CPU_HOUR_COST, WINNOW_SAMPLE, WINNOW_SAMPLE_DAYS and
+        WINNOW_ENDPOINT_ISOLATION, WINNOW_SERVE, WINNOW_CPU_HOUR_COST, WINNOW_SAMPLE, WINNOW_SAMPLE_DAYS and
         WINNOW_ENDPOINT_UNPROTECTED.
 
         Raises:
@@ -114,6 +117,7 @@ class EndpointSettings:
             isolated=_isolated(),
             cpu_hour_cost=_cost(),
             samples=_samples(),
+            pinned=_pinned(),
             unprotected=os.environ.get("WINNOW_ENDPOINT_UNPROTECTED", "").lower() in ("1", "true", "yes"),
         )
 
@@ -189,7 +193,7 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         await _listener(services[1], sockets[1], None),
     ]
     beside = [
-        asyncio.create_task(load_champions(rollout, ledger or _ledger)),
+        asyncio.create_task(load_champions(rollout, ledger or (lambda: settings.pinned or _ledger()))),
         asyncio.create_task(tick_for_ever(*services)),
         asyncio.create_task(_sweep_for_ever(rollout, tls)),
         asyncio.create_task(keys.keep()),
@@ -310,6 +314,14 @@ def _samples() -> SampleOrder | None:
         return sample_order(os.environ)
     except ValueError as error:
         raise EndpointMisconfigured(str(error)) from error
+
+
+def _pinned() -> PinnedModels | None:
+    text = os.environ.get("WINNOW_SERVE")
+    try:
+        return PinnedModels.parse(text) if text else None
+    except BadPin as error:
+        raise EndpointMisconfigured(f"WINNOW_SERVE: {error}") from error
 
 
 def _file(variable: str) -> Path | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -13,6 +12,7 @@ from model_registry.variant import Variant
 from serving.engines.engine_lane import EngineLane, Heard, LaneWatcher
 from serving.engines.engine_link import EngineLink
 from serving.engines.infer_job import InferJob
+from serving.engines.usable_cores import usable_cores
 from serving.exceptions import ServingError
 from serving.limits import RequestLimits
 
@@ -132,6 +132,6 @@ class _Beside:
 
 def _engines(variant: Variant) -> int:
     """Engine processes for a variant: as many as the cores that we may use have room for."""
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     large = sum(file.size for file in variant.files) > _SHARED_BYTES
     return 1 if large else max(1, min(_MOST_ENGINES, cores // max(1, variant.runtime.intra_op_threads)))
