@@ -7,10 +7,11 @@ variant's manifest and its files alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from model_registry.ledger import LedgerError
+from model_registry.variant_set import SetMember
 
 _PIN = re.compile(r"(?P<model>[A-Za-z0-9][A-Za-z0-9_.-]{0,63})/(?P<version>[1-9][0-9]{0,17})@(?P<digest>[0-9a-f]{64})")
 
@@ -61,3 +62,7 @@ class PinnedModels:
         if model not in self._pins:
             raise LedgerError(f"no version of {model!r} was given")
         return self._pins[model]
+
+    def members(self, model: str, version: int, /) -> Sequence[SetMember]:
+        """None: the version is served alone."""
+        return ()

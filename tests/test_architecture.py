@@ -45,6 +45,8 @@ CONFINED = {
     "google": ("serving/grpc_front/",),
     "jwt": ("serving/issuer_tokens.py",),
     "opentelemetry": ("serving/telemetry/request_spans.py",),
+    "ray": ("serving/ray_",),
+    "aiohttp": ("serving/ray_",),
     "torch_pruning": ("tasks/torch_models/channel_pruner.py", "tasks/torch_models/pruning_plan.py"),
     "onnxruntime": (
         "tasks/train/onnx_teacher.py",
