@@ -162,9 +162,10 @@ OTEL = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
 
 @pytest.mark.parametrize(("extra", "asked"), [("grpc", {"WINNOW_GRPC_PORT": "0"}), ("jwt", JWT), ("otel", OTEL)])
 def test_an_extra_is_asked_for_and_missing(tmp_path: Path, seen: Path, extra: str, asked: dict[str, str]) -> None:
+    ports = {"WINNOW_ENDPOINT_PORT": "0", "WINNOW_ADMIN_PORT": "0"}
     done = subprocess.run(
         LAUNCHERS["python -m serving"],
-        env={**os.environ, "PYTHONPATH": path(tmp_path), "WINNOW_HOME": str(tmp_path), **asked},
+        env={**os.environ, "PYTHONPATH": path(tmp_path), "WINNOW_HOME": str(tmp_path), **ports, **asked},
         capture_output=True,
         text=True,
         timeout=60,
