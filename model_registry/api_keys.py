@@ -86,11 +86,13 @@ class KeyFile:
             KeysUnreadable: it is damaged, or others may read it.
         """
         try:
-            mode, data = self.path.stat().st_mode, self.path.read_bytes()
+            status, data = self.path.stat(), self.path.read_bytes()
         except FileNotFoundError:
             return None
-        if mode & 0o077:
-            raise KeysUnreadable(f"{self.path} can be read by others; chmod 600 {self.path}")
+        # What another user owns, we cannot write or chmod: a Secret that Kubernetes mounts is root's, and readable by
+        # a group. Nobody can use a key who reads it; only others must not write it.
+        if status.st_mode & (0o077 if status.st_uid == os.geteuid() else 0o022):
+            raise KeysUnreadable(f"{self.path} is open to others; chmod 600 {self.path}")
         try:
             return KeySet.model_validate_json(data)
         except ValidationError as error:

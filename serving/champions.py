@@ -51,7 +51,7 @@ class StoredReleases:
         return () if found is None else found.beside(version)
 
 
-class _Found(NamedTuple):
+class Released(NamedTuple):
     """Of a model: its champion, or what is wrong with its ledger; and the set of that version."""
 
     champion: ServedChampion | LedgerError
@@ -67,7 +67,7 @@ async def load_champions(rollout: Rollout, ledger: Callable[[], LedgerReader]) -
     pause = FIRST_PAUSE
     while True:
         try:
-            champions = await asyncio.to_thread(_read, ledger)
+            champions = await asyncio.to_thread(read_champions, ledger)
         except (StoreError, LedgerError) as error:
             if rollout.waiting_for:
                 rollout.waiting_for = f"the ledger cannot be read: {error}"
@@ -83,30 +83,35 @@ async def load_champions(rollout: Rollout, ledger: Callable[[], LedgerReader]) -
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _read(ledger: Callable[[], LedgerReader]) -> dict[str, _Found]:
+def read_champions(ledger: Callable[[], LedgerReader]) -> dict[str, Released]:
     """What is to be served; models never released are left out."""
     book = ledger()
-    found: dict[str, _Found] = {}
+    found: dict[str, Released] = {}
     for model in book.models():
         try:
             champion = book.champion(model)
         except LedgerError as error:
-            found[model] = _Found(error)
+            found[model] = Released(error)
         else:
             if champion is not None:
-                found[model] = _Found(champion, book.members(model, champion.to_version))
+                found[model] = Released(champion, book.members(model, champion.to_version))
     return found
 
 
-async def _serve(rollout: Rollout, model: str, wanted: _Found) -> bool:
+async def _serve(rollout: Rollout, model: str, wanted: Released) -> bool:
     """Whether the model is in service now, with all of its set."""
     if not await _serve_champion(rollout, model, wanted.champion):
         return False
     champion = wanted.champion
     if isinstance(champion, LedgerError) or rollout.models[model].serving != str(champion.to_version):
         return True  # the admin listener gave the traffic to another one
+    return await serve_set(rollout, model, wanted.members)
+
+
+async def serve_set(rollout: Rollout, model: str, members: Sequence[SetMember]) -> bool:
+    """Load what is missing of a set, and serve it; whether all of it is there."""
     there, whole = list[SetMember](), True
-    for member in wanted.members:
+    for member in members:
         try:
             await rollout.load(model, str(member.version), member.digest, spare=True)
             there.append(member)

@@ -20,6 +20,7 @@ from model_registry.audit_log import AuditLog
 from model_registry.store import Store
 from serving.champions import LedgerReader, StoredReleases, load_champions
 from serving.endpoint_watch import EndpointWatch
+from serving.followed_ledger import follow_ledger
 from serving.front.admin_plane import AdminPlane
 from serving.front.data_plane import DataPlane
 from serving.front.http_service import RoutedService, tick_for_ever
@@ -28,6 +29,7 @@ from serving.grpc_front.grpc_order import GrpcOrder, grpc_is_installed
 from serving.issuer_keys import IssuerKeysUnusable, is_encrypted, is_url
 from serving.key_ring import KeyRing, TokenFinder
 from serving.limits import RequestLimits
+from serving.pinned_models import BadPin, PinnedModels
 from serving.rollout import Rollout
 from serving.sampling.sample_keeper import SampleKeeper
 from serving.sampling.sample_order import SampleOrder, sample_order
@@ -79,6 +81,10 @@ class EndpointSettings:
     """Of one core for an hour; None: no costs are shown."""
     samples: SampleOrder | None = None
     """Which requests are kept; None: none."""
+    pinned: PinnedModels | None = None
+    """What is served whatever the ledger says; None: the ledger's champions."""
+    follow: float | None = None
+    """Seconds between looks at the ledger for new champions; None: they come by the admin listener alone."""
     unprotected: bool = False
     """Whether the data plane may be open to the network without TLS and keys: something in front of it has both."""
     limits: RequestLimits = field(default_factory=RequestLimits)
@@ -88,8 +94,8 @@ class EndpointSettings:
         """From WINNOW_ENDPOINT_HOST, WINNOW_ENDPOINT_PORT, WINNOW_ADMIN_HOST, WINNOW_ADMIN_PORT, WINNOW_ADMIN_TOKEN,
         WINNOW_GRPC_PORT, WINNOW_HOME, WINNOW_KEYS, WINNOW_TLS_CERTIFICATE, WINNOW_TLS_KEY, WINNOW_TLS_CLIENTS,
         WINNOW_JWT_KEYS, WINNOW_JWT_ISSUER, WINNOW_JWT_AUDIENCE, WINNOW_ACCESS_LOG, OTEL_EXPORTER_OTLP_ENDPOINT,
-        WINNOW_ENDPOINT_ISOLATION, WINNOW_CPU_HOUR_COST, WINNOW_SAMPLE, WINNOW_SAMPLE_DAYS and
-        WINNOW_ENDPOINT_UNPROTECTED.
+        WINNOW_ENDPOINT_ISOLATION, WINNOW_SERVE, WINNOW_FOLLOW_SECONDS, WINNOW_CPU_HOUR_COST, WINNOW_SAMPLE,
+        WINNOW_SAMPLE_DAYS and WINNOW_ENDPOINT_UNPROTECTED.
 
         Raises:
             EndpointMisconfigured: one of them cannot be, or a listener would be open to the network unprotected.
@@ -114,6 +120,8 @@ class EndpointSettings:
             isolated=_isolated(),
             cpu_hour_cost=_cost(),
             samples=_samples(),
+            pinned=_pinned(),
+            follow=_follow(),
             unprotected=os.environ.get("WINNOW_ENDPOINT_UNPROTECTED", "").lower() in ("1", "true", "yes"),
         )
 
@@ -146,7 +154,13 @@ class EndpointSettings:
         return self.keys or self.home / "keys.json"
 
 
-def run_endpoint(settings: EndpointSettings, ledger: Callable[[], LedgerReader] | None = None) -> None:
+Listening = Callable[[str, str], None]
+"""Is told the URLs of the data plane and of the admin listener, once both take connections."""
+
+
+def run_endpoint(
+    settings: EndpointSettings, ledger: Callable[[], LedgerReader] | None = None, listening: Listening | None = None
+) -> None:
     """Serve until SIGTERM or SIGINT, then drain: listeners first, engine processes last.
 
     Raises:
@@ -157,11 +171,13 @@ def run_endpoint(settings: EndpointSettings, ledger: Callable[[], LedgerReader] 
     except ValueError as error:
         raise EndpointMisconfigured(str(error)) from error
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(serve(settings, ledger))
+        runner.run(serve(settings, ledger, listening))
 
 
-async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] | None = None) -> None:
-    """The endpoint on the running event loop; see :func:`run`."""
+async def serve(
+    settings: EndpointSettings, ledger: Callable[[], LedgerReader] | None = None, listening: Listening | None = None
+) -> None:
+    """The endpoint on the running event loop; see :func:`run_endpoint`."""
     tls = _tls(settings)
     rollout = Rollout(
         VariantCache(settings.home / "endpoint-cache", Store.from_environment),
@@ -188,18 +204,23 @@ async def serve(settings: EndpointSettings, ledger: Callable[[], LedgerReader] |
         await _listener(services[0], sockets[0], tls),
         await _listener(services[1], sockets[1], None),
     ]
+    champions = ledger or (lambda: settings.pinned or _ledger())
     beside = [
-        asyncio.create_task(load_champions(rollout, ledger or _ledger)),
+        asyncio.create_task(load_champions(rollout, champions)),
         asyncio.create_task(tick_for_ever(*services)),
         asyncio.create_task(_sweep_for_ever(rollout, tls)),
         asyncio.create_task(keys.keep()),
         *([] if requests is None else [asyncio.create_task(requests.keep())]),
         *([] if grpc is None else [asyncio.create_task(grpc.keep())]),
         *([] if samples is None else [asyncio.create_task(samples.keep())]),
+        *([] if settings.follow is None else [asyncio.create_task(follow_ledger(rollout, champions, settings.follow))]),
     ]
     for task in beside:
         task.add_done_callback(_report)
-    log.info("serving on %s, admin on %s", _url(sockets[0], tls is not None), _url(sockets[1]))
+    urls = _url(sockets[0], tls is not None), _url(sockets[1])
+    log.info("serving on %s, admin on %s", *urls)
+    if listening is not None:
+        listening(*urls)
     try:
         await stopping.wait()
         log.info("stopping: requests in flight are finished first")
@@ -310,6 +331,27 @@ def _samples() -> SampleOrder | None:
         return sample_order(os.environ)
     except ValueError as error:
         raise EndpointMisconfigured(str(error)) from error
+
+
+def _pinned() -> PinnedModels | None:
+    text = os.environ.get("WINNOW_SERVE")
+    try:
+        return PinnedModels.parse(text) if text else None
+    except BadPin as error:
+        raise EndpointMisconfigured(f"WINNOW_SERVE: {error}") from error
+
+
+def _follow() -> float | None:
+    text = os.environ.get("WINNOW_FOLLOW_SECONDS")
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0.1 <= seconds <= 86_400:
+        raise EndpointMisconfigured(f"WINNOW_FOLLOW_SECONDS is {text!r}; set it to seconds, 0.1 to 86400, or unset it")
+    return seconds
 
 
 def _file(variable: str) -> Path | None:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from model_registry.answer_labels import ONE_OF_SEVERAL, SEVERAL_AT_ONCE
 from model_registry.cpu_class import require_cpu_class
@@ -20,6 +19,7 @@ from model_registry.variant import RuntimeSpec, TensorSpec, Variant
 from serving.exceptions import EngineLoadError, EngineRunError
 from serving.labelled import Labelling
 from serving.onnx_safety import check_onnx
+from serving.quiet_runtime import onnxruntime
 from serving.tensors import NUMPY, ONNX, Array, bytes_array
 from serving.verified_file import read_verified
 

@@ -44,6 +44,8 @@ class RequestLimits:
     infer_seconds: float = 60.0
     """Time in which the engine must answer."""
     # -- of a version
+    cores: int = 1024
+    """That its engines count on; fewer where the process may use fewer."""
     rows_per_run: int = 64
     """Most rows that go through the model at once: more would keep memory for good, and others waiting."""
     pending: int = 1024

@@ -7,14 +7,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
-
 from model_registry.manifest import describe_files
 from model_registry.store import Store
 from model_registry.variant import TensorSpec, Variant
 from serving.engine import MODEL, Engine
 from serving.exceptions import LoadRefused
 from serving.onnx_safety import check_onnx
+from serving.quiet_runtime import onnxruntime
 from serving.sample_values import SampleReader, as_text, only_row
 from serving.tensors import ONNX, Array
 from serving.variant_cache import VariantCache

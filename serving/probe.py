@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from pydantic import Field
 
 from model_registry.answering import AnsweringFailed, AskedProcess, answer_requests
@@ -22,6 +21,7 @@ from model_registry.measurement import Clocked, Hardware, LatencyIntervals, Spee
 from model_registry.variant import Frozen, TensorSpec, Variant
 from serving.engine import Engine
 from serving.probe_latency import EngineTiming, ModelAlone, compare_engines, compare_many, pinned
+from serving.quiet_runtime import onnxruntime
 from serving.tensors import NUMPY, Array
 
 MAX_REQUESTS = 64

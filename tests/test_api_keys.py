@@ -79,6 +79,25 @@ def test_a_damaged_or_open_file_is_named_with_the_remedy(
         ring.find(b"Bearer x")
 
 
+@pytest.mark.parametrize(("mode", "read"), [(0o440, True), (0o444, True), (0o460, False), (0o446, False)])
+def test_a_file_of_another_user_may_be_read_but_not_written_by_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, read: bool
+) -> None:
+    """A Secret that Kubernetes mounts belongs to root, and a group or everybody may read it."""
+    file = KeyFile(tmp_path / "keys.json")
+    file.add("a")
+    file.path.chmod(mode)
+    with pytest.raises(KeysUnreadable, match="chmod 600"):
+        file.read()
+    mine = file.path.stat().st_uid
+    monkeypatch.setattr("os.geteuid", lambda: mine + 1)
+    if read:
+        assert file.read() is not None
+    else:
+        with pytest.raises(KeysUnreadable, match="open to others"):
+            file.read()
+
+
 def bearer(text: str) -> bytes:
     return f"Bearer {text}".encode()
 

@@ -18,7 +18,7 @@ MOST_ARGUMENTS, MOST_METHODS = 10, 15
 LARGER = {"Registry", "Stack", "Store", "Tabular", "compress_model"}
 """Classes of more methods, and a call whose keywords users write; none is added to them."""
 
-OFFERED = ("loaded_model", "sample_values", "tensors", "exceptions")
+OFFERED = ("engine", "engines.batch_certificate", "loaded_model", "sample_values", "tensors", "exceptions")
 """What of the endpoint is also for callers in Python: nothing that listens."""
 
 # package -> packages it may import
@@ -45,6 +45,8 @@ CONFINED = {
     "google": ("serving/grpc_front/",),
     "jwt": ("serving/issuer_tokens.py",),
     "opentelemetry": ("serving/telemetry/request_spans.py",),
+    "ray": ("serving/ray_",),
+    "aiohttp": ("serving/ray_",),
     "torch_pruning": ("tasks/torch_models/channel_pruner.py", "tasks/torch_models/pruning_plan.py"),
     "onnxruntime": (
         "tasks/train/onnx_teacher.py",

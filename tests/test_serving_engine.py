@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ from onnx_models import constant, digits, filled, identities
 
 from model_registry.cpu_class import CpuClassMismatch
 from model_registry.manifest import ManifestMismatch, describe_folder
+from model_registry.quiet import TELEMETRY_OFF
 from model_registry.variant import RuntimeSpec, TensorSpec, Variant
 from serving import onnx_safety
 from serving.engine import Engine
@@ -309,3 +313,18 @@ def test_garbage_is_unsafe_and_never_anything_else(data: bytes, position: int, b
             check_onnx(candidate)
         except UnsafeModel as error:
             assert str(error)
+
+
+def test_onnx_runtime_calls_nobody_from_a_users_own_process(tmp_path: Path) -> None:
+    """What it has to report it keeps in the home folder first."""
+    digits(tmp_path / "v")
+    loud = ("CI", *TELEMETRY_OFF)
+    theirs = {name: value for name, value in os.environ.items() if name not in loud and not name.startswith("XDG_")}
+    code = (
+        "import os, sys, winnow; before = dict(os.environ); winnow.load(sys.argv[1])\nassert dict(os.environ) == before"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    command = [sys.executable, "-P", "-c", code, str(tmp_path / "v" / "model.onnx")]
+    subprocess.run(command, env={**theirs, "HOME": str(home)}, check=True)
+    assert list(home.rglob("*")) == []

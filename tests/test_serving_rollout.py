@@ -21,6 +21,7 @@ from endpoint_process import ASK, Endpoint, endpoint, long, wait_for
 from onnx_models import numbered, publish, slow
 
 from model_registry.store import Store
+from serving.engines.usable_cores import usable_cores
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +140,7 @@ def test_killed_engines_cost_no_answer_and_are_replaced(running: Endpoint, store
     one = numbered(store, tmp_path, 1)
     running.deploy("m", "1", crawling.digest)
     running.deploy("other", "1", one.digest)
-    wait_for(lambda: len(running.version("m", "1")["pids"]) == len(os.sched_getaffinity(0)))
+    wait_for(lambda: len(running.version("m", "1")["pids"]) == usable_cores())
     first = running.version("m", "1")["pids"]
     with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(running.infer, "m", long(100_000))

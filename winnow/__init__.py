@@ -82,6 +82,7 @@ __all__ = [
     "load",
     "local",
     "promote",
+    "ray_application",
     "read_idx",
     "read_image_folder",
     "read_npz",
@@ -120,6 +121,7 @@ if TYPE_CHECKING:  # one line per name: what is here is what there is, for type 
     from model_registry.store import StoreUnavailable as StoreUnavailable
     from serving.exceptions import InvalidRequest as InvalidRequest
     from serving.loaded_model import LoadedModel as LoadedModel
+    from serving.ray_application import ray_application as ray_application
     from tasks.readers.folder_reader import read_image_folder as read_image_folder
     from tasks.readers.idx_reader import read_idx as read_idx
     from tasks.readers.npz_reader import read_npz as read_npz

@@ -24,6 +24,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("flows.commands.command_compare", "Show one run."),
     "compare": ("flows.commands.command_compare", "Compare the variants of a model or a run."),
     "pull": ("flows.commands.command_compare", "Write a released model to a file."),
+    "export-serving": (
+        "flows.commands.command_export_serving",
+        "Write a version for Kubernetes, KServe or Triton.",
+    ),
     "promote": ("flows.commands.command_release", "Put a registered version into service."),
     "rollout": ("flows.commands.command_rollout", "Look at a roll-out, or pause, resume, promote or abort it."),
     "rollback": ("flows.commands.command_release", "Put the previous champion back into service."),
@@ -54,7 +58,7 @@ class LazyGroup(click.Group):
             raise click.ClickException(
                 f"winnow {name} needs more than the endpoint's dependencies: pip install 'winnow-mlops[pipeline]'"
             )
-        command = getattr(importlib.import_module(COMMANDS[name][0]), f"{name}_command")
+        command = getattr(importlib.import_module(COMMANDS[name][0]), f"{name.replace('-', '_')}_command")
         assert isinstance(command, click.Command)
         return command
 

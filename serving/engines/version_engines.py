@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
@@ -13,6 +12,7 @@ from model_registry.variant import Variant
 from serving.engines.engine_lane import EngineLane, Heard, LaneWatcher
 from serving.engines.engine_link import EngineLink
 from serving.engines.infer_job import InferJob
+from serving.engines.usable_cores import usable_cores
 from serving.exceptions import ServingError
 from serving.limits import RequestLimits
 
@@ -48,7 +48,7 @@ class VersionEngines:
         spare: bool = False,
     ) -> None:
         self._isolated = isolated
-        self._most = _engines(variant) if isolated else 1
+        self._most = _engines(variant, limits.cores) if isolated else 1
         self._start, self._limits, self._watcher, self._name = start, limits, watcher, name
         self.lane = EngineLane(start, limits, watcher, name=name, count=1 if spare else self._most)
         self._large: EngineLane | None = None
@@ -130,8 +130,8 @@ class _Beside:
         """Nothing was said to be missing."""
 
 
-def _engines(variant: Variant) -> int:
-    """Engine processes for a variant: as many as the cores that we may use have room for."""
-    cores = len(os.sched_getaffinity(0))
+def _engines(variant: Variant, most: int) -> int:
+    """Engine processes for a variant: as many as the cores that we may use, at most so many, have room for."""
+    cores = min(most, usable_cores())
     large = sum(file.size for file in variant.files) > _SHARED_BYTES
     return 1 if large else max(1, min(_MOST_ENGINES, cores // max(1, variant.runtime.intra_op_threads)))

@@ -230,7 +230,10 @@ class HttpConnection(asyncio.Protocol):
     def check(self, now: float) -> None:
         """Called twice a second for every connection: one timer for all of them."""
         waited, limits, within = now - self._since, self.service.limits, self._reader.within
-        if self._lingering:
+        if self.gone:  # closed, but TLS waits for the client's goodbye, which most clients never send
+            if self.service.draining and waited > _LINGER_SECONDS:
+                self.close(at_once=True)
+        elif self._lingering:
             if waited > _LINGER_SECONDS:
                 self.close(at_once=True)
         elif self._writing_paused:
@@ -249,7 +252,8 @@ class HttpConnection(asyncio.Protocol):
 
     def close(self, *, at_once: bool = False) -> None:
         """Close, mostly after what was written has been sent."""
-        self.gone = True
+        if not self.gone:
+            self.gone, self._since = True, self.service.now
         if self._transport is not None:
             (self._transport.abort if at_once else self._transport.close)()
 
