@@ -12,6 +12,7 @@ from model_registry.ledger import Ledger, LedgerError
 from model_registry.store import Store, StoreError
 from model_registry.variant_set import SetMember, VariantSets
 from serving.exceptions import Conflict, LoadRefused, NotFound, ServingError
+from serving.load_errors import public_text
 from serving.rollout import Model, Rollout
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
@@ -70,12 +71,13 @@ async def load_champions(rollout: Rollout, ledger: Callable[[], LedgerReader]) -
             champions = await asyncio.to_thread(read_champions, ledger)
         except (StoreError, LedgerError) as error:
             if rollout.waiting_for:
-                rollout.waiting_for = f"the ledger cannot be read: {error}"
+                rollout.waiting_for = f"the ledger cannot be read: {public_text(error)}"
+                rollout.waiting_detail = f"the ledger cannot be read: {error}"
             log.warning("the ledger cannot be read, next attempt in %g s: %s", pause, error)
         else:
             for model in champions:
                 rollout.models.setdefault(model, Model(reason="its champion is being loaded"))
-            rollout.waiting_for = ""
+            rollout.waiting_for = rollout.waiting_detail = ""
             done = await asyncio.gather(*(_serve(rollout, *item) for item in champions.items()))
             if all(done):
                 return
@@ -117,7 +119,7 @@ async def serve_set(rollout: Rollout, model: str, members: Sequence[SetMember]) 
             there.append(member)
         except ServingError as error:
             whole = False
-            log.error("model %s is served without version %s of its set: %s", model, member.version, error)
+            log.error("model %s is served without version %s of its set: %s", model, member.version, error.detail)
     with suppress(Conflict, NotFound):  # the admin listener was quicker
         rollout.set_members(model, there)
     return whole
@@ -130,14 +132,14 @@ async def _serve_champion(rollout: Rollout, model: str, champion: ServedChampion
         return True
     try:
         if isinstance(champion, LedgerError):
-            raise LoadRefused(str(champion))
+            raise LoadRefused("its ledger cannot be read; the endpoint's log says more", detail=str(champion))
         version = str(champion.to_version)
         loaded = await rollout.load(model, version, champion.digest)
         if found.serving is None:
             rollout.set_traffic(model, version)
     except ServingError as error:
-        found.reason = str(error)
-        log.error("model %s is not served: %s", model, error)
+        found.reason, found.detail = str(error), error.detail
+        log.error("model %s is not served: %s", model, error.detail)
         return False
     pids = ", ".join(str(engine.pid) for engine in loaded.engines)
     log.info("model %s serves version %s, engine process %s", model, version, pids)

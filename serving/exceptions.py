@@ -7,9 +7,17 @@ from __future__ import annotations
 
 
 class ServingError(Exception):
-    """Base: anything that becomes an error answer ``{"error": text}``."""
+    """Base: anything that becomes an error answer ``{"error": text}``.
+
+    Args:
+        detail: what whoever administers the endpoint is told in the text's place: addresses, buckets, paths.
+    """
 
     status = 500
+
+    def __init__(self, message: str, *, detail: str = "") -> None:
+        super().__init__(message)
+        self.detail = detail or message
 
 
 class InvalidRequest(ServingError):

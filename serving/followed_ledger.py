@@ -48,7 +48,7 @@ async def follow_ledger(rollout: Rollout, ledger: Callable[[], LedgerReader], se
                 if await _take_over(rollout, model, champion, members):
                     taken[model] = wanted
             except ServingError as error:
-                log.error("model %s stays as it is: %s", model, error)
+                log.error("model %s stays as it is: %s", model, error.detail)
 
 
 async def _take_over(rollout: Rollout, model: str, champion: ServedChampion, members: Sequence[SetMember]) -> bool:

@@ -7,21 +7,16 @@ import logging
 import time
 from typing import Any, Literal
 
-from pydantic import ValidationError
-
-from model_registry.cpu_class import CpuClassMismatch
-from model_registry.manifest import ManifestMismatch
-from model_registry.store import CorruptObject, ObjectMissing, StoreError
-from model_registry.variant import NewerRecord, TensorSpec
+from model_registry.variant import TensorSpec
 from serving.engines.engine_lane import Heard, LanePace
 from serving.engines.engine_link import EngineLink
 from serving.engines.infer_job import InferJob
 from serving.engines.nursery_link import Nursery
 from serving.engines.version_engines import VersionEngines
-from serving.exceptions import EngineLoadError, LoadFailed, LoadRefused, NotReady, ServingError
+from serving.exceptions import NotReady
 from serving.limits import RequestLimits
-from serving.onnx_safety import UnsafeModel
-from serving.variant_cache import CacheUnusable, VariantCache
+from serving.load_errors import load_error
+from serving.variant_cache import VariantCache
 from serving.version_stats import VersionStats
 
 State = Literal["ready", "restarting", "draining", "stopped"]
@@ -104,7 +99,7 @@ class LoadedVersion:
         try:
             _, variant = await asyncio.to_thread(self._cache.fetch, self.digest)
         except Exception as error:
-            raise self._told(error) from error
+            raise load_error(self._name(), error) from error
         engines = VersionEngines(
             self._start,
             self._limits,
@@ -169,23 +164,7 @@ class LoadedVersion:
                 seconds=self._limits.load_seconds,
             )
         except Exception as error:
-            raise self._told(error) from error
-
-    def _told(self, error: Exception) -> ServingError:
-        """What is told of an error while loading: refused for good, or failed for now."""
-        name = self._name()
-        if isinstance(error, ValidationError):
-            return LoadRefused(
-                f"{name} cannot be served: the store's manifest does not hash to its name; register it again"
-            )
-        if isinstance(error, _REFUSED):
-            return LoadRefused(f"{name} cannot be served: {error}")
-        if isinstance(error, StoreError | CacheUnusable | LoadFailed):
-            return LoadFailed(f"{name} could not be loaded: {error}")
-        # No descriptors, memory or threads left, or a fault of ours: it may pass.
-        log.error("%s could not be loaded", name, exc_info=error)
-        why = getattr(error, "strerror", None) or type(error).__name__  # clients read it: no paths
-        return LoadFailed(f"{name} could not be loaded: {why}; the endpoint's log says more")
+            raise load_error(self._name(), error) from error
 
     def _name(self) -> str:
         return f"version {self.version} of model {self.model!r} (digest {self.digest[:12]})"
@@ -205,14 +184,3 @@ class _Reports:
     def restarted(self) -> None:
         if self._version.state == "restarting":
             self._version.state, self._version.reason = "ready", ""
-
-
-_REFUSED = (
-    ObjectMissing,
-    CorruptObject,
-    UnsafeModel,
-    CpuClassMismatch,
-    EngineLoadError,
-    ManifestMismatch,
-    NewerRecord,
-)

@@ -30,7 +30,9 @@ class Model:
     versions: dict[str, LoadedVersion] = field(default_factory=dict)
     serving: str | None = None
     reason: str = "no version has the traffic yet"
-    """Why no version has the traffic."""
+    """Why no version has the traffic; clients read it."""
+    detail: str = ""
+    """The same with what only whoever administers the endpoint may read; empty: there is no more to say."""
     steering: Steering = field(default_factory=Steering)
 
 
@@ -40,7 +42,9 @@ class Rollout:
     def __init__(self, cache: VariantCache, limits: RequestLimits, *, isolated: bool = True) -> None:
         self.models: dict[str, Model] = {}
         self.waiting_for = "the ledger has not been read yet"
-        """What the endpoint waits for before it can be ready; empty when nothing."""
+        """What the endpoint waits for before it can be ready; empty when nothing. Clients read it."""
+        self.waiting_detail = ""
+        """As :attr:`Model.detail`."""
         self._cache, self._limits, self._nursery = cache, limits, Nursery() if isolated else None
         self._loading: dict[tuple[str, str], tuple[str, asyncio.Task[LoadedVersion]]] = {}
         self._closing = False

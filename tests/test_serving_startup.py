@@ -47,7 +47,7 @@ def test_the_admin_listener_overrules_a_champion_that_is_still_tried(store: Stor
     one = numbered(store, tmp_path, 1)
     release(store, "m", 1, "0" * 64)
     with endpoint(tmp_path / "home", wait=False) as running:
-        wait_for(lambda: "has no variant" in running.get("/v2/models/m/ready").text)
+        wait_for(lambda: "it is not in the store" in running.get("/v2/models/m/ready").text)
         running.deploy("m", "2", one.digest)
         running.wait_ready()
         assert running.infer("m", ASK).json()["model_version"] == "2"
@@ -126,6 +126,10 @@ def test_a_store_that_is_down_at_the_start_is_waited_for(store: Store, tmp_path:
     url = f"http://127.0.0.1:{door.port}"
     with ExitStack() as stack, endpoint(tmp_path / "home", wait=False, AWS_ENDPOINT_URL_S3=url) as running:
         wait_for(lambda: "ledger cannot be read" in running.get("/v2/health/ready").text)
+        ready = running.get("/v2/health/ready").text
+        assert "the store does not answer" in ready and str(door.port) not in ready, "clients learn no addresses"
+        assert str(door.port) not in running.infer("m", ASK).text
+        assert url in running.admin("GET", "/admin/models").json()["waiting_for"]
         assert running.get("/v2/health/live").status_code == 200
         assert running.infer("m", ASK).status_code == 503
         refused = running.admin("PUT", "/admin/models/m/versions/1", {"digest": one.digest})

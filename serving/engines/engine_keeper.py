@@ -96,7 +96,7 @@ class EngineKeeper:
                     engine = await self._start()
                 except ServingError as error:
                     again = f"its engine process died{self._end}; starting it again failed: " if died else ""
-                    log.error("%s: %s%s", self._name, again, error)
+                    log.error("%s: %s%s", self._name, again, error.detail)
                     self._user.fails(f"{again}{error}")
                     continue
                 self._came(engine, died)

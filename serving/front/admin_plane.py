@@ -74,6 +74,9 @@ class AdminPlane(RoutedService):
             return
         super().admit(head)
 
+    def text_of(self, error: ServingError) -> str:
+        return error.detail
+
     def _refusal(self, head: RequestHead) -> ServingError | None:
         if not self._expected:
             return AdminDisabled("the endpoint was started without WINNOW_ADMIN_TOKEN; set it and start it again")
@@ -88,7 +91,7 @@ class AdminPlane(RoutedService):
             {
                 "model": name,
                 "serving": model.serving,
-                "reason": model.reason if model.serving is None else "",
+                "reason": (model.detail or model.reason) if model.serving is None else "",
                 "versions": [_describe(model.versions[number]) for number in sorted(model.versions, key=int)],
                 **model.steering.describe(),
             }
@@ -96,7 +99,7 @@ class AdminPlane(RoutedService):
         ]
         grpc = None if self._grpc is None else self._grpc.describe()
         keys = self._watch.keys
-        waiting_for = self._rollout.waiting_for or keys.not_ready
+        waiting_for = self._rollout.waiting_detail or self._rollout.waiting_for or keys.not_ready
         return {"models": models, "waiting_for": waiting_for, "faults": keys.faults, "grpc": grpc}
 
     def _metrics(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:

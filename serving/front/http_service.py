@@ -81,7 +81,7 @@ class RoutedService:
         try:
             waits = head.route.handler(connection, head, body)
         except ServingError as error:
-            refuse(connection, error)
+            refuse(connection, error, self.text_of(error))
         except Exception:  # noqa: BLE001 - whatever it is, the client is answered and the log says it
             _unexpected(connection, head)
         else:
@@ -90,11 +90,15 @@ class RoutedService:
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
 
+    def text_of(self, error: ServingError) -> str:
+        """What is said of an error."""
+        return str(error)
+
     async def _wait(self, waits: Any, connection: HttpConnection, head: RequestHead) -> None:
         try:
             await waits
         except ServingError as error:
-            refuse(connection, error)
+            refuse(connection, error, self.text_of(error))
         except Exception:  # noqa: BLE001 - as above
             _unexpected(connection, head)
 
@@ -110,9 +114,9 @@ class RoutedService:
             connection.close()
 
 
-def refuse(connection: HttpConnection, error: ServingError) -> None:
+def refuse(connection: HttpConnection, error: ServingError, text: str = "") -> None:
     """Answer with the error."""
-    connection.answer(error.status, error_body(str(error)), lines_of(error))
+    connection.answer(error.status, error_body(text or str(error)), lines_of(error))
 
 
 def lines_of(error: ServingError) -> bytes:
