@@ -45,7 +45,7 @@ test-fast: setup lint types ## lint, strict types, the tests that need no server
 	@$(PYTEST) -m "not slow" --cov-report=
 
 test-slow: setup ## the other tests, and the coverage of both
-	@$(PYTEST) -m slow --cov-append --cov-report=term:skip-covered
+	@$(PYTEST) -m slow --durations=25 --durations-min=5 --cov-append --cov-report=term:skip-covered
 
 lint: setup ## ruff: rules and format
 	@$(BIN)/ruff check .
