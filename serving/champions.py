@@ -134,9 +134,12 @@ async def _serve_champion(rollout: Rollout, model: str, champion: ServedChampion
         if isinstance(champion, LedgerError):
             raise LoadRefused("its ledger cannot be read; the endpoint's log says more", detail=str(champion))
         version = str(champion.to_version)
+        held = version in found.versions
         loaded = await rollout.load(model, version, champion.digest)
         if found.serving is None:
             rollout.set_traffic(model, version)
+        elif not held and found.serving != version and not found.steering.needs(version):
+            await rollout.unload(model, version)  # the admin listener was quicker, with another one
     except ServingError as error:
         found.reason, found.detail = str(error), error.detail
         log.error("model %s is not served: %s", model, error.detail)

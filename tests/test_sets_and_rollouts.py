@@ -282,6 +282,17 @@ def test_a_version_that_answers_otherwise_never_gets_a_request(process: Process,
     assert ReleaseSteps(world.store).of(world.model, last.seq)[-1].what == "failed"
 
 
+def test_one_of_the_set_that_was_stopped_stays_in_the_set(process: Process, world: World) -> None:
+    set_of(world, (1, 0.97, 4.0), (3, 0.95, 0.1))
+    protocol(world).release(1, world.digest(1))
+    with traffic(process, world.model) as answers, pytest.raises(EndpointUnhealthy, match="answered differently"):
+        protocol(world).release(3, world.digest(3), plan=QUICK.model_copy(update={"shadow_seconds": 60.0}))
+    assert set(answers) == {(200, "1")}
+    assert (world.champion(), world.loaded()) == (1, [1, 3])
+    found = process.infer(world.model, {**ASK, "parameters": {"variant": "variant-3"}})
+    assert found.json()["model_version"] == "3"
+
+
 def test_a_person_can_end_it_either_way(process: Process, world: World) -> None:
     protocol(world).release(1, world.digest(1))
     rollout = EndpointRollout(world.endpoint, world.model)

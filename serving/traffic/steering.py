@@ -130,6 +130,11 @@ class Steering:
         if any(member.loaded.version == version for member in self.members):
             self.set_members([member for member in self.members if member.loaded.version != version], self._serving)
 
+    def needs(self, version: str) -> bool:
+        """Whether the version is of the set, or on trial."""
+        on_trial = self.trial is not None and self.trial.new == version
+        return on_trial or any(member.loaded.version == version for member in self.members)
+
     def describe(self) -> dict[str, Any]:
         """For the admin listener."""
         return {

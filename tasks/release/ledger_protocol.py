@@ -245,11 +245,11 @@ class ReleaseProtocol:
         """Traffic and memory as the champion wants them, after this entry was aborted."""
         champion = self.ledger.champion(self.model)
         if champion is not None:
-            self._follow(champion)
-        elif self.endpoint.model(self.model).serving == entry.to_version:
+            self._follow(champion)  # of whose set the aborted version may be
+            return
+        if self.endpoint.model(self.model).serving == entry.to_version:
             self.endpoint.route(self.model, None)
-        if champion is None or entry.to_version != champion.to_version:
-            self.endpoint.unload(self.model, entry.to_version)
+        self.endpoint.unload(self.model, entry.to_version)
 
     def _follow(self, champion: Entry) -> bool:
         """See that the endpoint serves the champion and its set alone; returns whether the traffic moved."""
