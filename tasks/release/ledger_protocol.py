@@ -88,7 +88,6 @@ class ReleaseProtocol:
         """What is not as it should be though the release stands."""
         self.served = True
         """False if the endpoint could not be brought to what the ledger says."""
-        self._set = ChampionSet(store, endpoint, model, self._warn)
         self._note = note or (lambda step: _log.info("%s: %s", model, step))
 
     # -- release ------------------------------------------------------------------------------------------------
@@ -254,7 +253,7 @@ class ReleaseProtocol:
     def _follow(self, champion: Entry) -> bool:
         """See that the endpoint serves the champion and its set alone; returns whether the traffic moved."""
         moved = self._bring(champion.to_version, champion.digest, 120.0)
-        self._set.complete(champion)
+        self._complete(champion)
         return moved
 
     def _bring(self, version: int, digest: str, seconds: float) -> bool:
@@ -284,7 +283,7 @@ class ReleaseProtocol:
             )
         else:
             try:
-                self._set.complete(entry)
+                self._complete(entry)
             except EndpointError as trouble:
                 _log.warning("%s: released, but the old version is not unloaded yet: %s", self.model, trouble)
         self._show(entry)
@@ -302,6 +301,10 @@ class ReleaseProtocol:
                 "`winnow up` has MLflow follow it"
             )
             return False
+
+    def _complete(self, champion: Entry) -> None:
+        """The champion's set beside it, and nothing else."""
+        ChampionSet(self.store, self.endpoint, self.model, self._warn).complete(champion)
 
     def _warn(self, text: str) -> None:
         _log.warning("%s: %s", self.model, text)
