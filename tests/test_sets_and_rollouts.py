@@ -172,6 +172,7 @@ def test_parameters_in_the_body_choose_as_headers_do(process: Process, world: Wo
     assert ask(variant=7)[0] == 400
     stats = process.get(f"/v2/models/{world.model}/stats").json()["model_stats"]
     counts = {one["version"]: one["inference_stats"]["success"]["count"] for one in stats}
+    assert sum(one["inference_stats"]["fail"]["count"] for one in stats) == 2
     assert sum(counts.values()) - 9 == 4, "the nine recorded predictions of the release, and an answer counts once"
     with winnow.Client(process.url) as client:
         row = np.zeros(2, dtype=np.float32)

@@ -124,6 +124,7 @@ class DataPlane(RoutedService):
             job.chosen, job.packing = chosen, job.packing | CHOSEN
             chosen.version.submit(job, at_once=True)
         except ServingError as error:
+            job.chosen.version.stats.refused(error.status)
             job.refuse(error)
 
     # -- what there is ----------------------------------------------------------------------------------------------
