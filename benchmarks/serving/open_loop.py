@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
+import sys
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 LOST = 0
@@ -20,7 +23,7 @@ _LONGEST_SLEEP = 0.002
 
 
 class Shot(NamedTuple):
-    """A request: its place in the order of sending; when it was due, by the loop's clock; seconds from then to the
+    """A request: its place in the order of sending; when it was due, by the monotonic clock; seconds from then to the
     answer's last byte; the answer's status, head and body."""
 
     number: int
@@ -59,41 +62,43 @@ class LoadClient:
         self._tasks = set[asyncio.Task[None]]()
         self._loop = asyncio.get_running_loop()
 
-    async def open_loop(self, rate: float, seconds: float) -> list[Shot]:
-        """``rate`` requests a second for that time, evenly; returns when all are answered or given up."""
-        shots, count, began, fired = list[Shot](), round(rate * seconds), self._loop.time(), 0
-        while fired < count:
-            now = self._loop.time()
-            while fired < count and (due := began + fired / rate) <= now:
+    async def open_loop(
+        self, rate: float, seconds: float = math.inf, *, until: Callable[[], bool] = lambda: False
+    ) -> list[Shot]:
+        """``rate`` requests a second for that time, or until so, evenly; returns when all are answered or given up."""
+        shots, began, fired = list[Shot](), time.monotonic(), 0
+        while fired < rate * seconds and not until():
+            now = time.monotonic()
+            while fired < rate * seconds and (due := began + fired / rate) <= now:
                 self._ask(due, shots.append)
                 fired += 1
-            await asyncio.sleep(max(0.0, min(_LONGEST_SLEEP, began + fired / rate - self._loop.time())))
-        end = self._loop.time() + _PATIENCE_SECONDS
-        while len(shots) < count and self._loop.time() < end:
+            await asyncio.sleep(max(0.0, min(_LONGEST_SLEEP, began + fired / rate - time.monotonic())))
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while len(shots) < fired and time.monotonic() < end:
             await asyncio.sleep(0.005)
         self.close()
-        while len(shots) < count:
+        while len(shots) < fired:
             await asyncio.sleep(0.005)
         return shots
 
-    async def closed_loop(self, connections: int, seconds: float) -> list[Shot]:
-        """Each connection sends again as soon as it was answered."""
-        shots, end = list[Shot](), self._loop.time() + seconds
+    async def closed_loop(self, connections: int, seconds: float, *, most: int = sys.maxsize) -> list[Shot]:
+        """Each connection sends again as soon as it was answered, for that time or ``most`` requests or a few more."""
+        shots, end = list[Shot](), time.monotonic() + seconds
         finished = self._loop.create_future()
         left = connections
 
         def again(shot: Shot) -> None:
             nonlocal left
             shots.append(shot)
-            if self._loop.time() < end:
-                self._ask(self._loop.time(), again)
+            if time.monotonic() < end and len(shots) < most:
+                self._ask(time.monotonic(), again)
                 return
             left -= 1
             if not left:
                 finished.set_result(None)
 
         for _ in range(connections):
-            self._ask(self._loop.time(), again)
+            self._ask(time.monotonic(), again)
         await finished
         return shots
 
@@ -129,7 +134,7 @@ class LoadClient:
         self._turn()
 
     def _lose(self, asked: _Asked) -> None:
-        asked.done(Shot(asked.number, asked.due, self._loop.time() - asked.due, LOST))
+        asked.done(Shot(asked.number, asked.due, time.monotonic() - asked.due, LOST))
 
     # -- what connections say -----------------------------------------------------------------------------------
     def came(self, connection: _Connection) -> None:
@@ -150,7 +155,7 @@ class LoadClient:
             self._turn()
 
     def answered(self, asked: _Asked, status: int, head: bytes, body: bytes) -> None:
-        seconds = self._loop.time() - asked.due
+        seconds = time.monotonic() - asked.due
         kept = (head, body) if self.keep else (b"", b"")
         asked.done(Shot(asked.number, asked.due, seconds, status, *kept))
 
@@ -198,7 +203,7 @@ class _Connection(asyncio.Protocol):
 
 
 def http_request(path: str, body: bytes, *, json_bytes: int = -1, **headers: str) -> bytes:
-    """A whole request; ``json_bytes`` come before its binary tensors, -1: all is JSON; ``_`` in headers becomes ``-``."""
+    """A whole request; ``json_bytes`` come before its binary tensors, -1: all is JSON; ``_`` in headers is ``-``."""
     lines = [f"POST {path} HTTP/1.1", "host: localhost", f"content-length: {len(body)}"]
     if json_bytes >= 0:
         lines.append(f"inference-header-content-length: {json_bytes}")
@@ -210,10 +215,3 @@ def quantile(values: Sequence[float], share: float) -> float:
     """The value below which that share lies (nearest rank); NaN of none."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
-
-
-def spans(shots: Sequence[Shot], seconds: float) -> Iterator[list[Shot]]:
-    """The shots in spans of that length, by when they were due."""
-    began = min(shot.due for shot in shots)
-    for _, group in itertools.groupby(sorted(shots, key=lambda s: s.due), key=lambda s: int((s.due - began) / seconds)):
-        yield list(group)

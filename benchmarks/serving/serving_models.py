@@ -132,8 +132,8 @@ def _cnn(made: ServedModel) -> bytes:
 
 
 def _deep(made: ServedModel, layers: int) -> bytes:
-    """3x3 convolutions of 128 channels on a small image with a wide frame: short bodies, much to compute, and in a batch
-    no less of it for each row."""
+    """3x3 convolutions of 128 channels on a small image with a wide frame: short bodies, much to compute, and no less
+    of it for each row of a batch."""
     draw, nodes, weights, value, before = np.random.default_rng(4), list[Any](), list[Any](), made.input, made.shape[0]
     for number in range(layers):
         kernel = draw.standard_normal((128, before, 3, 3)).astype(np.float32) / math.sqrt(9 * before)
