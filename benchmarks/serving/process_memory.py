@@ -22,11 +22,11 @@ def uss_mb(pid: int) -> float:
 
 
 def pss_by_mapping(pid: int) -> Counter[str]:
-    """MB by what the pages are: a file's name, ``heap and anonymous``, or what Linux calls it."""
+    """KiB by what the pages are: a file's name, ``heap and anonymous``, or what Linux calls it."""
     found, name = Counter[str](), ""
     for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
         if line.startswith("Pss:"):
-            found[name] += int(line.split()[1]) / _MB
+            found[name] += int(line.split()[1])
         elif head := _HEAD.fullmatch(line):
             path = head[1]
             anonymous = not path or path == "[heap]" or path.startswith("[anon")

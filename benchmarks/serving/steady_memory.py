@@ -3,9 +3,9 @@
     python benchmarks/serving/steady_memory.py --requests 1000000 --most-seconds 900
 
 Requests of 1 to 64 rows in JSON and binary, and some that are refused, by a closed loop. All numbers are PSS: what
-several processes share counts in parts. After the first tenth, memory may grow by 5 %. A second version of the same
-variant shows what one more costs; what the server's processes hold is listed by mapping. Exit status 1 where memory
-grew, a request was lost, or one was answered with another status than it should be.
+several processes share counts in parts, and so less where other programs load ONNX Runtime too. After the first tenth,
+memory may grow by 5 %. A second version of the same variant shows what one more costs; what the processes hold is
+listed by mapping. Exit status 1 where memory grew, a request was lost, or an answer's status was none of 200 and 400.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def main() -> int:
             samples, statuses, seconds = uvloop.run(measure(served, model, chosen))
             full, first, held = by_part(served), set(served.engines()), holdings(served)
             served.load(2, variant)
+            time.sleep(2)  # its first engine answers already, the others follow
             added = [pid for pid in served.engines() if pid not in first]
             two = by_part(served)
             private = [uss_mb(pid) for pid in added]
@@ -85,7 +86,8 @@ def main() -> int:
     for part, mappings in held.items():
         largest = mappings.most_common(_LISTED)
         others = mappings.total() - sum(size for _, size in largest)
-        print(f"\n{part}: {', '.join(f'{name} {size:.1f}' for name, size in largest)}, others {others:.1f}")
+        listed = ", ".join(f"{name} {size / 1024:.1f}" for name, size in largest)
+        print(f"\n{part}: {listed}, others {others / 1024:.1f}")
     return int(growths["all"] > _MOST_GROWTH or set(statuses) != {200, 400})
 
 
@@ -132,7 +134,7 @@ def by_part(served: OwnEndpoint) -> dict[str, float]:
 
 
 def holdings(served: OwnEndpoint) -> dict[str, Counter[str]]:
-    """By process, MB by mapping."""
+    """By process, KiB by mapping."""
     engines = set(served.engines())
     names = {process.pid: "engine" if process.pid in engines else "nursery" for process in process_tree(served.process)}
     names[served.process.pid] = "front"
