@@ -147,7 +147,7 @@ def release(environment: dict[str, str], files: Path, variant: Variant) -> None:
 def first_answer(home: Path, model: ServedModel, environment: dict[str, str], most: float) -> float:
     """Seconds from the start of the process to the first 200; infinite where there is none in time."""
     body, began = model.json_body(), time.monotonic()
-    with own_endpoint(home, **environment) as served:
+    with own_endpoint(home, more=environment) as served:
         while time.monotonic() - began < most:
             try:
                 call("POST", served.url, body=body)

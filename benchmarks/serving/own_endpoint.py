@@ -75,7 +75,7 @@ def put_into_cache(home: Path, variant: Variant, files: Path) -> None:
 
 @contextmanager
 def own_endpoint(
-    home: Path, *, checkout: Path = ROOT, ports: tuple[int, int] | None = None, **more: str
+    home: Path, *, checkout: Path = ROOT, ports: tuple[int, int] | None = None, more: Mapping[str, str] | None = None
 ) -> Iterator[OwnEndpoint]:
     """Start it; it may not listen yet. It ends with the body, with all that it started.
 
@@ -96,7 +96,7 @@ def own_endpoint(
         "WINNOW_ADMIN_TOKEN": TOKEN,
         "WINNOW_STORE": "s3://nowhere",
         "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
-        **more,
+        **(more or {}),
     }
     with running([sys.executable, "-m", "serving"], environment) as process:
         yield OwnEndpoint(process, port, admin)

@@ -89,7 +89,7 @@ class EngineLane:
             Overloaded: too much is waiting already, at all or for the time that the request leaves us.
         """
         limits, queue = self._limits, self.waiting
-        waiting, wait = len(queue), self.pace.wait_seconds
+        waiting, wait = len(queue), self._pace.wait_seconds(queue, self.keeper.engines)
         if waiting and (
             waiting >= limits.pending
             or queue.bytes + len(job.body) > limits.pending_bytes
@@ -111,11 +111,10 @@ class EngineLane:
     @property
     def pace(self) -> LanePace:
         """How it fares now."""
-        waiting, engines, pace = len(self.waiting), self.engines, self._pace
-        each = pace.job_seconds / (1 if pace.quick else max(1, len(engines)))
-        ahead = waiting + sum([len(engine.flying) for engine in engines])
-        fullness = max(waiting / self._limits.pending, self.waiting.bytes / self._limits.pending_bytes)
-        return LanePace(pace.quiet_seconds, each, ahead * each, fullness)
+        pace, engines, queue = self._pace, self.engines, self.waiting
+        fullness = max(len(queue) / self._limits.pending, queue.bytes / self._limits.pending_bytes)
+        wait = pace.wait_seconds(queue, engines)
+        return LanePace(pace.quiet_seconds, pace.request_seconds(len(engines)), wait, fullness)
 
     @property
     def idle(self) -> bool:

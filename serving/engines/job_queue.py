@@ -46,8 +46,8 @@ class JobQueue:
             most: jobs.
             until: when a job is answered at the soonest, by the monotonic clock.
         """
-        jobs, late, size = list[InferJob](), list[InferJob](), 0
-        while self._jobs and len(jobs) < min(most, _FRAME_JOBS):
+        jobs, late, size, most = list[InferJob](), list[InferJob](), 0, min(most, _FRAME_JOBS)
+        while self._jobs and len(jobs) < most:
             job = self._jobs[0]
             if job.tries and (jobs or not idle):
                 break

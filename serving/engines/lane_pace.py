@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Sequence, Sized
+from typing import NamedTuple, Protocol
 
 from serving.engines.engine_frames import EngineWork
 from serving.engines.infer_job import InferJob
@@ -35,31 +35,42 @@ class LanePace(NamedTuple):
     fullness: float = 0.0
 
 
+class Busy(Protocol):
+    """An engine; ``flying``: what it was sent and has not answered."""
+
+    @property
+    def flying(self) -> Sized: ...
+
+
 class WorkPace:
     """Moving averages of what engines say of their frames, at first their means.
 
     Attributes:
         job_seconds: what an engine takes for a request, among others of its frame.
+        frame_jobs: requests that go to an engine at a time, at most.
+        quick: whether frames are so short that one engine does all.
     """
 
     def __init__(self) -> None:
         self.job_seconds = self._frame_seconds = self._quiet_seconds = 0.0
+        self.frame_jobs, self.quick = 1 << 30, True
         self._frames = self._quiet = 0
 
-    @property
-    def quick(self) -> bool:
-        """Whether frames are so short that one engine does all."""
-        return self._frame_seconds < _ALONE_SECONDS
+    def request_seconds(self, engines: int) -> float:
+        """What one more request costs, where so many engines work."""
+        return self.job_seconds if self.quick or not engines else self.job_seconds / engines
+
+    def wait_seconds(self, waiting: Sized, engines: Sequence[Busy]) -> float:
+        """Until all that waits, and all that the engines have, is answered. Asked for each request: no detours."""
+        ahead = len(waiting)
+        for engine in engines:
+            ahead += len(engine.flying)
+        return ahead * self.request_seconds(len(engines)) if ahead else 0.0
 
     @property
     def quiet_seconds(self) -> float:
         """See :class:`LanePace`."""
         return self._quiet_seconds if self._quiet >= _LEAST_QUIET else 0.0
-
-    @property
-    def frame_jobs(self) -> int:
-        """Requests that go to an engine at a time, at most."""
-        return max(1, int(_FRAME_SECONDS / self.job_seconds)) if self.job_seconds else 1 << 30
 
     def learn(self, jobs: Sequence[tuple[InferJob, int]], work: EngineWork) -> None:
         """Take in what an engine did for these jobs."""
@@ -68,6 +79,8 @@ class WorkPace:
         weight = max(_NEW, 1 / self._frames)
         self._frame_seconds += weight * (seconds - self._frame_seconds)
         self.job_seconds += weight * (seconds / len(jobs) - self.job_seconds)
+        self.quick = self._frame_seconds < _ALONE_SECONDS
+        self.frame_jobs = max(1, int(_FRAME_SECONDS / max(self.job_seconds, 1e-9)))
         if len(jobs) == 1 and (job := jobs[0][0]).sent - job.began < _AT_ONCE_SECONDS:
             self._quiet += 1
             self._quiet_seconds += max(_NEW, 1 / self._quiet) * (time.monotonic() - job.began - self._quiet_seconds)
