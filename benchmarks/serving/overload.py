@@ -34,6 +34,8 @@ from benchmarks.serving.serving_report import print_report, spread
 from model_registry.variant import Variant
 
 _PATH = f"/v2/models/{MODEL}/infer"
+_MODEL, _CHEAPER = "deep", "shallow"
+"""Of which a row takes milliseconds: those that take microseconds are served faster than a generator in Python asks."""
 _REFUSALS = (503, 504)
 
 
@@ -58,8 +60,6 @@ class Flood:
 def main() -> int:
     """Run it; see above for the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=sorted(MODELS), default="deep")
-    parser.add_argument("--cheaper", choices=sorted(MODELS), default="shallow", help="of the same input")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=5.0, help="of each open loop")
     parser.add_argument("--times", type=float, default=3.0, help="the peak")
@@ -69,7 +69,7 @@ def main() -> int:
     unwind_on_signals()
     with tempfile.TemporaryDirectory(prefix="winnow-overload-") as folder:
         home = Path(folder)
-        variants = [written(home, name) for name in (chosen.model, chosen.cheaper)]
+        variants = [written(home, name) for name in (_MODEL, _CHEAPER)]
         with own_endpoint(home / "home") as served:
             served.serve(variants[0])
             gc.freeze()
@@ -90,7 +90,7 @@ async def measure(
     served: OwnEndpoint, variants: Sequence[Variant], chosen: argparse.Namespace
 ) -> tuple[list[float], list[Flood]]:
     """All rounds: the peaks, and the floods with theirs."""
-    body, timeout = MODELS[chosen.model].json_body(), int(1e3 * chosen.timeout_ms)
+    body, timeout = MODELS[_MODEL].json_body(), int(1e3 * chosen.timeout_ms)
     told = orjson.dumps({**orjson.loads(body), "parameters": {"timeout": timeout}})
     plain = http_request(_PATH, body)
     ways = {
@@ -178,7 +178,7 @@ def show(peaks: Sequence[float], floods: Sequence[Flood], chosen: argparse.Names
             )
         )
     print_report(
-        f"Overload at {chosen.times:g} times the peak of {spread(peaks, '.0f')} answers/s ({chosen.model}, timeout "
+        f"Overload at {chosen.times:g} times the peak of {spread(peaks, '.0f')} answers/s ({_MODEL}, timeout "
         f"{chosen.timeout_ms:g} ms, {chosen.rounds} rounds of {chosen.seconds:g} s).",
         (
             "timeout",
