@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import statistics
 import sys
 import tempfile
 import time
@@ -20,6 +21,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.append(str(Path(__file__).parent.parent.parent))
 
@@ -28,7 +30,7 @@ import uvloop
 
 from benchmarks.own_stack import unwind_on_signals
 from benchmarks.serving.open_loop import LoadClient, http_request, quantile
-from benchmarks.serving.own_endpoint import MODEL, OwnEndpoint, own_endpoint, put_into_cache
+from benchmarks.serving.own_endpoint import MODEL, OwnEndpoint, cpu_seconds, own_endpoint, put_into_cache
 from benchmarks.serving.serving_models import MODELS
 from benchmarks.serving.serving_report import print_report, spread
 from model_registry.variant import Variant
@@ -39,9 +41,20 @@ _MODEL, _CHEAPER = "deep", "shallow"
 _REFUSALS = (503, 504)
 
 
+class Peak(NamedTuple):
+    """Answers per second, and per CPU second of the engines."""
+
+    rate: float
+    for_cpu: float
+
+
 @dataclass(frozen=True)
 class Flood:
-    """An open loop against a server that cannot keep up; seconds and shares."""
+    """An open loop against a server that cannot keep up; seconds and shares.
+
+    ``cores``: that the generator, the front and the engines kept busy; ``yields``: good answers for the engines' CPU
+    time, of what the peak had for it. It is 1 where nothing was computed in vain, whoever else uses the cores.
+    """
 
     how: str
     share: float
@@ -49,7 +62,8 @@ class Flood:
     refused: tuple[float, float]
     statuses: Counter[int]
     degraded: float
-    generator: float
+    cores: tuple[float, float, float]
+    yields: float
 
     @property
     def wrong(self) -> int:
@@ -101,36 +115,52 @@ async def measure(
     peaks, floods = list[float](), list[Flood]()
     for _ in range(chosen.rounds):
         for how, request in ways.items():
-            client = LoadClient(served.port, [plain])
+            client, spent, began = LoadClient(served.port, [plain]), spent_cpu(served), time.monotonic()
             shots = await client.closed_loop(chosen.connections, chosen.seconds / 2)
+            good = sum(shot.status == 200 for shot in shots)
+            peak = Peak(good / (time.monotonic() - began), good / (spent_cpu(served)[2] - spent[2]))
             client.close()
-            peaks.append(sum(shot.status == 200 for shot in shots) / (chosen.seconds / 2))
+            peaks.append(peak.rate)
             await asyncio.to_thread(beside, served, variants, wanted="set" in how)
             deadline = float("inf") if how == "no timeout" else chosen.timeout_ms / 1e3
-            floods.append(await flood(served, how, request, chosen.times * peaks[-1], deadline, chosen.seconds))
+            floods.append(await flood(served, how, request, peak, deadline, chosen))
             await asyncio.to_thread(beside, served, variants, wanted=False)
     return peaks, floods
 
 
-async def flood(served: OwnEndpoint, how: str, request: bytes, rate: float, deadline: float, seconds: float) -> Flood:
-    """One open loop; its goodput is a share of ``rate``, to be multiplied."""
+async def flood(
+    served: OwnEndpoint, how: str, request: bytes, peak: Peak, deadline: float, chosen: argparse.Namespace
+) -> Flood:
+    """One open loop at a multiple of the peak."""
+    rate, seconds = chosen.times * peak.rate, chosen.seconds
     client = LoadClient(served.port, [request], keep=True)
-    spent, began = time.process_time(), time.monotonic()
+    spent, began = spent_cpu(served), time.monotonic()
     shots = await client.open_loop(rate, seconds)
-    spent = (time.process_time() - spent) / seconds
+    took = time.monotonic() - began
+    generator, front, engines = (
+        (after - before) / took for before, after in zip(spent, spent_cpu(served), strict=True)
+    )
     accepted = [shot for shot in shots if shot.status == 200]
-    good = [shot for shot in accepted if shot.seconds <= deadline and shot.ended <= began + seconds]
+    in_time = [shot for shot in accepted if shot.seconds <= deadline]
+    good = [shot for shot in in_time if shot.ended <= began + seconds]
     refused = [shot.seconds for shot in shots if shot.status in _REFUSALS]
     print(f"{how}: {len(good) / seconds:.0f}/s of {rate:.0f}/s", file=sys.stderr, flush=True)
     return Flood(
         how,
-        len(good) / seconds / rate,
+        len(good) / seconds / peak.rate,
         halves([shot.seconds for shot in accepted]),
         halves(refused),
         Counter(shot.status for shot in shots),
         sum(b"winnow-choice: degraded" in shot.head for shot in accepted) / max(1, len(accepted)),
-        spent,
+        (generator, front, engines),
+        len(in_time) / (engines * took) / peak.for_cpu,
     )
+
+
+def spent_cpu(served: OwnEndpoint) -> tuple[float, float, float]:
+    """CPU seconds of this process, of the front, and of all processes that it started."""
+    front, whole = served.process.cpu_times(), cpu_seconds(served.process)
+    return time.process_time(), front.user + front.system, whole - front.user - front.system
 
 
 def halves(seconds: Sequence[float]) -> tuple[float, float]:
@@ -169,12 +199,13 @@ def show(peaks: Sequence[float], floods: Sequence[Flood], chosen: argparse.Names
         rows.append(
             (
                 how,
-                spread([flood.share * chosen.times for flood in found], ".2f"),
+                spread([flood.share for flood in found], ".2f"),
+                spread([flood.yields for flood in found], ".2f"),
                 *(spread([1e3 * flood.accepted[i] for flood in found], ".0f") for i in (0, 1)),
                 *(spread([1e3 * flood.refused[i] for flood in found], ".0f") for i in (0, 1)),
                 spread([flood.degraded for flood in found], ".2f"),
                 ", ".join(f"{status}: {count}" for status, count in sorted(statuses.items())),
-                spread([flood.generator for flood in found], ".2f"),
+                " / ".join(f"{statistics.median(flood.cores[i] for flood in found):.2f}" for i in range(3)),
             )
         )
     print_report(
@@ -183,13 +214,14 @@ def show(peaks: Sequence[float], floods: Sequence[Flood], chosen: argparse.Names
         (
             "timeout",
             "good, of peak",
+            "for engines' CPU time, of peak",
             "accepted p50 ms",
             "p99",
             "refused p50 ms",
             "p99",
             "degraded",
             "statuses",
-            "generator, cores",
+            "cores: generator / front / engines",
         ),
         rows,
     )
