@@ -59,13 +59,18 @@ class Released(NamedTuple):
     members: Sequence[SetMember] = ()
 
 
-async def load_champions(rollout: Rollout, ledger: Callable[[], LedgerReader]) -> None:
+async def load_champions(
+    rollout: Rollout, ledger: Callable[[], LedgerReader], remembered: LedgerReader | None = None
+) -> None:
     """Bring every champion into service, then return; retries for as long as something is missing.
 
     A model that fails leaves its reason in the rollout while the others serve. A model that got traffic from the
     admin listener meanwhile is left alone.
+
+    Args:
+        remembered: says what was served before the start. It counts until the ledger can be read, where that cannot be.
     """
-    pause = FIRST_PAUSE
+    pause, stand_ins = FIRST_PAUSE, dict[str, str]()
     while True:
         try:
             champions = await asyncio.to_thread(read_champions, ledger)
@@ -74,15 +79,29 @@ async def load_champions(rollout: Rollout, ledger: Callable[[], LedgerReader]) -
                 rollout.waiting_for = f"the ledger cannot be read: {public_text(error)}"
                 rollout.waiting_detail = f"the ledger cannot be read: {error}"
             log.warning("the ledger cannot be read, next attempt in %g s: %s", pause, error)
+            if remembered is not None:
+                stand_ins, remembered = await _stand_in(rollout, remembered), None
         else:
             for model in champions:
                 rollout.models.setdefault(model, Model(reason="its champion is being loaded"))
             rollout.waiting_for = rollout.waiting_detail = ""
-            done = await asyncio.gather(*(_serve(rollout, *item) for item in champions.items()))
+            done = await asyncio.gather(
+                *(_serve(rollout, model, found, stand_ins.get(model)) for model, found in champions.items())
+            )
             if all(done):
                 return
         await asyncio.sleep(pause)
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+async def _stand_in(rollout: Rollout, remembered: LedgerReader) -> dict[str, str]:
+    """Serve what was served last; the versions that are, by model. With all of them the endpoint is ready."""
+    champions = read_champions(lambda: remembered)
+    done = await asyncio.gather(*(_serve_champion(rollout, model, c.champion) for model, c in champions.items()))
+    if champions and all(done):
+        rollout.waiting_for = rollout.waiting_detail = ""
+    serving = {model: rollout.models[model].serving for model in champions}
+    return {model: version for model, version in serving.items() if version is not None}
 
 
 def read_champions(ledger: Callable[[], LedgerReader]) -> dict[str, Released]:
@@ -100,9 +119,9 @@ def read_champions(ledger: Callable[[], LedgerReader]) -> dict[str, Released]:
     return found
 
 
-async def _serve(rollout: Rollout, model: str, wanted: Released) -> bool:
+async def _serve(rollout: Rollout, model: str, wanted: Released, stand_in: str | None) -> bool:
     """Whether the model is in service now, with all of its set."""
-    if not await _serve_champion(rollout, model, wanted.champion):
+    if not await _serve_champion(rollout, model, wanted.champion, stand_in):
         return False
     champion = wanted.champion
     if isinstance(champion, LedgerError) or rollout.models[model].serving != str(champion.to_version):
@@ -125,10 +144,12 @@ async def serve_set(rollout: Rollout, model: str, members: Sequence[SetMember]) 
     return whole
 
 
-async def _serve_champion(rollout: Rollout, model: str, champion: ServedChampion | LedgerError) -> bool:
-    """Whether the model is in service now."""
+async def _serve_champion(
+    rollout: Rollout, model: str, champion: ServedChampion | LedgerError, stand_in: str | None = None
+) -> bool:
+    """Whether the model is in service now; ``stand_in``: a version that gives way to it."""
     found = rollout.models.setdefault(model, Model())
-    if found.serving is not None:
+    if found.serving not in (None, stand_in):
         return True
     try:
         if isinstance(champion, LedgerError):
@@ -136,8 +157,9 @@ async def _serve_champion(rollout: Rollout, model: str, champion: ServedChampion
         version = str(champion.to_version)
         held = version in found.versions
         loaded = await rollout.load(model, version, champion.digest)
-        if found.serving is None:
-            rollout.set_traffic(model, version)
+        if found.serving in (None, stand_in):
+            if rollout.set_traffic(model, version) not in (None, version):
+                await rollout.unload(model, str(stand_in))
         elif not held and found.serving != version and not found.steering.needs(version):
             await rollout.unload(model, version)  # the admin listener was quicker, with another one
     except ServingError as error:

@@ -30,6 +30,7 @@ from serving.issuer_keys import IssuerKeysUnusable, is_encrypted, is_url
 from serving.key_ring import KeyRing, TokenFinder
 from serving.limits import RequestLimits
 from serving.pinned_models import BadPin, PinnedModels
+from serving.remembered_champions import RememberedChampions
 from serving.rollout import Rollout
 from serving.sampling.sample_keeper import SampleKeeper
 from serving.sampling.sample_order import SampleOrder, sample_order
@@ -205,10 +206,11 @@ async def serve(
         await _listener(services[1], sockets[1], None),
     ]
     champions = ledger or (lambda: settings.pinned or _ledger())
+    remembered = RememberedChampions(settings.home / "served.txt")
     beside = [
-        asyncio.create_task(load_champions(rollout, champions)),
+        asyncio.create_task(load_champions(rollout, champions, remembered.last)),
         asyncio.create_task(tick_for_ever(*services)),
-        asyncio.create_task(_sweep_for_ever(rollout, tls)),
+        asyncio.create_task(_sweep_for_ever(rollout, remembered, tls)),
         asyncio.create_task(keys.keep()),
         *([] if requests is None else [asyncio.create_task(requests.keep())]),
         *([] if grpc is None else [asyncio.create_task(grpc.keep())]),
@@ -233,6 +235,7 @@ async def serve(
         if samples is not None:  # last, for these were answered until now
             await samples.stop()
     finally:
+        remembered.note(rollout)
         await rollout.close()
         for task in beside:
             task.cancel()
@@ -250,10 +253,11 @@ async def _listener(service: RoutedService, sock: socket.socket, tls: Tls | None
     )
 
 
-async def _sweep_for_ever(rollout: Rollout, tls: Tls | None) -> None:
+async def _sweep_for_ever(rollout: Rollout, remembered: RememberedChampions, tls: Tls | None) -> None:
     while True:
         await asyncio.sleep(_SWEEP_SECONDS)
         rollout.sweep()
+        remembered.note(rollout)
         if tls is not None:
             tls.reload()
 

@@ -8,9 +8,10 @@ import time
 from typing import Any, Literal
 
 from model_registry.variant import TensorSpec
-from serving.engines.engine_lane import Heard, LanePace
+from serving.engines.engine_lane import Heard
 from serving.engines.engine_link import EngineLink
 from serving.engines.infer_job import InferJob
+from serving.engines.lane_pace import LanePace
 from serving.engines.nursery_link import Nursery
 from serving.engines.version_engines import VersionEngines
 from serving.exceptions import NotReady

@@ -28,6 +28,7 @@ from serving.engine import Engine
 from serving.engines.batch_certificate import BatchCertificate, certify
 from serving.engines.batch_run import BatchRunner
 from serving.engines.engine_frames import (
+    PLAIN,
     Answered,
     Asked,
     EngineWork,
@@ -40,6 +41,7 @@ from serving.engines.engine_frames import (
 )
 from serving.engines.engine_lane import EngineLane
 from serving.engines.engine_link import EngineLink
+from serving.engines.frame_worker import FrameWorker
 from serving.engines.infer_job import InferJob
 from serving.engines.nursery_link import Nursery
 from serving.exceptions import EngineLoadError, EngineRunError, LoadFailed, Overloaded
@@ -76,7 +78,7 @@ WORK = EngineWork(3, 1, 10, 20, 30, True)
 @settings(max_examples=50)
 @given(st.lists(st.binary(max_size=50), max_size=5), st.lists(st.integers(1, 40), min_size=1, max_size=30))
 def test_frames_arrive_whole_whatever_the_pieces(bodies: list[bytes], pieces: list[int]) -> None:
-    asked = [Asked(number, body, -1, 0x11, 7 * number) for number, body in enumerate(bodies)]
+    asked = [Asked(number, body, -1, 0x11, 0.5 * number) for number, body in enumerate(bodies)]
     answers = [Answered(number, body, number, 200, 1) for number, body in enumerate(bodies)]
     data = b"".join(pack_asked(asked)) + pack_answered(answers, WORK)
     cutter, found = FrameCutter(), list[bytes]()
@@ -268,6 +270,23 @@ def test_the_process_answers_as_the_engine_does(tmp_path: Path) -> None:
         assert link.gone.result() == "exit code 0"
 
     asyncio.run(scene())
+
+
+def test_what_cannot_be_in_time_behind_others_of_its_frame_is_not_begun(tmp_path: Path) -> None:
+    variant = answer(tmp_path, 3)
+    manifest = variant.model_dump(mode="json", by_alias=True)
+    worker = FrameWorker({"folder": str(tmp_path), "variant": manifest, "model": "m", "version": "1"}, RequestLimits())
+    worker._row_seconds = 1.0
+    body = orjson.dumps({**TWO, "parameters": {"timeout": 2_500_000}})
+    now, frames = time.monotonic(), list[bytes]()
+    asked = [Asked(number, body, -1, PLAIN, now) for number in range(3)] + [Asked(3, body, -1, PLAIN, now - 2)]
+
+    class Sink:
+        sendall = staticmethod(frames.append)
+
+    worker.answer(Sink(), b"".join(pack_asked(asked)))
+    statuses = {found.number: found.status for frame in frames for found in unpack_answered(frame)[0]}
+    assert statuses == {0: 200, 1: 200, 2: 504, 3: 504}
 
 
 def test_refusals_come_back_one_by_one(tmp_path: Path) -> None:

@@ -140,6 +140,24 @@ def test_a_store_that_is_down_at_the_start_is_waited_for(store: Store, tmp_path:
         assert running.infer("m", ASK).json()["outputs"][0]["data"] == [1.0, 1.0]
 
 
+def test_without_the_store_a_start_serves_what_was_served_last_until_the_ledger_says_more(
+    store: Store, tmp_path: Path
+) -> None:
+    one, two = (numbered(store, tmp_path, number) for number in (1, 2))
+    release(store, "m", 1, one.digest)
+    door = Door(store.client.meta.endpoint_url)
+    url, home = f"http://127.0.0.1:{door.port}", tmp_path / "home"
+    with door.opened(), endpoint(home, AWS_ENDPOINT_URL_S3=url):
+        wait_for(lambda: (home / "served.txt").exists())
+    release(store, "m", 2, two.digest)
+    with ExitStack() as stack, endpoint(home, AWS_ENDPOINT_URL_S3=url) as running:
+        assert running.infer("m", ASK).json()["outputs"][0]["data"] == [1.0, 1.0]
+        stack.enter_context(door.opened())
+        wait_for(lambda: running.infer("m", ASK).json()["outputs"][0]["data"] == [2.0, 2.0])
+        wait_for(lambda: running.get("/v2/models/m/versions/1").status_code == 404)
+        wait_for(lambda: f"m/2@{two.digest}" in (home / "served.txt").read_text())
+
+
 def test_sigterm_finishes_what_is_in_flight_and_leaves_nothing(store: Store, tmp_path: Path) -> None:
     crawling = publish(store, tmp_path / "slow", slow(tmp_path / "slow"))
     with endpoint(tmp_path / "home") as running, ThreadPoolExecutor(1) as pool:

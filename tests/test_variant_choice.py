@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from serving.engines.engine_lane import LanePace
+from serving.engines.lane_pace import LanePace
 from serving.exceptions import InvalidRequest, NotReady, Overloaded
 from serving.traffic.degradation import CALM_SECONDS, Degradation, ladder_of
 from serving.traffic.variant_choice import SetVariant, choose_variant

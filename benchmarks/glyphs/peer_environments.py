@@ -1,11 +1,11 @@
-"""A virtual environment for each peer, made once: their dependencies and ours do not mix."""
+"""What each peer is installed with, and how it is run: in an environment of its own."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
+
+from benchmarks.installed_peer import installed
 
 REQUIREMENTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "nncf": (("nncf==3.4.*", "onnx", "onnxruntime"),),
@@ -16,19 +16,8 @@ REQUIREMENTS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 
 def environment(peer: str, folder: Path) -> Path:
-    """The Python of the peer's environment, installed where it is not there yet.
-
-    Raises:
-        CalledProcessError: pip fails; its messages are above.
-    """
-    home = folder / peer
-    python, finished = home / "bin" / "python", home / ".finished"
-    if not finished.exists():
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(home)], check=True)
-        for packages in REQUIREMENTS[peer]:
-            subprocess.run([str(python), "-m", "pip", "install", "--quiet", *packages], check=True)
-        finished.touch()
-    return python
+    """See :func:`benchmarks.installed_peer.installed`."""
+    return installed(folder / peer, REQUIREMENTS[peer])
 
 
 def quiet(home: Path) -> dict[str, str]:

@@ -14,14 +14,10 @@ import json
 import os
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -34,12 +30,20 @@ import psutil
 
 from benchmarks.machine_facts import circumstances
 from benchmarks.own_stack import unwind_on_signals
+from benchmarks.serving.own_endpoint import (
+    ROOT,
+    call,
+    cpu_seconds,
+    free_port,
+    own_endpoint,
+    process_tree,
+    put_into_cache,
+    running,
+    until,
+)
 from benchmarks.serving.serving_models import MODELS, ServedModel
 from model_registry.variant import Variant
 
-ROOT = Path(__file__).absolute().parent.parent.parent
-_TOKEN = "benchmark"
-_START_SECONDS = 60.0
 _SCRIPT = """
 wrk.method = "POST"
 local file = io.open(os.getenv("BODY"), "rb")
@@ -128,7 +132,7 @@ def started(
     """Every server that takes part, answering."""
     file = str(folder / "files" / "model.onnx")
     for kind in ("asgi", "raw"):
-        port = _free_port()
+        port = free_port()
         command = [str(Path(__file__).with_name("serving_baselines.py")), kind, file, model.input, str(port)]
         process = stack.enter_context(running([sys.executable, *command], os.environ))
         yield _answering(Served(kind, process, f"http://127.0.0.1:{port}/v2/models/m/infer"), model)
@@ -142,45 +146,11 @@ def started(
 
 @contextmanager
 def endpoint(checkout: Path, home: Path, variant: Variant, files: Path, name: str) -> Iterator[Served]:
-    """The endpoint of a checkout with the variant in its cache: it needs no store."""
-    cached = home / "endpoint-cache" / variant.digest
-    cached.mkdir(parents=True)
-    (cached / "variant.json").write_bytes(variant.to_json())
-    shutil.copytree(files, cached / "files")
-    port, admin = _free_port(), _free_port()
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(checkout),
-        "PYTHONSAFEPATH": "1",
-        "WINNOW_HOME": str(home),
-        "WINNOW_ENDPOINT_PORT": str(port),
-        "WINNOW_ADMIN_PORT": str(admin),
-        "WINNOW_ADMIN_TOKEN": _TOKEN,
-        "WINNOW_STORE": "s3://nowhere",
-        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
-    }
-    with running([sys.executable, "-m", "serving"], environment) as process:
-        where = f"http://127.0.0.1:{admin}/admin/models/m"
-        _until(lambda: _send("PUT", f"{where}/versions/1", {"digest": variant.digest}))
-        _send("POST", f"{where}/traffic", {"version": "1"})
-        yield Served(name, process, f"http://127.0.0.1:{port}/v2/models/m/infer")
-
-
-@contextmanager
-def running(command: Sequence[str], environment: Any) -> Iterator[psutil.Process]:
-    """A server's process, ended with everything it started."""
-    with subprocess.Popen(
-        command, env=dict(environment), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as popen:
-        process = psutil.Process(popen.pid)
-        try:
-            yield process
-        finally:
-            tree = _tree(process)
-            popen.terminate()
-            _, left = psutil.wait_procs(tree, timeout=30)
-            for other in left:
-                other.kill()
+    """The endpoint of a checkout with the variant in its cache."""
+    put_into_cache(home, variant, files)
+    with own_endpoint(home, checkout=checkout) as served:
+        served.serve(variant)
+        yield Served(name, served.process, served.url)
 
 
 def under_load(server: Served, model: ServedModel, folder: Path, connections: int, seconds: int) -> Load:
@@ -194,13 +164,13 @@ def under_load(server: Served, model: ServedModel, folder: Path, connections: in
         "JSON_BYTES": str(json_bytes) if server.binary else "",
     }
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(folder / "load.lua"), server.url]
-    before = _cpu(server.process)
+    before = cpu_seconds(server.process)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    spent = _cpu(server.process) - before
+    spent = cpu_seconds(server.process) - before
     found = re.search(r"FOUND (\d+) (\d+) (\d+) (\d+) (\d+)", done.stdout)
     assert found is not None, done.stdout
     answers, p50, p99, duration, errors = map(int, found.groups())
-    memory = sum(p.memory_full_info().pss for p in _tree(server.process)) / 1e6
+    memory = sum(p.memory_full_info().pss for p in process_tree(server.process)) / 1e6
     rate, cpu = 1e6 * answers / duration, 1e6 * spent / max(1, answers)
     print(f"{model.name} c={connections} {server.name}: {rate:.0f}/s, {cpu:.0f} us", file=sys.stderr, flush=True)
     return Load(server.name, connections, rate, p50 / 1e3, p99 / 1e3, cpu, memory, errors)
@@ -225,48 +195,8 @@ def _spread(values: Sequence[float], form: str) -> str:
 
 
 def _answering(server: Served, model: ServedModel) -> Served:
-    _until(lambda: _send("POST", server.url, body=model.json_body()))
+    until(lambda: call("POST", server.url, body=model.json_body()))
     return server
-
-
-def _send(method: str, url: str, value: Any = None, body: bytes | None = None) -> None:
-    data = body if body is not None else json.dumps(value).encode()
-    headers = {"authorization": f"Bearer {_TOKEN}", "content-type": "application/json"}
-    request = urllib.request.Request(url, data, headers, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            answer.read()
-    except urllib.error.HTTPError as error:
-        raise OSError(f"{method} {url}: {error.code} {error.read().decode()}") from error
-
-
-def _until(attempt: Any) -> None:
-    end = time.monotonic() + _START_SECONDS
-    while True:
-        try:
-            attempt()
-        except OSError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.1)
-        else:
-            return
-
-
-def _tree(process: psutil.Process) -> list[psutil.Process]:
-    return [process, *process.children(recursive=True)]
-
-
-def _cpu(process: psutil.Process) -> float:
-    times = [p.cpu_times() for p in _tree(process)]
-    return sum(t.user + t.system for t in times)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 if __name__ == "__main__":

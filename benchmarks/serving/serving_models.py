@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +48,14 @@ class ServedModel:
         head = orjson.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}})
         return head + raw, len(head)
 
-    def write(self, folder: Path) -> Variant:
-        """``model.onnx`` in the folder, and the variant that describes it."""
+    def write(self, folder: Path, number: int | None = None) -> Variant:
+        """``model.onnx`` in the folder, and the variant that describes it.
+
+        Args:
+            number: what each of its logits then is; it computes as much as without.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "model.onnx").write_bytes(_MAKERS[self.name](self))
+        (folder / "model.onnx").write_bytes(_numbered(_MAKERS[self.name](self), number))
         return Variant(
             name=self.name,
             stage="export",
@@ -70,6 +76,22 @@ def _model(made: ServedModel, nodes: list[Any], weights: list[Any]) -> bytes:
     )
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     return bytes(model.SerializeToString())
+
+
+def _numbered(model: bytes, number: int | None) -> bytes:
+    if number is None:
+        return model
+    parsed = onnx.load_model_from_string(model)
+    parsed.graph.node[-1].output[0] = "found"
+    parsed.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.array(value, np.float32), name)
+            for name, value in (("zero", 0), ("number", number))
+        ]
+    )
+    parsed.graph.node.append(helper.make_node("Mul", ["found", "zero"], ["nothing"]))
+    parsed.graph.node.append(helper.make_node("Add", ["nothing", "number"], ["logits"]))
+    return bytes(parsed.SerializeToString())
 
 
 def _mlp(made: ServedModel) -> bytes:
@@ -109,6 +131,23 @@ def _cnn(made: ServedModel) -> bytes:
     return _model(made, nodes, weights)
 
 
+def _deep(made: ServedModel, layers: int) -> bytes:
+    """3x3 convolutions of 128 channels on a small image with a wide frame: short bodies, much to compute, and no less
+    of it for each row of a batch."""
+    draw, nodes, weights, value, before = np.random.default_rng(4), list[Any](), list[Any](), made.input, made.shape[0]
+    for number in range(layers):
+        kernel = draw.standard_normal((128, before, 3, 3)).astype(np.float32) / math.sqrt(9 * before)
+        weights.append(numpy_helper.from_array(kernel, f"k{number}"))
+        nodes.append(helper.make_node("Conv", [value, f"k{number}"], [f"c{number}"], pads=[1 if number else 5] * 4))
+        nodes.append(helper.make_node("Relu", [f"c{number}"], [f"r{number}"]))
+        value, before = f"r{number}", 128
+    matrix = draw.standard_normal((before, 10)).astype(np.float32) / math.sqrt(before)
+    nodes.append(helper.make_node("GlobalAveragePool", [value], ["pooled"]))
+    nodes.append(helper.make_node("Flatten", ["pooled"], ["flat"]))
+    nodes.append(helper.make_node("MatMul", ["flat", "w"], ["logits"]))
+    return _model(made, nodes, [*weights, numpy_helper.from_array(matrix, "w")])
+
+
 def _pooled(made: ServedModel) -> bytes:
     """Hardly any computing: what is measured is the way there."""
     matrix = np.random.default_rng(3).standard_normal((made.shape[0], 10)).astype(np.float32)
@@ -126,6 +165,14 @@ MODELS = {
         ServedModel("mlp", "input", (64,)),
         ServedModel("cnn", "image", (3, 32, 32)),
         ServedModel("image", "image", (3, 224, 224)),
+        ServedModel("deep", "image", (1, 8, 8)),
+        ServedModel("shallow", "image", (1, 8, 8)),
     )
 }
-_MAKERS = {"mlp": _mlp, "cnn": _cnn, "image": _pooled}
+_MAKERS: dict[str, Callable[[ServedModel], bytes]] = {
+    "mlp": _mlp,
+    "cnn": _cnn,
+    "image": _pooled,
+    "deep": partial(_deep, layers=10),
+    "shallow": partial(_deep, layers=3),
+}

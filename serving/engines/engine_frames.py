@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 _HEAD = struct.Struct("<IH")
 """Bytes after this head, entries."""
-_ASKED = struct.Struct("<IIiBI")
+_ASKED = struct.Struct("<IIiBd")
 _ANSWERED = struct.Struct("<IIiHB")
 _WORK = struct.Struct("<IIIIIB")
 MOST_ENTRIES = 1 << 12
@@ -38,14 +38,15 @@ class Asked(NamedTuple):
     """A request as the engine gets it.
 
     ``json_bytes``: length of the JSON part in front of binary tensors; -1: all is JSON, 0: one raw tensor. ``packing``:
-    how the body is packed, see PLAIN. ``waited``: microseconds since it was complete.
+    how the body is packed, see PLAIN. ``began``: when it was complete, in seconds of the monotonic clock, which is the
+    same in all processes.
     """
 
     number: int
     body: bytes | memoryview
     json_bytes: int
     packing: int
-    waited: int
+    began: float
 
 
 class Answered(NamedTuple):
@@ -71,7 +72,7 @@ class EngineWork(NamedTuple):
 
 def pack_asked(asked: Sequence[Asked]) -> list[bytes | memoryview]:
     """A frame of requests, in parts to be written one after the other."""
-    heads = [_ASKED.pack(a.number, len(a.body), a.json_bytes, a.packing, a.waited) for a in asked]
+    heads = [_ASKED.pack(a.number, len(a.body), a.json_bytes, a.packing, a.began) for a in asked]
     size = sum(len(a.body) for a in asked)
     first = _HEAD.pack(size + len(heads) * _ASKED.size, len(heads)) + b"".join(heads)
     return [first, *(a.body for a in asked)]
@@ -90,8 +91,8 @@ def unpack_asked(frame: bytes) -> list[Asked]:
     body, found = at + count * _ASKED.size, list[Asked]()
     view = memoryview(frame)
     for _ in range(count):
-        number, size, json_bytes, packing, waited = _ASKED.unpack_from(frame, at)
-        found.append(Asked(number, view[body : body + size], json_bytes, packing, waited))
+        number, size, json_bytes, packing, began = _ASKED.unpack_from(frame, at)
+        found.append(Asked(number, view[body : body + size], json_bytes, packing, began))
         at, body = at + _ASKED.size, body + size
     _whole(body, frame)
     return found

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import orjson
 
@@ -19,35 +19,20 @@ from serving.engines.engine_keeper import EngineKeeper
 from serving.engines.engine_link import EngineLink
 from serving.engines.infer_job import InferJob
 from serving.engines.job_queue import JobQueue
+from serving.engines.lane_pace import LanePace, WorkPace
 from serving.exceptions import EngineCrashed, InferenceTimedOut, Overloaded, ServingError
 from serving.limits import RequestLimits
 
 _DEPTH = 2
 """Frames that an engine has at a time: the next is read while it computes."""
-_ALONE_SECONDS = 0.001
-"""Frames that take less are left to the first engine: waking another one costs as much, and halves the batches."""
 _MOST_TRIES = 2
-_LEAST_QUIET = 5
-"""Requests that were alone, before what they took is believed: the first are the slowest."""
-_AT_ONCE_SECONDS = 0.0005
-"""A request that was sent within this had none before it."""
+_LOOK_SECONDS = 0.002
+"""Wait from which on a request is looked at for its timeout."""
+_SHARE_OF_TIMEOUT = 0.5
+"""That a request may be expected to wait: what is expected is not what comes, and a late answer is work for nothing."""
 log = logging.getLogger("winnow.serving")
 
 Heard = Callable[[EngineLink, list[tuple[InferJob, int]], EngineWork], None]
-
-
-class LanePace(NamedTuple):
-    """How much there is to do.
-
-    ``quiet_seconds``: what a request takes that did not wait, from its last byte to its answer; 0 while few were seen.
-    ``request_seconds``: what one more request costs, where all engines work; ``wait_seconds``: until those before the
-    next request will be answered; ``fullness``: waiting requests as a share of those that may wait.
-    """
-
-    quiet_seconds: float = 0.0
-    request_seconds: float = 0.0
-    wait_seconds: float = 0.0
-    fullness: float = 0.0
 
 
 class LaneWatcher(Protocol):
@@ -86,9 +71,7 @@ class EngineLane:
         self._limits, self._watcher, self._name = limits, watcher, name
         self.keeper = EngineKeeper(lambda: start(self._heard), self, name=name, count=count)
         self.waiting = JobQueue()
-        self._frame_seconds = 0.0
-        self._job_seconds = 0.0
-        self._quiet_seconds, self._quiet = 0.0, 0
+        self._pace = WorkPace()
         self._scheduled = False
 
     @property
@@ -103,16 +86,21 @@ class EngineLane:
             at_once: do not wait for what else this turn of the loop brings.
 
         Raises:
-            Overloaded: too much is waiting already.
+            Overloaded: too much is waiting already, at all or for the time that the request leaves us.
         """
         limits, queue = self._limits, self.waiting
-        waiting = len(queue)
+        waiting, wait = len(queue), self._pace.wait_seconds(queue, self.keeper.engines)
         if waiting and (
             waiting >= limits.pending
             or queue.bytes + len(job.body) > limits.pending_bytes
-            or waiting * self._job_seconds > limits.pending_seconds * max(1, len(self.keeper.engines))
+            or wait > limits.pending_seconds
         ):
             raise Overloaded(f"{waiting} requests are waiting for this model; try again later")
+        if wait > _LOOK_SECONDS and wait > _SHARE_OF_TIMEOUT * job.seconds_left():
+            raise Overloaded(
+                f"a request would wait for about {1e6 * wait:.0f} us for this model, which leaves too little of its "
+                "timeout; try again later"
+            )
         queue.put(job)
         if at_once:
             self.turn()
@@ -123,11 +111,10 @@ class EngineLane:
     @property
     def pace(self) -> LanePace:
         """How it fares now."""
-        waiting, each = len(self.waiting), self._job_seconds / max(1, len(self.engines))
-        ahead = waiting + sum(len(engine.flying) for engine in self.engines)
-        fullness = max(waiting / self._limits.pending, self.waiting.bytes / self._limits.pending_bytes)
-        quiet = self._quiet_seconds if self._quiet >= _LEAST_QUIET else 0.0
-        return LanePace(quiet, each, ahead * each, fullness)
+        pace, engines, queue = self._pace, self.engines, self.waiting
+        fullness = max(len(queue) / self._limits.pending, queue.bytes / self._limits.pending_bytes)
+        wait = pace.wait_seconds(queue, engines)
+        return LanePace(pace.quiet_seconds, pace.request_seconds(len(engines)), wait, fullness)
 
     @property
     def idle(self) -> bool:
@@ -141,10 +128,16 @@ class EngineLane:
             engine = self._free()
             if engine is None:
                 return
-            jobs = self.waiting.next_frame(idle=not engine.frames)
-            if not jobs:
+            pace = self._pace
+            jobs, late = self.waiting.next_frame(
+                idle=not engine.frames, most=pace.frame_jobs, until=time.monotonic() + pace.job_seconds
+            )
+            for job in late:
+                self._refuse(job, InferenceTimedOut("the request waited until its timeout, so it was not begun"))
+            if jobs:
+                engine.send(jobs)
+            elif not late:
                 return
-            engine.send(jobs)
 
     def sweep(self) -> None:
         """End what took too long; called about twice a second."""
@@ -183,20 +176,14 @@ class EngineLane:
     # -- choosing ---------------------------------------------------------------------------------------------------
     def _free(self) -> EngineLink | None:
         """The engine to take the next frame: the least busy one, and for quick models the first."""
-        usable = self.engines[:1] if self._frame_seconds < _ALONE_SECONDS else self.engines
+        usable = self.engines[:1] if self._pace.quick else self.engines
         best = min(usable, key=lambda engine: engine.frames, default=None)
         return best if best is not None and best.frames < _DEPTH else None
 
     # -- what engines say -------------------------------------------------------------------------------------------
     def _heard(self, engine: EngineLink, jobs: list[tuple[InferJob, int]], work: EngineWork) -> None:
         if jobs and work.rows:
-            seconds = (work.input_us + work.run_us + work.output_us) / 1e6
-            self._frame_seconds += 0.1 * (seconds - self._frame_seconds)
-            self._job_seconds += 0.1 * (seconds / len(jobs) - self._job_seconds)
-            if len(jobs) == 1 and (job := jobs[0][0]).sent - job.began < _AT_ONCE_SECONDS:
-                taken = time.monotonic() - job.began
-                self._quiet += 1  # at first their mean
-                self._quiet_seconds += max(0.1, 1 / self._quiet) * (taken - self._quiet_seconds)
+            self._pace.learn(jobs, work)
         self._watcher.answered(jobs, work)
         if self.waiting:
             self.turn()

@@ -27,7 +27,6 @@ _END_SECONDS = 5.0
 _STATUS_SECONDS = 0.5
 """How long after its connection the nursery may tell how an engine ended."""
 _LOAD_ERRORS = {kind.__name__: kind for kind in (CpuClassMismatch, UnsafeModel)}
-_LONGEST_WAITED = (1 << 32) - 1
 log = logging.getLogger("winnow.serving")
 
 Heard = Callable[["EngineLink", list[tuple[InferJob, int]], EngineWork], None]
@@ -127,8 +126,7 @@ class EngineLink(asyncio.Protocol):
             self._number = number = (self._number + 1) & 0xFFFFFFFF
             job.sent = now
             self.flying[number] = job
-            waited = min(_LONGEST_WAITED, int(1e6 * (now - job.began)))
-            asked.append(Asked(number, job.body, job.json_bytes, job.packing, waited))
+            asked.append(Asked(number, job.body, job.json_bytes, job.packing, job.began))
         self.frames += 1
         if self._transport.is_closing():  # its end is noticed in a moment, and then the jobs are given back
             return

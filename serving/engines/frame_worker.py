@@ -80,7 +80,7 @@ class FrameWorker:
 
     def answer(self, sink: AnswerSink, frame: bytes) -> None:
         """Answer the requests of a frame, those of each run as soon as it is done."""
-        began = time.perf_counter()
+        began, rows = time.perf_counter(), 0
         answers, quick, strict = (
             list[Answered](),
             list[tuple[Asked, QuickRequest]](),
@@ -88,7 +88,8 @@ class FrameWorker:
         )
         for asked in unpack_asked(frame):
             try:
-                request = self._read(asked)
+                request = self._read(asked, rows)
+                rows += max(request.rows, 1)
                 if isinstance(request, QuickRequest):
                     quick.append((asked, request))
                 elif request.wishes is not None and not asked.packing & CHOSEN:
@@ -117,15 +118,17 @@ class FrameWorker:
         if not groups:
             sink.sendall(pack_answered(answers, EngineWork(0, 0, input_us, 0, 0, True)))
 
-    def _read(self, asked: Asked) -> QuickRequest | InferRequest:
+    def _read(self, asked: Asked, ahead: int) -> QuickRequest | InferRequest:
+        """The request; ``ahead``: rows of its frame that are computed before it."""
         packing = asked.packing & _PACKING
         body = unpacked_body(asked.body, packing, self._limits) if packing != PLAIN else asked.body
         request = self._quick(body, asked.json_bytes) or self._read_strictly(asked, body)
         if request.timeout:
-            needed = 1e6 * self._row_seconds * max(request.rows, 1)
-            if asked.waited + needed > request.timeout:
+            waited = 1e6 * (time.monotonic() - asked.began)
+            needed = 1e6 * self._row_seconds * (ahead + max(request.rows, 1))
+            if waited + needed > request.timeout:
                 raise InferenceTimedOut(
-                    f"the request waited {asked.waited} us and would take {needed:.0f} us more; its timeout is "
+                    f"the request waited {waited:.0f} us and would take {needed:.0f} us more; its timeout is "
                     f"{request.timeout} us, so it was not begun"
                 )
         return request

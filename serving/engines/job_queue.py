@@ -38,14 +38,16 @@ class JobQueue:
         self.bytes -= len(job.body)
         return job
 
-    def next_frame(self, *, idle: bool) -> list[InferJob]:
-        """The next jobs that go together; none that nobody wants any more.
+    def next_frame(self, *, idle: bool, most: int, until: float) -> tuple[list[InferJob], list[InferJob]]:
+        """The next jobs that go together, none that nobody wants any more; and those for which it is too late.
 
         Args:
             idle: whether the engine has nothing to do. A job that an engine died with goes alone, to an idle one.
+            most: jobs.
+            until: when a job is answered at the soonest, by the monotonic clock.
         """
-        jobs, size = list[InferJob](), 0
-        while self._jobs and len(jobs) < _FRAME_JOBS:
+        jobs, late, size, most = list[InferJob](), list[InferJob](), 0, min(most, _FRAME_JOBS)
+        while self._jobs and len(jobs) < most:
             job = self._jobs[0]
             if job.tries and (jobs or not idle):
                 break
@@ -54,8 +56,11 @@ class JobQueue:
             self.take()
             if not job.wanted:  # the client hung up
                 continue
+            if job.deadline < until:
+                late.append(job)
+                continue
             jobs.append(job)
             size += len(job.body)
             if job.tries:
                 break
-        return jobs
+        return jobs, late

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
-from serving.engines.engine_lane import LanePace
+from serving.engines.lane_pace import LanePace
 from serving.exceptions import InvalidRequest, NotReady, Overloaded
 from serving.wishes import Wishes
 
