@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from datetime import UTC, datetime
 
-from pydantic import AwareDatetime, Field, ValidationError
+from pydantic import AwareDatetime, Field, FiniteFloat, ValidationError
 
 from model_registry.measurement import Better, Digest, Measurement
 from model_registry.store import CorruptObject, Store
@@ -29,9 +29,9 @@ class SetMember(Frozen):
     """Of its variant."""
     metric: str
     better: Better
-    value: float
+    value: FiniteFloat
     """Of the metric, on the split that variants are chosen by."""
-    p50_ms: float = Field(gt=0)
+    p50_ms: FiniteFloat = Field(gt=0)
     """Median latency of one request, in milliseconds, where it was measured."""
     bytes: int = Field(ge=0)
 

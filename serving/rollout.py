@@ -173,9 +173,7 @@ class Rollout:
         found.reason = "" if version is not None else "its traffic was taken away"
         steering = found.steering
         steering.set_members(steering.members, version)
-        if steering.trial is not None and version != previous:
-            steering.end("promoted" if version == steering.trial.new else "aborted")
-            steering.trial = None  # what it compared with, or tried, has all of the traffic
+        steering.routed(version, moved=version != previous)
         return previous
 
     def set_members(self, model: str, members: Sequence[SetMember]) -> None:

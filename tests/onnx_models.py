@@ -75,12 +75,12 @@ def digits(folder: Path, *, seed: int = 0, bias: float = 0.0, runtime: RuntimeSp
     )
 
 
-def answer(folder: Path, number: float) -> Variant:
+def answer(folder: Path, number: float, *, x: str = "x", y: str = "y", width: int = 2) -> Variant:
     """Takes ``x`` FP32 [-1, 2] and answers ``y`` FP32 [-1, 2] = 0 * x + number: tells which version answered."""
-    nodes = [helper.make_node("Mul", ["x", "zero"], ["nothing"]), helper.make_node("Add", ["nothing", "n"], ["y"])]
+    nodes = [helper.make_node("Mul", [x, "zero"], ["nothing"]), helper.make_node("Add", ["nothing", "n"], [y])]
     weights = [constant("zero", np.float32(0)), constant("n", np.float32(number))]
-    x, y = (TensorSpec(name=name, datatype="FP32", shape=(-1, 2)) for name in ("x", "y"))
-    return save(folder, nodes, [x], [y], weights, name="answer")
+    given, answered = (TensorSpec(name=name, datatype="FP32", shape=(-1, width)) for name in (x, y))
+    return save(folder, nodes, [given], [answered], weights, name="answer")
 
 
 def wide(folder: Path, numbers: int) -> Variant:

@@ -51,6 +51,12 @@ def asked(datatype: str = "FP32", member: str = "", values: Any = (), **more: An
     return made
 
 
+def with_size(request: ModelInferRequest, size: int) -> ModelInferRequest:
+    """With a length of its tensor, as over HTTP."""
+    request.inputs[0].parameters["binary_data_size"].int64_param = size
+    return request
+
+
 def split(body: bytes, json_bytes: int) -> tuple[dict[str, Any], bytes]:
     return orjson.loads(body[:json_bytes]), body[json_bytes:]
 
@@ -85,11 +91,23 @@ def test_every_datatype_but_half_has_typed_contents() -> None:
             asked(raw_input_contents=[bytes(8)], parameters={"binary_data_output": InferParameter(bool_param=False)}),
             "'binary_data_output' belongs to HTTP",
         ),
+        (with_size(asked(raw_input_contents=[bytes(8)]), 7), "'binary_data_size' belongs to HTTP"),
+        (with_size(asked("FP32", "fp32_contents", [1, 2]), 8), "'binary_data_size' belongs to HTTP"),
     ],
 )
 def test_what_the_protocol_forbids_is_refused(request_: ModelInferRequest, text: str) -> None:
     with pytest.raises(InvalidRequest, match=text):
         infer_body(request_, None, most_elements=2)
+
+
+def test_parameters_of_http_may_say_what_holds_anyway() -> None:
+    """KServe's client sends the length of each tensor here too."""
+    request = with_size(asked(raw_input_contents=[bytes(8)]), 8)
+    request.parameters["binary_data_output"].bool_param = True
+    request.outputs.add(name="y").parameters["binary_data"].bool_param = True
+    head, raw = split(*infer_body(request, None, most_elements=2))
+    assert (head["inputs"][0]["parameters"], raw) == ({"binary_data_size": 8}, bytes(8))
+    assert (head["parameters"], head["outputs"]) == ({"binary_data_output": True}, [{"name": "y", "parameters": {}}])
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,34 @@ def test_json_is_a_row_rows_or_a_request() -> None:
     assert not any(map(is_request, ({"inputs": [1, 2]}, {"x": 1}, [1])))
 
 
+IMAGE = [spec("image", "FP32", 1, 2, 3)]
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 3), (2, 3), (1, 6), (6, 1), (2, 3, 1)])
+def test_rows_of_several_dimensions_may_be_flat(shape: tuple[int, ...]) -> None:
+    """In every form; and nested ones mean what they meant."""
+    inputs, flat = [spec("image", "FP32", *shape)], [float(n) for n in range(6)]
+    row = np.array(flat).reshape(shape)
+    nested, one, two = row.tolist(), row[None].tolist(), np.stack([row, row]).tolist()
+    assert json_samples(flat, inputs) == json_samples([flat], inputs) == {"image": one}
+    assert json_samples([flat, flat], inputs) == {"image": two}
+    assert json_samples({"image": flat}, inputs) == json_samples([{"image": nested}], inputs) == {"image": one}
+    assert json_samples(nested, inputs) == json_samples(one, inputs) == {"image": one}
+    assert json_samples(two, inputs) == {"image": two}
+    assert csv_samples(b"a,b,c,d,e,f\n0,1,2,3,4,5\n", inputs) == {"image": one}
+    for given, wanted in [(flat, one), ([flat, flat], two), (nested, one), (one, one), (two, two)]:
+        assert numpy_samples(npy(given), inputs)["image"].tolist() == wanted
+    assert numpy_samples(npz(image=[flat, flat]), inputs)["image"].tolist() == two
+
+
+def test_what_is_not_as_long_as_a_row_is_not_cut() -> None:
+    assert json_samples([1, 2, 3], IMAGE) == {"image": [1, 2, 3]}
+    assert json_samples([[1, 2, 3, 4, 5, 6], [1]], IMAGE) == {"image": [[1, 2, 3, 4, 5, 6], [1]]}
+    assert json_samples([1, 2], [spec("x", "FP32", -1, 2)]) == {"x": [1, 2]}, "any number of pairs: not known"
+    with pytest.raises(InvalidRequest, match="are not the model's inputs"):
+        csv_samples(b"a,b\n1,2\n", IMAGE)
+
+
 def test_csv_has_a_column_per_input_or_is_a_table() -> None:
     assert csv_samples(b'yes,n,text\ntrue,1,"a,b"\n0,2,\n', COLUMNS) == {
         "yes": [True, False],

@@ -5,12 +5,9 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from endpoint_process import Endpoint as Process
 from endpoint_process import endpoint as endpoint_process
 from onnx_models import publish, slow
 from release_world import World, new_name
+from releasing_endpoint import LONG, QUICK, protocol, releasing_endpoint, three_versions, traffic
 
 import winnow
 from flows.commands.stack_releases import settle_releases
@@ -30,49 +28,24 @@ from model_registry.api_keys import KeyFile
 from model_registry.endpoint_client import Endpoint, EndpointError
 from model_registry.endpoint_rollout import EndpointRollout
 from model_registry.ledger import Ledger
-from model_registry.registry import Registry
 from model_registry.release_steps import ReleaseSteps
-from model_registry.rollout_plan import RolloutPlan
 from model_registry.store import Store
 from model_registry.variant import RuntimeSpec
 from model_registry.variant_set import SetMember, VariantSets
 from serving.traffic.trial import ABANDONED_SECONDS
-from tasks.release.ledger_protocol import ReleaseProtocol
 from tasks.running.errors import EndpointUnhealthy
-
-NOBODY = "http://127.0.0.1:9"
-QUICK = RolloutPlan(shadow_seconds=1, shadow_share=1.0, canary=(0.5,), step_seconds=1, min_requests=10, max_slow=0.9)
-LONG = QUICK.model_copy(update={"shadow_seconds": 0.0, "step_seconds": 20.0, "min_requests": 0})
 
 
 @pytest.fixture(scope="module")
 def process(s3: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in s3.environment.items():
-            environment.setenv(name, value)
-        environment.setenv("WINNOW_STORE", "s3://sets-and-rollouts")
-        environment.setenv("MLFLOW_TRACKING_URI", NOBODY)  # it only shows what the ledger says
-        Store.from_environment().prepare()
-        with endpoint_process(tmp_path_factory.mktemp("endpoint")) as running:
-            environment.setenv("WINNOW_ENDPOINT", running.url)
-            environment.setenv("WINNOW_ENDPOINT_ADMIN", running.admin_url)
-            environment.setenv("WINNOW_ADMIN_TOKEN", TOKEN)
-            yield running
+    with releasing_endpoint(s3, tmp_path_factory.mktemp("endpoint"), "sets-and-rollouts") as running:
+        yield running
 
 
 @pytest.fixture
 def world(process: Process, tmp_path: Path) -> Iterator[World]:
-    """Version 2 answers like version 1 and is another variant; version 3 answers otherwise."""
-    with Endpoint.from_environment() as endpoint:
-        made = World(Store.from_environment(), Registry(NOBODY), endpoint, new_name(), tmp_path)
-        made.register(1, number=5, row=False)
-        made.register(2, number=5, runtime=RuntimeSpec(arena=False), row=False)
-        made.register(3, number=7, row=False)
+    with three_versions(tmp_path) as made:
         yield made
-
-
-def protocol(world: World) -> ReleaseProtocol:
-    return ReleaseProtocol(world.store, world.endpoint, None, world.model)
 
 
 def set_of(world: World, *members: tuple[int, float, float]) -> None:
@@ -93,28 +66,6 @@ def set_of(world: World, *members: tuple[int, float, float]) -> None:
             for number, accuracy, milliseconds in members
         ),
     )
-
-
-@contextmanager
-def traffic(process: Process, model: str, clients: int = 2) -> Iterator[list[tuple[int, str]]]:
-    """Requests all the time; status and version of each answer."""
-    answers, stop = list[tuple[int, str]](), threading.Event()
-
-    def ask() -> None:
-        with httpx.Client(base_url=process.url, timeout=60, verify=False) as client:
-            while not stop.is_set():
-                found = client.post(f"/v2/models/{model}/infer", json=ASK)
-                answers.append((found.status_code, found.json().get("model_version", found.text)))
-                time.sleep(0.002)
-
-    with ThreadPoolExecutor(clients) as pool:
-        asking = [pool.submit(ask) for _ in range(clients)]
-        try:
-            yield answers
-        finally:
-            stop.set()
-        for done in asking:
-            done.result()
 
 
 # -- sets -----------------------------------------------------------------------------------------------------------

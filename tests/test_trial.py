@@ -11,9 +11,11 @@ import pytest
 
 from model_registry.rollout_plan import RolloutPlan
 from serving.engines.engine_frames import GZIP, PLAIN, Answered
+from serving.engines.packed_body import packed_body
 from serving.exceptions import Conflict
 from serving.tensors import NUMPY, datatype_of, to_raw
-from serving.traffic.answer_agreement import compare_answers
+from serving.traffic.answer_agreement import MOST_BYTES, compare_answers
+from serving.traffic.steering import Steering
 from serving.traffic.trial import ABANDONED_SECONDS, Trial
 
 PLAN = RolloutPlan(shadow_seconds=10, shadow_share=0.5, canary=(0.1, 0.5), step_seconds=20, min_requests=5)
@@ -90,11 +92,41 @@ def test_errors_stop_it() -> None:
     trial, clock = begun()
     pass_time(trial, clock, 15)
     for _ in range(5):
-        trial.new_answered(400, 0.01)  # the client's
+        trial.new_failed(400, 400)  # the old version refuses it too: the client's fault
     assert not trial.over
     for _ in range(5):
-        trial.new_answered(500, 0.01)
+        trial.new_answered(503, 0.01)
     assert trial.over and "5 of" in trial.why and "failed" in trial.why
+
+
+@pytest.mark.parametrize("status", [400, 500, 501])
+def test_refusing_what_the_old_version_answers_stops_it(status: int) -> None:
+    trial, clock = begun()
+    pass_time(trial, clock, 5)
+    refusal, same = Answered(1, b'{"error":"no"}', -1, status, PLAIN), answered(y=[[1.0]])
+    for old, new in [(refusal, refusal), (refusal, same)] * 50:
+        trial.both_answered(old, new)
+    assert not trial.over, "what the old one refuses too, and what it alone refuses"
+    for _ in range(6):
+        trial.both_answered(same, refusal)
+    assert trial.over and "6 refused that version 1 answers" in trial.why
+
+
+def test_whoever_moves_the_traffic_by_hand_ends_it() -> None:
+    for version, state, why in [
+        ("2", "passed", "version 2 was given the traffic by hand"),
+        ("3", "aborted", "version 3 was given the traffic by hand"),
+        (None, "aborted", "the traffic was taken away by hand"),
+    ]:
+        steering = Steering()
+        steering.trial, _ = begun()
+        steering.routed("1", moved=False)
+        assert steering.trial.state == "running"
+        steering.routed(version, moved=True)
+        assert (steering.trial.state, steering.trial.why) == (state, why)
+        assert steering.ended == {"promoted" if version == "2" else "aborted": 1}
+        steering.routed("2", moved=version != "2")  # what its owner does then, or the next release
+        assert steering.trial is None and steering.ended.total() == 1
 
 
 def test_slowness_stops_it() -> None:
@@ -130,6 +162,10 @@ def test_it_is_paused_resumed_promoted_and_aborted_by_hand() -> None:
     assert str(trial.present) == "canary 10 %"
     trial.act("promote")
     assert trial.state == "passed"
+    with pytest.raises(Conflict, match="is over: passed"):
+        trial.act("pause")
+    trial.act("abort")
+    assert trial.over, "until it has all of the traffic"
     aborted, _ = begun()
     aborted.act("abort")
     assert aborted.over
@@ -201,5 +237,22 @@ def test_what_is_missing_must_be_missing_in_both() -> None:
 def test_other_shapes_are_other_answers_and_what_cannot_be_read_is_none() -> None:
     found = compare_answers(answered(y=[[1.0, 2.0]]), answered(y=[[1.0], [2.0]]), 0.05)
     assert found is not None and found.differ == found.rows == 2
-    assert compare_answers(answered(y=[[1.0]]), answered(z=[[1.0]]), 0.05) is None
-    assert compare_answers(answered(y=[[1.0]]), answered(y=[[1.0]], packing=GZIP), 0.05) is None
+    long = answered(y=[[1.0] * (MOST_BYTES // 4)])
+    assert compare_answers(long, long, 0.05) is None
+
+
+def test_an_output_that_is_gone_is_another_answer_and_one_more_is_not() -> None:
+    one, other, both = answered(y=[[1.0], [1.0]]), answered(z=[[1.0]]), answered(y=[[1.0], [1.0]], z=[[1.0]])
+    gone, more = compare_answers(one, other, 0.05), compare_answers(one, both, 0.05)
+    assert gone is not None and (gone.rows, gone.differ) == (2, 2)
+    assert more is not None and (more.rows, more.differ) == (2, 0)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_packed_answers_are_compared_too(raw: bool) -> None:
+    plain, other = answered(raw=raw, y=[[1.0, 2.0]]), answered(raw=raw, y=[[1.0, 3.0]])
+    packed = plain._replace(body=packed_body(bytes(plain.body)), packing=GZIP)
+    alike, apart = compare_answers(packed, plain, 0.05), compare_answers(packed, other, 0.05)
+    assert alike is not None and apart is not None and (alike.differ, apart.differ) == (0, 1)
+    bomb = packed._replace(body=packed_body(bytes(2 * MOST_BYTES)))
+    assert compare_answers(bomb, plain, 0.05) is None, "it is not unpacked whole"

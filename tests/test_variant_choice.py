@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import pytest
+from pydantic import ValidationError
 
+from model_registry.variant_set import SetMember
 from serving.engines.lane_pace import LanePace
 from serving.exceptions import InvalidRequest, NotReady, Overloaded
 from serving.traffic.degradation import CALM_SECONDS, Degradation, ladder_of
@@ -184,3 +186,14 @@ def test_what_is_not_there_or_full_is_passed_over_at_once() -> None:
 def test_only_what_is_faster_than_the_variant_with_the_traffic_is_below_it() -> None:
     assert ladder_of([BEST, MIDDLE, CHEAP], "2") == [MIDDLE, CHEAP]
     assert ladder_of([BEST, MIDDLE, CHEAP], "3") == [CHEAP]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("value", "NaN"), ("value", float("nan")), ("value", float("-inf")), ("p50_ms", 0), ("p50_ms", float("inf"))],
+)
+def test_what_was_not_measured_is_in_no_set(name: str, value: object) -> None:
+    known = {"version": 1, "digest": "a" * 64, "name": "v1", "metric": "accuracy", "better": "higher", "bytes": 1}
+    assert SetMember.model_validate({**known, "value": 0.9, "p50_ms": 1.0}).value == 0.9
+    with pytest.raises(ValidationError, match=name):
+        SetMember.model_validate({**known, "value": 0.9, "p50_ms": 1.0, name: value})

@@ -64,7 +64,7 @@ def predict_command(
     """Ask MODEL about the rows of a file; prints one JSON object per row.
 
     In CSV each column is an input, or all of them, in their order, are the one input of a table. A missing value is an
-    empty field, or null in JSON.
+    empty field, or null in JSON. The values of an input of several dimensions may be given flat.
 
     \b
     Example:

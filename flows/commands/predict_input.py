@@ -1,10 +1,14 @@
-"""Rows for a model from what a user has: JSON, CSV with a header, or numpy's files."""
+"""Rows for a model from what a user has: JSON, CSV with a header, or numpy's files.
+
+What an input of several dimensions takes may be given flat: as many values as its row has elements, in their order.
+"""
 
 from __future__ import annotations
 
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
@@ -61,8 +65,12 @@ def json_samples(value: Any, inputs: Sequence[TensorSpec]) -> Samples:
             if not isinstance(row, dict) or set(row) != set(names):
                 got = sorted(row) if isinstance(row, dict) else type(row).__name__
                 raise InvalidRequest(f"row {number} must have the model's inputs {names}, got {got}")
-        return {name: [row[name] for row in value] for name in names}
+        return {spec.name: [_nested(row[spec.name], spec) for row in value] for spec in inputs}
     only = _only(inputs)
+    if _flat(value, only):
+        return {only.name: [_nested(value, only)]}
+    if isinstance(value, list) and all(_flat(row, only) for row in value):
+        return {only.name: [_nested(row, only) for row in value]}
     return {only.name: [value] if _depth(value) == len(only.shape) - 1 else value}
 
 
@@ -91,9 +99,10 @@ def csv_samples(content: bytes, inputs: Sequence[TensorSpec]) -> Samples:
             values = [_value(row[at], spec, line, header[at]) for line, row in rows]
             found[spec.name] = [[value] for value in values] if spec.shape[1:] else values
         return found
-    if len(inputs) == 1 and len(inputs[0].shape) == 2:
+    if len(inputs) == 1 and (len(inputs[0].shape) == 2 or _elements(inputs[0]) == len(header)):
         spec = inputs[0]
-        return {spec.name: [[_value(row[at], spec, line, header[at]) for at in columns] for line, row in rows]}
+        table = [[_value(row[at], spec, line, header[at]) for at in columns] for line, row in rows]
+        return {spec.name: [_nested(row, spec) for row in table]}
     wanted = {spec.name: list(spec.shape) for spec in inputs}
     raise InvalidRequest(f"the columns {header} are not the model's inputs {wanted}; send JSON or .npz instead")
 
@@ -108,8 +117,10 @@ def numpy_samples(content: bytes, inputs: Sequence[TensorSpec]) -> Samples:
         found = np.load(io.BytesIO(content), allow_pickle=False)
         if isinstance(found, np.ndarray):
             only = _only(inputs)
-            return {only.name: found[None] if found.ndim == len(only.shape) - 1 else found}
-        return {name: found[name] for name in found.files}
+            rows = _as_rows(found, only)
+            return {only.name: rows[None] if rows.ndim == len(only.shape) - 1 else rows}
+        specs = {spec.name: spec for spec in inputs}
+        return {name: _as_rows(found[name], specs[name]) if name in specs else found[name] for name in found.files}
     except (ValueError, OSError, EOFError) as error:
         raise InvalidRequest(f"it is no file of numpy's arrays: {error}") from error
 
@@ -118,6 +129,38 @@ def _only(inputs: Sequence[TensorSpec]) -> TensorSpec:
     if len(inputs) != 1:
         raise InvalidRequest(f"the model has the inputs {[spec.name for spec in inputs]}; give rows by these names")
     return inputs[0]
+
+
+def _elements(spec: TensorSpec) -> int:
+    """Of a row that has several dimensions, all of known size; 0 for any other."""
+    sizes = spec.shape[1:]
+    return math.prod(sizes) if len(sizes) > 1 and min(sizes) > 0 else 0
+
+
+def _flat(value: Any, spec: TensorSpec) -> bool:
+    elements = _elements(spec)
+    return (
+        elements > 0
+        and isinstance(value, list)
+        and len(value) == elements
+        and not any(isinstance(element, list) for element in value)
+    )
+
+
+def _nested(row: Any, spec: TensorSpec) -> Any:
+    """A flat row as its dimensions say; any other as it is."""
+    if _flat(row, spec):
+        for size in reversed(spec.shape[2:]):
+            row = [row[start : start + size] for start in range(0, len(row), size)]
+    return row
+
+
+def _as_rows(values: Any, spec: TensorSpec) -> Any:
+    """An array of flat rows, or of one, as their dimensions say; any other as it is."""
+    elements = _elements(spec)
+    if elements and values.ndim in (1, 2) and values.shape[-1] == elements and values.shape != spec.shape[1:]:
+        return values.reshape(-1, *spec.shape[1:])
+    return values
 
 
 def _depth(value: Any) -> int:

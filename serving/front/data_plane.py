@@ -20,10 +20,11 @@ from serving.front.http_service import RoutedService, lines_of_status, refuse, r
 from serving.front.request_counts import RequestCounts
 from serving.key_ring import KeyRing
 from serving.limits import RequestLimits
+from serving.loaded_version import LoadedVersion
 from serving.rollout import Rollout
 from serving.sampling.sample_keeper import SampleKeeper
 from serving.traffic.steering import Chosen
-from serving.traffic.trial import MirroredPair, ShadowJob, Trial
+from serving.traffic.trial import MirroredPair, ShadowJob, Trial, is_refusal
 from serving.wishes import Wishes, wishes_from_bytes, wishes_of_headers
 
 PLATFORM = "onnx_onnxv1"
@@ -102,7 +103,10 @@ class DataPlane(RoutedService):
             chosen.version.submit(job, at_once=len(self.connections) <= _FEW)
         except ServingError as error:
             chosen.version.stats.refused(error.status)
-            raise
+            if chosen.trial is None or chosen.instead is None:
+                raise
+            chosen.trial.new_answered(error.status, 0.0)
+            job.ask_old(chosen.instead)
         if chosen.mirrored and chosen.trial is not None:
             self._mirror(job, chosen.trial)
 
@@ -214,14 +218,16 @@ class HttpJob(InferJob):
         sent_as: its route.
         chosen: who answers it, and why.
         pair: its answer and that of a version on trial; None where nobody else answers it.
+        declined: what a version on trial said that could not answer it, and the old one is asked; None elsewhere.
     """
 
-    __slots__ = ("_connection", "_plane", "chosen", "pair", "sent_as")
+    __slots__ = ("_connection", "_plane", "chosen", "declined", "pair", "sent_as")
 
     def __init__(self, plane: DataPlane, connection: HttpConnection, sent: Route, body: bytes, chosen: Chosen) -> None:
         super().__init__(body, sent.json_bytes, sent.packing, began=time.monotonic())
         self._plane, self._connection, self.sent_as, self.chosen = plane, connection, sent, chosen
         self.pair: MirroredPair | None = None
+        self.declined: Answered | None = None
         self.notes = connection.notes
 
     @property
@@ -241,22 +247,47 @@ class HttpJob(InferJob):
             asyncio.get_running_loop().call_soon(self._plane.choose_again, self, wishes)
             return
         if chosen.trial is not None:
+            # Engines that died of it twice are no reason not to ask: with the old one's they would have been as many.
+            if chosen.instead is not None and (is_refusal(status) or status == 503):
+                self.declined = answered
+                if not is_refusal(status):
+                    chosen.trial.new_answered(status, time.monotonic() - self.began)
+                asyncio.get_running_loop().call_soon(self.ask_old, chosen.instead)
+                return
             self._watch(answered, chosen.trial)
+        self._send(answered)
+
+    def ask_old(self, old: LoadedVersion) -> None:
+        """Have the old version answer what the one on trial could not: no client is to notice a trial."""
+        self.chosen = Chosen(old, "", self.chosen.trial)
+        try:
+            old.submit(self, at_once=True)
+        except ServingError as error:  # it was taken away, or has too much to do
+            if self.declined is None:
+                self.refuse(error)
+            else:
+                self._send(self.declined)
+
+    def _send(self, answered: Answered) -> None:
+        chosen, body = self.chosen, answered.body
+        assert isinstance(body, bytes)
         if chosen.why:
             self._answer(
                 answered, f"winnow-version: {chosen.version.version}\r\nwinnow-choice: {chosen.why}\r\n".encode()
             )
-        elif status == 200 and answered.json_bytes < 0 and answered.packing == PLAIN:
+        elif answered.status == 200 and answered.json_bytes < 0 and answered.packing == PLAIN:
             self._connection.answer(200, body)
         else:
             self._answer(answered, b"")
 
     def _watch(self, answered: Answered, trial: Trial) -> None:
         seconds = time.monotonic() - self.began
-        if self.chosen.version.version == trial.new:
+        if self.chosen.instead is not None:
             trial.new_answered(answered.status, seconds)
-        else:
+        elif self.declined is None:
             trial.old_answered(answered.status, seconds)
+        elif is_refusal(self.declined.status):  # only now is it known whether it was right to
+            trial.new_failed(self.declined.status, answered.status)
         if self.pair is not None:
             self.pair.take_old(answered)
 

@@ -27,7 +27,9 @@ _TYPED = {
     "BYTES": ("bytes_contents", ""),
 }
 """By datatype the member that holds its typed contents, and ``struct``'s code of an element."""
-_OF_HTTP = {"binary_data", "binary_data_size", "binary_data_output"}
+_OF_HTTP = {"binary_data": True, "binary_data_output": True}
+"""Parameters of HTTP's binary form, as they hold over gRPC anyway; some clients send them here too."""
+_SIZE = "binary_data_size"
 
 
 def infer_body(request: ModelInferRequest, seconds: float | None, *, most_elements: int) -> tuple[bytes, int]:
@@ -40,7 +42,7 @@ def infer_body(request: ModelInferRequest, seconds: float | None, *, most_elemen
     Raises:
         InvalidRequest: tensors are sent twice, or not as the protocol says. The rest is checked where the model is.
     """
-    raws = _raw_inputs(request, most_elements)
+    raws, sent_raw = _raw_inputs(request, most_elements), bool(request.raw_input_contents)
     parameters = _plain(request.parameters)
     if seconds is not None:
         left, given = max(1, int(1e6 * seconds)), parameters.get("timeout", 0)
@@ -53,7 +55,7 @@ def infer_body(request: ModelInferRequest, seconds: float | None, *, most_elemen
                 "name": tensor.name,
                 "datatype": tensor.datatype,
                 "shape": list(tensor.shape),
-                "parameters": {**_plain(tensor.parameters), "binary_data_size": len(raw)},
+                "parameters": {**_plain(tensor.parameters, {_SIZE: len(raw) if sent_raw else None}), _SIZE: len(raw)},
             }
             for tensor, raw in zip(request.inputs, raws, strict=True)
         ],
@@ -117,15 +119,21 @@ def _from_typed(tensor: ModelInferRequest.InferInputTensor, most_elements: int) 
         raise InvalidRequest(f"{where} holds a number that does not fit {tensor.datatype}") from error
 
 
-def _plain(parameters: Mapping[str, InferParameter]) -> dict[str, Any]:
+def _plain(parameters: Mapping[str, InferParameter], holds: Mapping[str, Any] = _OF_HTTP) -> dict[str, Any]:
+    """The parameters, without those of HTTP, which may say nothing else than what ``holds`` here."""
     found: dict[str, Any] = {}
     for name, parameter in parameters.items():
         chosen = parameter.WhichOneof("parameter_choice")
-        if name in _OF_HTTP:
-            raise InvalidRequest(f"parameter {name!r} belongs to HTTP; over gRPC tensors are always answered raw")
         if chosen is None:
             raise InvalidRequest(f"parameter {_show(name)} has no value")
-        found[name] = getattr(parameter, chosen)
+        value = getattr(parameter, chosen)
+        if name not in _OF_HTTP and name != _SIZE:
+            found[name] = value
+        elif name not in holds or type(value) is not type(holds[name]) or value != holds[name]:
+            raise InvalidRequest(
+                f"parameter {name!r} belongs to HTTP; over gRPC tensors are as long as their raw_input_contents, and "
+                "always answered raw"
+            )
     return found
 
 

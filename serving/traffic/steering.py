@@ -18,12 +18,14 @@ DEGRADED = "degraded"
 
 class Chosen(NamedTuple):
     """The version that answers a request; ``why``: that is said to the client, empty where it is the one with the
-    traffic; ``trial``: is to be told of the answer, ``mirrored``: which the version on trial is to give too."""
+    traffic; ``trial``: is to be told of the answer, ``mirrored``: which the version on trial is to give too;
+    ``instead``: is asked where this one, which is on trial, cannot answer."""
 
     version: LoadedVersion
     why: str = ""
     trial: Trial | None = None
     mirrored: bool = False
+    instead: LoadedVersion | None = None
 
 
 class Steering:
@@ -93,11 +95,11 @@ class Steering:
         if named:
             return Chosen(serving)
         trial = self.trial
-        if trial is not None and not trial.over:
+        if trial is not None and not trial.over and trial.new != serving.version:
             candidate = versions.get(trial.new)
             if candidate is not None and candidate.state == "ready":
                 if trial.takes():
-                    return Chosen(candidate, "canary", trial)
+                    return Chosen(candidate, "canary", trial, instead=serving)
                 return Chosen(serving, "", trial, trial.mirrors())
         if self._degradation is not None and not exact:
             found = self._degradation.member()
@@ -121,6 +123,25 @@ class Steering:
         if self.trial is not None and not self.trial.counted:
             self.trial.counted = True
             self.ended[how] += 1
+
+    def routed(self, version: str | None, *, moved: bool) -> None:
+        """All of the traffic is this version's; ``moved``: it was not before."""
+        trial = self.trial
+        if trial is None:
+            return
+        if version == trial.new and trial.state == "passed":
+            self.end("promoted")
+            self.trial = None
+        elif moved and trial.over:
+            self.end(trial.state)
+            self.trial = None
+        elif moved:  # by hand: kept, since whoever rolls it out is to hear of it
+            mine = version == trial.new
+            trial.act(
+                "promote" if mine else "abort",
+                f"version {version} was given the traffic by hand" if version else "the traffic was taken away by hand",
+            )
+            self.end("promoted" if mine else "aborted")
 
     def without(self, version: str) -> None:
         """A version is taken away."""

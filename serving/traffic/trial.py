@@ -30,6 +30,11 @@ _COMPARISONS_PER_SECOND = 50.0
 State = Literal["running", "paused", "passed", "failed", "aborted", "abandoned"]
 
 
+def is_refusal(status: int) -> bool:
+    """Whether an answer says that the model cannot do this very request (4xx, 500, 501): another one might."""
+    return 400 <= status <= 501
+
+
 class Trial:
     """One version on trial.
 
@@ -50,6 +55,8 @@ class Trial:
         self.errors = SequentialGuard(plan.max_errors, plan.false_alarm)
         self.slow = SequentialGuard(plan.max_slow, plan.false_alarm)
         self.largest_difference = 0.0
+        self.refused = 0
+        """Requests that it refused and the old version answered; among the errors."""
         self.counted = False
         """Whether its end is in the metrics."""
         self.step = 0
@@ -103,16 +110,26 @@ class Trial:
                 self._sorted = sorted(self._recent)
 
     def new_answered(self, status: int, seconds: float) -> None:
-        """The new version answered a request, alone or beside the old one."""
-        self.errors.add(1, status >= 500)
+        """The new version answered a request, or failed to (503, 504), whatever the old one does: see
+        :meth:`new_failed`."""
+        self.errors.add(1, status != 200)
         known = self._sorted
         if status == 200 and known:
             slow = seconds > self.plan.max_slowdown * known[min(int(0.95 * len(known)), len(known) - 1)]
             self.slow.add(1, slow)
         self._check()
 
+    def new_failed(self, status: int, old_status: int) -> None:
+        """The new version has no answer to a request, the old one said ``old_status``: only an answer shows a fault."""
+        answerable = old_status == 200
+        self.refused += answerable and is_refusal(status)
+        self.errors.add(1, answerable)
+        self._check()
+
     def both_answered(self, old: Answered, new: Answered) -> None:
         """Both answered the same request."""
+        if new.status != 200:
+            self.new_failed(new.status, old.status)
         if old.status != 200 or new.status != 200:
             return
         # With numpy, which a front without a trial does without.
@@ -132,41 +149,38 @@ class Trial:
         plan = self.plan
         if self.agreement.tripped:
             most = f"{100 * (1 - plan.min_agreement):.3g} %"
-            self._end("failed", f"{self._of(self.agreement)} rows were answered differently; at most {most} may be")
+            self._end("failed", f"{_of(self.agreement)} rows were answered differently; at most {most} may be")
         elif self.errors.tripped:
-            self._end("failed", f"{self._of(self.errors)} requests failed; at most {100 * plan.max_errors:g} % may")
+            refused = f" ({self.refused} refused that version {self.old} answers)" if self.refused else ""
+            self._end("failed", f"{_of(self.errors)} requests failed{refused}; at most {100 * plan.max_errors:g} % may")
         elif self.slow.tripped:
             self._end(
                 "failed",
-                f"{self._of(self.slow)} requests took more than {plan.max_slowdown:g} times the 95th percentile of "
+                f"{_of(self.slow)} requests took more than {plan.max_slowdown:g} times the 95th percentile of "
                 f"version {self.old}; at most {100 * plan.max_slow:g} % may",
             )
 
-    @staticmethod
-    def _of(guard: SequentialGuard) -> str:
-        return f"{guard.failures} of {guard.trials}"
-
     # -- what becomes of it -----------------------------------------------------------------------------------------
-    def act(self, action: RolloutAction) -> None:
+    def act(self, action: RolloutAction, why: str = "somebody said so") -> None:
         """Do what its owner, or a person, says.
 
         Raises:
-            Conflict: it is over.
+            Conflict: it is over, or has passed and can only be aborted.
         """
         if action == "renew":
             self._renewed = self._clock()
             return
-        if self.state not in ("running", "paused"):
-            why = f" ({self.why})" if self.why else ""
-            raise Conflict(f"the roll-out of version {self.new} is over: {self.state}{why}")
+        if self.over or (self.state == "passed" and action != "abort"):
+            said = f" ({self.why})" if self.why else ""
+            raise Conflict(f"the roll-out of version {self.new} is over: {self.state}{said}")
         if action == "pause":
             self.state = "paused"
         elif action == "resume":
             self.state = "running"
         elif action == "promote":
-            self._end("passed", "somebody said so")
+            self._end("passed", why)
         else:
-            self._end("aborted", "somebody said so")
+            self._end("aborted", why)
 
     def sweep(self) -> None:
         """Go to the next step where this one is done; called about twice a second."""
@@ -217,6 +231,10 @@ class Trial:
         }
 
 
+def _of(guard: SequentialGuard) -> str:
+    return f"{guard.failures} of {guard.trials}"
+
+
 class MirroredPair:
     """The two answers to one request; compared when both are there."""
 
@@ -248,5 +266,6 @@ class ShadowJob(InferJob):
         self._trial, self._pair = trial, pair
 
     def deliver(self, answered: Answered) -> None:
-        self._trial.new_answered(answered.status, time.monotonic() - self.began)
+        if answered.status == 200:
+            self._trial.new_answered(200, time.monotonic() - self.began)
         self._pair.take_new(answered)
