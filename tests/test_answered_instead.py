@@ -91,9 +91,15 @@ def test_what_it_has_no_engine_for_the_old_one_answers(tmp_path: Path, new: Does
     assert (trial.errors.trials, trial.errors.failures, trial.refused) == (1, 1, 0)
 
 
+def test_where_neither_has_room_it_is_no_fault_of_the_new_one(tmp_path: Path) -> None:
+    for old in (Overloaded("full"), 503):
+        answer, _, trial = asked(tmp_path, Overloaded("full"), old)
+        assert (answer, trial.errors.trials, trial.errors.failures) == (503, 1, 0)
+
+
 def test_what_is_too_late_is_asked_nobody_else(tmp_path: Path) -> None:
     answer, body, trial = asked(tmp_path, 504, 200)
-    assert (answer, body, trial.errors.failures) == (504, "2", 1)
+    assert (answer, body, trial.errors.trials, trial.errors.failures) == (504, "2", 1, 0)
 
 
 @pytest.mark.parametrize(("new", "told"), [(400, (400, "2")), (Overloaded("full"), (503, '{"error":"away"}'))])

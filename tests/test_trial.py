@@ -95,8 +95,19 @@ def test_errors_stop_it() -> None:
         trial.new_failed(400, 400)  # the old version refuses it too: the client's fault
     assert not trial.over
     for _ in range(5):
-        trial.new_answered(503, 0.01)
+        trial.new_failed(503, 200)
     assert trial.over and "5 of" in trial.why and "failed" in trial.why
+
+
+def test_what_came_too_late_counts_where_it_took_long() -> None:
+    trial, clock = begun()
+    pass_time(trial, clock, 15, answers=4)
+    for _ in range(20):
+        trial.new_answered(504, 0.012)  # of 10 ms: the client's own time was too short
+    assert not trial.over and trial.errors.failures == 0
+    for _ in range(10):
+        trial.new_answered(504, 1.0)
+    assert trial.over and "requests failed" in trial.why
 
 
 @pytest.mark.parametrize("status", [400, 500, 501])

@@ -13,7 +13,7 @@ from serving.engines.engine_frames import CHOOSE, CHOSEN, DEFLATE, GZIP, MAY_PAC
 from serving.engines.infer_job import InferJob
 from serving.exceptions import InvalidRequest, NotReady, ServingError, UnsupportedEncoding
 from serving.front.api_guide import ApiGuide
-from serving.front.http_connection import HttpConnection
+from serving.front.http_connection import HttpConnection, error_body
 from serving.front.http_head import RequestHead
 from serving.front.http_routes import Handler, Route, RouteTable
 from serving.front.http_service import RoutedService, lines_of_status, refuse, reply
@@ -105,7 +105,7 @@ class DataPlane(RoutedService):
             chosen.version.stats.refused(error.status)
             if chosen.trial is None or chosen.instead is None:
                 raise
-            chosen.trial.new_answered(error.status, 0.0)
+            job.declined = Answered(0, error_body(str(error)), -1, error.status, PLAIN)
             job.ask_old(chosen.instead)
         if chosen.mirrored and chosen.trial is not None:
             self._mirror(job, chosen.trial)
@@ -250,8 +250,6 @@ class HttpJob(InferJob):
             # Engines that died of it twice are no reason not to ask: with the old one's they would have been as many.
             if chosen.instead is not None and (is_refusal(status) or status == 503):
                 self.declined = answered
-                if not is_refusal(status):
-                    chosen.trial.new_answered(status, time.monotonic() - self.began)
                 asyncio.get_running_loop().call_soon(self.ask_old, chosen.instead)
                 return
             self._watch(answered, chosen.trial)
@@ -259,14 +257,17 @@ class HttpJob(InferJob):
 
     def ask_old(self, old: LoadedVersion) -> None:
         """Have the old version answer what the one on trial could not: no client is to notice a trial."""
-        self.chosen = Chosen(old, "", self.chosen.trial)
+        trial, declined = self.chosen.trial, self.declined
+        assert trial is not None and declined is not None
+        self.chosen = Chosen(old, "", trial)
         try:
             old.submit(self, at_once=True)
         except ServingError as error:  # it was taken away, or has too much to do
-            if self.declined is None:
-                self.refuse(error)
+            trial.new_failed(declined.status, error.status)
+            if is_refusal(declined.status):
+                self._send(declined)
             else:
-                self._send(self.declined)
+                self.refuse(error)
 
     def _send(self, answered: Answered) -> None:
         chosen, body = self.chosen, answered.body
@@ -286,7 +287,7 @@ class HttpJob(InferJob):
             trial.new_answered(answered.status, seconds)
         elif self.declined is None:
             trial.old_answered(answered.status, seconds)
-        elif is_refusal(self.declined.status):  # only now is it known whether it was right to
+        else:  # only now is it known whether it was right to
             trial.new_failed(self.declined.status, answered.status)
         if self.pair is not None:
             self.pair.take_old(answered)

@@ -31,7 +31,7 @@ State = Literal["running", "paused", "passed", "failed", "aborted", "abandoned"]
 
 
 def is_refusal(status: int) -> bool:
-    """Whether an answer says that the model cannot do this very request (4xx, 500, 501): another one might."""
+    """Whether an answer says that the model cannot do this very request (4xx, 500, 501); another one might."""
     return 400 <= status <= 501
 
 
@@ -110,12 +110,12 @@ class Trial:
                 self._sorted = sorted(self._recent)
 
     def new_answered(self, status: int, seconds: float) -> None:
-        """The new version answered a request, or failed to (503, 504), whatever the old one does: see
-        :meth:`new_failed`."""
-        self.errors.add(1, status != 200)
+        """The new version answered a request, or was too late for it (504). That is its fault where it took longer
+        than is slow: else the client's own time was too short."""
         known = self._sorted
+        slow = seconds > self.plan.max_slowdown * known[min(int(0.95 * len(known)), len(known) - 1)] if known else False
+        self.errors.add(1, status != 200 and slow)
         if status == 200 and known:
-            slow = seconds > self.plan.max_slowdown * known[min(int(0.95 * len(known)), len(known) - 1)]
             self.slow.add(1, slow)
         self._check()
 
