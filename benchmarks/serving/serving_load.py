@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -142,13 +142,18 @@ def started(
         yield _answering(served, model)
         if checkout == ROOT:
             yield Served(f"{name}, binary", served.process, served.url, binary=True)
+    name, more = "winnow, isolation none", {"WINNOW_ENDPOINT_ISOLATION": "none"}
+    served = stack.enter_context(endpoint(ROOT, folder / "home-none", variant, folder / "files", name, more))
+    yield _answering(served, model)
 
 
 @contextmanager
-def endpoint(checkout: Path, home: Path, variant: Variant, files: Path, name: str) -> Iterator[Served]:
-    """The endpoint of a checkout with the variant in its cache."""
+def endpoint(
+    checkout: Path, home: Path, variant: Variant, files: Path, name: str, more: Mapping[str, str] | None = None
+) -> Iterator[Served]:
+    """The endpoint of a checkout with the variant in its cache; ``more``: variables of its environment."""
     put_into_cache(home, variant, files)
-    with own_endpoint(home, checkout=checkout) as served:
+    with own_endpoint(home, checkout=checkout, more=more) as served:
         served.serve(variant)
         yield Served(name, served.process, served.url)
 
