@@ -1,7 +1,10 @@
-"""When the checks' process is started ahead of a run."""
+"""When the checks' process is started ahead of a run, and that a run can be stopped."""
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,3 +32,22 @@ def test_a_run_that_changed_the_champion_leaves_something_to_check(
     assert mark.exists() == settled
     command_run._remember_checked(report.model_copy(update={"stages": ()}), mark)  # its data were never checked
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_run_whoever_took_it_and_whatever_hangs(number: signal.Signals) -> None:
+    code = f"""
+import signal, time
+from flows.commands import command_run
+command_run._GRACE_SECONDS = 0.3
+command_run._stop_on_signals(lambda: None, lambda: print("told", flush=True))
+signal.signal({int(number)}, lambda *_: print("taken", flush=True))  # as Prefect takes SIGTERM
+print("ready", flush=True)
+while True:
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 130
+        assert process.stdout.read() == "taken\ntold\n"

@@ -452,6 +452,18 @@ def test_the_nursery_is_started_again_if_it_dies(tmp_path: Path) -> None:
     asyncio.run(scene())
 
 
+def test_engines_that_answer_are_replaced_at_once_however_often_they_die(tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with lane(tmp_path, answer(tmp_path, 1)) as (made, _):
+            for _ in range(7):
+                assert (await asyncio.wait_for(ask(made, TWO), 3))[0] == 200
+                for engine in made.engines:
+                    psutil.Process(engine.pid).kill()
+                await asyncio.sleep(0.05)
+
+    asyncio.run(scene())
+
+
 def test_engines_end_with_their_front_even_in_the_middle_of_a_model(tmp_path: Path) -> None:
     variant = slow(tmp_path)
     (tmp_path / "variant.json").write_bytes(variant.to_json())

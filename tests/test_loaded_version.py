@@ -37,7 +37,7 @@ class Engine:
     """A process that serves until it is killed."""
 
     inputs = outputs = ()
-    pid, frames, heard = 1, 0, 0.0
+    pid, frames, heard, answered = 1, 0, 0.0, 0
     batching: ClassVar[dict[str, Any]] = {}
 
     def __init__(self) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 # A person who pressed Ctrl-C waits at most this long for states and leases to be put in order.
 _GRACE_SECONDS = 7.0
+_STOPS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 @click.command("run")
@@ -211,10 +212,19 @@ def _say(text: str) -> None:
 
 
 def _stop_on_signals(first: Callable[[], None], last: Callable[[], None]) -> threading.Event:
-    """On SIGINT, SIGTERM or SIGHUP: end the children, unwind, and if that hangs, leave all the same."""
-    stopping = threading.Event()
+    """On SIGINT, SIGTERM or SIGHUP: end the children, unwind, and if that hangs, leave all the same.
 
-    def leave() -> None:
+    Whoever handles the signal: Prefect has SIGTERM to itself while a flow runs, and tells its server first, which may
+    take minutes where that hangs. So a thread hears of signals by the wake-up descriptor.
+    """
+    stopping = threading.Event()
+    heard, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+    def leave_later() -> None:
+        while _STOPS.isdisjoint(os.read(heard, 64)):
+            pass
         time.sleep(_GRACE_SECONDS)
         telling = threading.Thread(target=last, daemon=True)
         telling.start()
@@ -226,10 +236,10 @@ def _stop_on_signals(first: Callable[[], None], last: Callable[[], None]) -> thr
         if stopping.is_set():
             return
         stopping.set()
-        threading.Thread(target=leave, daemon=True).start()
         first()
         raise KeyboardInterrupt
 
+    threading.Thread(target=leave_later, daemon=True).start()
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else it was started to outlive its terminal

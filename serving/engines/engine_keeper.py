@@ -1,4 +1,5 @@
-"""Keeps a number of engines running: one that dies is replaced at once, then ever more slowly, for ever."""
+"""Keeps a number of engines running: one that dies is replaced at once, and one that dies before it has answered
+anything ever more slowly, for ever."""
 
 from __future__ import annotations
 
@@ -106,8 +107,8 @@ class EngineKeeper:
             if not self.engines:
                 self._empty_since = time.monotonic()
             self._user.went(engine)
-            if time.monotonic() - since > _HEALTHY_SECONDS:
-                pause = 0.0
+            if engine.answered or time.monotonic() - since > _HEALTHY_SECONDS:
+                pause = 0.0  # it can answer: a request that kills engines must not take them from all others
             # Not waited for: the next one is started at once, and who asks meanwhile is told what is known.
             engine.gone.add_done_callback(self._note_end)
             engine, died = None, True

@@ -43,6 +43,7 @@ class EngineLink(asyncio.Protocol):
         load_seconds, load_cpu_seconds: what loading and warming up took inside the process.
         flying: jobs that it has, by number; in the order in which they were sent.
         frames: sent and not yet finished.
+        answered: jobs so far.
         heard: when it last said anything, by the monotonic clock.
         gone: a future that ends with the reason once the process is dead or unusable.
     """
@@ -55,7 +56,7 @@ class EngineLink(asyncio.Protocol):
         self.batching: dict[str, Any] = {}
         self.load_seconds = self.load_cpu_seconds = 0.0
         self.flying: dict[int, InferJob] = {}
-        self.frames = 0
+        self.frames = self.answered = 0
         self.heard = time.monotonic()
         self.gone: asyncio.Future[str] = loop.create_future()
         self.closed: asyncio.Future[None] = loop.create_future()
@@ -187,6 +188,7 @@ class EngineLink(asyncio.Protocol):
             if job is not None:
                 job.deliver(answered)
                 done.append((job, answered.status))
+                self.answered += 1
         self._tell(self, done, work)
 
     def _take_over(self, said: dict[str, Any]) -> None:

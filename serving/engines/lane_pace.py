@@ -79,7 +79,7 @@ class WorkPace:
         weight = max(_NEW, 1 / self._frames)
         self._frame_seconds += weight * (seconds - self._frame_seconds)
         self.job_seconds += weight * (seconds / len(jobs) - self.job_seconds)
-        self.quick = self._frame_seconds < _ALONE_SECONDS
+        self.quick = self._frame_seconds < _ALONE_SECONDS * (2 if self.quick else 0.5)  # or it would go to and fro
         self.frame_jobs = max(1, int(_FRAME_SECONDS / max(self.job_seconds, 1e-9)))
         if len(jobs) == 1 and (job := jobs[0][0]).sent - job.began < _AT_ONCE_SECONDS:
             self._quiet += 1
