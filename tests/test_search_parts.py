@@ -14,7 +14,7 @@ from flows.searching.appraisal import Appraisal
 from flows.searching.candidate import Candidate
 from flows.searching.search_setup import SearchSetup
 from flows.searching.tally import Tally
-from flows.searching.training_plan import LABELS, TrainingPlan
+from flows.searching.training_plan import LABELS, TrainingPlan, questions_of
 from flows.spec import PipelineSpec
 from model_registry.manifest import FileEntry
 from model_registry.measurement import Clocked, Measurement
@@ -223,6 +223,29 @@ def test_the_last_rung_has_most_of_what_is_left() -> None:
     assert plan.ahead(trained) == 1.0
 
 
+def test_a_long_training_sees_more_views_than_the_short_ones_had() -> None:
+    plan = TrainingPlan(setup(minutes=10))
+    trained = candidate()
+    trained.row_seconds = 0.01
+    plan.decide_epochs(trained)
+    mixes = plan.mixes(0.02, augments=True)  # 20 s for a view of 1000 rows
+    assert mixes[1]["views"] == 1, "as the first training has epochs"
+    plan.decide_mix(mixes[1])
+    trained.rung, trained.epochs, trained.training_seconds, plan.left = 2, [1, 4], 29.0, 425.0
+    assert plan.next_epochs(trained) == 27, "37 without 80 s for the teacher's answers"
+    assert plan.rung(trained).views == 4
+    plan.left = 160.0
+    assert plan.rung(trained).views == 1, "a fifth of what is left"
+    trained.rung = 0
+    plan.left = 425.0
+    assert plan.rung(trained).views == 1, "it sees each row once"
+    said = TrainingPlan(setup(minutes=10, distill={"views": 2}))
+    said.decide_epochs(trained)
+    said.decide_mix(said.mixes(0.02, augments=True)[1])
+    trained.rung = 2
+    assert said.rung(trained).views == 2
+
+
 def test_a_short_training_is_left_out_where_the_long_one_would_come_too_late() -> None:
     plan = TrainingPlan(setup(minutes=10))
     trained = candidate()
@@ -282,8 +305,9 @@ def test_labels_alone_and_two_shares_of_the_teacher_are_tried_where_the_spec_say
     assert [mix["views"] for mix in plan.mixes(0.01, augments=True)] == [None, 3, 3], "as an epoch each; not dearer"
     assert [mix["views"] for mix in plan.mixes(0.02, augments=True)] == [None, 2, 2]
     assert plan.mixes(1.0, augments=True) == (LABELS,), "asking would take longer than the search"
-    assert plan.questions(LABELS) is None
-    assert plan.questions(mixes[1]) == AskSpec(validation=False)
+    trained = [plan.distilling.model_copy(update=dict(mix)) for mix in mixes]
+    assert questions_of(trained[0]) is None
+    assert questions_of(trained[1]) == AskSpec(validation=False)
     assert TrainingPlan(setup(distill={"alpha": 0.3})).mixes(0.001, augments=False) == ({},)
 
 

@@ -12,7 +12,7 @@ from flows.searching.candidate import Candidate, loss_of, released
 from flows.searching.form_maker import FormMaker
 from flows.searching.mix_choice import MixChoice
 from flows.searching.tally import Tally
-from flows.searching.training_plan import LABELS, TrainingPlan
+from flows.searching.training_plan import LABELS, TrainingPlan, questions_of
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.ask import AskSpec, ask
@@ -88,14 +88,15 @@ class RungTrainer:
         """The candidate's next training, asked of the store first."""
         setup, parent = self.setup, candidate.model
         assert parent is not None
-        questions, (teacher, *others) = self.plan.questions(mix), self.plan.teachers
+        spec, (teacher, *others) = self.plan.rung(candidate, mix), self.plan.teachers
+        questions = questions_of(spec)
         # Beforehand, so that what the teachers take is not taken for the training's time. A teacher that was brought as
         # an ONNX file teaches nobody but its own int8 file, which asks by itself.
         with self._lock:
             if questions is not None and (questions, teacher) not in self._asked and teacher.format == "torch":
                 self._asked.append((questions, teacher))
                 self.tally.count(ask(setup.job, questions, data=setup.data, teachers=(teacher, *others)))
-        spec, label = self.plan.rung(candidate, mix), f"{candidate.name}-r{candidate.rung + 1}"
+        label = f"{candidate.name}-r{candidate.rung + 1}"
         outcome = distill(
             setup.job, spec, data=setup.data, teacher=teacher, parent=parent, others=tuple(others), label=label
         )

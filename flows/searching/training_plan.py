@@ -26,6 +26,8 @@ _LOOKING = 1 / 3
 MOST_EPOCHS = 300
 _ASKING = 0.08
 """Of the minutes, at most, for the teacher's answers."""
+_ASKING_FOR_LONG = 0.2
+"""Of the seconds that are left, at most, for more of the teacher's answers before a long training."""
 _MOST_VIEWS = 4
 _LEAST_SHARE = 0.1
 """Of the training rows, for a first look at what trains slowly."""
@@ -57,6 +59,8 @@ class TrainingPlan:
         """Seconds that first trainings may still take."""
         self.teachers: tuple[Variant, ...] = (setup.teacher, *setup.others)
         """Who answers; the first may be the teacher after more training."""
+        self._view_seconds = 0.0
+        """What the teacher takes for a view of all training rows; 0 while unknown."""
         self.mixed = False
         """Whether a training has shown which mix of labels and teacher is best."""
         self.epochs: tuple[int, ...] = ()
@@ -87,7 +91,11 @@ class TrainingPlan:
         before, epoch = candidate.epochs[-1] if candidate.epochs else 0, candidate.epoch_seconds(self._rows)
         if not epoch:
             return planned
-        affordable = int(((_HURRIED if hurried else SHARE) * self.left - _OVERHEAD) / epoch)
+        seconds = (_HURRIED if hurried else SHARE) * self.left - _OVERHEAD
+        more_views = (self._views(seconds / epoch) or 0) - (self.distilling.views or 0)
+        affordable = int(
+            (seconds - (self._views(seconds / epoch) or 0) * self._view_seconds * (more_views > 0)) / epoch
+        )
         affordable = min(int(MOST_EPOCHS - before), affordable)
         if candidate.epochs and math.isfinite(
             candidate.enough
@@ -106,6 +114,15 @@ class TrainingPlan:
         between = sum(self._scouting_epochs(candidate, rung) for rung in range(candidate.rung, rungs - 1))
         last = self.next_epochs(candidate) if candidate.rung == rungs - 1 else self._last_epochs(candidate)
         return (had + between + last) / had
+
+    def _views(self, epochs: float) -> int | None:
+        """Views of each row that the teacher is asked about, for a training of so many epochs: seen again and again, a
+        few learn by heart what a short training only saw once."""
+        views = self.distilling.views
+        if views is None or not self._view_seconds or self.setup.says("views"):
+            return views
+        affordable = int(_ASKING_FOR_LONG * self.left / self._view_seconds)
+        return max(views, min(_MOST_VIEWS, int(epochs), affordable))
 
     def finish_seconds(self, candidate: Candidate) -> float:
         """Of the training after which its loss may lie well within the margin, if all goes well."""
@@ -132,9 +149,8 @@ class TrainingPlan:
         """
         if not mix_is_tried(self.setup):
             return ({},)
-        affordable = int(
-            _ASKING * 60 * self.setup.settings.minutes / max(1e-9, self.setup.data.split("train").rows * answer_seconds)
-        )
+        self._view_seconds = max(1e-9, self.setup.data.split("train").rows * answer_seconds)
+        affordable = int(_ASKING * 60 * self.setup.settings.minutes / self._view_seconds)
         if affordable < 1:
             return (LABELS,)
         views = self.distilling.views or (min(_MOST_VIEWS, affordable, self.epochs[0]) if augments else None)
@@ -145,11 +161,6 @@ class TrainingPlan:
         """From now on all candidates are trained with this one."""
         self.distilling = self.distilling.model_copy(update=dict(mix))
 
-    def questions(self, mix: Mapping[str, Any] | None = None) -> AskSpec | None:
-        """What a teacher has to be asked for trainings with the mix; None where labels alone teach."""
-        spec = self.distilling.model_copy(update=dict(mix or {}))
-        return AskSpec(views=spec.views, validation=False) if spec.alpha != 0 or spec.hints is not None else None
-
     def rung(self, candidate: Candidate, mix: Mapping[str, Any] | None = None) -> DistillSpec:
         """The candidate's next training."""
         return self.training(candidate, self.next_epochs(candidate)).model_copy(update=dict(mix or {}))
@@ -157,6 +168,7 @@ class TrainingPlan:
     def training(self, candidate: Candidate, epochs: float) -> DistillSpec:
         """A training of the candidate of that many epochs; of less than one, a single one of as large a share."""
         update: dict[str, Any] = {"epochs": max(1, round(epochs))} | ({"share": epochs} if epochs < 1 else {})
+        update["views"] = self._views(epochs)
         if candidate.batch_size is not None:
             update["batch_size"] = candidate.batch_size
         if candidate.kind == "student":
@@ -198,6 +210,11 @@ class TrainingPlan:
             return self.epochs[rungs - 1]
         between = sum(self._scouting_epochs(candidate, rung) for rung in range(candidate.rung, rungs - 1))
         return max(1, min(MOST_EPOCHS, int((SHARE * (self.left - between * epoch) - _OVERHEAD) / epoch)))
+
+
+def questions_of(spec: DistillSpec) -> AskSpec | None:
+    """What a teacher has to be asked for the training; None where labels alone teach."""
+    return AskSpec(views=spec.views, validation=False) if spec.alpha != 0 or spec.hints is not None else None
 
 
 def mix_is_tried(setup: SearchSetup) -> bool:
