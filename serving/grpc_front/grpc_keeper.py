@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from typing import Any, Literal
 
 import orjson
 
-from model_registry.quiet import QUIET
 from serving.grpc_front.grpc_order import LONGEST_MESSAGE, GrpcOrder
+from serving.side_process import how_it_ended, start_beside
 
 _HEALTHY_SECONDS, _LONGEST_PAUSE, _FIRST_PAUSE = 60.0, 30.0, 0.25
 _START_SECONDS, _END_SECONDS = 60.0, 5.0
@@ -102,7 +99,9 @@ class GrpcKeeper:
         self._cause = ""
         try:
             with theirs:
-                self._process = process = await self._start(theirs.fileno())
+                self._process = process = await start_beside(
+                    "serving.grpc_front.grpc_process", theirs.fileno(), without=_NOT_FOR_IT
+                )
         except BaseException:
             ours.close()
             raise
@@ -121,17 +120,7 @@ class GrpcKeeper:
             ours.close()
             if process.returncode is None:
                 process.kill()
-        return f"its process ended with {signal.Signals(-status).name if status < 0 else f'status {status}'}"
-
-    async def _start(self, descriptor: int) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "serving.grpc_front.grpc_process", str(descriptor)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stderr=None,  # joins the endpoint's log
-            pass_fds=(descriptor,),
-            env={**{n: v for n, v in os.environ.items() if not n.startswith(_NOT_FOR_IT)}, **QUIET},
-        )
+        return f"its {how_it_ended(status)}"
 
     def _give_up(self, process: asyncio.subprocess.Process) -> None:
         if self.state != "ready":

@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import random
-import signal
 import socket
-import sys
 import time
 from typing import Any, cast
 
 import orjson
 
-from model_registry.quiet import QUIET
 from serving.engines.engine_frames import Answered
 from serving.engines.infer_job import InferJob
 from serving.key_ring import Principal
 from serving.loaded_version import LoadedVersion
 from serving.sampling.sample_frames import Sample, SampledBody, pack_sample
 from serving.sampling.sample_order import SampleOrder
+from serving.side_process import how_it_ended, start_beside
 
 MOST_BYTES = 16 << 20
 """Of samples that the process has not taken yet; beyond that they are lost."""
@@ -125,7 +122,9 @@ class SampleKeeper:
         ours.setblocking(False)
         try:
             with theirs:
-                process = await self._start(theirs.fileno())
+                process = await start_beside(
+                    "serving.sampling.sample_writer", theirs.fileno(), str(self.order.days), without=_NOT_FOR_IT
+                )
         except BaseException:
             ours.close()
             raise
@@ -141,17 +140,7 @@ class SampleKeeper:
         self._written += link.written
         self._lost += link.sent - link.written  # those it had are gone with it
         link.ended.set_result(None)
-        return f"their process ended with {signal.Signals(-status).name if status < 0 else f'status {status}'}"
-
-    async def _start(self, descriptor: int) -> asyncio.subprocess.Process:
-        return await asyncio.create_subprocess_exec(
-            sys.executable,
-            *("-m", "serving.sampling.sample_writer", str(descriptor), str(self.order.days)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stderr=None,  # joins the endpoint's log
-            pass_fds=(descriptor,),
-            env={**{n: v for n, v in os.environ.items() if not n.startswith(_NOT_FOR_IT)}, **QUIET},
-        )
+        return f"their {how_it_ended(status)}"
 
 
 class _WriterLink(asyncio.Protocol):
