@@ -204,6 +204,7 @@ def make_job(spec: PipelineSpec, run_id: str) -> Job:
         workload=spec.workload,
         seed=spec.seed,
         device=resolve_device(spec.device),
+        parallel=spec.parallel,
         limits={str(stage): limits for stage, limits in spec.limits.items()},
     )
 

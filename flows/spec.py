@@ -26,7 +26,7 @@ from tasks.release.deployment import DeploySpec
 from tasks.rival import RivalSpec
 from tasks.running.errors import SpecError
 from tasks.running.source_hash import FACE, public_names, public_place
-from tasks.running.stage import Limits, WorkloadRef
+from tasks.running.stage import Limits, Parallel, WorkloadRef
 from tasks.train import BringSpec, TrainSpec
 from tasks.validate import GateSpec
 
@@ -65,6 +65,11 @@ class PipelineSpec(Frozen):
     seed: int = Field(default=0, ge=0, description="seed of everything that is random")
     device: Literal["auto", "cpu", "cuda"] = Field(
         default="auto", description="where to train; auto: on a GPU if there is one"
+    )
+    parallel: Parallel | None = Field(
+        default=None,
+        description="share each training out among processes, with the same result on any number of them; absent: a "
+        "training is one process with a thread for each core",
     )
     data: DataSpec = Field(
         default_factory=DataSpec, description="what the data must satisfy before anything is trained"

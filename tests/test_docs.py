@@ -231,7 +231,7 @@ def test_the_workloads_of_the_pages_load_and_answer(tmp_path: Path) -> None:
     assert optional == {"loss", "metric", "augment"}
 
 
-@pytest.mark.parametrize("name", ["spec", "commands", "python"])
+@pytest.mark.parametrize("name", ["spec", "commands", "python", "scaling"])
 def test_generated_pages_are_current(name: str) -> None:
     script = ROOT / "docs" / f"{name}_page.py"
     done = subprocess.run(
@@ -239,7 +239,10 @@ def test_generated_pages_are_current(name: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     found = (ROOT / "docs" / f"{name}.md").read_text()
-    assert found == done.stdout, f"run: python docs/{name}_page.py > docs/{name}.md"
+    if name == "scaling":
+        assert done.stdout in found, "the table of docs/scaling.md is what docs/scaling_page.py prints"
+    else:
+        assert found == done.stdout, f"run: python docs/{name}_page.py > docs/{name}.md"
 
 
 def test_every_key_of_the_spec_is_documented() -> None:

@@ -361,11 +361,13 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 def test_a_training_is_what_a_spec_says_about_it() -> None:
     spec = TrainSpec(epochs=7, optimizer="sgd", patience=None, scale={"width": 2.0}).model_dump()
-    wanted = {name: spec[name] for name in SETTINGS if name != "share"}
-    assert Training.of(spec) == Training(**wanted) and set(spec) == {*wanted, "scale"}
-    assert Training.of(DistillSpec(share=0.25).model_dump()).share == 0.25
+    wanted = {name: spec[name] for name in SETTINGS - {"share", "shards"}}
+    assert Training.of(spec, shards=1) == Training(**wanted) and set(spec) == {*wanted, "scale"}
+    assert Training.of(DistillSpec(share=0.25).model_dump(), shards=1).share == 0.25
     short = QatSpec(epochs=3).model_dump()
-    assert Training.of(short) == Training(epochs=3, batch_size=64, learning_rate=1e-3, weight_decay=0.0)
+    assert Training.of(short, shards=4) == Training(
+        shards=4, epochs=3, batch_size=64, learning_rate=1e-3, weight_decay=0.0
+    )
 
 
 @given(rows=st.integers(2, 500), batch_size=st.integers(2, 64))

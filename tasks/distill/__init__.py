@@ -113,6 +113,7 @@ class DistillSpec(Frozen):
 
 STAGE = Stage(
     name="distill",
+    trains=True,
     pool="torch",
     entry="tasks.distill.distill_child:main",
     libraries=("torch",),

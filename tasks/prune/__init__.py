@@ -106,6 +106,7 @@ class PruneSpec(Frozen):
 
 STAGE = Stage(
     name="prune",
+    trains=True,
     pool="torch",
     entry="tasks.prune.prune_child:main",
     libraries=("torch", "torch-pruning"),

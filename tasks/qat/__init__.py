@@ -36,6 +36,7 @@ class QatSpec(Frozen):
 
 STAGE = Stage(
     name="qat",
+    trains=True,
     pool="torch",
     entry="tasks.qat.qat_child:main",
     libraries=("torch", "onnx", "onnxruntime"),

@@ -46,7 +46,9 @@ def main(child: Child) -> Result:
     fitted = fit(
         module,
         data,
-        replace(Training.of(child.spec), amp="off"),  # bf16 has too few bits for the 256 steps of a grid
+        replace(
+            Training.of(child.spec, shards=child.job.shards), amp="off"
+        ),  # bf16 has too few bits for the 256 steps of a grid
         objective=_objective(child, users, data),
         seed=child.job.seed,
         device=child.job.device,

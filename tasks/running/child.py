@@ -23,6 +23,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -186,8 +187,25 @@ def _run(request: dict[str, Any], messages: int) -> Result:
     with importing():
         entry = getattr(importlib.import_module(module), function)
     seed_all(request["job"]["seed"])
-    outcome = entry(Child(request, messages))
-    return outcome if isinstance(outcome, Result) else Result(values=outcome)
+    with _among(request["ranks"], Child(request, messages)) as (child, settle):
+        outcome = entry(child)
+        result = outcome if isinstance(outcome, Result) else Result(values=outcome)
+        settle(result)
+    return result
+
+
+@contextlib.contextmanager
+def _among(place: dict[str, Any] | None, child: Child) -> Iterator[tuple[Child, Callable[[Result], None]]]:
+    """Be one of the processes that train together, if the parent says so; what settles that all have the same."""
+    if place is None:
+        yield child, lambda result: None
+        return
+    with importing():
+        ranks = importlib.import_module("tasks.running.ranks")
+    meeting = Path(place["meeting"])
+    with ranks.joined(place["number"], place["count"], meeting=meeting, seconds=place["patience"]) as joined:
+        child.progress(0.0, f"rank {joined.number + 1} of {joined.count}")
+        yield child, lambda result: joined.agree({"their results": repr([v.digest for v in result.variants])})
 
 
 def _skip_stage_packages() -> None:

@@ -105,6 +105,14 @@ class ChildFailed(WinnowError):
     """A stage's process raised something unexpected, or died; the text ends with its last log lines."""
 
 
+class RankLost(WinnowError):
+    """A process that trains with others lost one of them."""
+
+
+class RanksDisagree(WinnowError):
+    """Processes that train together differ in code, data or results."""
+
+
 class StageTimedOut(WinnowError, TimeoutError):
     """A stage ran past its time limit and was ended."""
 

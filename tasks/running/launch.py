@@ -72,6 +72,7 @@ def run_child(
     code: str = "",
     threads: int | None = None,
     on_progress: Progress | None = None,
+    party: Party | None = None,
 ) -> dict[str, Any]:
     """Run ``request['entry']`` in a child process and return its result.
 
@@ -84,6 +85,7 @@ def run_child(
             :func:`kept_processes` the child becomes a standby again when it has answered well.
         code: hash of the user's code; a process that has imported another version of it is not taken.
         threads: compute threads; None = all cores.
+        party: others that work at the same stage: they share its limit of memory, and end together.
 
     Raises:
         StageTimedOut, StageOutOfMemory: a limit was passed; names the limit, the peak and the last log lines.
@@ -91,10 +93,12 @@ def run_child(
         Exception: any error of :mod:`tasks.running.errors` or of the store that the child raised, as the same class.
     """
     process = _take(pool, code)
-    request = {**request, "threads": threads or _cores()}
+    party = party or Party()
+    party.add(process)
+    request = {"ranks": None, **request, "threads": threads or cores()}
     with StageLog(log_path) as log:
         answer: dict[str, Any] | None = None
-        watch = _Watch(name, limits, process.popen.pid, log)
+        watch = _Watch(name, limits, process.popen.pid, log, party)
         try:
             _send(process, request)
             answer = _listen(process, watch, log, on_progress)
@@ -110,11 +114,37 @@ def run_child(
     return _result(answer, process, watch)
 
 
+class Party:
+    """Processes that work at one stage together."""
+
+    def __init__(self) -> None:
+        self._processes: list[_Process] = []
+        self._resident: dict[int, int] = {}
+        self._over = False
+
+    def add(self, process: _Process) -> None:
+        self._processes.append(process)
+        if self._over:
+            _kill(process)
+
+    def end(self) -> None:
+        """End them all, and whoever joins later."""
+        self._over = True
+        for process in list(self._processes):
+            if process.popen.poll() is None:
+                _kill(process)
+
+    def resident(self, pid: int) -> int:
+        """Resident bytes of all of them, with those of this process as they are now."""
+        self._resident[pid] = resident_bytes(pid)
+        return sum(self._resident.values())
+
+
 class _Watch:
     """The limits of one stage: time and memory since it was asked."""
 
-    def __init__(self, name: str, limits: Limits, pid: int, log: StageLog) -> None:
-        self.name, self.log, self.peak = name, log, 0
+    def __init__(self, name: str, limits: Limits, pid: int, log: StageLog, party: Party) -> None:
+        self.name, self.log, self.peak, self._party = name, log, 0, party
         self._limits, self._pid = limits, pid
         self._started, self._looked = time.monotonic(), 0.0
 
@@ -127,7 +157,7 @@ class _Watch:
                 f"and was ended; raise limits.{self.name}.seconds or give it less to do.{self.log.last_lines()}"
             )
         if now - self._looked > 0.25:
-            self._looked, self.peak = now, max(self.peak, resident_bytes(self._pid))
+            self._looked, self.peak = now, max(self.peak, self._party.resident(self._pid))
             if self.peak > limits.memory_bytes:
                 raise StageOutOfMemory(
                     f"stage {self.name} grew to {size_text(self.peak)}, past its limit of "
@@ -326,5 +356,6 @@ def _rebuild(error: dict[str, Any], name: str, log: StageLog) -> Exception:
     return kind(error["message"], **error["details"])
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Those that this process may use."""
     return len(os.sched_getaffinity(0))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model_registry.manifest import FileEntry
 from model_registry.variant import Frozen, ModelName, Record, Variant
@@ -40,6 +40,42 @@ class Limits(Frozen):
     )
 
 
+class Parallel(Frozen):
+    """One training shared out among processes, whose number does not change its bits."""
+
+    shards: int = Field(
+        default=8,
+        ge=2,
+        le=1024,
+        description="number of parts, a power of two, that each batch of a training is cut into; each has its own "
+        "gradient and BatchNorm statistics, and they are summed in one fixed order, so that the result does not depend "
+        "on the number of processes (nor on threads: each has one)",
+    )
+    processes: int | Literal["auto"] = Field(
+        default="auto",
+        description="number of processes that share the parts, a power of two; auto: one for each core, or fewer. No "
+        "part of a result's identity: what was trained by two is found again by four",
+    )
+
+    @model_validator(mode="after")
+    def _divide(self) -> Self:
+        for name, number in (("shards", self.shards), ("processes", self.processes)):
+            if isinstance(number, int) and (number < 1 or number & (number - 1)):
+                below = 1 << max(number, 1).bit_length() - 1
+                raise ValueError(f"{name} {number} is no power of two; use {below} or {2 * below}")
+        if isinstance(self.processes, int) and self.processes > self.shards:
+            raise ValueError(
+                f"{self.processes} processes cannot share {self.shards} shards; use at most {self.shards} processes"
+            )
+        return self
+
+    def ranks(self, cores: int) -> int:
+        """How many processes share a training where this number of cores is free for it."""
+        if self.processes != "auto":
+            return self.processes
+        return min(self.shards, 1 << cores.bit_length() - 1)
+
+
 class Job(Frozen):
     """What every stage of one run shares. Plain JSON: it travels to child processes and other machines."""
 
@@ -53,6 +89,13 @@ class Job(Frozen):
     """Compute threads of a stage's process, where the stage does not say; None = all cores."""
     limits: dict[str, Limits] = Field(default_factory=dict)
     """By stage name; a stage that is not named has the defaults."""
+    parallel: Parallel | None = None
+    """How trainings are shared out among processes; None: each is a process of its own."""
+
+    @property
+    def shards(self) -> int:
+        """Of each batch of a training."""
+        return self.parallel.shards if self.parallel else 1
 
     def learning(self, task: TaskKind) -> Job:
         """The same once it is settled what the workload learns."""
@@ -97,6 +140,8 @@ class Stage:
     """Whether it is computed for a plan, too: it takes seconds, and what comes after depends on what it finds."""
     threads: int | None = None
     """Compute threads of the child; None = all cores."""
+    trains: bool = False
+    """Whether its trainings can be shared out among processes."""
     yields: tuple[str, ...] = ()
     """Names of the variants it will make, for `--plan` only."""
     roles: tuple[str, ...] = ()

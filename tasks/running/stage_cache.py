@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from model_registry.store import CorruptObject, Store
 from model_registry.variant import Record, Variant
 from tasks.running.files_read import changed_since
 from tasks.running.journal import journal
-from tasks.running.launch import Progress, prewarm_if_kept, run_child
+from tasks.running.launch import Progress, cores, prewarm_if_kept, run_child
 from tasks.running.machine_lock import machine_lock
 from tasks.running.process_guard import guarded
+from tasks.running.ranked import run_ranks
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome, Stage, checked_run_id
 from tasks.running.stage_call import StageCall
@@ -187,16 +189,18 @@ def _compute(call: StageCall) -> StageRecord:
         folder.mkdir(parents=True, exist_ok=True)
         workdir = tempfile.mkdtemp(prefix=f"{stage.name}-", dir=guarded().scratch)
         prewarm_if_kept(stage.warms)
+        ranks = call.ranks(job.threads or cores())
         on_progress: Progress = lambda fraction, text: _tell(call.name, fraction, text)  # noqa: E731
         try:
-            answer = run_child(
+            run = run_child if ranks == 1 else partial(run_ranks, ranks=ranks)
+            answer = run(
                 call.request(workdir),
                 name=stage.name,
                 limits=job.limits_of(stage.name),
                 log_path=folder / f"{call.file_stem}.log",
                 pool=stage.pool,
                 code=call.workload_hash,
-                threads=stage.threads or job.threads,
+                threads=1 if ranks > 1 else stage.threads or job.threads,
                 on_progress=on_progress,
             )
         finally:

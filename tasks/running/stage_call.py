@@ -79,6 +79,8 @@ class StageCall:
             }
             if job.workload.task is not None:  # absent in the keys of before
                 parts["workload"]["task"] = job.workload.task
+        if stage.trains and job.shards > 1:
+            parts["shards"] = job.shards  # and not by how many processes they are shared
         if stage.cpu_class_matters:
             parts["cpu_class"] = cpu_class()
             parts["sums_saturate"] = sums_saturate(cpu_class())  # decided there, outside the sources that are hashed
@@ -91,6 +93,11 @@ class StageCall:
     def key(self) -> str:
         """Equal for equal results: sha256 of the ingredients."""
         return hash_bytes(canonical_json(self.ingredients))
+
+    def ranks(self, cores: int) -> int:
+        """How many processes share it where this number of cores is free: one, unless it trains and may be shared."""
+        trains = self.stage.trains and getattr(self.spec, "epochs", 0) > 0
+        return self.job.parallel.ranks(cores) if trains and self.job.parallel else 1
 
     @cached_property
     def workload_hash(self) -> str:

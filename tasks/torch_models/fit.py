@@ -8,17 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model_registry.manifest import hash_bytes
 from tasks.running.errors import TrainingDiverged, WorkloadError
+from tasks.running.ranks import Ranks
+from tasks.running.source_hash import closure_hash
 from tasks.torch_models.fit_amp import Amp, amp_dtype
-from tasks.torch_models.fit_checkpoint import Checkpoints
+from tasks.torch_models.fit_checkpoint import Checkpoints, pack
 from tasks.torch_models.fit_layout import channels_last
 from tasks.torch_models.fit_rows import Rows, answers, call_model, describe_tensor, judge, torch_device
 from tasks.torch_models.fit_seeding import derive, reproducible, seed_everything
 from tasks.torch_models.fit_state import FitState, History
 from tasks.torch_models.fit_threads import worthwhile_threads
+from tasks.torch_models.micro_shards import MicroShards, check_shards
 from tasks.torch_models.objective import Hard, Objective, TrainingBatch
 from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData
@@ -68,6 +73,8 @@ def fit(
     Best is the better validation metric, and among equals the lower validation loss (the workload's own). The same
     arguments on the same machine and threads give the same weights, bit for bit on the CPU, also after an
     interruption: all randomness of an epoch comes from ``(seed, epoch)``, the learning rate from the step's number.
+    With shards the threads do not matter either, nor the number of processes that share them: each calls this with the
+    same arguments, and the first keeps the checkpoints.
 
     Args:
         model: called with preprocessed inputs by name, answers [N, ...].
@@ -81,9 +88,10 @@ def fit(
     Raises:
         TrainingDiverged: the loss became NaN or infinite; names epoch and batch.
         WorkloadError: the model does not take what the workload gives it, or answers something else than [N, ...].
-        SpecError: the device is not there.
+        SpecError: the device is not there; shards do not fit the batches or the processes.
+        RankLost, RanksDisagree: of the processes that share the training.
     """
-    where = torch_device(device)
+    where, ranks = torch_device(device), Ranks.current()
     model.to(where)
     loss = objective if objective is not None else Hard(data.workload.loss)
     beside = loss.to(where) if isinstance(loss, nn.Module) else nn.Module()
@@ -92,15 +100,20 @@ def fit(
     sample = _check_fit(model, rows, loss)
     with (
         reproducible(where, training.deterministic),
-        worthwhile_threads(model, sample.inputs, training.batch_size),
+        worthwhile_threads(model, sample.inputs, training.batch_size, shards=training.shards),
         channels_last(model, sample.inputs),
     ):
         used = _used(rows.count, training.share, seed)
         steps = _steps(len(used), training.batch_size)
         loop = _Loop(model, rows, loss, _make_optimizer(model, beside, training), where, training.amp)
+        if training.shards > 1 or ranks.count > 1:
+            check_shards(training.shards, ranks, rows=len(used), steps=steps)
+            loop.shards = MicroShards((model, beside), loop.parameters, shards=training.shards, ranks=ranks, seed=seed)
         settings = (rows.count, views, training, seed)
         state = FitState(model, beside, loop.optimizer, loop.scaler, where=where, settings=settings)
         resumed_at = state.resume(checkpoints)
+        if ranks.count > 1:
+            ranks.agree(_what_ranks_share(state, data, resumed_at))
         for epoch in range(resumed_at + 1, epochs + 1):
             if state.finished:
                 break
@@ -124,7 +137,7 @@ def fit(
                 raise _diverged("validation", val_loss, epoch, steps, steps, lr)
             row = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss, "val_metric": val_metric, "lr": lr}
             state.record(row, better, epochs=epochs, patience=training.patience)
-            if checkpoints is not None:
+            if checkpoints is not None and ranks.number == 0:
                 checkpoints.save(epoch, state.packed, last=state.finished)
             text = f"loss {train_loss:.4f}, validation loss {val_loss:.4f}, metric {val_metric:.4f}"
             print(f"epoch {epoch}/{epochs}: {text}, lr {lr:.2e}", flush=True)
@@ -154,6 +167,8 @@ class _Loop:
         amp: Amp,
     ) -> None:
         self.model, self.rows, self.objective, self.optimizer, self.where = model, rows, objective, optimizer, where
+        self.shards: MicroShards | None = None
+        """None: a batch is one."""
         self.dtype = amp_dtype(amp, where)
         # Gradients of fp16 underflow without scaling; bf16 has float32's range.
         self.scaler = torch.amp.GradScaler(where.type, enabled=self.dtype is torch.float16)
@@ -175,12 +190,12 @@ class _Loop:
             lr = rate(step)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            batch = self.rows(index, generator)
-            with torch.autocast(self.where.type, dtype=self.dtype, enabled=self.dtype is not None):
-                outputs = self.model(**batch.inputs)
-            loss = self.objective(outputs.float() if self.dtype is not None else outputs, batch)
-            self.optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(self.scaler.scale(loss))
+            if self.shards is not None:
+                loss = self.shards.gradients(epoch, step, index, self._loss, self.scaler.scale)
+            else:
+                loss = self._loss(index, generator)
+                self.optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward(self.scaler.scale(loss))
             self.scaler.step(self.optimizer)
             self.scaler.update()
             total += loss.detach().double() * len(index)
@@ -193,6 +208,38 @@ class _Loop:
                     told = time.monotonic()
                     tell(step + 1, f"loss {mean:.4f}")
         return float(total) / seen, lr
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained, in the optimizer's order."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _loss(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """The objective of these rows [N] of the training split, a scalar."""
+        batch = self.rows(index, generator)
+        with torch.autocast(self.where.type, dtype=self.dtype, enabled=self.dtype is not None):
+            outputs = self.model(**batch.inputs)
+        return self.objective(outputs.float() if self.dtype is not None else outputs, batch)
+
+
+def _what_ranks_share(state: FitState, data: TrainingData, resumed_at: int) -> dict[str, str]:
+    """What must be the same on every rank before they train together: of the data the first and last rows."""
+    edges = [
+        (name, values.shape, str(values.dtype), hash_bytes(np.ascontiguousarray(part).tobytes()))
+        for split in (data.train, data.validation)
+        for name, values in split.items()
+        for part in (values[:64], values[-64:])
+    ]
+    weights = pack({"model": dict(state.model.state_dict()), "beside": dict(state.beside.state_dict())})
+    ref = data.workload.ref
+    return {
+        "the training's settings": state.fingerprint,
+        "the epoch they go on from": str(resumed_at),
+        "the data": repr(edges),
+        "the weights they begin with": hash_bytes(weights),
+        "Winnow's code": closure_hash(__name__),
+        "the workload's code": closure_hash(ref.path.partition(":")[0], ref.folder),
+    }
 
 
 def _used(rows: int, share: float, seed: int) -> Tensor:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tasks.running.errors import SpecError, WorkloadError
+from tasks.running.ranks import Ranks
 from tasks.running.splits import Columns
 from tasks.torch_models.answer_text import describe_answer
 from tasks.torch_models.fit_layout import channels_last
@@ -43,17 +44,25 @@ def predict(model: nn.Module, *, workload: Workload, columns: Columns, device: s
 def answers(model: nn.Module, rows: Rows) -> tuple[Outputs, Outputs]:
     """The model's outputs [N, ...] on all rows, in order, and the targets as the workload gives them.
 
-    Leaves the model in eval mode on the device of the rows.
+    Leaves the model in eval mode on the device of the rows. Processes that train together share the rows out in the
+    same blocks, so that the bits do not depend on their number.
     """
     model.to(rows.where).eval()
     outputs, targets = [], []
     step = _EVAL_ROWS.get(rows.where.type, _EVAL_ROWS["other"])
+    blocks, ranks = torch.split(torch.arange(rows.count), step), Ranks.current()
+    if len(blocks) < ranks.count:
+        ranks = Ranks()  # too few to share: each answers them all
     with torch.no_grad(), channels_last(model, rows(torch.arange(min(2, rows.count)), None).inputs):
-        for index in torch.split(torch.arange(rows.count), step):
-            batch = rows(index, None)
+        for number in ranks.share(len(blocks)):
+            batch = rows(blocks[number], None)
             outputs.append(call_model(model, batch.inputs).float().cpu())
             targets.append(batch.targets.cpu())
-    return torch.cat(outputs).numpy(), torch.cat(targets).numpy()
+    counts = [
+        sum(len(blocks[number]) for number in Ranks(rank, ranks.count).share(len(blocks)))
+        for rank in range(ranks.count)
+    ]
+    return ranks.collect(torch.cat(outputs), counts).numpy(), ranks.collect(torch.cat(targets), counts).numpy()
 
 
 def judge(workload: Workload, outputs: Outputs, targets: Outputs) -> tuple[float, float, Literal["higher", "lower"]]:

@@ -12,14 +12,15 @@ import torch
 from model_registry.manifest import hash_bytes
 
 
-def derive(seed: int, epoch: int) -> int:
-    """A seed of its own for each epoch: resuming needs no generator's state."""
-    return int.from_bytes(bytes.fromhex(hash_bytes(f"{seed}/{epoch}".encode())[:12]), "little")
+def derive(seed: int, *place: int) -> int:
+    """A seed of its own for each place in a training (epoch; or epoch, step, shard): no generator's state is kept."""
+    text = "/".join(map(str, (seed, *place)))
+    return int.from_bytes(bytes.fromhex(hash_bytes(text.encode())[:12]), "little")
 
 
-def seed_everything(seed: int, epoch: int) -> None:
+def seed_everything(seed: int, *place: int) -> None:
     """Dropout and the user's own augmentations may use any of the global generators."""
-    derived = derive(seed, epoch)
+    derived = derive(seed, *place)
     torch.manual_seed(derived)
     random.seed(derived)
     np.random.seed(derived % (1 << 32))

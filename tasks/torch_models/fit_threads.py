@@ -17,11 +17,17 @@ threads as with one (and many times longer when another process wants a core), o
 
 
 @contextlib.contextmanager
-def worthwhile_threads(model: nn.Module, inputs: dict[str, Tensor], batch_size: int) -> Iterator[None]:
-    """One thread for a small model, else those allowed. It depends on shapes alone, so results stay reproducible."""
+def worthwhile_threads(
+    model: nn.Module, inputs: dict[str, Tensor], batch_size: int, *, shards: int = 1
+) -> Iterator[None]:
+    """One thread for a small model, else those allowed. It depends on shapes alone, so results stay reproducible.
+
+    Args:
+        shards: of a batch. Several are shared out among processes instead of threads, which would change the bits.
+    """
     before = torch.get_num_threads()
     on_cpu = all(value.device.type == "cpu" for value in inputs.values())
-    if on_cpu and row_macs(model, inputs) * batch_size < _WORTH_SHARING:
+    if on_cpu and (shards > 1 or row_macs(model, inputs) * batch_size < _WORTH_SHARING):
         torch.set_num_threads(1)
     try:
         yield

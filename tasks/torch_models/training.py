@@ -29,6 +29,7 @@ class Training:
         patience: stop after this number of epochs in a row without a better one; None = never.
         amp: mixed precision; see tasks/torch_models/fit_amp.py. Validation is always float32.
         deterministic: refuse operations whose result varies from run to run.
+        shards: of each batch, a power of two; see tasks/torch_models/micro_shards.py. 1: the batch is one.
     """
 
     epochs: int
@@ -42,12 +43,17 @@ class Training:
     patience: int | None = None
     amp: Amp = "auto"
     deterministic: bool = True
+    shards: int = 1
 
     @classmethod
-    def of(cls, spec: Mapping[str, Any]) -> Training:
-        """What a stage's spec says about training; what it does not say has the defaults above."""
+    def of(cls, spec: Mapping[str, Any], *, shards: int) -> Training:
+        """What a stage's spec says about training; what it does not say has the defaults above.
+
+        Args:
+            shards: what the run says about all its trainings.
+        """
         names = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in spec.items() if name in names})
+        return cls(**{name: value for name, value in spec.items() if name in names}, shards=shards)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step (from 0); ``steps`` is their number.

@@ -71,6 +71,7 @@ class BringSpec(Frozen):
 
 TRAIN = Stage(
     name="train",
+    trains=True,
     pool="torch",
     entry="tasks.train.train_child:main",
     libraries=("torch",),

@@ -1,0 +1,117 @@
+"""A stage that several processes of this machine train together: started, watched, and started again.
+
+Each is a child like any other, with its limits, its lifeline and its log. When one dies all end, and all start again
+from the last checkpoint: what was computed since is computed again, to the same bits.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import itertools
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tasks.running.errors import ChildFailed, RankLost
+from tasks.running.launch import Party, Progress, run_child
+from tasks.running.stage import Limits
+
+_log = logging.getLogger("winnow.ranks")
+PATIENCE = 600.0
+"""Seconds that one rank waits for another: for its shards, or until the first has saved a checkpoint."""
+_TRIES = {"find each other": 5, "train": 3}
+"""Times, one after the other, that they may fail at it without the training having come any further."""
+_SAY_WHY = 5.0
+"""Seconds for the others to say what ended them, when one has failed: the first to be heard of is rarely the cause."""
+
+
+def run_ranks(
+    request: dict[str, Any],
+    *,
+    ranks: int,
+    name: str,
+    limits: Limits,
+    log_path: Path,
+    patience: float = PATIENCE,
+    on_progress: Progress | None = None,
+    **how: Any,
+) -> dict[str, Any]:
+    """Run the stage in this number of processes that train together; the first one's answer.
+
+    Args:
+        request, name, limits, log_path: as for :func:`tasks.running.launch.run_child`; the others' logs lie beside it.
+        patience: seconds after which a rank that does not answer is taken for lost.
+        how: what else :func:`tasks.running.launch.run_child` takes.
+
+    Raises:
+        ChildFailed: one of them died again and again.
+        Exception: what any of them raised.
+    """
+    began, furthest = time.monotonic(), _Furthest(on_progress)
+    fruitless = {"find each other": 0, "train": 0}
+    for attempt in itertools.count(1):
+        before, furthest.joined = furthest.fraction, False
+        spent = time.monotonic() - began
+        run = partial(run_child, name=name, limits=limits.model_copy(update={"seconds": limits.seconds - spent}), **how)
+        meeting = str(Path(request["workdir"]) / f"meeting-{attempt}")
+
+        def rank(number: int, party: Party, run: Callable[..., Any] = run, meeting: str = meeting) -> dict[str, Any]:
+            place = {"number": number, "count": ranks, "meeting": meeting, "patience": patience}
+            answer: dict[str, Any] = run(
+                {**request, "ranks": place},
+                log_path=log_path if number == 0 else log_path.with_stem(f"{log_path.stem}-rank{number + 1}"),
+                party=party,
+                on_progress=furthest if number == 0 else None,
+            )
+            return answer
+
+        answer, reason = _together(rank, ranks)
+        if reason is None:
+            return answer
+        doing = "train" if furthest.joined else "find each other"
+        fruitless[doing] = 1 if furthest.fraction > before else fruitless[doing] + 1
+        if fruitless[doing] > _TRIES[doing]:
+            raise reason
+        text = "%s: %s; the %d processes start again, from the last checkpoint"
+        _log.warning(text, name, str(reason).splitlines()[0], ranks)
+    raise AssertionError("unreachable")
+
+
+class _Furthest:
+    """How far the training has come; passes it on while it goes forward."""
+
+    def __init__(self, on_progress: Progress | None) -> None:
+        self._on_progress, self.fraction, self.joined = on_progress, 0.0, False
+
+    def __call__(self, fraction: float, text: str) -> None:
+        self.joined = True
+        if fraction >= self.fraction:
+            self.fraction = fraction
+            if self._on_progress is not None:
+                self._on_progress(fraction, text)
+
+
+def _together(
+    rank: Callable[[int, Party], dict[str, Any]], ranks: int
+) -> tuple[dict[str, Any], ChildFailed | RankLost | None]:
+    """The first rank's answer once all have one; or why none has, if starting again may help. Raises what cannot."""
+    party = Party()
+    with ThreadPoolExecutor(max_workers=ranks) as pool, contextlib.ExitStack() as ending:
+        ending.callback(party.end)
+        # The context is that of the run: who is told of its progress.
+        running = [pool.submit(contextvars.copy_context().run, rank, number, party) for number in range(ranks)]
+        _, waiting = wait(running, return_when="FIRST_EXCEPTION")
+        _, waiting = wait(waiting, timeout=_SAY_WHY)
+        failed = [error for future in running if future not in waiting if (error := future.exception()) is not None]
+        if not failed:
+            ending.pop_all()
+            return running[0].result(), None
+    reason = next((error for error in failed if not isinstance(error, RankLost)), failed[0])
+    if isinstance(reason, RankLost) or (isinstance(reason, ChildFailed) and reason.details.get("died")):
+        return {}, reason
+    raise reason

@@ -1,0 +1,153 @@
+"""Processes that train one model together: who each is, how they add up, and what they must agree on.
+
+Each is a rank of torch's process group and runs the same stage from its beginning to its end; what is shared out are
+the shards of each training step and the rows of each evaluation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from model_registry.manifest import hash_bytes
+from tasks.running.errors import RankLost, RanksDisagree
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's number (from 0) among those that train together, and how many they are, a power of two."""
+
+    number: int = 0
+    count: int = 1
+
+    @classmethod
+    def current(cls) -> Ranks:
+        """Those of torch's process group, whoever made it (torchrun, say); a process of its own without one."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls()
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    def share(self, parts: int) -> range:
+        """The numbers of this rank's parts of so many: neighbours, as many as any other has or one more."""
+        return range(self.number * parts // self.count, (self.number + 1) * parts // self.count)
+
+    def add_up(self, sums: list[Tensor]) -> list[Tensor]:
+        """The sums of all ranks, with the additions of a binary tree over the ranks in their order.
+
+        By recursive doubling (Thakur, Rabenseifner, Gropp 2005, "Optimization of collective communication operations in
+        MPICH", section 4.1): each rank does all additions that end in its result, and a sum of two is commutative, so
+        that all have the same bits. Each sends the whole of it once for every doubling.
+
+        Args:
+            sums: tensors of the same shapes and types on every rank; left as they are.
+        """
+        step = 1
+        while step < self.count:
+            peer = self.number ^ step
+            theirs = _exchanged(sums, peer)
+            sums = [ours + other for ours, other in zip(sums, theirs, strict=True)]
+            step *= 2
+        return sums
+
+    def collect(self, rows: Tensor, counts: list[int]) -> Tensor:
+        """The rows [n, ...] of all ranks in their order, n by rank in ``counts``."""
+        if self.count == 1:
+            return rows
+        parts = []
+        for rank, count in enumerate(counts):
+            part = rows if rank == self.number else rows.new_empty((count, *rows.shape[1:]))
+            parts.append(_broadcast(part.contiguous(), rank))
+        return torch.cat(parts)
+
+    def all(self, flag: bool) -> bool:
+        """Whether it is so on every rank: what follows must be the same for all, or they wait for each other."""
+        return all(map(bool, self._of_each(torch.tensor([flag]))))
+
+    def agree(self, facts: Mapping[str, str]) -> None:
+        """See that all ranks have the same facts.
+
+        Raises:
+            RanksDisagree: names those that differ.
+        """
+        names = sorted(facts)
+        ours = torch.tensor([list(bytes.fromhex(hash_bytes(facts[name].encode()))) for name in names])
+        for rank, theirs in enumerate(self._of_each(ours)):
+            differ = [name for name, own, other in zip(names, ours, theirs, strict=True) if not torch.equal(own, other)]
+            if differ:
+                raise RanksDisagree(
+                    f"rank {self.number} and rank {rank} of {self.count} differ in {', '.join(differ)}: processes that "
+                    "train together must run the same code on the same data, and what the code does must depend on "
+                    "nothing but seed, epoch and rows"
+                )
+
+    def _of_each(self, value: Tensor) -> list[Tensor]:
+        """The tensor, of one shape and type everywhere, as each rank has it."""
+        if self.count == 1:
+            return [value]
+        return [_broadcast(value.clone(), rank) for rank in range(self.count)]
+
+
+@contextlib.contextmanager
+def joined(number: int, count: int, *, meeting: Path, seconds: float) -> Iterator[Ranks]:
+    """Be one of the processes of this machine that train together while it lasts.
+
+    Args:
+        meeting: a file that is not there yet, the same for all of them, where they find each other.
+        seconds: how long one waits for another before it is taken for lost.
+
+    Raises:
+        RankLost: not all of them came.
+    """
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # they are on one machine: nothing listens outside of it
+    cuda = torch.cuda.is_available() and torch.cuda.device_count() >= count
+    with _others_there("did not find the other ranks"):
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            init_method=meeting.as_uri(),
+            rank=number,
+            world_size=count,
+            timeout=timedelta(seconds=seconds),
+        )
+    yield Ranks(number, count)
+    dist.destroy_process_group()  # not after an error: the process ends, and ending a broken group may wait
+
+
+@contextlib.contextmanager
+def _others_there(what: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # of any transport: closed connections, resets, time
+        raise RankLost(f"this rank {what}: {error}") from error
+
+
+def _exchanged(sums: list[Tensor], peer: int) -> list[Tensor]:
+    """What the peer has at the places of these; one message for each type."""
+    theirs: list[Tensor] = list(sums)
+    for dtype in dict.fromkeys(value.dtype for value in sums):
+        places = [place for place, value in enumerate(sums) if value.dtype == dtype]
+        flat = torch.cat([sums[place].reshape(-1) for place in places])
+        other = torch.empty_like(flat)
+        with _others_there(f"lost rank {peer}"):
+            sent = [dist.P2POp(dist.isend, flat, peer), dist.P2POp(dist.irecv, other, peer)]
+            for work in dist.batch_isend_irecv(sent):
+                work.wait()
+        parts = torch.split(other, [sums[place].numel() for place in places])
+        for place, part in zip(places, parts, strict=True):
+            theirs[place] = part.view(sums[place].shape)
+    return theirs
+
+
+def _broadcast(value: Tensor, rank: int) -> Tensor:
+    """The value as that rank has it."""
+    carried = value.cuda() if dist.get_backend() == "nccl" else value
+    with _others_there(f"lost rank {rank}, or another"):
+        dist.broadcast(carried, src=rank)
+    return carried.to(value.device)
