@@ -36,6 +36,18 @@ def test_each_family_has_one_short_training_first() -> None:
     assert move(made("small", 1.0), known, *students) == "s1.5"
 
 
+def test_before_a_second_look_the_first_candidate_tells_how_fast_losses_fall() -> None:
+    known = made("middle", 2.0, rung=1, loss=0.02)
+    others = [made("small", 1.0), Standing(name="cut", cost=1.5, last=4, kind="cut")]
+    unknown = replace(RULES, gauged=False)
+    assert next_move([*others, made("middle", 2.0)], unknown, incumbent=None, seconds_left=1e9) == "middle"
+    assert next_move([known, *others], unknown, incumbent=None, seconds_left=1e9) == "middle"
+    assert next_move([known, *others], RULES, incumbent=None, seconds_left=1e9) == "cut"
+    assert next_move([known, *others], replace(unknown, rungs=2), incumbent=None, seconds_left=1e9) == "cut", (
+        "its next training would be its last"
+    )
+
+
 def test_the_fastest_to_train_is_first_and_a_fresh_network_last() -> None:
     ours = made("narrow", 2.0, seconds=30.0)
     shallow = Standing(name="shallow", cost=2.0, last=4, kind="cut", seconds=10.0)

@@ -214,7 +214,7 @@ def test_the_last_rung_has_most_of_what_is_left() -> None:
     assert plan.next_epochs(trained) == 37  # three quarters of it, less what measuring takes
     assert plan.seconds(trained) == pytest.approx(8 * 37 + 15)
     assert plan.ahead(trained) == pytest.approx(41 / 4)
-    trained.rung, trained.epochs = 1, [3]
+    plan.gauged, trained.rung, trained.epochs = True, 1, [3]
     assert plan.ahead(trained) == pytest.approx((3 + 3 + int((0.75 * (425 - 24) - 15) / 8)) / 3)
     plan.left = 10.0
     trained.rung = 2
@@ -254,6 +254,8 @@ def test_a_short_training_is_left_out_where_the_long_one_would_come_too_late() -
     trained.rung, trained.epochs, trained.training_seconds, trained.hoped = 1, [1], 13.0, 21.0
     assert plan.finish_seconds(trained) == pytest.approx(20 * 8 + 15)
     plan.left = 260.0
+    assert plan.next_epochs(trained) == 1, "nobody was trained twice yet: as many again tell what more of them gain"
+    plan.gauged = True
     assert plan.next_epochs(trained) == 3, "39 s, and 1.25 times 175 s are left"
     plan.left = 250.0
     assert plan.next_epochs(trained) == 26, "nine tenths of what is left"
@@ -359,6 +361,7 @@ def test_what_trains_more_slowly_than_the_first_one_is_scouted_for_as_long_not_f
     plan.decide_epochs(fast)
     assert plan.next_epochs(fast) == 16 and plan.next_epochs(slow) == 3
     fast.rung = slow.rung = 1
+    plan.gauged = True
     assert (plan.next_epochs(fast), plan.next_epochs(slow)) == (plan.epochs[1], 9)
 
 
@@ -370,7 +373,7 @@ def test_what_takes_longer_for_an_epoch_than_may_be_spent_is_shown_a_part_of_the
     assert plan.next_epochs(slow) == pytest.approx(18 / 55)
     spec = plan.rung(slow)
     assert spec.epochs == 1 and spec.share == pytest.approx(18 / 55)
-    slow.epochs, slow.training_seconds, slow.rung = [18 / 55], 30.0, 1
+    slow.epochs, slow.training_seconds, slow.rung, plan.gauged = [18 / 55], 30.0, 1, True
     assert plan.next_epochs(slow) == pytest.approx(54 / 55), "three times as long, by what an epoch takes"
     assert plan.ahead(slow) > 3
     endless = candidate(trained=False)

@@ -87,6 +87,7 @@ class Appraisal:
             power=min(_FASTEST, max(_SLOWEST, sum(powers) / len(powers))) if powers else self._power_before(),
             start=start,
             looks_left=self.plan.looks_left,
+            gauged=self.plan.gauged,
         )
 
     def _power_before(self) -> float:

@@ -118,6 +118,7 @@ class RungTrainer:
         if candidate.rung:
             candidate.earlier += tuple(m for m in candidate.forms if released(m) and self.appraisal.passes(m))
         candidate.rung += 1
+        self.plan.gauged = self.plan.gauged or candidate.rung > 1
         self.forms.of_model(candidate, last=candidate.rung == setup.settings.rungs)
         if candidate.int8 is None:  # nothing for quantization-aware training to begin with
             candidate.last = setup.settings.rungs

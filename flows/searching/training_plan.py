@@ -63,6 +63,8 @@ class TrainingPlan:
         """What the teacher takes for a view of all training rows; 0 while unknown."""
         self.mixed = False
         """Whether a training has shown which mix of labels and teacher is best."""
+        self.gauged = setup.says("epochs")
+        """Whether a candidate was trained twice, so that it is known how much more epochs gain."""
         self.epochs: tuple[int, ...] = ()
         """Of each rung, if nothing is lengthened; empty until they are decided."""
         if setup.says("epochs"):
@@ -86,6 +88,8 @@ class TrainingPlan:
         if self.setup.says("epochs"):
             return planned
         hurried = self._hurried(candidate)
+        if not (self.gauged or hurried) and candidate.rung == 1 < self.setup.settings.rungs - 1:
+            return candidate.epochs[0]  # twice as many in all tell it, and cost the least
         if candidate.rung < self.setup.settings.rungs - 1 and not hurried:
             return self._scouting_epochs(candidate, candidate.rung)
         before, epoch = candidate.epochs[-1] if candidate.epochs else 0, candidate.epoch_seconds(self._rows)
