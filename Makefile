@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow lint types clean lock
+.PHONY: help setup demo test test-fast test-slow coverage lint types clean lock
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -39,13 +39,16 @@ demo: setup ## start the servers, find the best digits model inside a budget, pr
 test: test-fast test-slow ## lint, strict types, all tests
 
 # Three workers for two cores, since who tests servers waits for them half of the time. A worker has servers of its own.
-PYTEST := $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder --cov
+PYTEST := $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
 test-fast: setup lint types ## lint, strict types, the tests that need no server: two minutes
-	@$(PYTEST) -m "not slow" --cov-report=
+	@$(PYTEST) -m "not slow"
 
-test-slow: setup ## the other tests, and the coverage of both
-	@$(PYTEST) -m slow --durations=25 --durations-min=5 --cov-append --cov-report=term:skip-covered
+test-slow: setup ## the other tests
+	@$(PYTEST) -m slow --durations=25 --durations-min=5
+
+coverage: setup ## all tests, and which lines they never reach: that makes them a tenth slower
+	@$(PYTEST) --cov --cov-report=term:skip-covered
 
 lint: setup ## ruff: rules and format
 	@$(BIN)/ruff check .

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 BUSY_SECONDS = 6.0
@@ -73,11 +74,12 @@ def fetch(
         connection.close()
 
 
-def fetch_when_free(url: str, *, timeout: float = 1.0, headers: Mapping[str, str] = {}) -> tuple[int, bytes]:
-    """:func:`fetch`, again for some seconds while the answer is 503, as Prefect's is while its SQLite is locked."""
+def fetch_when_free(url: str, **given: Any) -> tuple[int, bytes]:
+    """:func:`fetch`, again for some seconds while the answer is 503, as Prefect's is while its SQLite is locked: then
+    nothing was done."""
     deadline, pause = time.monotonic() + BUSY_SECONDS, 0.1
     while True:
-        found = fetch(url, timeout=timeout, headers=headers)
+        found = fetch(url, **given)
         if found[0] != 503 or time.monotonic() + pause > deadline:
             return found
         time.sleep(pause)

@@ -79,6 +79,8 @@ def _run(folder: str, kept: Path, arguments: list[str]) -> None:
     from flows.commands import cli
 
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started the tests may have them ignored
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     os.chdir(folder)
     for descriptor, name, flags in ((0, os.devnull, os.O_RDONLY), (1, kept / "out", os.O_WRONLY | os.O_CREAT),
                                     (2, kept / "err", os.O_WRONLY | os.O_CREAT)):  # fmt: skip

@@ -21,7 +21,7 @@ from winnow_command import Winnow
 from flows.commands.command_stack import doctor_command, down_command, logs_command, status_command, up_command
 from flows.commands.stack_status import ModelState
 from infra import ports
-from infra.component import fetch
+from infra.component import fetch, fetch_when_free
 from infra.daemon import Daemon, census
 from infra.stack import NAMES, Stack
 from model_registry.ledger import Ledger
@@ -113,7 +113,7 @@ def test_status_shows_champion_hand_moved_alias_and_pending_release(
 
 def mlflow(stack: RunningStack, url: str, body: dict[str, str]) -> None:
     headers = {"Content-Type": "application/json", **stack.mlflow_headers}
-    code, answer = fetch(url, method="POST", body=json.dumps(body).encode(), headers=headers, timeout=30)
+    code, answer = fetch_when_free(url, method="POST", body=json.dumps(body).encode(), headers=headers, timeout=30)
     assert code == 200, answer
 
 

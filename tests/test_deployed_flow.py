@@ -28,6 +28,17 @@ def get(stack: RunningStack, url: str) -> dict[str, Any]:
     return found
 
 
+def create(stack: RunningStack, deployment: dict[str, Any], body: dict[str, Any]) -> tuple[int, bytes]:
+    """Ask for a flow run; the answer's status and body."""
+    return fetch_when_free(
+        f"{stack.environment['PREFECT_API_URL']}/deployments/{deployment['id']}/create_flow_run",
+        method="POST",
+        body=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json", **stack.prefect_headers},
+        timeout=20,
+    )
+
+
 def test_the_deployed_flow_runs_to_a_champion(stack: RunningStack) -> None:
     api = stack.environment["PREFECT_API_URL"]
     deployments.deploy_in_background(Stack(stack.home))
@@ -36,13 +47,7 @@ def test_the_deployed_flow_runs_to_a_champion(stack: RunningStack) -> None:
     deployment = get(stack, f"{api}/deployments/name/compress/compress")
     assert deployment["parameters"] == {"spec": "digits"} and deployment["enforce_parameter_schema"] is True
     begun = time.time()
-    status, body = fetch(
-        f"{api}/deployments/{deployment['id']}/create_flow_run",
-        method="POST",
-        body=json.dumps({"parameters": {"spec": "tiny"}}).encode(),
-        headers={"Content-Type": "application/json", **stack.prefect_headers},
-        timeout=20,
-    )
+    status, body = create(stack, deployment, {"parameters": {"spec": "tiny"}})
     assert status == 201, body
     run = json.loads(body)["id"]
 
@@ -70,17 +75,7 @@ def test_a_run_goes_on_whose_worker_is_killed_and_one_that_nobody_carries_ends(
 
     def begin(name: str, **body: Any) -> str:
         deployment = get(stack, f"{api}/deployments/name/compress/{name}")
-        for _ in range(20):
-            status, answer = fetch(
-                f"{api}/deployments/{deployment['id']}/create_flow_run",
-                method="POST",
-                body=json.dumps(body).encode(),
-                headers={"Content-Type": "application/json", **stack.prefect_headers},
-                timeout=20,
-            )
-            if status != 503:  # its database is locked for a moment: Prefect's own client tries again as well
-                break
-            time.sleep(1)
+        status, answer = create(stack, deployment, body)
         assert status == 201, answer
         return str(json.loads(answer)["id"])
 
@@ -115,11 +110,5 @@ def test_a_run_with_a_wrong_parameter_is_refused_before_it_starts(stack: Running
     deployments.deploy_in_background(Stack(stack.home))
     wait_for(lambda: not deployments.missing(stack.environment), seconds=120, what="the deployment")
     deployment = get(stack, f"{api}/deployments/name/compress/compress")
-    status, body = fetch(
-        f"{api}/deployments/{deployment['id']}/create_flow_run",
-        method="POST",
-        body=json.dumps({"parameters": {"spec": 17}}).encode(),
-        headers={"Content-Type": "application/json", **stack.prefect_headers},
-        timeout=20,
-    )
+    status, body = create(stack, deployment, {"parameters": {"spec": 17}})
     assert status == 409 and b"spec" in body

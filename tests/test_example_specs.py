@@ -1,4 +1,4 @@
-"""Every shipped spec runs in its smallest form, after what its first lines say; and the notebook of the README."""
+"""Every shipped spec runs in its smallest form, after what its first lines say."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import RunningStack
-from winnow_command import Winnow, environment
+from forked_runs import Forks
+from winnow_command import Winnow
 
 import winnow
 from flows.spec import SPECS
@@ -22,7 +23,6 @@ HEADERS = {
     path.stem: [line[1:] for line in path.read_text().split("\nschema:")[0].splitlines()]
     for path in sorted(SPECS.glob("*.yaml"))
 }
-README = Path(__file__).parent.parent / "README.md"
 QUICK = ("measure.rounds=5", "measure.seconds=0.1", "gates.per_class_margin=null", "gates.floor=null")
 WIDE = "budget.max_accuracy_drop=0.9"  # so little training proves nothing
 SMALL_DIGITS = "workload.arguments.rows=600"
@@ -94,20 +94,20 @@ def prepared(name: str) -> list[str]:
     return [line.removeprefix("     ") for line in HEADERS[name] if line.startswith("     ")]
 
 
-def run(stack: RunningStack, folder: Path, name: str) -> dict[str, Any]:
+def run(stack: RunningStack, forks: Forks, folder: Path, name: str) -> dict[str, Any]:
     example = EXAMPLES[name]
     made = [o.replace("weights=", f"weights={folder}/") for o in example.overrides]
     overrides = [part for override in (*QUICK, *made) for part in ("--set", override)]
-    return Winnow(folder, stack.home).report(name, "--no-deploy", *overrides)
+    return Winnow(folder, stack.home, forks).report(name, "--no-deploy", *overrides)
 
 
 @pytest.mark.parametrize("name", [n for n in EXAMPLES if n not in {"images", "bring", "bring_onnx", "sequence"}])
-def test_the_example_runs(name: str, stack: RunningStack, folder: Path) -> None:
-    checked(run(stack, folder, name), name)
+def test_the_example_runs(name: str, stack: RunningStack, forks: Forks, folder: Path) -> None:
+    checked(run(stack, forks, folder, name), name)
 
 
-def test_what_init_writes_runs(stack: RunningStack, folder: Path) -> None:
-    command = Winnow(folder, stack.home)
+def test_what_init_writes_runs(stack: RunningStack, forks: Forks, folder: Path) -> None:
+    command = Winnow(folder, stack.home, forks)
     assert command("init", "machines").returncode == 0
     small = [part for o in (*QUICK, *SHORT, WIDE, STATIC) for part in ("--set", o)]
     report = command.report("machines/spec.yaml", "--no-deploy", *small)
@@ -115,85 +115,41 @@ def test_what_init_writes_runs(stack: RunningStack, folder: Path) -> None:
     assert {row["name"] for row in report["variants"]} >= CHAIN
 
 
-def test_pictures_that_init_drew(stack: RunningStack, folder: Path) -> None:
-    assert Winnow(folder, stack.home)("init", "shapes", "--kind", "images").returncode == 0
-    report = run(stack, folder, "images")
+def test_pictures_that_init_drew(stack: RunningStack, forks: Forks, folder: Path) -> None:
+    assert Winnow(folder, stack.home, forks)("init", "shapes", "--kind", "images").returncode == 0
+    report = run(stack, forks, folder, "images")
     checked(report, "images")
 
 
-def test_weights_of_a_few_lines_of_torch(stack: RunningStack, folder: Path) -> None:
+def test_weights_of_a_few_lines_of_torch(stack: RunningStack, forks: Forks, folder: Path) -> None:
     script = "\n".join(prepared("bring"))
     assert script.count("range(60)") == 1
     subprocess.run([sys.executable, "-c", script.replace("range(60)", "range(3)")], cwd=folder, check=True)
-    checked(run(stack, folder, "bring"), "bring")
+    checked(run(stack, forks, folder, "bring"), "bring")
 
 
-def test_an_onnx_file_that_winnow_pulled(stack: RunningStack, folder: Path) -> None:
-    command = Winnow(folder, stack.home)
+def test_an_onnx_file_that_winnow_pulled(stack: RunningStack, forks: Forks, folder: Path) -> None:
+    command = Winnow(folder, stack.home, forks)
     first, second = (
         shlex.split(line)[1:] for line in "\n".join(prepared("bring_onnx")).replace("\\\n", "").split("\n")
     )
     small = [part for o in (*QUICK, SMALL_DIGITS, WIDE, *TRAIN) for part in ("--set", o)]
     assert command(*first, *small).returncode == 0
     assert command(*second).returncode == 0
-    checked(run(stack, folder, "bring_onnx"), "bring_onnx")
+    checked(run(stack, forks, folder, "bring_onnx"), "bring_onnx")
 
 
-def test_a_sequence_model_takes_any_length(stack: RunningStack, folder: Path) -> None:
-    report = run(stack, folder, "sequence")
+def test_a_sequence_model_takes_any_length(stack: RunningStack, forks: Forks, folder: Path) -> None:
+    report = run(stack, forks, folder, "sequence")
     checked(report, "sequence")
-    pulled = Winnow(folder, stack.home)("pull", report["model"], "--run", report["run_id"], "-o", "sequence.onnx")
+    pulled = Winnow(folder, stack.home, forks)(
+        "pull", report["model"], "--run", report["run_id"], "-o", "sequence.onnx"
+    )
     assert pulled.returncode == 0, pulled.stderr
     model = winnow.load(folder / "sequence.onnx")
     for length in (3, 24, 50):
         (scores,) = model.predict(np.zeros(length, dtype=np.int64)).values()
         assert np.shape(scores) == (4,)
-
-
-_IN_HAND = """
-import sys, torch
-from sklearn.datasets import load_digits
-from torch import nn
-
-digits = load_digits()
-image, target = digits.images.astype("float32")[:, None] / 16, digits.target
-train, validation, test = [(image[i:j], target[i:j]) for i, j in ((0, 900), (900, 1200), (1200, 1797))]
-model = nn.Sequential(
-    nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 32), nn.ReLU(), nn.Linear(32, 10)
-)
-optimizer = torch.optim.Adam(model.parameters(), 0.01)
-for _ in range(60):
-    optimizer.zero_grad()
-    nn.functional.cross_entropy(model(torch.from_numpy(train[0])), torch.from_numpy(train[1])).backward()
-    optimizer.step()
-"""
-
-
-def test_the_readmes_notebook_runs(stack: RunningStack, tmp_path: Path) -> None:
-    (text,) = [b for b in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "winnow.compress(" in b]
-    assert len(text.splitlines()) <= 12
-    quick = {
-        "search.shrink": [0.5],
-        "search.trials": 1,
-        "search.control": False,
-        "search.rungs": 1,
-        "distill.epochs": 2,
-        "measure.rounds": 5,
-        "measure.seconds": 0.1,
-        "gates.per_class_margin": None,
-    }
-    small = text.replace("minutes=10,", f"minutes=10, overrides={quick},").replace('_drop": 0.02', '_drop": 0.3')
-    assert small.count("overrides=") == 1 and small.count("0.3") == 1
-    (tmp_path / "notebook.py").write_text(_IN_HAND + small)
-    done = subprocess.run(
-        [sys.executable, "-P", "notebook.py"], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env={**environment(WINNOW_HOME=str(stack.home)), "PYTHONPATH": str(README.parent)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    first, *table = done.stdout.splitlines()
-    assert first.startswith("mine, run ") and "released" in first and "replaces teacher.fp32" in first
-    assert any("teacher.weights8" in line for line in table), "the data frame has a row per variant"
-    assert "array(" in done.stdout.rpartition("{")[2], "a sample is answered by output name"
 
 
 def checked(report: dict[str, Any], name: str) -> None:

@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -220,15 +220,6 @@ def test_two_runs_of_one_model_at_once(world: World) -> None:
     assert [e.to_version for e in history if e.state == "committed"][-1] == 1
 
 
-@pytest.fixture
-def hang_ups_count() -> Iterator[None]:
-    """Under nohup they are ignored, which the processes of a test would inherit."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
-@pytest.mark.usefixtures("hang_ups_count")
 def test_a_stopped_run_leaves_nothing_behind(world: World) -> None:
     arguments = ("--set", "model=stopped", "--set", "seed=51")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from conftest import RunningStack
+from forked_runs import Forks
 from winnow_command import Winnow
 
 SPEC = """
@@ -27,7 +28,7 @@ gates: {per_class_margin: null, floor: null}
 """
 
 
-def test_a_table_with_gaps_is_served_with_null(stack: RunningStack, tmp_path: Path) -> None:
+def test_a_table_with_gaps_is_served_with_null(stack: RunningStack, forks: Forks, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     table = pd.DataFrame(
         {"id": np.arange(500), "size": random.normal(0, 1, 500), "town": random.choice(["Ulm", "Kiel"], 500)}
@@ -38,7 +39,7 @@ def test_a_table_with_gaps_is_served_with_null(stack: RunningStack, tmp_path: Pa
     table.to_csv(tmp_path / "gaps.csv", index=False, sep=";")
     (tmp_path / "gaps.yaml").write_text(SPEC)
 
-    command = Winnow(tmp_path, stack.home)
+    command = Winnow(tmp_path, stack.home, forks)
     planned = command("run", "gaps.yaml", "--plan")
     assert planned.returncode == 0, planned.stderr
     assert "gaps.csv: left out as asked: 'id'." in planned.stdout and "fields separated by ';'" in planned.stdout

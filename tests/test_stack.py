@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from infra import procfs
-from infra.component import fetch
+from infra.component import fetch, fetch_when_free
 from infra.daemon import census
 from infra.stack import NAMES, Stack
 from model_registry.quiet import QUIET
@@ -46,11 +46,7 @@ def wait_until(true: Callable[[], Any], seconds: float = 60) -> Any:
 
 def post(url: str, body: dict[str, Any], who: dict[str, str]) -> dict[str, Any]:
     headers = {"Content-Type": "application/json", **who}
-    for _ in range(20):
-        status, answer = fetch(url, method="POST", body=json.dumps(body).encode(), headers=headers, timeout=20)
-        if status != 503:  # on a busy machine its database may be locked: Prefect's own client asks again, too
-            break
-        time.sleep(0.5)
+    status, answer = fetch_when_free(url, method="POST", body=json.dumps(body).encode(), headers=headers, timeout=20)
     assert status in {200, 201}, (status, answer)
     found: dict[str, Any] = json.loads(answer)
     return found
