@@ -20,7 +20,6 @@ from model_registry.audit_log import AuditLog
 from model_registry.store import Store
 from serving.champions import LedgerReader, StoredReleases, load_champions
 from serving.endpoint_watch import EndpointWatch
-from serving.engines.turn_length import take_short_turns
 from serving.followed_ledger import follow_ledger
 from serving.front.admin_plane import AdminPlane
 from serving.front.data_plane import DataPlane
@@ -172,7 +171,6 @@ def run_endpoint(
         configure_log()
     except ValueError as error:
         raise EndpointMisconfigured(str(error)) from error
-    take_short_turns()  # all processes that it starts inherit them
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(serve(settings, ledger, listening))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -32,7 +33,6 @@ from serving.engines.engine_frames import (
 )
 from serving.engines.packed_body import LEAST_PACKED, packed_body, unpacked_body
 from serving.engines.quick_request import QuickReader, QuickRequest
-from serving.engines.turn_length import take_long_turns
 from serving.exceptions import EngineRunError, InferenceTimedOut, ServingError
 from serving.limits import RequestLimits
 from serving.protocol import InferRequest, parse_request
@@ -41,8 +41,8 @@ from serving.wishes import as_bytes
 
 _PACKING = 0x0F
 _LOADING_NICE = 10
-"""How far a version that is being loaded stands back behind those that answer."""
 log = logging.getLogger("winnow.serving")
+"""How far a version that is being loaded stands back behind those that answer."""
 
 
 class AnswerSink(Protocol):
@@ -241,7 +241,7 @@ def _load(order: dict[str, Any]) -> tuple[Engine, BatchCertificate]:
 
     def behind() -> None:
         try:
-            take_long_turns(_LOADING_NICE)
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOADING_NICE)
             load()
         except BaseException as error:  # noqa: BLE001 - raised again below, in the main thread
             failed.append(error)
