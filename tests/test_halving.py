@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.searching.candidate import Candidate
-from flows.searching.halving import Rules, Standing, enough, expected, next_move, rung_epochs
+from flows.searching.halving import Rules, Standing, enough, expected, hoped, next_move, rung_epochs
 
 MARGIN = 0.005
 RULES = Rules(margin=MARGIN, rungs=3, power=1.0, start=2.0)
@@ -139,6 +139,12 @@ def test_what_is_enough_lies_well_within_the_margin() -> None:
     assert enough(made("fine", 1.0, rung=1, loss=0.0), RULES) == 1.0
     assert enough(made("new", 1.0), RULES) == float("inf")
     assert enough(made("bad", 1.0, rung=1, loss=0.9), replace(RULES, power=0.3)) == float("inf")
+
+
+def test_hope_takes_a_long_training_to_gain_more_than_short_ones_told() -> None:
+    far, slow, fast = made("small", 1.0, rung=1, loss=0.02), replace(RULES, power=0.6), replace(RULES, power=1.8)
+    assert hoped(far, slow) == hoped(far, RULES) == enough(far, RULES) < enough(far, slow)
+    assert hoped(far, fast) < enough(far, fast) == enough(far, RULES)
 
 
 def test_one_that_disappoints_gives_way_to_the_next_larger() -> None:

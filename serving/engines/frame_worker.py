@@ -41,8 +41,8 @@ from serving.wishes import as_bytes
 
 _PACKING = 0x0F
 _LOADING_NICE = 10
-log = logging.getLogger("winnow.serving")
 """How far a version that is being loaded stands back behind those that answer."""
+log = logging.getLogger("winnow.serving")
 
 
 class AnswerSink(Protocol):
