@@ -16,11 +16,14 @@ import psutil
 import pytest
 
 from model_registry.store import Store
+from tasks import export, prune
+from tasks.export import ExportSpec
+from tasks.prune import PruneSpec
 from tasks.running import launch, ranked
 from tasks.running.errors import ChildFailed, SpecError, StageOutOfMemory
 from tasks.running.ranked import run_ranks
 from tasks.running.splits import DataRef
-from tasks.running.stage import Job, Limits, Parallel
+from tasks.running.stage import Job, Limits, Parallel, WorkloadRef
 from tasks.running.stage_cache import run_stage
 from tasks.running.stage_call import StageCall
 from tasks.train import TRAIN, TrainSpec
@@ -177,4 +180,7 @@ def test_processes_follow_the_cores_that_are_free() -> None:
     auto = Parallel(shards=4)
     assert [auto.ranks(cores) for cores in (1, 2, 3, 4, 7, 16)] == [1, 2, 2, 4, 4, 4]
     assert Parallel(shards=8, processes=8).ranks(2) == 8
-    assert StageCall(TRAIN, Job(run_id="r", model="m", store="s3://x", workload={"path": "a:B"}), QUICK).ranks(8) == 1
+    job = Job(run_id="r", model="m", store="s3://x", workload=WorkloadRef(path="a:B"), parallel=auto)
+    assert StageCall(TRAIN, job, QUICK).shared == auto
+    assert StageCall(export.STAGE, job, ExportSpec()).shared is None
+    assert StageCall(prune.STAGE, job, PruneSpec(epochs=0)).shared is None, "nothing is trained"

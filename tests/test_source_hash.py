@@ -10,10 +10,11 @@ import sys
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tasks.running import source_files
+from tasks.running import source_files, syntax_tree
 from tasks.running.errors import WorkloadError
 from tasks.running.source_files import SourceFiles
 from tasks.running.source_hash import _walk, closure_hash, closure_libraries, normalised
@@ -258,3 +259,21 @@ def test_a_source_that_is_no_python_is_named(tmp_path: Path, source: bytes) -> N
     _write(tmp_path, "importing_mod", "import broken_mod\n")
     with pytest.raises(WorkloadError, match=r"broken_mod\.py is not Python that can be read"):
         closure_hash("importing_mod", str(tmp_path))
+
+
+def test_trees_that_are_made_in_several_threads_are_made_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.11 counts their depth for all threads together, and libraries do not take our lock."""
+    parse, disturbed = ast.parse, iter([True, True])
+
+    def parsed(*given: Any, **named: Any) -> ast.Module:
+        assert syntax_tree._LOCK.locked()
+        if next(disturbed, False):
+            raise SystemError("AST constructor recursion depth mismatch (before=87, after=24)")
+        tree: ast.Module = parse(*given, **named)
+        return tree
+
+    monkeypatch.setattr(ast, "parse", parsed)
+    assert isinstance(syntax_tree.syntax_tree("a = 1").body[0], ast.Assign)
+    disturbed = iter([True] * 5)
+    with pytest.raises(SystemError, match="recursion depth"):
+        syntax_tree.syntax_tree("a = 1")

@@ -79,4 +79,5 @@ def run_and_exit(connection: socket.socket, order: dict[str, Any]) -> None:
         sys.stderr.flush()
         os._exit(1)
     sys.stderr.flush()
+    os.nice(19)  # to give back its memory takes milliseconds of a core that others may need now
     os._exit(0)  # ONNX Runtime's teardown can only cost time from here on

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.running.source_hash import closure_files
+from tasks.running.syntax_tree import syntax_tree
 
 MOST_FILES = 20_000
 _IGNORED = ("/proc/", "/sys/", "/dev/", "/etc/", "/usr/", "/lib")
@@ -145,7 +146,7 @@ def _state(path: str) -> list[int] | None:
 def _texts(source: Path) -> set[str]:
     """Texts in the code that may name a file: those with a dot or a slash, on one line."""
     try:
-        tree = ast.parse(source.read_bytes())
+        tree = syntax_tree(source.read_bytes())
     except SyntaxError:  # who imports it says so
         return set()
     texts = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}

@@ -115,9 +115,10 @@ def run_child(
 
 
 class Party:
-    """Processes that work at one stage together."""
+    """Processes that work at one stage together, since ``began`` by the monotonic clock; None: now."""
 
-    def __init__(self) -> None:
+    def __init__(self, began: float | None = None) -> None:
+        self.began = time.monotonic() if began is None else began
         self._processes: list[_Process] = []
         self._resident: dict[int, int] = {}
         self._over = False
@@ -146,12 +147,12 @@ class _Watch:
     def __init__(self, name: str, limits: Limits, pid: int, log: StageLog, party: Party) -> None:
         self.name, self.log, self.peak, self._party = name, log, 0, party
         self._limits, self._pid = limits, pid
-        self._started, self._looked = time.monotonic(), 0.0
+        self._looked = 0.0
 
     def look(self) -> None:
         """Raises StageTimedOut, StageOutOfMemory: a limit is passed."""
         now, limits = time.monotonic(), self._limits
-        if now - self._started > limits.seconds:
+        if now - self._party.began > limits.seconds:
             raise StageTimedOut(
                 f"stage {self.name} ran past its limit of {limits.seconds:g} s (peak memory {size_text(self.peak)}) "
                 f"and was ended; raise limits.{self.name}.seconds or give it less to do.{self.log.last_lines()}"

@@ -13,7 +13,6 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,21 +55,21 @@ def run_ranks(
     fruitless = {"find each other": 0, "train": 0}
     for attempt in itertools.count(1):
         before, furthest.joined = furthest.fraction, False
-        spent = time.monotonic() - began
-        run = partial(run_child, name=name, limits=limits.model_copy(update={"seconds": limits.seconds - spent}), **how)
         meeting = str(Path(request["workdir"]) / f"meeting-{attempt}")
 
-        def rank(number: int, party: Party, run: Callable[..., Any] = run, meeting: str = meeting) -> dict[str, Any]:
+        def rank(number: int, party: Party, meeting: str = meeting) -> dict[str, Any]:
             place = {"number": number, "count": ranks, "meeting": meeting, "patience": patience}
-            answer: dict[str, Any] = run(
+            return run_child(
                 {**request, "ranks": place},
+                name=name,
+                limits=limits,
                 log_path=log_path if number == 0 else log_path.with_stem(f"{log_path.stem}-rank{number + 1}"),
                 party=party,
                 on_progress=furthest if number == 0 else None,
+                **how,
             )
-            return answer
 
-        answer, reason = _together(rank, ranks)
+        answer, reason = _together(rank, ranks, Party(began))
         if reason is None:
             return answer
         doing = "train" if furthest.joined else "find each other"
@@ -97,10 +96,9 @@ class _Furthest:
 
 
 def _together(
-    rank: Callable[[int, Party], dict[str, Any]], ranks: int
+    rank: Callable[[int, Party], dict[str, Any]], ranks: int, party: Party
 ) -> tuple[dict[str, Any], ChildFailed | RankLost | None]:
     """The first rank's answer once all have one; or why none has, if starting again may help. Raises what cannot."""
-    party = Party()
     with ThreadPoolExecutor(max_workers=ranks) as pool, contextlib.ExitStack() as ending:
         ending.callback(party.end)
         # The context is that of the run: who is told of its progress.

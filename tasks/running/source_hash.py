@@ -19,6 +19,7 @@ from pathlib import Path
 from model_registry.manifest import canonical_json, hash_bytes
 from tasks.running.errors import WorkloadError
 from tasks.running.source_files import SourceFiles
+from tasks.running.syntax_tree import syntax_tree
 
 _ROOT = Path(__file__).parents[2]
 FIRST_PARTY = ("flows", "tasks", "model_registry", "serving", "infra", "winnow")
@@ -137,7 +138,7 @@ def _distributions(top: str) -> tuple[str, ...]:
 
 def normalised(source: str) -> str:
     """The source as an AST dump without docstrings, comments and formatting."""
-    return _dump(ast.parse(source))
+    return _dump(syntax_tree(source))
 
 
 def _dump(tree: ast.Module) -> str:
@@ -186,7 +187,9 @@ def _read(path: Path, name: str) -> tuple[str, tuple[str, ...]]:
     package = name if path.name == "__init__.py" else name.rpartition(".")[0]
     imports: list[str] = []
     try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))  # bytes: with a mark or a line that says their encoding
+        tree = syntax_tree(
+            path.read_bytes(), filename=str(path)
+        )  # bytes: with a mark or a line that says their encoding
     except (SyntaxError, ValueError) as error:
         raise WorkloadError(f"{path} is not Python that can be read: {error}") from error
     for node in ast.walk(tree):
@@ -243,7 +246,7 @@ def _attributes_of_the_face(tree: ast.Module) -> list[str]:
 @lru_cache(maxsize=1)
 def _public() -> dict[str, tuple[str, str]]:
     """Name to defining module, and its name there, of everything that the public package exports."""
-    tree = ast.parse((_ROOT / FACE / "__init__.py").read_text(encoding="utf-8"))
+    tree = syntax_tree((_ROOT / FACE / "__init__.py").read_text(encoding="utf-8"))
     return {
         alias.asname: (node.module, alias.name)
         for node in ast.walk(tree)

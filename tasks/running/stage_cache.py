@@ -189,7 +189,8 @@ def _compute(call: StageCall) -> StageRecord:
         folder.mkdir(parents=True, exist_ok=True)
         workdir = tempfile.mkdtemp(prefix=f"{stage.name}-", dir=guarded().scratch)
         prewarm_if_kept(stage.warms)
-        ranks = call.ranks(job.threads or cores())
+        shared, threads = call.shared, stage.threads or job.threads
+        ranks = shared.ranks(threads or cores()) if shared else 1
         on_progress: Progress = lambda fraction, text: _tell(call.name, fraction, text)  # noqa: E731
         try:
             run = run_child if ranks == 1 else partial(run_ranks, ranks=ranks)
@@ -200,7 +201,7 @@ def _compute(call: StageCall) -> StageRecord:
                 log_path=folder / f"{call.file_stem}.log",
                 pool=stage.pool,
                 code=call.workload_hash,
-                threads=1 if ranks > 1 else stage.threads or job.threads,
+                threads=1 if shared else threads,  # or the bits would depend on their number
                 on_progress=on_progress,
             )
         finally:

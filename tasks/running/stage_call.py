@@ -18,7 +18,7 @@ from model_registry.manifest import canonical_json, hash_bytes
 from model_registry.variant import Variant
 from tasks.running.source_hash import closure_hash, closure_libraries
 from tasks.running.splits import DataRef
-from tasks.running.stage import Job, Stage
+from tasks.running.stage import Job, Parallel, Stage
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,11 @@ class StageCall:
         """Equal for equal results: sha256 of the ingredients."""
         return hash_bytes(canonical_json(self.ingredients))
 
-    def ranks(self, cores: int) -> int:
-        """How many processes share it where this number of cores is free: one, unless it trains and may be shared."""
+    @property
+    def shared(self) -> Parallel | None:
+        """How its trainings are shared out among processes, if they are."""
         trains = self.stage.trains and getattr(self.spec, "epochs", 0) > 0
-        return self.job.parallel.ranks(cores) if trains and self.job.parallel else 1
+        return self.job.parallel if trains else None
 
     @cached_property
     def workload_hash(self) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 from tasks.running.errors import WorkloadError
 from tasks.running.source_hash import FIRST_PARTY, closure_files
+from tasks.running.syntax_tree import syntax_tree
 
 CELLS = "cells"
 """Module that holds what was taken out of a notebook or a script."""
@@ -103,7 +104,7 @@ class LiveSource:
         if name in self.definitions or name in self._open:
             return
         value = names.get(name)
-        tree = ast.parse(_source_of(value, name, what))
+        tree = syntax_tree(_source_of(value, name, what))
         self._open.append(name)
         for used in sorted(_names_in(tree) - {name}):
             if used in names:
@@ -172,9 +173,9 @@ def _source_of(value: Any, name: str, what: str) -> str:
         if not lines:
             continue
         try:
-            tree = ast.parse("".join(lines))
+            tree = syntax_tree("".join(lines))
         except SyntaxError:  # a cell with a line for the notebook itself, such as %timeit
-            tree = ast.parse("".join("\n" if line.lstrip().startswith(("%", "!")) else line for line in lines))
+            tree = syntax_tree("".join("\n" if line.lstrip().startswith(("%", "!")) else line for line in lines))
         kinds = ast.ClassDef if isinstance(value, type) else (ast.FunctionDef, ast.AsyncFunctionDef)
         found = [node for node in tree.body if isinstance(node, kinds) and node.name == name]
         if found:
