@@ -47,7 +47,7 @@ test-fast: setup lint types ## lint, strict types, the tests that need no server
 test-slow: setup ## the other tests
 	@$(PYTEST) -m slow --durations=25 --durations-min=5
 
-coverage: setup ## all tests, and which lines they never reach: that makes them a tenth slower
+coverage: setup ## all tests, and which lines they never reach; they take longer so
 	@$(PYTEST) --cov --cov-report=term:skip-covered
 
 lint: setup ## ruff: rules and format
