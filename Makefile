@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-slow coverage lint types clean lock
+.PHONY: help setup demo test test-fast test-quick test-slow coverage lint types clean lock
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -41,7 +41,10 @@ test: test-fast test-slow ## lint, strict types, all tests
 # Three workers for two cores, since who tests servers waits for them half of the time. A worker has servers of its own.
 PYTEST := $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
 
-test-fast: setup lint types ## lint, strict types, the tests that need no server: two minutes
+test-fast: setup lint ## lint, strict types, the tests that need no server: two minutes
+	@$(MAKE) --no-print-directory -j2 types test-quick
+
+test-quick: setup
 	@$(PYTEST) -m "not slow"
 
 test-slow: setup ## the other tests

@@ -17,9 +17,11 @@ from flows.ongoing_run import OngoingRun, make_job, open_run
 from flows.rehearsal import settle, try_stages, worth_trying
 from flows.searching.search import search
 from flows.spec import PipelineSpec, load_spec
+from flows.targets import make_targets
 from flows.worker_log import write_past_worker
 from model_registry.store import CorruptObject, ObjectMissing
 from model_registry.variant import Variant
+from tasks.compile import require_targets
 from tasks.data import check_data, data_ref, understood
 from tasks.distill import distill
 from tasks.evidence.split_uses import note_use, worn_text
@@ -36,6 +38,7 @@ from tasks.release.show_versions import show_versions
 from tasks.report.run_report import RunReport
 from tasks.rival import RivalSpec, rival
 from tasks.running.errors import CANDIDATE_FAILURES, GateFailed
+from tasks.running.ray_place import require_cluster
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job
 from tasks.running.stage_plan import Plan, PlanLine, planning
@@ -73,6 +76,9 @@ def compress(
 
 def make_variants(job: Job, spec: PipelineSpec) -> Made:
     """The chain from the data to every variant, measured. Each step is looked up before it is computed."""
+    require_targets(spec.targets)
+    if spec.place == "ray":
+        require_cluster()
     data = check_data(job, spec.data)
     import_ahead(data)
     checked = data_ref(data)
@@ -196,6 +202,7 @@ def release(run: OngoingRun, made: Made) -> RunReport:
             for text in deployed.warnings:
                 run.warn(text)
             run.update(curl=patiently(lambda: curl_line(run, made, chosen, deployed.url)))
+        make_targets(run, chosen.variant, checked)
     return run.report
 
 

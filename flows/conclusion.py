@@ -98,6 +98,7 @@ def _conclude(run: OngoingRun, made: Made, rows: Sequence[VariantRun], tracked: 
         "winnow.endpoint": report.endpoint or "",
         "winnow.front": ", ".join(map(str, sorted(report.front.values()))),
         "winnow.sequence": sequence_sentence(report),
+        "winnow.targets": "; ".join(f"{form.target} {form.state}: {form.reason}" for form in report.targets),
         "winnow.splits_differ": gap_sentence(report),
     }
     if tracked:

@@ -164,6 +164,7 @@ class OngoingRun:
                     seconds=round(line.seconds, 3),
                     compute_seconds=round(line.compute_seconds, 3),
                     reason=line.reason,
+                    host=line.host,
                 )
                 for line in self.journal.lines
             ),
@@ -205,6 +206,7 @@ def make_job(spec: PipelineSpec, run_id: str) -> Job:
         seed=spec.seed,
         device=resolve_device(spec.device),
         parallel=spec.parallel,
+        place=spec.place,
         limits={str(stage): limits for stage, limits in spec.limits.items()},
     )
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from flows.searching.budget_spec import BudgetSpec, Objective, SearchSpec
 from flows.spec_budget import SAME, budgeted, is_older_name, said
 from flows.yaml_document import plain_document, read_yaml
+from model_registry.target_form import Target
 from model_registry.variant import Frozen, ModelName
 from tasks.data import DataSpec
 from tasks.distill import DistillSpec
@@ -53,6 +54,7 @@ STAGES = Literal[
     "measure",
     "rival",
     "validate",
+    "compile",
 ]
 
 
@@ -70,6 +72,11 @@ class PipelineSpec(Frozen):
         default=None,
         description="share each training out among processes, with the same result on any number of them; absent: a "
         "training is one process with a thread for each core",
+    )
+    place: Literal["local", "ray"] = Field(
+        default="local",
+        description="where the stages' processes run: on this machine, or on the nodes of the Ray cluster of "
+        "RAY_ADDRESS; measurements stay on this machine. The results are the same",
     )
     data: DataSpec = Field(
         default_factory=DataSpec, description="what the data must satisfy before anything is trained"
@@ -109,6 +116,13 @@ class PipelineSpec(Frozen):
         default_factory=DeploySpec,
         description="when the endpoint takes the new version; false: stop after registration and leave the endpoint "
         "alone",
+    )
+    targets: tuple[Target, ...] = Field(
+        default=(),
+        description="other machines that the released variant is compiled for, each form proven against the answers of "
+        "ONNX Runtime to the whole test split. xla: StableHLO for TPUs, GPUs and CPUs. fpga: Verilog, "
+        "for small int8 models with scales that are powers of two. halves: two ONNX files in a row, for a model that "
+        "fits no single machine",
     )
     limits: dict[STAGES, Limits] = Field(default_factory=dict, description="time and memory limits by stage")
 

@@ -20,7 +20,7 @@ from model_registry.variant import Frozen
 
 _HASH = re.compile(rb"[0-9a-f]{64}")
 _LASTING = ("ledger/", "versions/", "runs/", "test-uses/", "sets/", "ledger-steps/")
-_BY_VARIANT = re.compile(r"(?:variants|measurements|recordings)/([0-9a-f]{64})")
+_BY_VARIANT = re.compile(r"(?:variants|measurements|recordings|targets)/([0-9a-f]{64})")
 _SCRATCH = ("checkpoints/", "quarantine/", "unreadable/")
 _DAY = 86_400.0
 _GRACE_DAYS = 1.0

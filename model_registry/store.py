@@ -105,6 +105,22 @@ class Store(Blobs, Records):
         self._download(parsed.netloc, parsed.path.lstrip("/"), destination)
         return destination
 
+    def put_uri(self, uri: str, data: bytes) -> None:
+        """Write a user's ``s3://bucket/key``."""
+        parsed = urlparse(uri)
+        self._put(parsed.netloc, parsed.path.lstrip("/"), data, {})
+
+    def put_uri_if_absent(self, uri: str, data: bytes) -> bool:
+        """Create a user's ``s3://bucket/key``; False where it already exists (If-None-Match: *)."""
+        parsed = urlparse(uri)
+        return self._put_conditional(parsed.netloc, parsed.path.lstrip("/"), data, if_none_match="*")
+
+    def etag_of(self, uri: str) -> str:
+        """Of a user's ``s3://bucket/key``; changes with its content."""
+        parsed = urlparse(uri)
+        found: str = self._call(self.client.head_object, Bucket=parsed.netloc, Key=parsed.path.lstrip("/"))["ETag"]
+        return found
+
     def list_uri(self, uri: str) -> list[str]:
         """All ``s3://bucket/key`` URIs below a user's prefix, sorted."""
         parsed = urlparse(uri)

@@ -16,6 +16,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 from forked_runs import Forks
+from forked_stages import WHERE, Nursery, fork_children
 from winnow_command import environment
 
 from infra import ports
@@ -28,6 +29,7 @@ from infra.stack import Stack
 from model_registry.authorization import mlflow_authorization, prefect_authorization
 from model_registry.quiet import QUIET
 from model_registry.store import Store
+from tasks.running import launch
 
 os.environ.update(QUIET)  # as every launcher does
 
@@ -123,7 +125,19 @@ def servers_wanted(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="session")
-def s3(servers_wanted: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def nursery() -> Iterator[None]:
+    """Stages of tests that have a store run in processes that are forked with everything imported."""
+    made = Nursery()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(WHERE, made.path)
+        patch.setattr(launch, "subprocess", subprocess)
+        fork_children(launch)
+        yield
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def s3(servers_wanted: None, nursery: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A SeaweedFS server on free ports with generated keys. Sets nothing in our own environment."""
     home = tmp_path_factory.mktemp("s3")
     settings, secrets = Settings(ports={"s3": ports.pick(1)[0]}), Secrets()
@@ -160,14 +174,14 @@ class RunningStack:
 
 
 @pytest.fixture(scope="session")
-def stack(servers_wanted: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+def stack(servers_wanted: None, nursery: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """The whole embedded stack on free ports. Sets nothing in our own environment; tests that harm it repair it."""
     home = tmp_path_factory.mktemp("stack") / ".winnow"
     whole = Stack(home)
     names = [port.name for port in ports.PUBLIC]
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("AWS_", "WINNOW_"))]:
-            if name not in {"WINNOW_TEST_SESSION", "WINNOW_MACHINE_LOCK"}:
+            if name not in {"WINNOW_TEST_SESSION", "WINNOW_MACHINE_LOCK", WHERE}:
                 patch.delenv(name)
         try:
             whole.up(ports=dict(zip(names, ports.pick(len(names)), strict=True)))

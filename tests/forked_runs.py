@@ -17,6 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).parent))  # -P leaves it out
+
+from forked_stages import fork_children
+
 
 class ForkedRun:
     """A run that was started: the part of ``subprocess.Popen`` that tests need."""
@@ -98,6 +102,7 @@ def _serve() -> None:
     # Not onnxruntime: it starts a thread when it is imported, which a forked process misses when it ends.
     for module in ("flows.commands.command_run", "flows.compress", "flows.commands.result_table", "matplotlib.figure"):
         importlib.import_module(module)
+    fork_children(importlib.import_module("tasks.running.launch"))
     gc.freeze()
     running: dict[int, Path] = {}
     while True:

@@ -45,13 +45,16 @@ CONFINED = {
     "google": ("serving/grpc_front/",),
     "jwt": ("serving/issuer_tokens.py",),
     "opentelemetry": ("serving/telemetry/request_spans.py",),
-    "ray": ("serving/ray_",),
+    "jax": ("tasks/compile/xla_",),
+    "da4ml": ("tasks/compile/fpga_circuit.py", "tasks/compile/clocked_verilog.py"),
+    "ray": ("serving/ray_", "tasks/running/ray_"),
     "aiohttp": ("serving/ray_",),
     "torch_pruning": ("tasks/torch_models/channel_pruner.py", "tasks/torch_models/pruning_plan.py"),
     "onnxruntime": (
         "tasks/train/onnx_teacher.py",
         "tasks/export/",
         "tasks/quantize/",
+        "tasks/compile/",
         "tasks/allocate/",
         "tasks/qat/",
         "serving/",
@@ -69,7 +72,7 @@ SHELVES = {
 }
 STEPS = {
     *("data", "rehearse", "train", "ask", "distill", "allocate", "cut", "prune"),
-    *("export", "quantize", "qat", "measure", "rival", "validate", "release"),
+    *("export", "quantize", "qat", "measure", "rival", "validate", "release", "compile"),
 }
 _NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 FORBIDDEN_NAMES = {"utils", "util", "common", "helpers", "helper", "core", "configs", "misc"}

@@ -265,7 +265,6 @@ def test_nothing_is_started_ahead_for_data_that_were_checked(released: Released)
 
     assert not started()
     assert started("--set", "gates.floor=0.9999")  # never asked before, though its data are the same
-    assert not started("--set", "gates.floor=0.9999")
 
 
 def test_the_plan_says_what_would_run_and_why(released: Released) -> None:

@@ -64,6 +64,10 @@ EXAMPLES = {
     "two_inputs": Example((*SHORT, WIDE, "workload.arguments.share=0.1"), CHAIN),
     "regression": Example((*SHORT, "budget.max_accuracy_drop=9"), CHAIN, "nmse"),
     "several_labels": Example((*SHORT, WIDE, SMALL_DIGITS), CHAIN, "label_accuracy"),
+    "targets": Example(
+        (*TRAIN, *DISTILL, WIDE, SMALL_DIGITS, "targets=[xla,halves]"),
+        frozenset({"teacher.fp32", "student.int8-static"}),
+    ),
     "sequence": Example(
         (*TRAIN, *DISTILL, WIDE, "workload.arguments.share=0.1"),
         frozenset({"teacher.fp32", "student.fp32", "student.int8-dynamic"}),
@@ -159,3 +163,5 @@ def checked(report: dict[str, Any], name: str) -> None:
     assert report["status"] == "registered"
     assert report["chosen"] not in (None, report["baseline"])
     assert report["metric"]["name"] == EXAMPLES[name].metric
+    assert [form["state"] for form in report["targets"]] == ["proven"] * len(report["targets"])
+    assert (name == "targets") == bool(report["targets"])

@@ -16,7 +16,7 @@ from forked_runs import ForkedRun, Forks
 
 WINNOW = [sys.executable, "-P", "-m", "flows.commands.cli"]
 _OURS = ("AWS_", "WINNOW_", "PREFECT_", "MLFLOW_")
-_KEPT = ("WINNOW_TEST_SESSION", "WINNOW_MACHINE_LOCK")
+_KEPT = ("WINNOW_TEST_SESSION", "WINNOW_MACHINE_LOCK", "WINNOW_TEST_NURSERY")
 
 
 def environment(**extra: str) -> dict[str, str]:

@@ -1,23 +1,31 @@
-"""``winnow export-serving``: a registered version for Kubernetes, KServe or Triton, as files."""
+"""``winnow export-serving``: a registered version for Kubernetes, KServe, Triton or another machine, as files."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import click
 
 from flows.reaching import reach_store
+from model_registry.target_form import Target
 
 if TYPE_CHECKING:
     from flows.exporting.exported_version import ExportedVersion, Needs
+
+
+_IMAGES = ("kubernetes", "kserve")
 
 
 @click.command("export-serving")
 @click.argument("model")
 @click.option("--version", type=click.IntRange(min=1), help="A registered version. [default: the champion]")
 @click.option(
-    "--to", "platform", type=click.Choice(["kubernetes", "kserve", "triton"]), required=True, help="What will serve it."
+    "--to",
+    "platform",
+    type=click.Choice(["kubernetes", "kserve", "triton", *get_args(Target)]),
+    required=True,
+    help="What will serve it, or the target that its spec names.",
 )
 @click.option(
     "-o",
@@ -42,7 +50,8 @@ def export_serving_command(
     plain_http: bool,
     memory: int | None,
 ) -> int:
-    """Write what another platform needs to serve a version of MODEL: manifests, or a model repository.
+    """Write what another platform needs to serve a version of MODEL: manifests, a model repository, or the form of a
+    target with its proof.
 
     A pod serves this one version, pinned by its digest, and asks neither the ledger nor MLflow. Nothing is applied or
     sent anywhere; docs/beyond.md says what has to be there before.
@@ -51,11 +60,12 @@ def export_serving_command(
     Example:
       winnow export-serving digits --to kubernetes --image registry.example/winnow@sha256:... -o digits-k8s
       winnow export-serving digits --version 3 --to triton -o models
+      winnow export-serving digits --to xla -o digits-tpu
     """
-    if platform != "triton" and not image:
+    if platform in _IMAGES and not image:
         raise click.UsageError(f"--to {platform} needs --image: a container image with winnow installed in it")
-    if platform == "triton" and (image or memory):
-        raise click.UsageError("--to triton takes neither --image nor --memory: they are Triton's own")
+    if platform not in _IMAGES and (image or memory):
+        raise click.UsageError(f"--to {platform} takes neither --image nor --memory: no container is described")
     if plain_http and platform != "kubernetes":
         raise click.UsageError("--plain-http is for --to kubernetes alone")
     if output.exists() and any(output.iterdir()):
@@ -64,7 +74,12 @@ def export_serving_command(
     from flows.exporting.exported_version import ExportedVersion, Needs
 
     exported = ExportedVersion.find(store, model, version)
-    if platform == "triton":
+    if platform in get_args(Target):
+        from flows.exporting.target_files import write_target
+
+        form = write_target(exported, store, output, cast(Target, platform))
+        click.echo(f"{form.reason} (asked on {form.device})")
+    elif platform == "triton":
         from flows.exporting.triton_repository import write_triton_repository
 
         for difference in write_triton_repository(exported, store, output):

@@ -22,10 +22,11 @@ from flows.commands.predict_input import (
     numpy_samples,
     parsed_json,
 )
-from flows.reaching import reach_stack
+from flows.reaching import reach_stack, reach_store
 from model_registry.variant import TensorSpec
 from serving.exceptions import InvalidRequest
 from serving.tensors import Array
+from tasks.evidence.number_text import seconds_text
 
 _PORTION_BYTES, _PORTION_ROWS = 4 << 20, 1024
 """Of one request, about: well within what an endpoint reads."""
@@ -38,11 +39,22 @@ _FIRST = ("label", "probability")
     "--input",
     "source",
     required=True,
-    type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
-    help="JSON (a row, a list of rows, or a request of the protocol), CSV with a header, .npy or .npz; - for stdin.",
+    help="JSON (a row, a list of rows, or a request of the protocol), CSV with a header, .npy or .npz; - for stdin. Or "
+    "a data set: Parquet files below s3://bucket/prefix, in a folder, or one of them.",
 )
 @click.option("--version", type=click.IntRange(min=1), help="A loaded version. [default: the one in service]")
-@click.option("--output", "outputs", multiple=True, help="An output that is wanted; may be repeated. [default: all]")
+@click.option(
+    "--output",
+    "outputs",
+    multiple=True,
+    help="An output that is wanted; may be repeated. [default: all] Of a data set also where its answers go: "
+    "s3://bucket/prefix, or a folder, written with a slash.",
+)
+@click.option("--keep", multiple=True, help="Of a data set: a column that the answers have too, such as an id.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=256, show_default=True, help="Of a data set: rows at once."
+)
+@click.option("--workers", type=click.IntRange(min=1), help="Of a data set: processes. [default: one for each core]")
 @click.option("--variant", help="The variant that is to answer: its version, name or digest.")
 @click.option("--min-accuracy", type=float, help="Least value of the metric; the fastest variant that has it answers.")
 @click.option(
@@ -54,11 +66,14 @@ _FIRST = ("label", "probability")
 @click.option("--key", help="Of the endpoint's client. [default: WINNOW_KEY]")
 def predict_command(
     model: str,
-    source: Path,
+    source: str,
     version: int | None,
     outputs: tuple[str, ...],
     url: str | None,
     key: str | None,
+    keep: tuple[str, ...],
+    batch: int,
+    workers: int | None,
     **wishes: Any,
 ) -> int:
     """Ask MODEL about the rows of a file; prints one JSON object per row.
@@ -66,19 +81,23 @@ def predict_command(
     In CSV each column is an input, or all of them, in their order, are the one input of a table. A missing value is an
     empty field, or null in JSON. The values of an input of several dimensions may be given flat.
 
+    A data set is answered here, without the endpoint, by a process for each core: each Parquet file becomes one, with
+    its rows in their order. What was answered before is not computed again, so that a run that was stopped goes on.
+
     \b
     Example:
       winnow predict digits --input rows.npy
       echo '{"x": [1.5, 2]}' | winnow predict mine --input - --output label
+      winnow predict digits --input s3://data/scans --output s3://data/answers --keep id
     """
+    if _is_data_set(source):
+        return _answer_data_set(model, source, version, outputs, keep=keep, batch=batch, workers=workers)
     wants: Any = {name: value for name, value in wishes.items() if value is not None}
-    name, content = (
-        ("standard input", sys.stdin.buffer.read()) if str(source) == "-" else (str(source), source.read_bytes())
-    )
+    name, content = ("standard input", sys.stdin.buffer.read()) if source == "-" else (source, _read(Path(source)))
     if not url and not os.environ.get("WINNOW_ENDPOINT"):
         reach_stack(("WINNOW_ENDPOINT",), components=("endpoint",), remedy="--url with the address of an endpoint")
     try:
-        kind = form_of(content, source.suffix)
+        kind = form_of(content, Path(source).suffix)
         value = parsed_json(content) if kind == "json" else None
         with Client(url, key) as client:
             if is_request(value):
@@ -99,6 +118,56 @@ def predict_command(
     except InvalidRequest as error:
         raise click.ClickException(f"{name}: {error}") from error
     return 0
+
+
+def _is_data_set(source: str) -> bool:
+    return source.startswith("s3://") or source.endswith(".parquet") or Path(source).is_dir()
+
+
+def _answer_data_set(
+    model: str,
+    source: str,
+    version: int | None,
+    outputs: tuple[str, ...],
+    *,
+    keep: tuple[str, ...],
+    batch: int,
+    workers: int | None,
+) -> int:
+    places = [output for output in outputs if "/" in output]
+    if len(places) != 1:
+        raise click.UsageError(
+            "a data set needs one --output that says where its answers go: s3://bucket/prefix or a folder, with a slash"
+        )
+    store = reach_store()
+    from flows.batch.batch_answers import answer_all
+    from flows.exporting.exported_version import ExportedVersion
+
+    exported = ExportedVersion.find(store, model, version)
+    done = answer_all(
+        store,
+        exported.variant,
+        source,
+        places[0],
+        workers=workers,
+        batch=batch,
+        outputs=[output for output in outputs if output not in places],
+        keep=keep,
+        on_progress=lambda done, whole: click.echo(f"{done} of {whole} files", err=True),
+    )
+    there = f", {done.shards - done.computed} were there" if done.computed < done.shards else ""
+    click.echo(
+        f"{model} version {exported.version}: {done.rows} rows of {done.computed} files in {seconds_text(done.seconds)}"
+        f"{there}; {places[0].rstrip('/')}/manifest.json, root {done.root[:16]}"
+    )
+    return 0
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise click.UsageError(f"--input {path} cannot be read: {error.strerror}") from error
 
 
 def _portions(samples: Samples, inputs: Sequence[TensorSpec]) -> Iterator[Samples]:

@@ -66,6 +66,9 @@ def print_report(report: RunReport, *, folder: Path | None = None) -> None:
             console.print(f"Log: {report.error.log}", highlight=False, markup=False, soft_wrap=True)
         if report.error.resume:
             console.print(f"Continue with: [bold]{report.error.resume}[/] (finished stages are kept)", highlight=False)
+    for form in report.targets if passed else ():
+        if form.state == "proven":
+            console.print(f"Target {form.target} is proven: {form.reason}.", highlight=False, markup=False)
     for gate in decision.warnings if decision and passed else ():
         number = gate_number(gate.value, gate.unit, report.metric.name if report.metric else "")
         console.print(Text.assemble(("warning: ", "yellow"), f"not {gate.gate}: {gate.meaning} is {number}"))

@@ -111,4 +111,4 @@ def recall(store: Store, key: str) -> SearchRecord | None:
 
 
 def _reused(outcome: Outcome) -> Outcome:
-    return outcome.model_copy(update={"status": "reused", "seconds": 0.0, "compute_seconds": 0.0})
+    return outcome.model_copy(update={"status": "reused", "seconds": 0.0, "compute_seconds": 0.0, "host": ""})

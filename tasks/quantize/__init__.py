@@ -64,6 +64,11 @@ class QuantizeSpec(Frozen):
     per_channel: bool = Field(
         default=True, description="use a scale for each output channel of a weight instead of one for all"
     )
+    scales: Literal["any", "power_of_two"] = Field(
+        default="any",
+        description="for static: power_of_two raises each scale to the next power of two, which costs a little "
+        "accuracy; hardware shifts then instead of multiplying (targets: fpga)",
+    )
     equalize: bool = Field(
         default=False,
         description="equalize the ranges of channels across neighbouring layers first, which helps depthwise "

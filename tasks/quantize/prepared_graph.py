@@ -10,6 +10,8 @@ import onnxruntime
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
+from tasks.quantize.pooled_means import name_means
+
 _INT8_OPERATORS = {"QuantizeLinear", "DequantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"}
 LAYERS = ("Conv", "Gemm", "MatMul")
 OLDEST_OPSET = 13
@@ -36,6 +38,7 @@ def prepare(file: bytes, folder: Path) -> ModelProto:
     model = onnx.load_model(written)
     del model.graph.value_info[:]
     _widen_half_constants(model)
+    name_means(model)
     for number, node in enumerate(model.graph.node):
         node.name = f"{node.op_type}_{number}"
     add_pre_process_metadata(model)

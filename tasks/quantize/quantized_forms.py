@@ -26,6 +26,7 @@ from tasks.quantize.int8_dynamic import quantize_dynamically
 from tasks.quantize.int8_share import int8_share
 from tasks.quantize.layer_groups import layer_groups
 from tasks.quantize.metric_drop import Drop
+from tasks.quantize.power_of_two import snap_scales
 from tasks.quantize.prepared_graph import prepare, why_not
 from tasks.quantize.recurrent_weights import round_recurrent_weights
 from tasks.quantize.saturation import saturating_layers
@@ -43,6 +44,7 @@ class Quantizing:
     calibration_method: str
     percentile: float
     per_channel: bool
+    scales: str
     equalize: bool
     bias_correction: bool
 
@@ -187,7 +189,10 @@ class FormBuilder:
                 correct_biases=quantizing.bias_correction,
             )
             self.notes.update(notes)
-            return build
+            if quantizing.scales == "any":
+                return build
+            most = 64 if self._saturates else 127
+            return lambda excluded: snap_scales(build(excluded), prepared, most=most)
         if method == "dynamic":
             return lambda excluded: quantize_dynamically(
                 prepared,

@@ -19,6 +19,7 @@ from model_registry.measurement import (
 )
 from model_registry.owner import Owner
 from model_registry.store import Store
+from model_registry.target_form import TargetForm
 from model_registry.variant import Frozen, Record
 from tasks.evidence.decision import Decision
 from tasks.evidence.pareto import pareto_digests
@@ -43,6 +44,8 @@ class StageLine(Frozen):
     compute_seconds: float = 0.0
     """The part spent in the stage's own process; the rest is orchestration."""
     reason: str = ""
+    host: str = ""
+    """Where it was computed in this run."""
 
 
 class MetricValue(Frozen):
@@ -125,6 +128,8 @@ class RunReport(Record):
     """What a search tried and why it ended; None where the spec gave the ratios."""
     layers: ChosenLayers | None = None
     """What became of the chosen variant's layers; None where nothing was pruned or quantized."""
+    targets: tuple[TargetForm, ...] = ()
+    """The chosen variant in the forms that other machines run."""
     error: RunError | None = None
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -141,6 +146,11 @@ class RunReport(Record):
     """Id of the Prefect flow run."""
     owner: Owner | None = None
     """The process of the run; one that died without a word is shown as crashed."""
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Where stages of this run were computed, in the order in which each was first at work."""
+        return tuple(dict.fromkeys(line.host for line in self.stages if line.host))
 
     @property
     def state(self) -> Status:

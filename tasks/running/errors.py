@@ -97,6 +97,10 @@ class GateFailed(WinnowError):
     """The chosen variant did not pass; the text holds the whole table."""
 
 
+class TargetUnsupported(WinnowError):
+    """A variant has an operator, or asks for something, that a target cannot take; names node and operator."""
+
+
 class EndpointUnhealthy(WinnowError):
     """The endpoint did not load, verify or answer for the new version; the old one keeps serving."""
 

@@ -20,6 +20,8 @@ class Line:
     seconds: float
     compute_seconds: float = 0.0
     reason: str = ""
+    host: str = ""
+    """Where it was computed; empty where it was not."""
 
 
 @dataclass
@@ -57,7 +59,9 @@ class Journal:
     def add_outcome(self, outcome: Outcome) -> None:
         """Note a stage's result."""
         self.found[outcome.key] = outcome
-        self.add(Line(outcome.name, outcome.status, outcome.seconds, outcome.compute_seconds, outcome.reason))
+        self.add(
+            Line(outcome.name, outcome.status, outcome.seconds, outcome.compute_seconds, outcome.reason, outcome.host)
+        )
 
     def fail(self, name: str, error: BaseException, seconds: float) -> None:
         """Note that a step raised; it may be tried again."""

@@ -281,6 +281,11 @@ def end_all() -> None:
         _kill(process)
 
 
+def stopping() -> bool:
+    """Whether the runs under way were asked to stop."""
+    return _closing.is_set()
+
+
 def _take(pool: str, code: str) -> _Process:
     if _closing.is_set():
         raise Interrupted("the run was asked to stop; no new process is started")

@@ -92,6 +92,9 @@ class Job(Frozen):
     parallel: Parallel | None = None
     """How trainings are shared out among processes; None: each is a process of its own."""
 
+    place: Literal["local", "ray"] = "local"
+    """Where processes of stages run; no part of a result's identity."""
+
     @property
     def shards(self) -> int:
         """Of each batch of a training."""
@@ -158,6 +161,8 @@ class Outcome(Record):
     reason: str = ""
     seconds: float
     compute_seconds: float = 0.0
+    host: str = ""
+    """Where it was computed in this run; empty where it was not."""
     cost_seconds: float = 0.0
     """What it took in its own process when it was computed, in this run or an earlier one."""
     key: str

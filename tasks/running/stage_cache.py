@@ -31,6 +31,7 @@ from tasks.running.launch import Progress, cores, prewarm_if_kept, run_child
 from tasks.running.machine_lock import machine_lock
 from tasks.running.process_guard import guarded
 from tasks.running.ranked import run_ranks
+from tasks.running.ray_place import run_on_ray
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome, Stage, checked_run_id
 from tasks.running.stage_call import StageCall
@@ -101,6 +102,7 @@ def _again(call: StageCall, found: Outcome, started: float) -> Outcome:
             "reason": f"made by run {call.job.run_id}" if own else found.reason,
             "seconds": time.monotonic() - started,
             "compute_seconds": 0.0,
+            "host": "",
         }
     )
 
@@ -181,7 +183,39 @@ def _find(store: Store, key: str) -> tuple[StageRecord | None, str]:
 
 
 def _compute(call: StageCall) -> StageRecord:
-    """Run the child, alone on the machine if the stage is exclusive, and describe what it made."""
+    """Run the stage's process where the job places it, and describe what it made."""
+    remote = call.job.place == "ray" and not call.stage.machine_matters  # of two machines' clocks none is the other's
+    answer, host, seconds = _compute_on_cluster(call) if remote else _compute_here(call)
+    return StageRecord(
+        key=call.key,
+        stage=call.stage.name,
+        name=call.name,
+        version=call.ingredients["source"][:12],
+        ingredients=call.ingredients,
+        compute_seconds=seconds,
+        run_id=call.job.run_id,
+        host=host,
+        **answer,
+    )
+
+
+def _compute_on_cluster(call: StageCall) -> tuple[dict[str, Any], str, float]:
+    """What the stage made on a node, which one, and in how many seconds."""
+    began = time.monotonic()
+    answer, host = run_on_ray(
+        call.request(""),
+        name=call.stage.name,
+        limits=call.job.limits_of(call.stage.name),
+        log_path=log_folder(call.job.run_id) / f"{call.file_stem}.log",
+        threads=call.stage.threads or call.job.threads,
+        shared=call.shared,
+        on_progress=lambda fraction, text: _tell(call.name, fraction, text),
+    )
+    return answer, host, time.monotonic() - began
+
+
+def _compute_here(call: StageCall) -> tuple[dict[str, Any], str, float]:
+    """The same on this machine, alone if the stage is exclusive."""
     stage, job = call.stage, call.job
     with machine_lock(exclusive=stage.exclusive, on_wait=lambda: _tell(call.name, 0.0, "waiting for the machine")):
         began = time.monotonic()
@@ -206,18 +240,7 @@ def _compute(call: StageCall) -> StageRecord:
             )
         finally:
             shutil.rmtree(workdir, ignore_errors=True)
-        seconds = time.monotonic() - began
-    return StageRecord(
-        key=call.key,
-        stage=stage.name,
-        name=call.name,
-        version=call.ingredients["source"][:12],
-        ingredients=call.ingredients,
-        compute_seconds=seconds,
-        run_id=job.run_id,
-        host=socket.gethostname(),
-        **answer,
-    )
+        return answer, socket.gethostname(), time.monotonic() - began
 
 
 def _plan(plan: Plan, call: StageCall, record: StageRecord | None, why: str, started: float) -> Outcome:
@@ -247,6 +270,7 @@ def _outcome(call: StageCall, record: StageRecord, started: float, *, reason: st
         reason=reason,
         seconds=time.monotonic() - started,
         compute_seconds=record.compute_seconds if computed else 0.0,
+        host=record.host if computed else "",
         cost_seconds=record.compute_seconds,
         key=call.key,
         version=record.version,

@@ -1,0 +1,242 @@
+"""A data set answered by a released variant: partition, answer, aggregate. Memory does not grow with the rows.
+
+What is there already is not computed again; a process that dies has its shard given to another. Exactly once comes
+from the names of the answers (see :class:`flows.batch.shards.ShardQuestion`) and from writing only where nothing is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from flows.batch.shards import Shard, ShardQuestion, shards_of
+from model_registry.store import Store
+from model_registry.variant import Variant
+from tasks.running.errors import WinnowError
+from tasks.running.launch import cores
+from tasks.running.source_hash import closure_hash
+
+MANIFEST = "manifest.json"
+_TRIES = 3
+"""Processes that may die over one shard."""
+_END_SECONDS = 5.0
+
+
+class ShardFailed(WinnowError):
+    """A shard could not be answered; names it, and why. What was answered before stays."""
+
+
+@dataclass(frozen=True)
+class BatchAnswers:
+    """What became of a data set."""
+
+    shards: int
+    computed: int
+    """Shards that were answered now; the others were there already."""
+    rows: int
+    """Of those that were computed."""
+    seconds: float
+    root: str
+    """Hash over all shards and the hashes of their answers: one number for the whole."""
+
+
+def answer_all(
+    store: Store,
+    variant: Variant,
+    source: str,
+    target: str,
+    *,
+    workers: int | None = None,
+    batch: int = 256,
+    outputs: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    on_progress: Callable[[int, int], None] = lambda done, whole: None,
+) -> BatchAnswers:
+    """Answer every Parquet file at the source into one of its own at the target, and write ``manifest.json``.
+
+    Args:
+        source: ``s3://bucket/prefix``, a folder or a file.
+        target: ``s3://bucket/prefix`` or a folder.
+        workers: processes, each with the threads of the variant; None: one for each core.
+        batch: rows that are answered together, counted from the first row of each file: part of the answer's name,
+            since some variants answer a row otherwise in other company.
+        outputs: names of those that are wanted; all by default.
+        keep: columns that are copied into the answers, such as an id.
+
+    Raises:
+        DataReadError: there is no such file, or its columns are not the model's inputs.
+        ShardFailed: a shard ended its process again and again.
+    """
+    began = time.monotonic()
+    shards = shards_of(store, source)
+    code = closure_hash("flows.batch.shard_worker")[:16]
+    question = ShardQuestion(variant=variant.digest, batch=batch, outputs=tuple(outputs), keep=tuple(keep), code=code)
+    if not target.startswith("s3://"):
+        Path(target).mkdir(parents=True, exist_ok=True)
+    there = _there(store, target)
+    missing = [shard for shard in shards if question.name(shard) not in there]
+    rows, done = 0, len(shards) - len(missing)
+    on_progress(done, len(shards))
+    with tempfile.TemporaryDirectory(prefix="winnow-model-") as folder:
+        store.materialise(variant.files, Path(folder))
+        begin = {
+            "question": question.model_dump(mode="json"),
+            "variant": variant.model_dump(mode="json", by_alias=True),
+            "folder": folder,
+            "target": target,
+        }
+        team = _Team(json.dumps(begin), min(workers or cores(), len(missing)) or 1)
+        try:
+            for told in team.answers(missing):
+                rows += told["rows"]
+                done += 1
+                on_progress(done, len(shards))
+        finally:
+            team.end()
+    root = _write_manifest(store, target, question, shards)
+    return BatchAnswers(len(shards), len(missing), rows, time.monotonic() - began, root)
+
+
+class _Worker:
+    """A process that answers one shard at a time."""
+
+    def __init__(self, begin: str) -> None:
+        self._begin: str | None = begin
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flows.batch.shard_worker"],
+            env={**os.environ, "PYTHONSAFEPATH": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def ask(self, shard: Shard) -> dict[str, Any] | None:
+        """What it says; None where it died."""
+        process = self.process
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            if self._begin is not None:
+                process.stdin.write(self._begin + "\n")
+                self._begin = None
+            process.stdin.write(shard.model_dump_json() + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except (OSError, ValueError):  # it is gone, or was ended meanwhile
+            return None
+        told: dict[str, Any] | None = json.loads(line) if line.endswith("\n") else None
+        return told
+
+    def leave(self) -> None:
+        """Tell it to end."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+
+    def end(self) -> int:
+        """Wait until it has ended, and kill it where it does not; its exit code."""
+        self.leave()
+        try:
+            code = self.process.wait(timeout=_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+
+class _Team:
+    """Processes that take shards from one queue."""
+
+    def __init__(self, begin: str, size: int) -> None:
+        self._begin, self._size = begin, size
+        self._idle: SimpleQueue[_Worker] = SimpleQueue()
+        self._workers: list[_Worker] = []
+        self._over = threading.Event()
+
+    def answers(self, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
+        """What the processes say, as it comes."""
+        if not shards:
+            return
+        for _ in range(self._size):
+            self._idle.put(self._start())
+        with ThreadPoolExecutor(max_workers=self._size) as pool:
+            waiting = [pool.submit(self._answer, shard) for shard in shards]
+            try:
+                for future in as_completed(waiting):
+                    yield future.result()
+            finally:  # one failed, or whoever asked has enough: nobody waits for the others
+                self.end(waiting)
+
+    def end(self, waiting: Sequence[Future[Any]] = ()) -> None:
+        """End them all."""
+        self._over.set()
+        for future in waiting:
+            future.cancel()
+        for worker in self._workers:
+            worker.leave()
+        for worker in self._workers:
+            worker.end()
+        self._workers.clear()
+
+    def _start(self) -> _Worker:
+        worker = _Worker(self._begin)
+        self._workers.append(worker)
+        return worker
+
+    def _answer(self, shard: Shard) -> dict[str, Any]:
+        code = 0
+        for _ in range(_TRIES):
+            worker = self._idle.get()
+            told = worker.ask(shard)
+            if told is not None:
+                self._idle.put(worker)
+                if "error" in told:
+                    raise ShardFailed(told["error"])
+                return told
+            if self._over.is_set():
+                self._idle.put(worker)
+                raise ShardFailed(f"{shard.uri} was not answered: the others were ended before")
+            code = worker.end()
+            self._workers.remove(worker)
+            self._idle.put(self._start())
+        raise ShardFailed(
+            f"{shard.uri}: {_TRIES} processes died over it, the last one with {code}; see what they said above, or "
+            "leave this file out"
+        )
+
+
+def _there(store: Store, target: str) -> set[str]:
+    """Names at the target."""
+    if target.startswith("s3://"):
+        prefix = target.rstrip("/") + "/"
+        return {uri.removeprefix(prefix) for uri in store.list_uri(prefix)}
+    return {path.name for path in Path(target).iterdir()}
+
+
+def _write_manifest(store: Store, target: str, question: ShardQuestion, shards: Sequence[Shard]) -> str:
+    """Which answer belongs to which shard, by their hashes; the hash over all of it."""
+    lines = [{"shard": s.uri, "content": s.content, "answer": question.name(s)} for s in shards]
+    told = {"schema": 1, "question": question.model_dump(mode="json"), "answers": lines}
+    told["root"] = root = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    content = json.dumps(told, indent=1).encode() + b"\n"
+    if target.startswith("s3://"):
+        store.put_uri(f"{target.rstrip('/')}/{MANIFEST}", content)
+    else:
+        partial = Path(target) / f".{MANIFEST}.{os.getpid()}"
+        partial.write_bytes(content)
+        partial.replace(Path(target) / MANIFEST)
+    return root

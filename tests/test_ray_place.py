@@ -1,0 +1,189 @@
+"""Stages on the nodes of a Ray cluster: the same results, logs and errors as here, also when a node is lost."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from taught_workloads import job_for, put_data, taught
+
+from flows.spec import PipelineSpec
+from model_registry.store import Store
+from tasks.running import ray_place
+from tasks.running.errors import SpecError, StageTimedOut, TrainingDiverged
+from tasks.running.ray_place import Surroundings, require_cluster
+from tasks.running.splits import DataRef
+from tasks.running.stage import Job, Limits, Parallel
+from tasks.running.stage_cache import run_stage
+from tasks.train import TRAIN, TrainSpec
+
+HERE = Path(__file__).parent
+QUICK = TrainSpec(epochs=3, batch_size=32, patience=None)
+LONG = TrainSpec(epochs=60, batch_size=16, patience=None)
+needs_ray = pytest.mark.skipif(
+    importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'winnow-mlops[ray]'"
+)
+
+
+# -- without a cluster ---------------------------------------------------------------------------------------------
+def test_the_place_is_no_part_of_a_results_identity() -> None:
+    spec = {"schema": 1, "model": "m", "workload": "tasks.workloads.digits:Digits"}
+    assert PipelineSpec.model_validate({**spec, "workload": {"path": spec["workload"]}, "place": "ray"}).place == "ray"
+    with pytest.raises(ValidationError, match="place"):
+        PipelineSpec.model_validate({**spec, "workload": {"path": spec["workload"]}, "place": "moon"})
+
+
+def test_a_missing_ray_is_said_before_anything_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(
+        SpecError, match=r"place: ray needs Ray, which is not installed: pip install 'winnow-mlops\[ray\]'"
+    ):
+        require_cluster()
+
+
+def test_nodes_that_would_answer_otherwise_say_why() -> None:
+    here = Surroundings.here("taught_workloads", str(HERE))
+    assert here.differences(here) == []
+    other = replace(here, python="3.9", workload="not there: no module mine")
+    assert here.differences(other) == [
+        f"Python is 3.9 and not {here.python}",
+        f"the workload's code is not there: no module mine and not {here.workload}",
+    ]
+    assert "no_such_module" in Surroundings.here("no_such_module", None).workload
+
+
+# -- on a cluster --------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def cluster(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
+        **s3.environment,
+        "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    process = subprocess.Popen(
+        [sys.executable, str(HERE / "ray_cluster_script.py"), "2", "1"],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    line = process.stdout.readline()
+    assert line, "the cluster did not start"
+    told = json.loads(line)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", told["address"])
+        yield told
+        import ray
+
+        ray.shutdown()
+    process.stdin.close()
+    process.wait(timeout=60)
+
+
+@pytest.fixture
+def task(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Job, DataRef]:
+    monkeypatch.setenv("WINNOW_HOME", str(tmp_path))
+    workload = taught("Blobs", dropout=0.2)
+    return job_for(store, workload.ref), put_data(store, workload)
+
+
+def elsewhere(job: Job, **changes: Any) -> Job:
+    return job.model_copy(update={"place": "ray", **changes})
+
+
+@needs_ray
+def test_a_stage_makes_the_same_on_a_node(task: tuple[Job, DataRef], cluster: dict[str, Any], tmp_path: Path) -> None:
+    job, data = task
+    away = run_stage(TRAIN, elsewhere(job), QUICK, data=data)
+    assert away.status == "computed"
+    assert "epoch 3/3" in (tmp_path / "runs" / job.run_id / "train.log").read_text()
+    assert run_stage(TRAIN, job, QUICK, data=data).status == "reused", "wherever it was made"
+    other = job.model_copy(update={"seed": 5})
+    here = run_stage(TRAIN, other, QUICK, data=data)
+    again = run_stage(TRAIN, elsewhere(other, parallel=None), replace_epochs(4), data=data)
+    assert here.variant.digest != again.variant.digest != away.variant.digest
+
+
+def replace_epochs(epochs: int) -> TrainSpec:
+    return QUICK.model_copy(update={"epochs": epochs})
+
+
+@needs_ray
+def test_bits_do_not_depend_on_the_place(task: tuple[Job, DataRef], cluster: dict[str, Any], store: Store) -> None:
+    job, data = task
+    shared = job.model_copy(update={"parallel": Parallel(shards=4, processes=2)})
+    away = run_stage(TRAIN, elsewhere(shared), QUICK, data=data)
+    here = run_stage(TRAIN, shared.model_copy(update={"parallel": Parallel(shards=4, processes=1)}), QUICK, data=data)
+    assert (away.status, here.status) == ("computed", "reused") and here.variant == away.variant
+
+
+@needs_ray
+def test_errors_and_limits_are_those_of_a_stage(task: tuple[Job, DataRef], cluster: dict[str, Any]) -> None:
+    job, data = task
+    with pytest.raises(TrainingDiverged, match="lower learning_rate"):
+        run_stage(TRAIN, elsewhere(job), QUICK.model_copy(update={"learning_rate": 1e30}), data=data)
+    slow = elsewhere(job, limits={"train": Limits(seconds=2.0)})
+    with pytest.raises(StageTimedOut, match="past its limit of 2 s"):
+        run_stage(TRAIN, slow, LONG.model_copy(update={"epochs": 5000}), data=data)
+    with pytest.raises(SpecError, match="a stage wants 64 cores, and the largest node has 1"):
+        run_stage(TRAIN, elsewhere(job, threads=64), QUICK, data=data)
+
+
+@needs_ray
+def test_a_lost_node_costs_nothing_but_time(
+    task: tuple[Job, DataRef], cluster: dict[str, Any], store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    job, data = task
+    caplog.set_level(logging.WARNING, logger="winnow.ray")
+    struck = threading.Event()
+
+    def strike() -> None:
+        while not store.list_objects("checkpoints/"):
+            time.sleep(0.05)
+        busy = {node for node, count in ray_place._busy.items() if count}
+        import ray
+
+        for node in ray.nodes():
+            if node["NodeID"] in busy:
+                os.kill(raylet_of(node), signal.SIGKILL)
+                struck.set()
+
+    thread = threading.Thread(target=strike, daemon=True)
+    thread.start()
+    away = run_stage(TRAIN, elsewhere(job), LONG, data=data)
+    thread.join(10)
+    assert struck.is_set() and "was lost; it is placed again" in caplog.text
+    straight = run_stage(TRAIN, job.model_copy(update={"run_id": "r2", "place": "local"}), LONG, data=data)
+    assert straight.variant == away.variant
+
+
+def raylet_of(node: dict[str, Any]) -> int:
+    """The process of the node's raylet."""
+    import psutil
+
+    name = node["NodeManagerPort"]
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or []
+        if line and line[0].endswith("raylet") and f"--node_manager_port={name}" in line:
+            return int(process.pid)
+    for process in psutil.process_iter(["cmdline"]):
+        line = " ".join(process.info["cmdline"] or [])
+        if "raylet" in line and node["NodeID"] in line:
+            return int(process.pid)
+    raise AssertionError(f"no raylet of node {node['NodeID']}")
