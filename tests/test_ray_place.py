@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from pydantic import ValidationError
 from taught_workloads import job_for, put_data, taught
@@ -94,6 +95,7 @@ def cluster(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[
         ray.shutdown()
     process.stdin.close()
     process.wait(timeout=60)
+    process.stdout.close()
 
 
 @pytest.fixture
@@ -161,7 +163,9 @@ def test_a_lost_node_costs_nothing_but_time(
 
         for node in ray.nodes():
             if node["NodeID"] in busy:
-                os.kill(raylet_of(node), signal.SIGKILL)
+                raylet = psutil.Process(raylet_of(node))
+                for process in (raylet, *raylet.children(recursive=True)):  # or its worker might live on and finish
+                    os.kill(process.pid, signal.SIGKILL)
                 struck.set()
 
     thread = threading.Thread(target=strike, daemon=True)
@@ -175,8 +179,6 @@ def test_a_lost_node_costs_nothing_but_time(
 
 def raylet_of(node: dict[str, Any]) -> int:
     """The process of the node's raylet."""
-    import psutil
-
     name = node["NodeManagerPort"]
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []

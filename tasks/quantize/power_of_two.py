@@ -45,9 +45,8 @@ def snap_scales(quantized: ModelProto, prepared: ModelProto, *, most: int) -> Mo
     sources = {node.output[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
     made = {node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
     for node in sources.values():  # some have a scale of their own: that of their QuantizeLinear, once per channel
-        for name, whose in zip(
-            node.input[1:], made[node.input[0]].input[1:] if node.input[0] in made else (), strict=False
-        ):
+        its_own = made[node.input[0]].input[1:] if node.input[0] in made else ()
+        for name, whose in zip(node.input[1:], its_own, strict=False):
             new[name] = np.broadcast_to(new.get(whose, old[whose]).reshape(-1), old[name].reshape(-1).shape)
     for node in graph.node:
         parts = [sources.get(name) for name in node.input]

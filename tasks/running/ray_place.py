@@ -222,6 +222,8 @@ def _connected() -> Any:
 
 _known: dict[tuple[str, str, str | None], Surroundings] = {}
 """By node and workload: asked once."""
+_told: set[str] = set()
+"""Reasons that were given already."""
 
 
 def _usable(module: str, folder: str | None, *, without: list[str]) -> list[Node]:
@@ -235,13 +237,10 @@ def _usable(module: str, folder: str | None, *, without: list[str]) -> list[Node
     alive = [
         Node(node["NodeID"], node["NodeManagerAddress"], int(node["Resources"].get("CPU", 0)))
         for node in ray.nodes()
-        if node["Alive"] and node["NodeID"] not in without
+        if node["Alive"] and node["NodeID"] not in without and node["Resources"].get("CPU", 0) >= 1
     ]
     usable, reasons = [], []
     for node in alive:
-        if node.cores < 1:
-            reasons.append(f"{node.address}: it offers no core")
-            continue
         key = (node.id, module, folder)
         try:
             facts = _known.get(key) or _ask_facts(ray, node, module, folder)
@@ -255,10 +254,12 @@ def _usable(module: str, folder: str | None, *, without: list[str]) -> list[Node
         else:
             usable.append(node)
     if not usable:
-        told = "; ".join(reasons) or "it has none that is alive"
+        told = "; ".join(reasons) or "it has none that is alive and offers a core"
         raise SpecError(f"place: ray: no node of the cluster can run this: {told}")
     for reason in reasons:
-        _log.warning("a node is left out: %s", reason)
+        if reason not in _told:
+            _told.add(reason)
+            _log.warning("a node is left out: %s", reason)
     return usable
 
 
