@@ -9,6 +9,7 @@ tested with interpreters of their own (test_launch.py, test_kept_processes.py).
 from __future__ import annotations
 
 import array
+import contextlib
 import gc
 import importlib
 import json
@@ -43,7 +44,8 @@ class ForkedChild:
             passed = array.array("i", [*descriptors, theirs, told])
             line.sendmsg([len(asked).to_bytes(4, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, passed)])
             line.sendall(asked)
-            self.pid = int(line.makefile().readline())
+            with line.makefile() as answer:
+                self.pid = int(answer.readline())
         os.close(theirs)
         os.close(told)
         self.stdout: IO[bytes] = os.fdopen(ours, "rb", buffering=0)
@@ -146,7 +148,8 @@ def _serve(path: str) -> None:
                 if not pid:
                     break
                 told = running.pop(pid)
-                os.write(told, str(os.waitstatus_to_exitcode(status)).encode())
+                with contextlib.suppress(BrokenPipeError):  # whoever asked for it was killed
+                    os.write(told, str(os.waitstatus_to_exitcode(status)).encode())
                 os.close(told)
 
 
@@ -154,10 +157,17 @@ def _fork(listener: socket.socket, running: dict[int, int]) -> None:
     line, _ = listener.accept()
     with line:
         length, passed, _, _ = line.recvmsg(4, socket.CMSG_SPACE(4 * 4))
+        if not passed:
+            return  # killed while it asked
         descriptors = array.array("i")
         descriptors.frombytes(passed[0][2])
         stream = line.makefile("rb")
-        asked = json.loads(stream.read(int.from_bytes(length, "big")))
+        text = stream.read(int.from_bytes(length, "big"))
+        if len(text) < int.from_bytes(length, "big"):
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return
+        asked = json.loads(text)
         pid = os.fork()
         if pid == 0:
             listener.close()
@@ -170,7 +180,8 @@ def _fork(listener: socket.socket, running: dict[int, int]) -> None:
         running[pid] = descriptors[3]
         for descriptor in descriptors[:3]:
             os.close(descriptor)
-        line.sendall(b"%d\n" % pid)
+        with contextlib.suppress(OSError):
+            line.sendall(b"%d\n" % pid)
 
 
 if __name__ == "__main__":

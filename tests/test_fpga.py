@@ -21,6 +21,7 @@ from tasks.compile.integer_network import integer_network
 from tasks.quantize.power_of_two import power_of_two
 from tasks.running.errors import TargetUnsupported
 
+pytestmark = pytest.mark.slow
 NETS = [chain, convolutions, means]
 
 
@@ -61,7 +62,6 @@ def test_a_circuit_answers_as_onnx_runtime_does(net: Callable[[], nn.Module], tm
     assert np.array_equal(behind_codes(model, network, to_codes(model, network, ROWS)), answer)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("verilator") is None, reason="needs Verilator: apt install verilator")
 def test_the_clocked_verilog_answers_as_onnx_runtime_does(tmp_path: Path) -> None:
     model = run_as(int8(few(), tmp_path)[0], tmp_path)

@@ -16,6 +16,8 @@ from tasks.compile.halves_target import rates, served
 from tasks.compile.second_half import receive_array, send_array, session
 from tasks.running.errors import TargetUnsupported
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def quantized(tmp_path: Path) -> ModelProto:

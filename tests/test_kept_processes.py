@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from forked_stages import WHERE
 
 from model_registry.store import Store
 from tasks.data import DataSpec, check_data, data_ref
@@ -13,6 +14,12 @@ from tasks.export import ExportSpec, export
 from tasks.running import launch
 from tasks.running.stage import Job, WorkloadRef
 from tasks.train import TrainSpec, train
+
+
+@pytest.fixture(autouse=True)
+def interpreters_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that are started as users have them."""
+    monkeypatch.delenv(WHERE, raising=False)
 
 
 def _chain(store: Store, seed: int) -> list[str]:

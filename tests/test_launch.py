@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from forked_stages import WHERE
 
 from model_registry.store import Store
 from tasks.running import launch
@@ -22,6 +23,12 @@ from tasks.running.stage import Job, Limits, WorkloadRef
 from tasks.running.stage_log import StageLog
 
 HERE = str(Path(__file__).parent)
+
+
+@pytest.fixture(autouse=True)
+def interpreters_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that are started as users have them."""
+    monkeypatch.delenv(WHERE, raising=False)
 
 
 def request(store_uri: str, entry: str, spec: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
