@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast test-quick test-slow coverage lint types clean lock
+.PHONY: help setup demo demo-cluster test test-fast test-quick test-slow coverage lint types clean lock
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -35,6 +35,12 @@ demo: setup ## start the servers, find the best digits model inside a budget, pr
 	@printf '\nIt answers: '
 	@$(BIN)/python -c 'import json; print(json.load(open("report/report.json"))["curl"])' | sh
 	@echo
+
+demo-cluster: setup ## the same on a Ray cluster of two nodes on this machine; the report says which node did what
+	@$(PIP) install $(TORCH) 'ray>=2.60,<3'
+	@$(BIN)/winnow up
+	@$(BIN)/winnow cluster --nodes 2 -- $(BIN)/winnow run digits_budget --set place=ray --set search.parallel=2 --report report
+	@printf '\nWhich node did what: the table of stages in report/report.html\n'
 
 test: test-fast test-slow ## lint, strict types, all tests
 

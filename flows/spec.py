@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import logging
 import os
 from collections.abc import Sequence
@@ -65,8 +66,10 @@ class PipelineSpec(Frozen):
     model: ModelName = Field(description="name of the model in the registry, the ledger and the endpoint")
     workload: WorkloadRef = Field(description="the class that gives model, data, loss and metric")
     seed: int = Field(default=0, ge=0, description="seed of everything that is random")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="where to train; auto: on a GPU if there is one"
+    device: Literal["auto", "cpu", "cuda", "tpu"] = Field(
+        default="auto",
+        description="where to train; auto: on a GPU, else on a TPU, if there is one. Training on a TPU "
+        "takes torch-tpu and was tried on none",
     )
     parallel: Parallel | None = Field(
         default=None,
@@ -278,7 +281,10 @@ def _keys_at(location: list[str]) -> list[str]:
 
 
 def resolve_device(device: str) -> str:
-    """``auto`` becomes ``cuda`` where an NVIDIA device file exists, without importing torch."""
+    """``auto`` becomes ``cuda`` or ``tpu`` where there is the device file of one, without importing torch."""
     if device != "auto":
         return device
-    return "cuda" if Path("/dev/nvidia0").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "" else "cpu"
+    if Path("/dev/nvidia0").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        return "cuda"
+    tpu = any(Path(file).exists() for file in ("/dev/accel0", "/dev/vfio/0"))
+    return "tpu" if tpu and importlib.util.find_spec("torch_tpu") is not None else "cpu"

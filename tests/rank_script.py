@@ -1,4 +1,5 @@
-"""Trains in processes that share it, for test_micro_shards: ``rank_script.py NUMBER COUNT FOLDER``.
+"""Trains in processes that share it, for test_micro_shards: ``rank_script.py NUMBER COUNT FOLDER``, or ``torchrun ...
+rank_script.py torchrun FOLDER``.
 
 Each case is trained by two of the processes, by all of them, and by one; each writes what it had.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from model_registry.manifest import hash_bytes
@@ -134,7 +136,18 @@ def main(number: int, count: int, folder: Path) -> None:
         (folder / f"found-{here}-{number}.json").write_text(json.dumps(found))
 
 
+def by_torchrun(folder: Path) -> None:
+    """A user's own script: torchrun has said who this is, and the group is torch's."""
+    dist.init_process_group("gloo")
+    found = digest(*trained("dropout"))
+    (folder / f"torchrun-{dist.get_rank()}.txt").write_text(found)
+    dist.destroy_process_group()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    if sys.argv[1] == "torchrun":
+        by_torchrun(Path(sys.argv[2]))
+        os._exit(0)
     main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
     os._exit(0)

@@ -20,7 +20,7 @@ from tasks.running.errors import SpecError, TrainingDiverged, WorkloadError
 from tasks.torch_models.fit import Fitted, _batches, _used, fit
 from tasks.torch_models.fit_amp import amp_dtype
 from tasks.torch_models.fit_checkpoint import unpack
-from tasks.torch_models.fit_rows import evaluate, predict
+from tasks.torch_models.fit_rows import evaluate, predict, torch_device
 from tasks.torch_models.fit_state import history_jsonl
 from tasks.torch_models.fit_threads import row_macs, worthwhile_threads
 from tasks.torch_models.objective import TrainingBatch
@@ -292,6 +292,13 @@ def test_nothing_to_train_is_told() -> None:
         run(taught("Blobs"), model=model)
 
 
+def test_an_accelerator_of_any_name_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("meta"))
+    assert torch_device("auto") == torch.device("meta") and torch_device("cpu") == torch.device("cpu")
+    with pytest.raises(SpecError, match=r"device 'tpu' is not there .*on a TPU VM pip install torch-tpu"):
+        torch_device("tpu")
+
+
 @pytest.mark.parametrize("device", ["cuda:77", "nonsense"])
 def test_a_device_that_is_not_there_is_told(device: str) -> None:
     with pytest.raises(SpecError, match=rf"device '{device}' is not there.*use auto"):
@@ -329,8 +336,9 @@ def test_a_cpu_trains_in_float32_and_says_so_where_a_type_was_asked_for(
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"avx512_bf16": True, "avx512_fp16": True})
     assert (amp_dtype("auto", cpu), amp_dtype("off", cpu), caplog.text) == (None, None, "")
     assert (amp_dtype("bf16", cpu), amp_dtype("fp16", cpu)) == (None, None)
-    assert "amp bf16: mixed precision is for CUDA, this is cpu; training in float32" in caplog.text
+    assert "amp bf16: mixed precision is for accelerators, this is a CPU; training in float32" in caplog.text
     assert (amp_dtype("bf16", cuda), amp_dtype("fp16", cuda)) == (torch.bfloat16, torch.float16)
+    assert amp_dtype("auto", torch.device("xpu")) == torch.bfloat16, "of any other accelerator too"
 
 
 def test_the_callers_generators_and_switches_are_left_alone() -> None:

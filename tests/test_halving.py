@@ -143,8 +143,8 @@ def test_what_is_enough_lies_well_within_the_margin() -> None:
 
 def test_hope_takes_a_long_training_to_gain_more_than_short_ones_told() -> None:
     far, slow, fast = made("small", 1.0, rung=1, loss=0.02), replace(RULES, power=0.6), replace(RULES, power=1.8)
-    assert hoped(far, slow) == hoped(far, RULES) == enough(far, RULES) < enough(far, slow)
-    assert hoped(far, fast) < enough(far, fast) == enough(far, RULES)
+    assert hoped(far, slow) == hoped(far, RULES) < enough(far, RULES) < enough(far, slow)
+    assert hoped(far, fast) < hoped(far, RULES) and enough(far, fast) == enough(far, RULES)
 
 
 def test_one_that_disappoints_gives_way_to_the_next_larger() -> None:

@@ -120,6 +120,15 @@ def test_every_form_with_accuracy_control_and_a_plain_one_beside_it(store: Store
     assert other.values["variants"][other.variant.digest]["agreement"] > 0.95
 
 
+def test_scales_that_are_powers_of_two_stay_so_to_the_end(store: Store, job: Job) -> None:
+    spec = QuantizeSpec(methods=("static",), scales="power_of_two", bias_correction=True)
+    made = quantize.task.fn(job, spec, data=splits(store), parent=classifier(store))
+    model = onnx.load_from_string(store.fetch_bytes(made.variant.file("model.onnx")))
+    steps = {n.input[1] for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    values = [numpy_helper.to_array(i) for i in model.graph.initializer if i.name in steps]
+    assert len(values) >= 3 and all(np.all(np.frexp(value)[0] == 0.5) for value in values)
+
+
 def test_calibration_data_unlike_the_training_data_are_reported(store: Store, job: Job) -> None:
     parent, spec = classifier(store), QuantizeSpec(methods=("static",))
     made = quantize.task.fn(job, spec, data=splits(store, calibration=3.0), parent=parent)

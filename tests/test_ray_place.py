@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +22,7 @@ from flows.spec import PipelineSpec
 from model_registry.store import Store
 from tasks.running import ray_place
 from tasks.running.errors import SpecError, StageTimedOut, TrainingDiverged
+from tasks.running.ray_local_cluster import local_cluster
 from tasks.running.ray_place import Surroundings, require_cluster
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Limits, Parallel
@@ -68,34 +66,19 @@ def test_nodes_that_would_answer_otherwise_say_why() -> None:
 
 # -- on a cluster --------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def cluster(s3: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+def cluster(s3: Any) -> Iterator[str]:
     environment = {
         **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
         **s3.environment,
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
-    process = subprocess.Popen(
-        [sys.executable, str(HERE / "ray_cluster_script.py"), "2", "1"],
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdin is not None and process.stdout is not None
-    line = process.stdout.readline()
-    assert line, "the cluster did not start"
-    told = json.loads(line)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ADDRESS", told["address"])
-        yield told
+    with local_cluster(2, 1, environment) as address, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", address)
+        yield address
         import ray
 
         ray.shutdown()
-    process.stdin.close()
-    process.wait(timeout=60)
-    process.stdout.close()
 
 
 @pytest.fixture
@@ -110,7 +93,7 @@ def elsewhere(job: Job, **changes: Any) -> Job:
 
 
 @needs_ray
-def test_a_stage_makes_the_same_on_a_node(task: tuple[Job, DataRef], cluster: dict[str, Any], tmp_path: Path) -> None:
+def test_a_stage_makes_the_same_on_a_node(task: tuple[Job, DataRef], cluster: str, tmp_path: Path) -> None:
     job, data = task
     away = run_stage(TRAIN, elsewhere(job), QUICK, data=data)
     assert away.status == "computed"
@@ -127,7 +110,7 @@ def replace_epochs(epochs: int) -> TrainSpec:
 
 
 @needs_ray
-def test_bits_do_not_depend_on_the_place(task: tuple[Job, DataRef], cluster: dict[str, Any], store: Store) -> None:
+def test_bits_do_not_depend_on_the_place(task: tuple[Job, DataRef], cluster: str, store: Store) -> None:
     job, data = task
     shared = job.model_copy(update={"parallel": Parallel(shards=4, processes=2)})
     away = run_stage(TRAIN, elsewhere(shared), QUICK, data=data)
@@ -136,7 +119,7 @@ def test_bits_do_not_depend_on_the_place(task: tuple[Job, DataRef], cluster: dic
 
 
 @needs_ray
-def test_errors_and_limits_are_those_of_a_stage(task: tuple[Job, DataRef], cluster: dict[str, Any]) -> None:
+def test_errors_and_limits_are_those_of_a_stage(task: tuple[Job, DataRef], cluster: str) -> None:
     job, data = task
     with pytest.raises(TrainingDiverged, match="lower learning_rate"):
         run_stage(TRAIN, elsewhere(job), QUICK.model_copy(update={"learning_rate": 1e30}), data=data)
@@ -149,7 +132,7 @@ def test_errors_and_limits_are_those_of_a_stage(task: tuple[Job, DataRef], clust
 
 @needs_ray
 def test_a_lost_node_costs_nothing_but_time(
-    task: tuple[Job, DataRef], cluster: dict[str, Any], store: Store, caplog: pytest.LogCaptureFixture
+    task: tuple[Job, DataRef], cluster: str, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     job, data = task
     caplog.set_level(logging.WARNING, logger="winnow.ray")

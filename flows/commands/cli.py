@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "keys": ("flows.commands.command_keys", "Make, list and end keys of the endpoint's clients."),
     "audit": ("flows.commands.command_keys", "Check the log of what was done to the endpoint."),
     "serve": ("flows.commands.command_serve", "Run the endpoint in the foreground."),
+    "cluster": ("flows.commands.command_cluster", "Run a command beside a local Ray cluster."),
     "schema": ("flows.commands.command_init", "Print the JSON Schema of the spec."),
     "init": ("flows.commands.command_init", "Scaffold a workload and a spec of your own."),
 }

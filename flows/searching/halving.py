@@ -27,7 +27,7 @@ WELL_WITHIN = 0.4
 _CHEAPER = 0.97
 """Of the best proven one's cost: what costs more than this is not cheaper beyond the noise of a timing."""
 _ENDLESS = 1e4
-_HOPE = 1.0
+_HOPE = 1.6
 """Power of the epochs that a long training may gain with at least, as far as it is not to be given up."""
 
 
@@ -112,8 +112,9 @@ def enough(standing: Standing, rules: Rules) -> float:
 def hoped(standing: Standing, rules: Rules) -> float:
     """The same at its best: what is to be left for a candidate that is not to be given up.
 
-    A long training gains more than short ones tell: a VGG's pupils went from their first epoch to the second with a
-    power of 0.6, and with one of more than 1.5 in one go of three.
+    A long training, whose learning rate falls to its end, gains more than short ones tell: a VGG's pupils went from
+    their first epoch to the second with a power of 0.6, and with one of more than 1.5 in one go of three; a ResNet's at
+    a third of its blocks lost 0.065 after two epochs (0.8 from the first to the second), and nothing after fifteen.
     """
     return _times(standing, replace(rules, power=max(_HOPE, rules.power)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -72,17 +73,34 @@ def judge(workload: Workload, outputs: Outputs, targets: Outputs) -> tuple[float
 
 
 def torch_device(name: str) -> torch.device:
-    """``auto`` (the accelerator if there is one), ``cpu``, ``cuda``, ``cuda:1``; SpecError for what is not there."""
+    """``auto`` (the accelerator if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``tpu``.
+
+    Raises:
+        SpecError: it is not there.
+    """
     if name != "cpu":
         # cuBLAS reads it when it starts, and gives repeatable sums only with it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    if name.startswith("tpu"):
+        _register_tpu()
     try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+        found = torch.accelerator.current_accelerator(check_available=True) if name == "auto" else torch.device(name)
+        device = found or torch.device("cpu")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise SpecError(f"device {name!r} is not there ({reason}); use auto, cpu or a cuda device") from error
     return device
+
+
+def _register_tpu() -> None:
+    """Have torch know the device ``tpu``, which an extension brings (github.com/google-pytorch/torch_tpu)."""
+    try:
+        importlib.import_module("torch_tpu")
+    except ImportError as error:
+        raise SpecError(
+            f"device 'tpu' is not there ({error}); on a TPU VM pip install torch-tpu, or use auto or cpu"
+        ) from error
 
 
 class Rows:

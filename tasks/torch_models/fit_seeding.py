@@ -39,6 +39,10 @@ def seeded(seed: int, number: int) -> Iterator[torch.Generator]:
         np.random.set_state(numpy)
 
 
+def _cpu_rng() -> contextlib.AbstractContextManager[None]:
+    return torch.random.fork_rng(devices=[])
+
+
 @contextlib.contextmanager
 def reproducible(where: torch.device, deterministic: bool) -> Iterator[None]:
     """Leave the global generators and switches as they were found."""
@@ -49,7 +53,7 @@ def reproducible(where: torch.device, deterministic: bool) -> Iterator[None]:
         # The same as use_deterministic_algorithms(), which would import the whole compiler to tell it.
         torch.set_deterministic_debug_mode("error" if deterministic else "default")
         torch.backends.cudnn.benchmark = not deterministic and benchmark
-        with torch.random.fork_rng(devices=[where] if where.type == "cuda" else []):
+        with torch.random.fork_rng(devices=[where], device_type=where.type) if where.type != "cpu" else _cpu_rng():
             yield
     except RuntimeError as error:
         if "deterministic" in str(error):
