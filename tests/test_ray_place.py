@@ -6,6 +6,8 @@ import importlib.util
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -172,3 +174,25 @@ def raylet_of(node: dict[str, Any]) -> int:
         if "raylet" in line and node["NodeID"] in line:
             return int(process.pid)
     raise AssertionError(f"no raylet of node {node['NodeID']}")
+
+
+@needs_ray
+def test_a_command_runs_beside_a_cluster_that_ends_with_it(store: Store, tmp_path: Path) -> None:
+    script = (
+        "import os, ray; ray.init(address=os.environ['RAY_ADDRESS']); "
+        "print(len(ray.nodes()), os.environ['WINNOW_STORE'])"
+    )
+    cluster = [sys.executable, "-m", "flows.commands.cli", "cluster", "--nodes", "1", "--"]
+    done = subprocess.run(
+        [*cluster, sys.executable, "-c", script],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"2 {store.uri}" in done.stdout
+    left = [p for p in psutil.process_iter(["cmdline"]) if "ray_local_cluster" in " ".join(p.info["cmdline"] or [])]
+    assert len(left) <= 1, "only that of the other tests"

@@ -14,7 +14,8 @@ from onnx import ModelProto, NodeProto, numpy_helper
 
 from model_registry.datatypes import NUMPY_NAMES
 from model_registry.variant import TensorSpec
-from tasks.compile.xla_integers import INTEGER_OPERATORS, Looked, still_of_one_byte
+from tasks.compile.xla_bytes import Looked, still_of_one_byte
+from tasks.compile.xla_integers import INTEGER_OPERATORS
 from tasks.compile.xla_loops import LOOPS
 from tasks.compile.xla_node import NodeFacts, Operation, Value, known
 from tasks.compile.xla_pointwise import POINTWISE_OPERATORS
