@@ -11,9 +11,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import onnx
-from onnx import NodeProto
 
+from tasks.onnx_models.node_attributes import NodeAttributes
 from tasks.running.errors import TargetUnsupported
 
 Value = Any
@@ -25,16 +24,8 @@ FULL = "highest"
 """Precision of products: on TPUs floats are multiplied as bfloat16 otherwise."""
 
 
-class NodeFacts:
-    """A node's attributes by name, as Python values, and how it is refused."""
-
-    def __init__(self, node: NodeProto) -> None:
-        self.node = node
-        self.values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-
-    def get(self, name: str, default: Any = None) -> Any:
-        value = self.values.get(name, default)
-        return value.decode() if isinstance(value, bytes) else value
+class NodeFacts(NodeAttributes):
+    """A node that is compiled, and how it is refused."""
 
     def refuse(self, why: str) -> TargetUnsupported:
         """The error for what this node asks."""

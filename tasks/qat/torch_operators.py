@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import onnx
 import torch
@@ -11,6 +10,7 @@ from onnx import NodeProto
 from torch import Tensor
 from torch.nn import functional
 
+from tasks.onnx_models.node_attributes import NodeAttributes
 from tasks.qat.qdq_graph import say
 from tasks.running.errors import QatUnsupported
 
@@ -24,16 +24,8 @@ _MAXIMA = {1: functional.max_pool1d, 2: functional.max_pool2d, 3: functional.max
 _MEANS = {1: functional.avg_pool1d, 2: functional.avg_pool2d, 3: functional.avg_pool3d}
 
 
-class Attributes:
-    """A node's attributes by name, as Python values."""
-
-    def __init__(self, node: NodeProto) -> None:
-        self.node = node
-        self.values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-
-    def get(self, name: str, default: Any = None) -> Any:
-        value = self.values.get(name, default)
-        return value.decode() if isinstance(value, bytes) else value
+class Attributes(NodeAttributes):
+    """A node that is trained, and how it is refused."""
 
     def refuse(self, why: str) -> QatUnsupported:
         """The error for what this node asks."""
