@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from patience import PATIENCE, wait_for
 
 TOKEN = "test-token"
 ASK = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [5, 5]}]}
@@ -64,13 +64,13 @@ class Endpoint:
         (found,) = (v for m in models if m["model"] == model for v in m["versions"] if v["version"] == version)
         return found
 
-    def wait_ready(self, seconds: float = 40) -> None:
-        wait_for(lambda: self.get("/v2/health/ready").status_code == 200, seconds)
+    def wait_ready(self) -> None:
+        wait_for(lambda: self.get("/v2/health/ready").status_code == 200)
 
-    def wait_log(self, text: str, seconds: float = 40) -> None:
-        wait_for(lambda: any(text in line for line in self.log), seconds)
+    def wait_log(self, text: str) -> None:
+        wait_for(lambda: any(text in line for line in self.log))
 
-    def terminate(self, seconds: float = 40) -> int:
+    def terminate(self, seconds: float = PATIENCE) -> int:
         self.process.terminate()
         return self.process.wait(timeout=seconds)
 
@@ -111,18 +111,10 @@ def endpoint(home: Path, *, launcher: list[str] | None = None, wait: bool = True
         if process.poll() is None:
             process.terminate()
             try:
-                process.wait(timeout=40)
+                process.wait(timeout=PATIENCE)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        reader.join(timeout=40)
+        reader.join(timeout=PATIENCE)
         stream.close()
         running.client.close()
-
-
-def wait_for(condition: Any, seconds: float = 40) -> None:
-    """Poll until the condition holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)

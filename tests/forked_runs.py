@@ -74,7 +74,7 @@ class Forks:
 
     def close(self) -> None:
         """End it; runs that still live are left to the session's reaper."""
-        self._parent.communicate(timeout=60)
+        self._parent.communicate(timeout=600)
         assert self._parent.returncode == 0
 
 

@@ -100,7 +100,7 @@ class Nursery:
         """End it; children that still live end with whoever asked for them."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(timeout=30)
+        self._process.wait(timeout=600)
         self.folder.cleanup()
 
 

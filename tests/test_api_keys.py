@@ -21,8 +21,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from endpoint_process import ASK, TOKEN, Endpoint, endpoint, wait_for
+from endpoint_process import ASK, TOKEN, Endpoint, endpoint
 from onnx_models import numbered
+from patience import wait_for
 from test_serving_endpoint import start
 
 from flows.commands.command_keys import audit_command, keys_command

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from measurements import run_report
+from patience import PATIENCE
 
 from flows.commands import command_run
 from model_registry.run_page import Status
@@ -49,5 +50,5 @@ while True:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
         process.send_signal(number)
-        assert process.wait(timeout=20) == 130
+        assert process.wait(timeout=PATIENCE) == 130
         assert process.stdout.read() == "taken\ntold\n"

@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import RunningStack
 from measurements import run_report
+from patience import PATIENCE
 from winnow_command import Winnow
 
 from flows.commands.command_stack import doctor_command, down_command, logs_command, status_command, up_command
@@ -175,7 +176,7 @@ def test_logs_are_shown_and_followed(winnow: Winnow, stack: RunningStack) -> Non
         log.write("a line of the test\n")
     assert following.stdout.readline() == "a line of the test\n"
     following.send_signal(signal.SIGINT)
-    _, errors = following.communicate(timeout=20)
+    _, errors = following.communicate(timeout=PATIENCE)
     assert following.returncode == 130 and "Traceback" not in errors
 
 

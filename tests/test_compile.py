@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from patience import PATIENCE
 from small_int8_nets import float_file, int8
 from taught_workloads import job_for, put_data, taught
 from torch import nn
@@ -74,7 +75,7 @@ def test_an_int8_variant_answers_the_same_bits_on_xla(task: tuple[Job, DataRef],
     assert written == form
     assert json.loads((tmp_path / "tpu" / "proof.json").read_text())["version"] == 3
     asked = subprocess.run(
-        [sys.executable, "ask.py"], cwd=tmp_path / "tpu", capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "ask.py"], cwd=tmp_path / "tpu", capture_output=True, text=True, check=True, timeout=PATIENCE
     )
     assert "dtype=float32" in asked.stdout
     with pytest.raises(NotExportable, match=r"never compiled for fpga; add targets: \[fpga\]"):

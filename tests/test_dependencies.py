@@ -15,6 +15,7 @@ import pytest
 from endpoint_process import endpoint
 from onnx_models import digits, publish
 from packaging.requirements import Requirement
+from patience import PATIENCE
 
 from model_registry.ledger import Ledger
 from model_registry.store import Store
@@ -170,7 +171,7 @@ def test_an_extra_is_asked_for_and_missing(tmp_path: Path, seen: Path, extra: st
         env={**os.environ, "PYTHONPATH": path(tmp_path), "WINNOW_HOME": str(tmp_path), **ports, **asked},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 2

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from conftest import RunningStack
-from winnow_command import Winnow, wait_for
+from patience import wait_for
+from winnow_command import Winnow
 
 from flows.commands import deployments
 from infra import procfs
@@ -42,7 +43,7 @@ def create(stack: RunningStack, deployment: dict[str, Any], body: dict[str, Any]
 def test_the_deployed_flow_runs_to_a_champion(stack: RunningStack) -> None:
     api = stack.environment["PREFECT_API_URL"]
     deployments.deploy_in_background(Stack(stack.home))
-    wait_for(lambda: not deployments.missing(stack.environment), seconds=120, what="the deployment")
+    wait_for(lambda: not deployments.missing(stack.environment), what="the deployment")
     assert not deployments.deploy_in_background(Stack(stack.home))  # nothing to do again
     deployment = get(stack, f"{api}/deployments/name/compress/compress")
     assert deployment["parameters"] == {"spec": "digits"} and deployment["enforce_parameter_schema"] is True
@@ -55,7 +56,7 @@ def test_the_deployed_flow_runs_to_a_champion(stack: RunningStack) -> None:
         found = get(stack, f"{api}/flow_runs/{run}")
         return found if found["state"]["type"] in FINAL else None
 
-    found = wait_for(ended, seconds=240, what="the run", every=0.5)
+    found = wait_for(ended, what="the run", every=0.5)
     log = "\n".join(Daemon("worker", stack.home).tail(60))
     assert found["state"]["type"] == "COMPLETED", f"{found['state']}\n{log}"
     assert found["deployment_id"] == deployment["id"] and found["work_pool_name"] == "winnow"
@@ -71,7 +72,7 @@ def test_a_run_goes_on_whose_worker_is_killed_and_one_that_nobody_carries_ends(
 ) -> None:
     api = stack.environment["PREFECT_API_URL"]
     deployments.deploy_in_background(Stack(stack.home))
-    wait_for(lambda: not deployments.missing(stack.environment), seconds=120, what="the deployment")
+    wait_for(lambda: not deployments.missing(stack.environment), what="the deployment")
 
     def begin(name: str, **body: Any) -> str:
         deployment = get(stack, f"{api}/deployments/name/compress/{name}")
@@ -85,7 +86,7 @@ def test_a_run_goes_on_whose_worker_is_killed_and_one_that_nobody_carries_ends(
     reports = stack.home / "runs"
     before = set(reports.glob("*/report.json"))
     run = begin("compress", parameters={"spec": "tiny", "overrides": ["seed=8", "deploy=false"]})
-    wait_for(lambda: set(reports.glob("*/report.json")) - before, seconds=120, what="the run", every=0.3)
+    wait_for(lambda: set(reports.glob("*/report.json")) - before, what="the run", every=0.3)
     # Killed together with the worker, after Prefect was told of it and before it wrote a record.
     abandoned = begin("nightly", parameters={"spec": "tiny"}, state={"type": "RUNNING"})
     worker = Daemon("worker", stack.home).running()
@@ -100,7 +101,7 @@ def test_a_run_goes_on_whose_worker_is_killed_and_one_that_nobody_carries_ends(
     assert done.returncode == 0, done.stderr
     assert "its worker and its process died" in done.stdout and state(abandoned) == "CRASHED"
     assert carries and all(procfs.look_at_process(one.pid) is not None for one in carries)
-    wait_for(lambda: state(run) in FINAL, seconds=240, what="its end", every=0.5)
+    wait_for(lambda: state(run) in FINAL, what="its end", every=0.5)
     log = "\n".join(Daemon("worker", stack.home).tail(60))
     assert state(run) == "COMPLETED", f"{get(stack, f'{api}/flow_runs/{run}')['state']}\n{log}"
 
@@ -108,7 +109,7 @@ def test_a_run_goes_on_whose_worker_is_killed_and_one_that_nobody_carries_ends(
 def test_a_run_with_a_wrong_parameter_is_refused_before_it_starts(stack: RunningStack) -> None:
     api = stack.environment["PREFECT_API_URL"]
     deployments.deploy_in_background(Stack(stack.home))
-    wait_for(lambda: not deployments.missing(stack.environment), seconds=120, what="the deployment")
+    wait_for(lambda: not deployments.missing(stack.environment), what="the deployment")
     deployment = get(stack, f"{api}/deployments/name/compress/compress")
     status, body = create(stack, deployment, {"parameters": {"spec": 17}})
     assert status == 409 and b"spec" in body

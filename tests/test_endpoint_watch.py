@@ -19,8 +19,9 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 from conftest import Server
-from endpoint_process import ASK, TOKEN, Endpoint, endpoint, wait_for
+from endpoint_process import ASK, TOKEN, Endpoint, endpoint
 from onnx_models import numbered
+from patience import wait_for
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 from prometheus_client.parser import text_string_to_metric_families
 

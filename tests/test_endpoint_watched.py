@@ -14,8 +14,9 @@ import grpc
 import httpx
 import pytest
 from conftest import Server
-from endpoint_process import ASK, Endpoint, endpoint, wait_for
+from endpoint_process import ASK, Endpoint, endpoint
 from onnx_models import numbered
+from patience import wait_for
 from test_issuer_tokens import AUDIENCE, ISSUER, OTHER, Issuer, signed_with_the_public_key, token, unsigned
 from test_request_notes import PARENT
 from test_serving_endpoint import start

@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import helper
 from onnx_models import answer, constant, digits, log, save, slow
+from patience import wait_in_loop
 
 from model_registry.cpu_class import CpuClassMismatch
 from model_registry.variant import TensorSpec, Variant
@@ -354,7 +355,7 @@ def test_a_killed_engine_costs_nobody_an_answer(tmp_path: Path, count: int) -> N
                 await asyncio.sleep(0.001)
             answers = await asyncio.gather(*(question.answer for question in asked))
             assert {found.status for found in answers} == {200}
-            await until(lambda: made.keeper.restarts == 2)
+            await wait_in_loop(lambda: made.keeper.restarts == 2)
             assert watch.said.count("restarted") == 2
             assert not [text for text in watch.said if text != "restarted"], "nobody was told to wait"
 
@@ -370,11 +371,11 @@ def test_a_request_that_kills_engines_kills_two_and_harms_no_other(tmp_path: Pat
             for question in beside:
                 made.submit(question, at_once=False)
             for _ in range(2):
-                await until(lambda: any(poison in engine.flying.values() for engine in made.engines))
+                await wait_in_loop(lambda: any(poison in engine.flying.values() for engine in made.engines))
                 await asyncio.sleep(0.05)
                 os.kill(made.engines[0].pid, signal.SIGKILL)
-                await until(lambda: poison.tries > 0)
-                await until(lambda: bool(made.engines) or poison.answer.done())
+                await wait_in_loop(lambda: poison.tries > 0)
+                await wait_in_loop(lambda: bool(made.engines) or poison.answer.done())
             assert (await poison.answer).status == 503
             assert b"died 2 times on this request" in (await poison.answer).body
             assert {(await question.answer).status for question in beside} == {200}
@@ -418,7 +419,7 @@ def test_what_waits_is_bounded_and_what_nobody_wants_is_not_computed(tmp_path: P
             for question in (*held, *waiting):
                 question.patient = False
             os.kill(made.engines[0].pid, signal.SIGKILL)
-            await until(lambda: bool(made.engines) and not made.waiting)
+            await wait_in_loop(lambda: bool(made.engines) and not made.waiting)
             assert all(not engine.flying for engine in made.engines), "the clients are gone"
             assert watch.rows == []
 
@@ -522,13 +523,6 @@ def test_engines_share_what_was_imported(tmp_path: Path) -> None:
             assert own < 40 << 10, "KiB"
 
     asyncio.run(scene())
-
-
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.005)
 
 
 def engines() -> set[int]:

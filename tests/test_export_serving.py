@@ -19,6 +19,7 @@ from jsonschema import Draft202012Validator, ValidationError
 from measurements import measured
 from memory_store import Memory
 from onnx_models import answer, digits, filled, identities, publish, slow
+from patience import PATIENCE
 from test_api_keys import certificates
 from winnow_command import WINNOW, environment
 
@@ -325,7 +326,7 @@ def export(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "WINNOW_HOME": str(folder / "home")},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

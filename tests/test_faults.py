@@ -16,7 +16,8 @@ import psutil
 import pytest
 from conftest import RunningStack
 from forked_runs import ForkedRun, Forks
-from winnow_command import Winnow, stage_lines, wait_for
+from patience import PATIENCE, wait_for
+from winnow_command import Winnow, stage_lines
 
 from infra.component import fetch_when_free
 from model_registry.ledger import Ledger
@@ -117,7 +118,6 @@ STAGES = (
 def _wait_to_kill(world: World, process: Process, folder: Callable[[], Path | None], stage: str) -> None:
     wait_for(
         lambda: _reached(world, folder, stage) or process.poll() is not None,
-        seconds=90,
         what=f"stage {stage}",
         every=0.03,
     )
@@ -161,11 +161,11 @@ def test_a_run_killed_in_each_stage_goes_on_where_it_was(world: World) -> None:
 @pytest.mark.parametrize("components", [("s3",), ("mlflow", "prefect")], ids="+".join)
 def test_servers_that_are_away_for_20_seconds_are_waited_for(world: World, components: tuple[str, ...]) -> None:
     process, folder = world.start("--set", "model=outage", "--set", f"distill.epochs={10 + len(components)}")
-    wait_for(lambda: _reached(world, folder, "distill"), seconds=90, what="distill")
+    wait_for(lambda: _reached(world, folder, "distill"), what="distill")
     world.kill(*components)
     time.sleep(20)
     world.up()
-    out, err = process.communicate(timeout=200)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, err[-3000:]
     report = json.loads(out)
     assert report["status"] == "released"
@@ -175,10 +175,10 @@ def test_servers_that_are_away_for_20_seconds_are_waited_for(world: World, compo
 
 def test_a_run_whose_mlflow_hangs_releases_all_the_same(world: World) -> None:
     process, folder = world.start("--set", "model=unseen", "--set", "seed=91")  # nobody else's: it trains
-    wait_for(lambda: _reached(world, folder, "distill"), seconds=90, what="distill")
+    wait_for(lambda: _reached(world, folder, "distill"), what="distill")
     world.kill("mlflow", number=signal.SIGSTOP)
     try:
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=PATIENCE)
     finally:
         world.kill("mlflow", number=signal.SIGCONT)
     assert process.returncode == 0, err[-3000:]
@@ -207,7 +207,7 @@ def test_a_corrupted_object_is_quarantined_and_made_again(world: World) -> None:
 
 def test_two_runs_of_one_model_at_once(world: World) -> None:
     same = [world.winnow.start_run("tiny", "--set", "model=twins", "--set", "seed=41") for _ in range(2)]
-    results = [process.communicate(timeout=240) for process in same]
+    results = [process.communicate(timeout=PATIENCE) for process in same]
     reports = []
     for process, (out, err) in zip(same, results, strict=True):
         assert process.returncode == 0, err[-3000:]
@@ -224,11 +224,11 @@ def test_a_stopped_run_leaves_nothing_behind(world: World) -> None:
     arguments = ("--set", "model=stopped", "--set", "seed=51")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         process, folder = world.start(*arguments, "--set", "distill.epochs=200")
-        wait_for(lambda: _reached(world, folder, "distill"), seconds=90, what="distill")  # noqa: B023 - called here
+        wait_for(lambda: _reached(world, folder, "distill"), what="distill")  # noqa: B023 - called here
         time.sleep(1)
         pressed = time.monotonic()
         os.killpg(process.pid, number)  # as a terminal does, to the whole foreground group
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=PATIENCE)
         assert time.monotonic() - pressed < 10
         assert process.returncode == 130, err[-2000:]
         assert "Continue with" in err

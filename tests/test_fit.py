@@ -108,6 +108,7 @@ def test_an_interrupted_training_ends_in_the_same_bits(name: str, arguments: dic
     assert checkpoints.saved == [1, 2, 3, 4]
     assert fitted.history == straight.history
     assert fitted.summary() == straight.summary()
+    assert straight.epoch_seconds is not None and straight.epoch_seconds > 0
     assert_same(whole, resumed)
 
 
@@ -168,7 +169,7 @@ def test_a_finished_training_is_not_repeated() -> None:
     model, fitted = run(workload, checkpoints=checkpoints)
     again, repeated = run(workload, checkpoints=checkpoints)
     assert checkpoints.saved == [1, 2, 3, 4]
-    assert repeated.resumed_at == 4
+    assert repeated.resumed_at == 4 and repeated.epoch_seconds is None
     assert repeated.history == fitted.history
     assert_same(model, again)
 

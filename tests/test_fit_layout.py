@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from patience import PATIENCE
 from torch import Tensor, nn
 
 from tasks.torch_models.fit import fit
@@ -183,6 +184,10 @@ def test_the_gradient_of_a_narrow_shortcut_is_right_with_every_instruction_set()
     for most in ("AVX2", "ALL"):
         environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": most}
         done = subprocess.run(
-            [sys.executable, "-c", textwrap.dedent(code)], env=environment, capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", textwrap.dedent(code)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
         )
         assert done.stdout.split() == ["right"], done.stderr

@@ -18,6 +18,7 @@ import pytest
 from conftest import Server
 from endpoint_process import Endpoint, endpoint
 from onnx_models import answer, digits, filled, identities, publish
+from patience import PATIENCE
 from winnow_command import WINNOW, environment
 
 import winnow
@@ -350,7 +351,7 @@ def predict(
         cwd=folder,
         env=environment(**{"WINNOW_KEY": served.key, **variables}),
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
 

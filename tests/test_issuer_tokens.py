@@ -19,6 +19,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from patience import wait_in_loop
 
 import serving.issuer_keys
 import serving.issuer_tokens
@@ -309,13 +310,6 @@ class Issuer:
                 thread.join()
 
 
-async def until(condition: Any) -> None:
-    end = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        await asyncio.sleep(0.01)
-
-
 def test_a_url_is_read_in_the_background_and_again_for_a_key_that_is_not_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -328,7 +322,7 @@ def test_a_url_is_read_in_the_background_and_again_for_a_key_that_is_not_known(
             tokens.find(token().encode())
         assert tokens.missing
         keeping = asyncio.create_task(tokens.keep())
-        await until(lambda: not tokens.missing)
+        await wait_in_loop(lambda: not tokens.missing)
         assert tokens.find(token().encode()) and issuer.asked == 1
         rotated = token(key=OTHER, kid="next").encode()
         issuer.text = jwks(*ALL, jwk(OTHER, "next"))
@@ -337,7 +331,7 @@ def test_a_url_is_read_in_the_background_and_again_for_a_key_that_is_not_known(
         await asyncio.sleep(0.3)
         with pytest.raises(NotReady, match="try again"):
             tokens.find(rotated)
-        await until(lambda: issuer.asked == 2 and tokens.reload())
+        await wait_in_loop(lambda: issuer.asked == 2 and tokens.reload())
         assert tokens.find(rotated)
         for _ in range(50):  # a flood of unknown names is not passed on
             with pytest.raises(Unauthorized):
@@ -356,7 +350,7 @@ def test_what_reads_a_url_ends_when_it_is_stopped(monkeypatch: pytest.MonkeyPatc
     async def scene(url: str) -> None:
         tokens = IssuerTokens(url, issuer=ISSUER, audience=AUDIENCE)
         keeping = asyncio.create_task(tokens.keep())
-        await until(lambda: not tokens.missing)
+        await wait_in_loop(lambda: not tokens.missing)
         await asyncio.sleep(0.01)
         assert tokens.keys.ask_again()
         keeping.cancel()  # in the turn of the loop in which it is asked to go on
@@ -376,7 +370,7 @@ def test_a_url_that_answers_without_end_is_given_up(monkeypatch: pytest.MonkeyPa
     async def scene(url: str) -> None:
         tokens = IssuerTokens(url, issuer=ISSUER, audience=AUDIENCE)
         keeping = asyncio.create_task(tokens.keep())
-        await until(lambda: "did not come within" in tokens.fault)
+        await wait_in_loop(lambda: "did not come within" in tokens.fault)
         keeping.cancel()
 
     with issuer.serve() as url:
@@ -391,14 +385,14 @@ def test_a_url_that_cannot_be_read_leaves_the_keys_and_says_so(monkeypatch: pyte
     async def scene(url: str) -> None:
         tokens = IssuerTokens(url, issuer=ISSUER, audience=AUDIENCE)
         keeping = asyncio.create_task(tokens.keep())
-        await until(lambda: not tokens.missing)
+        await wait_in_loop(lambda: not tokens.missing)
         for status, text, why in ((500, "", "status 500"), (200, "<html>", "no JWKS"), (302, jwks(*ALL), "status 302")):
             issuer.lines = {"location": f"{url.removesuffix('/jwks')}/moved"}
             issuer.status, issuer.text = status, text
-            await until(lambda why=why: why in tokens.fault)
+            await wait_in_loop(lambda why=why: why in tokens.fault)
             assert tokens.find(token().encode())
         issuer.status, issuer.text = 200, jwks(*ALL)
-        await until(lambda: not tokens.fault)
+        await wait_in_loop(lambda: not tokens.fault)
         keeping.cancel()
 
     with issuer.serve() as url:

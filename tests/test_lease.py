@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from patience import wait_for
 
+from model_registry import lease as leasing
 from model_registry.lease import LeaseBusy, LeaseLost, LeaseRecord, lease, read_lease
 from model_registry.owner import Owner
 from model_registry.store import Store, StoreUnavailable
@@ -22,13 +24,6 @@ ELSEWHERE = Owner(host="other", space="other boot/other namespace", pid=1, start
 def put_foreign(store: Store, key: str, holder: Owner = ELSEWHERE) -> None:
     record = LeaseRecord(key=key, generation=7, holder=holder, token="foreign")
     store.put(f"leases/{key}.json", record.to_json())
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_held_released_and_the_generation_grows(store: Store) -> None:
@@ -191,8 +186,8 @@ def test_a_record_nobody_can_read_is_healed(store: Store) -> None:
 
 
 def test_renewal_keeps_it_beyond_its_lifetime(store: Store) -> None:
-    with lease(store, "long", lifetime=0.8, renewal=0.1) as held:
-        with pytest.raises(LeaseBusy), lease(store, "long", wait_seconds=2.5, lifetime=0.8):
+    with lease(store, "long", lifetime=2.0, renewal=0.1) as held:
+        with pytest.raises(LeaseBusy), lease(store, "long", wait_seconds=4.5, lifetime=2.0):
             pytest.fail("taken although it was renewed")
         held.check()
         present = read_lease(store, "long")
@@ -210,7 +205,7 @@ def test_a_lost_lease_says_who_took_it_and_is_not_released(store: Store) -> None
                 return "taken over by process 1 on other" in str(error)
             return False
 
-        until(lost)
+        wait_for(lost)
     present = read_lease(store, "lost")
     assert present is not None and present.holder == ELSEWHERE  # the other's, untouched
 
@@ -225,16 +220,26 @@ def test_an_outage_is_survived_until_the_lifetime_is_over(store: Store, monkeypa
         return original(self, key)
 
     monkeypatch.setattr(Store, "get_with_etag", flaky)
-    with lease(store, "outage", lifetime=1.0, renewal=0.05) as held:
+    ahead = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + ahead, sleep=time.sleep)
+    monkeypatch.setattr(leasing, "time", clock)
+
+    def renewals() -> int:
+        present = read_lease(store, "outage")
+        assert present is not None
+        return present.renewals
+
+    with lease(store, "outage", lifetime=1000.0, renewal=0.05) as held:
         down.set()
-        time.sleep(0.4)
+        ahead = 900.0
         held.check()  # short: nobody can have taken it
         down.clear()
-        time.sleep(0.3)
+        before = renewals()
+        wait_for(lambda: renewals() >= before + 2)  # the first one may have begun before the outage
         down.set()
-        time.sleep(0.9)
+        ahead = 1800.0
         held.check()  # the renewal in between counts
-        time.sleep(0.4)
+        ahead = 2000.0
         with pytest.raises(LeaseLost, match="not renewed for"):
             held.check()
     down.clear()

@@ -16,10 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 from conftest import Server
-from endpoint_process import TOKEN, wait_for
+from endpoint_process import TOKEN
 from endpoint_process import Endpoint as Process
 from endpoint_process import endpoint as endpoint_process
 from mlflow import MlflowClient
+from patience import wait_for
 from release_world import INPUTS, World, new_name
 
 from flows.commands.stack_releases import settle_releases

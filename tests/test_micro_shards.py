@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from patience import PATIENCE
 from torch import nn
 
 from tasks.running.errors import SpecError
@@ -45,7 +46,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, 
         )
         for number in range(COUNT)
     ]
-    errors = [process.communicate(timeout=500)[1] for process in running]
+    errors = [process.communicate(timeout=PATIENCE)[1] for process in running]
     assert [process.returncode for process in running] == [0] * COUNT, "\n".join(errors)
     return {
         count: [json.loads((folder / f"found-{count}-{number}.json").read_text()) for number in range(count)]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 from conftest import RunningStack
+from patience import PATIENCE
 from winnow_command import environment
 
 _NOTEBOOK = """
@@ -66,7 +67,7 @@ def test_a_run_after_an_interrupted_one(stack: RunningStack, tmp_path: Path) -> 
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]

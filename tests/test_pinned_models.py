@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from endpoint_process import ASK, endpoint
 from onnx_models import numbered
+from patience import PATIENCE
 
 from model_registry.ledger import Ledger, LedgerError
 from model_registry.store import Store
@@ -52,7 +53,7 @@ def test_what_is_not_a_pin_is_refused(text: str) -> None:
 
 def test_a_bad_pin_is_told_at_the_start(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "flows.commands.cli", "serve", "--port", "0", "--pin", "digits/1"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 2
     assert "WINNOW_SERVE: 'digits/1' is not MODEL/VERSION@DIGEST" in done.stderr
 

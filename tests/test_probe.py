@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx_models import answer, digits, slow, wide
+from patience import PATIENCE
 
 from model_registry.variant import Variant
 from serving.engine import Engine
@@ -172,13 +173,13 @@ def test_the_process_answers_until_its_input_ends(tmp_path: Path) -> None:
     asked = [request(tmp_path, "b", None, known), request(tmp_path, "v", "b", known)]
     text = "".join(r.model_dump_json(by_alias=True) + "\n" for r in asked)
     command = [sys.executable, "-m", "serving.probe"]
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=True, timeout=PATIENCE)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [list(line) for line in lines] == [["ready"], ["result"], ["ready"], ["result"], ["ready"]]
     assert ProbeResult.model_validate(lines[3]["result"]).speedup is not None
 
     (tmp_path / "b" / "model.onnx").unlink()
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 1
     ready, refused = map(json.loads, done.stdout.splitlines())  # and no second answer
     assert ready == {"ready": True} and "model.onnx" in refused["error"]

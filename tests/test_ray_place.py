@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from patience import PATIENCE
 from pydantic import ValidationError
 from taught_workloads import job_for, put_data, taught
 
@@ -208,7 +209,7 @@ def test_a_command_runs_beside_a_cluster_that_ends_with_it(store: Store, tmp_pat
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -21,9 +21,10 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from endpoint_process import ASK, endpoint, wait_for
+from endpoint_process import ASK, endpoint
 from measurements import measured
 from onnx_models import numbered
+from patience import PATIENCE, wait_for
 from pydantic import ValidationError
 from test_serving_startup import release
 
@@ -78,7 +79,7 @@ def test_an_endpoint_follows_the_ledger_and_nothing_else(store: Store, tmp_path:
 def test_a_pause_that_is_none_is_told_at_the_start(tmp_path: Path, text: str) -> None:
     settings = {**os.environ, "WINNOW_HOME": str(tmp_path), "WINNOW_FOLLOW_SECONDS": text}
     command = [sys.executable, "-m", "serving"]
-    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, env=settings, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 2 and "WINNOW_FOLLOW_SECONDS" in done.stderr
 
 
@@ -107,7 +108,7 @@ def test_an_owned_endpoint_leaves_with_its_owner(store: Store, tmp_path: Path) -
         engines = psutil.Process(process.pid).children(recursive=True)
         assert engines
         ours.shutdown(socket.SHUT_RDWR)  # what the kernel does when the owner is killed
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=PATIENCE) == 0
         _, alive = psutil.wait_procs(engines, timeout=10)
         assert not alive
 
@@ -218,7 +219,7 @@ def cluster(folder: Path, **settings: str) -> Iterator[tuple[str, psutil.Process
             raise AssertionError((folder / "ray.log").read_text()[-4000:])
         yield f"http://127.0.0.1:{port}", psutil.Process(process.pid)
     finally:
-        process.communicate(timeout=60)  # its input ends, and so does it
+        process.communicate(timeout=PATIENCE)  # its input ends, and so does it
 
 
 def endpoints(root: psutil.Process) -> dict[int, int]:
@@ -252,9 +253,9 @@ def test_a_killed_replica_costs_what_it_had_in_hand_and_comes_back(store: Store,
             began = len(statuses)
             its_endpoint, replica = next(iter(endpoints(root).items()))
             psutil.Process(replica if what == "the replica" else its_endpoint).kill()
-            wait_for(lambda: its_endpoint not in endpoints(root) and len(endpoints(root)) == 2, 30)
+            wait_for(lambda: its_endpoint not in endpoints(root) and len(endpoints(root)) == 2)
             back = len(statuses)
-            wait_for(lambda: len(statuses) >= back + 50, 20)
+            wait_for(lambda: len(statuses) >= back + 50)
             found = Counter(statuses[began:])
             assert sum(number for status, number in found.items() if status != 200) <= clients, (what, found)
             assert set(statuses[back + clients :]) == {200}
@@ -262,7 +263,7 @@ def test_a_killed_replica_costs_what_it_had_in_hand_and_comes_back(store: Store,
         with ThreadPoolExecutor(clients) as pool:
             loads = [pool.submit(load) for _ in range(clients)]
             try:
-                wait_for(lambda: len(statuses) >= 50, 20)
+                wait_for(lambda: len(statuses) >= 50)
                 assert set(statuses) == {200}
                 kill_one("the replica")
                 kill_one("its endpoint")
@@ -276,4 +277,4 @@ def test_a_killed_replica_costs_what_it_had_in_hand_and_comes_back(store: Store,
             asked = [httpx.post(f"{url}/v2/models/m/infer", json=ASK) for _ in range(20)]
             return {answer.json()["model_version"] for answer in asked}
 
-        wait_for(lambda: answers() == {"2"}, 20)
+        wait_for(lambda: answers() == {"2"})

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import RunningStack
+from patience import PATIENCE
 from release_world import World, new_name
 from winnow_command import WINNOW
 
@@ -35,7 +36,7 @@ def world(stack: RunningStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def winnow(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*WINNOW, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([*WINNOW, *arguments], capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def test_promote_and_roll_back(world: World) -> None:

@@ -20,8 +20,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 from conftest import Server
-from endpoint_process import ASK, Endpoint, long, wait_for
+from endpoint_process import ASK, Endpoint, long
 from onnx_models import answer, digits, publish, slow
+from patience import wait_for
 from release_world import World, new_name
 from releasing_endpoint import LONG, QUICK, protocol, releasing_endpoint, three_versions, traffic
 
@@ -124,12 +125,14 @@ def engines_of(process: Endpoint, world: World) -> list[int]:
     return found
 
 
-def kill_with_requests(engines: list[int]) -> None:
+def kill_with_requests(process: Endpoint, world: World, engines: list[int], *, seconds: float = 0.2) -> None:
+    """Stop them, and kill each when it has had so long to be given requests, those of the last one too."""
     for pid in engines:
         os.kill(pid, signal.SIGSTOP)
     for pid in engines:
-        threading.Event().wait(0.2)  # the next one has meanwhile what the last one died with
+        threading.Event().wait(seconds)
         os.kill(pid, signal.SIGKILL)
+        wait_for(lambda pid=pid: pid not in process.version(world.model, "2")["pids"])
 
 
 @pytest.mark.parametrize("step", ["shadow", "canary"])
@@ -142,7 +145,7 @@ def test_killed_engines_of_the_new_version_cost_no_answer_and_are_no_failures(
         releasing = pool.submit(protocol(world).release, 2, world.digest(2), plan=QUICK)
         wait_for(lambda: under_way(world, step))
         for number, pid in enumerate(engines_of(process, world), 1):
-            kill_with_requests([pid])
+            kill_with_requests(process, world, [pid])
             wait_for(lambda number=number: process.version(world.model, "2")["restarts"] == number)
         done = releasing.result()
     assert (done.state, world.champion()) == ("committed", 2)
@@ -153,11 +156,12 @@ def test_killed_engines_of_the_new_version_cost_no_answer_and_are_no_failures(
 
 
 def test_what_two_engines_died_with_the_old_version_answers(process: Endpoint, world: World) -> None:
+    longer = LONG.model_copy(update={"step_seconds": 300.0})
     protocol(world).release(1, world.digest(1))
     with traffic(process, world.model, clients=4) as answers, ThreadPoolExecutor(1) as pool:
-        releasing = pool.submit(protocol(world).release, 2, world.digest(2), plan=LONG)
+        releasing = pool.submit(protocol(world).release, 2, world.digest(2), plan=longer)
         wait_for(lambda: under_way(world, "canary"))
-        kill_with_requests(engines_of(process, world))
+        kill_with_requests(process, world, engines_of(process, world), seconds=1.0)
         rollout = EndpointRollout(world.endpoint, world.model)
         wait_for(lambda: (state := rollout.state()) is None or state.failed > 0)
         with suppress(EndpointRefused):  # it was stopped
@@ -232,7 +236,7 @@ def test_every_form_of_a_request_is_mirrored(process: Endpoint, tmp_path: Path) 
 
         threading.Event().wait(0.05)  # so often at most
         ask()
-        wait_for(lambda compared=compared: trial_of(process, model)["compared"] >= compared, 10)
+        wait_for(lambda compared=compared: trial_of(process, model)["compared"] >= compared)
         found = trial_of(process, model)
         assert (form, found["compared"], found["differ"], found["failed"]) == (form, compared, 0, 0)
 

@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from endpoint_process import ASK, Endpoint, endpoint, wait_for
+from endpoint_process import ASK, Endpoint, endpoint
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx_models import answer, digits, identities, publish
+from patience import PATIENCE, wait_for
 from prometheus_client.parser import text_string_to_metric_families
 
 from model_registry.api_keys import KeyFile
@@ -326,7 +327,7 @@ def test_parquet_is_asked_for_and_missing(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONPATH": path, "WINNOW_HOME": str(tmp_path), "WINNOW_SAMPLE": "0.1"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 2

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from conftest import RunningStack
 from forked_runs import Forks
-from winnow_command import Winnow, stage_lines, wait_for
+from patience import wait_for
+from winnow_command import Winnow, stage_lines
 
 SPEC: dict[str, Any] = {
     "schema": 1,
@@ -108,7 +109,7 @@ def test_a_killed_search_goes_on_where_it_was(winnow: Winnow) -> None:
     def trained_once() -> bool:
         return any(any(f.glob("distill-*-r1.log")) for f in set(folders.iterdir()) - before)
 
-    wait_for(lambda: trained_once() or process.poll() is not None, seconds=120, what="the first training", every=0.05)
+    wait_for(lambda: trained_once() or process.poll() is not None, what="the first training", every=0.05)
     process.kill()
     process.communicate()
     report = winnow.report(path, "--set", "search.trials=1")

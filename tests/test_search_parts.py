@@ -223,6 +223,14 @@ def test_the_last_rung_has_most_of_what_is_left() -> None:
     assert plan.ahead(trained) == 1.0
 
 
+def test_an_epoch_takes_what_the_training_measured_and_not_its_share_of_what_comes_once() -> None:
+    trained = candidate()
+    trained.rung, trained.epochs, trained.training_seconds, trained.measured_epoch = 1, [2], 25.0, 4.0
+    assert trained.epoch_seconds(1000) == 4.0
+    trained.measured_epoch = 0.0  # a record of before does not say
+    assert trained.epoch_seconds(1000) == 10.0
+
+
 def test_a_long_training_sees_more_views_than_the_short_ones_had() -> None:
     plan = TrainingPlan(setup(minutes=10))
     trained = candidate()

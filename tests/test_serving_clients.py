@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from client_environments import client_python
 from conftest import Server
-from endpoint_process import Endpoint, endpoint, wait_for
+from endpoint_process import Endpoint, endpoint
 from onnx_models import digits, publish
+from patience import PATIENCE, wait_for
 from test_api_keys import certificates
 
 from model_registry.api_keys import KeyFile
@@ -57,7 +58,7 @@ def others(request: pytest.FixtureRequest) -> str:
 def asked(python: str, script: str, *arguments: str) -> dict[str, Any]:
     """What the script's client was answered, by question."""
     command = [python, str(SCRIPTS / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found

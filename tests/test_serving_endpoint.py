@@ -20,6 +20,7 @@ import pytest
 from conftest import Server
 from endpoint_process import TOKEN, Endpoint, endpoint
 from onnx_models import answer, digits, identities, log, publish, slow
+from patience import PATIENCE
 
 from model_registry.cpu_class import cpu_class
 from model_registry.store import Store
@@ -366,7 +367,7 @@ def start(**environment: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "WINNOW_ENDPOINT_PORT": "0", "WINNOW_ADMIN_PORT": "0", **environment},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
         check=False,
     )
 

@@ -17,8 +17,9 @@ import httpx
 import psutil
 import pytest
 from conftest import Server
-from endpoint_process import ASK, Endpoint, endpoint, long, wait_for
+from endpoint_process import ASK, Endpoint, endpoint, long
 from onnx_models import numbered, publish, slow
+from patience import wait_for
 
 from model_registry.store import Store
 from serving.engines.usable_cores import usable_cores
@@ -45,7 +46,7 @@ def running(shared: tuple[Endpoint, Store]) -> Iterator[Endpoint]:
         endpoint_.admin("POST", f"{path}/traffic", {"version": None})
         for version in model["versions"]:
             endpoint_.admin("DELETE", f"{path}/versions/{version['version']}")
-    wait_for(lambda: not engines(endpoint_), 10)
+    wait_for(lambda: not engines(endpoint_))
 
 
 @pytest.fixture

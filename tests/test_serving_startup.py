@@ -11,8 +11,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import psutil
-from endpoint_process import ASK, endpoint, long, wait_for
+from endpoint_process import ASK, endpoint, long
 from onnx_models import digits, numbered, publish, slow
+from patience import wait_for
 
 from model_registry.ledger import Ledger
 from model_registry.store import Store
@@ -136,7 +137,7 @@ def test_a_store_that_is_down_at_the_start_is_waited_for(store: Store, tmp_path:
         assert refused.status_code == 503
         assert "does not answer" in refused.json()["error"]
         stack.enter_context(door.opened())
-        running.wait_ready(30)
+        running.wait_ready()
         assert running.infer("m", ASK).json()["outputs"][0]["data"] == [1.0, 1.0]
 
 

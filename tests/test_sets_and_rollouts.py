@@ -15,10 +15,11 @@ import httpx
 import numpy as np
 import pytest
 from conftest import Server
-from endpoint_process import ASK, TOKEN, long, wait_for
+from endpoint_process import ASK, TOKEN, long
 from endpoint_process import Endpoint as Process
 from endpoint_process import endpoint as endpoint_process
 from onnx_models import publish, slow
+from patience import wait_for
 from release_world import World, new_name
 from releasing_endpoint import LONG, QUICK, protocol, releasing_endpoint, three_versions, traffic
 
@@ -32,7 +33,6 @@ from model_registry.release_steps import ReleaseSteps
 from model_registry.store import Store
 from model_registry.variant import RuntimeSpec
 from model_registry.variant_set import SetMember, VariantSets
-from serving.traffic.trial import ABANDONED_SECONDS
 from tasks.running.errors import EndpointUnhealthy
 
 
@@ -199,7 +199,7 @@ def test_under_load_a_cheaper_variant_answers_and_not_those_who_want_the_exact_o
 
         assert described()["set"][1]["degraded_requests"] > 0
         assert f'winnow_degraded_requests_total{{model="{model}",version="2"}}' in running.admin("GET", "/metrics").text
-        wait_for(lambda: described()["degraded"] == 0, 20)
+        wait_for(lambda: described()["degraded"] == 0)
         assert ask(anybody, 1) == (200, "1", "")
 
 
@@ -289,7 +289,7 @@ with Endpoint.from_environment() as endpoint:
         wait_for(lambda: ("200", "2") in {(str(status), version) for status, version in answers})
         owner.send_signal(signal.SIGKILL)
         owner.wait()
-        wait_for(lambda: (state := rollout.state()) is not None and state.state == "abandoned", ABANDONED_SECONDS + 10)
+        wait_for(lambda: (state := rollout.state()) is not None and state.state == "abandoned")
         after = len(answers)
         wait_for(lambda: len(answers) > after + 50)
         assert {version for _, version in answers[after + 5 :]} == {"1"}

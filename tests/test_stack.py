@@ -7,10 +7,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from patience import wait_for
 
 from infra import procfs
 from infra.component import fetch, fetch_when_free
@@ -34,14 +34,6 @@ def linger(note: str) -> None:
     Path(note).write_text(str(child.pid))
     time.sleep(600)
 """
-
-
-def wait_until(true: Callable[[], Any], seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
-    return found
 
 
 def post(url: str, body: dict[str, Any], who: dict[str, str]) -> dict[str, Any]:
@@ -133,7 +125,7 @@ def test_all_of_it_killed_comes_back_with_the_data(stack: RunningStack) -> None:
     before = {state.name: state.pid for state in whole.components()}
     for process in members(stack):
         os.kill(process.pid, signal.SIGKILL)
-    wait_until(lambda: {state.state for state in whole.components()} == {"down"})
+    wait_for(lambda: {state.state for state in whole.components()} == {"down"})
 
     whole.up()
 
@@ -164,7 +156,7 @@ def test_down_leaves_nothing_running_not_even_a_flow_run(stack: RunningStack, tm
     )["id"]
     begin, parameters = f"{api}/deployments/{deployment}/create_flow_run", {"parameters": {"note": str(note)}}
     run = post(begin, parameters, stack.prefect_headers)["id"]
-    stage = int(wait_until(lambda: note.exists() and note.read_text()))
+    stage = int(wait_for(lambda: note.exists() and note.read_text()))
     whole = Stack(stack.home)
     pids = [process.pid for process in members(stack)]
     assert stage in pids  # it left the session and is known all the same

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from patience import wait_for
 from stub_components import stub
 
 from infra import log_keeper, ports, procfs
@@ -35,17 +36,10 @@ def daemon(tmp_path: Path) -> Iterator[Daemon]:
     made.end(grace=0)
 
 
-def wait_until(true: Callable[[], object], seconds: float = 15) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.02)
-
-
 def started(daemon: Daemon, home: Path, *vices: str) -> int:
     component = stub("worker", ports.pick(1)[0], home, *vices)
     pid = daemon.start(component).pid
-    wait_until(component.is_well)
+    wait_for(component.is_well)
     return pid
 
 
@@ -103,7 +97,7 @@ def test_the_end_reaches_children_that_left_the_session(daemon: Daemon, tmp_path
 def test_the_end_reaches_the_children_of_a_killed_leader(daemon: Daemon, tmp_path: Path) -> None:
     pid = started(daemon, tmp_path, "parent")
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: daemon.running() is None)
+    wait_for(lambda: daemon.running() is None)
     daemon.pid_file.unlink()  # even then
     assert [process.pid for process in daemon.members()] != []
     assert daemon.end(grace=5) == 1
@@ -113,7 +107,7 @@ def test_the_end_reaches_the_children_of_a_killed_leader(daemon: Daemon, tmp_pat
 def test_what_a_killed_leader_carried_out_may_go_on(daemon: Daemon, tmp_path: Path) -> None:
     pid = started(daemon, tmp_path, "parent", "runs")
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: daemon.running() is None)
+    wait_for(lambda: daemon.running() is None)
     assert daemon.end(grace=0, spares="WINNOW_TEST_RUN") == 1
     [run] = daemon.members()
     assert procfs.marked(run.pid, "WINNOW_TEST_RUN=") == "1"
@@ -126,7 +120,7 @@ def test_what_a_killed_one_left_among_its_temporary_files_goes(daemon: Daemon, t
     (scratch / "model.onnx").write_bytes(b"of a request that was under way")
     write = "import tempfile, time; open(tempfile.mkdtemp() + '/here', 'w'); time.sleep(600)"
     daemon.start(replace(stub("worker", 0, tmp_path), argv=(sys.executable, "-c", write), scratch=scratch))
-    wait_until(lambda: list(scratch.glob("*/here")))
+    wait_for(lambda: list(scratch.glob("*/here")))
     assert not (scratch / "model.onnx").exists() and scratch.stat().st_mode & 0o777 == 0o700
 
 
@@ -197,7 +191,7 @@ def test_a_log_is_kept_short_while_it_is_written(daemon: Daemon, tmp_path: Path)
     daemon.start(replace(stub("worker", 0, tmp_path), argv=(sys.executable, "-S", "-c", spam)))
     log, older = daemon.log_file, daemon.log_file.with_suffix(".log.1")
     for _ in range(3):
-        wait_until(lambda: log.stat().st_size > 100_000)
+        wait_for(lambda: log.stat().st_size > 100_000)
         assert shorten_log(log, most=100_000)
         assert older.stat().st_size >= 50_000, "what was written is kept for a while"
         assert log.stat().st_size < 100_000, "its writer goes on at the new end"
@@ -212,7 +206,7 @@ def test_the_keeper_looks_after_the_logs_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "mlflow.log").write_bytes(b"x" * (log_keeper.MOST_BYTES + 1))
     (tmp_path / "s3.log").write_bytes(b"short")
     keeper = subprocess.Popen([sys.executable, "-I", "-S", log_keeper.__file__, str(tmp_path)])
-    wait_until((tmp_path / "mlflow.log.1").exists)
+    wait_for((tmp_path / "mlflow.log.1").exists)
     assert (tmp_path / "mlflow.log").read_bytes() == b"" and (tmp_path / "s3.log").read_bytes() == b"short"
     keeper.kill()
     keeper.wait()

@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from forked_runs import ForkedRun, Forks
+from patience import PATIENCE
 
 WINNOW = [sys.executable, "-P", "-m", "flows.commands.cli"]
 _OURS = ("AWS_", "WINNOW_", "PREFECT_", "MLFLOW_")
@@ -32,7 +32,7 @@ class Winnow:
         self.folder, self.home, self.forks = folder, home, forks
         self.environment = environment(WINNOW_HOME=str(home), **extra)
 
-    def __call__(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def __call__(self, *arguments: str, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """Run it to its end."""
         return subprocess.run(
             [*WINNOW, *arguments],
@@ -64,21 +64,14 @@ class Winnow:
     def report(self, *arguments: str, code: int = 0) -> dict[str, Any]:
         """Run ``winnow run ... --json`` and return its report; asserts the exit code."""
         process = self.start_run(*arguments)
-        out, err = process.communicate(timeout=240)
+        try:
+            out, err = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired as late:
+            process.kill()  # or the next test's runs would wait for what it holds
+            raise AssertionError(f"not done in {late.timeout} s\n{late.output!r}\n{late.stderr!r}") from None
         assert process.returncode == code, f"exit {process.returncode}\n{out[-2000:]}\n{err[-4000:]}"
         report: dict[str, Any] = json.loads(out)
         return report
-
-
-def wait_for(condition: Callable[[], Any], *, seconds: float = 60, what: str = "it", every: float = 0.1) -> Any:
-    """The condition's first true value; fails the test if there is none in time."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        value = condition()
-        if value:
-            return value
-        time.sleep(every)
-    raise AssertionError(f"{what} did not happen within {seconds:g} s")
 
 
 def stage_lines(report: Mapping[str, Any]) -> dict[str, str]:

@@ -45,6 +45,8 @@ class Candidate:
     seconds: float = 0.0
     training_seconds: float = 0.0
     """Of its latest training alone."""
+    measured_epoch: float = 0.0
+    """Seconds of an epoch of that training, as it measured it itself; 0 where it did not say."""
     enough: float = float("inf")
     """By how much its epochs must be multiplied for its loss to be well within the margin, as far as is known."""
     hoped: float = float("inf")
@@ -77,8 +79,13 @@ class Candidate:
     """Another candidate that costs no more and was planned with less damage: this one is not trained."""
 
     def epoch_seconds(self, rows: float) -> float:
-        """Of one more epoch, by its latest training, else by trial steps on so many rows; 0 where nothing is known."""
+        """Of one more epoch, by its latest training, else by trial steps on so many rows; 0 where nothing is known.
+
+        A training's own seconds hold what comes once, however many epochs follow: of a short one that is the half.
+        """
         had = self.epochs[-1] - (self.epochs[-2] if len(self.epochs) > 1 else 0) if self.epochs else 0
+        if self.measured_epoch and had >= 1:
+            return self.measured_epoch
         if self.training_seconds and had >= 1:  # of less, most was spent on beginning and ending
             return max(self.training_seconds / 2, self.training_seconds - _BEGINNING) / had
         return rows * self.row_seconds

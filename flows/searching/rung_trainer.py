@@ -113,6 +113,7 @@ class RungTrainer:
         epochs = self.plan.next_epochs(candidate)
         outcome = self._distill(candidate)
         candidate.training_seconds = outcome.cost_seconds
+        candidate.measured_epoch = outcome.values.get("epoch_seconds") or 0.0
         candidate.epochs.append(epochs + (candidate.epochs[-1] if candidate.epochs else 0))
         candidate.model = self.tally.keep_step(outcome, (parent, self.plan.teachers[0])).variants[0]
         if candidate.rung:

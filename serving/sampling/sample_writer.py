@@ -15,6 +15,7 @@ import select
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -133,8 +134,9 @@ class SampleWriter:
         self.fault = str(error)
 
 
-def serve_samples(control: socket.socket, writer: SampleWriter) -> None:
-    """Take samples until the front closes the socket, and write them every few minutes."""
+def take_samples(control: socket.socket, writer: SampleWriter) -> None:
+    """Take samples until the front closes the socket, and write them every few minutes, after all that others do."""
+    os.nice(_NICE)  # of this thread alone
     cutter, began = SampleCutter(), time.monotonic()
     file_at, upload_at, sweep_at = began + _FILE_SECONDS, began + _AGAIN_SECONDS, began
     while True:
@@ -157,9 +159,6 @@ def serve_samples(control: socket.socket, writer: SampleWriter) -> None:
         if now >= sweep_at:
             writer.sweep()
             sweep_at = time.monotonic() + _SWEEP_SECONDS
-    writer.make_files()
-    writer.upload()
-    _report(control, writer)
 
 
 def _report(control: socket.socket, writer: SampleWriter) -> None:
@@ -172,13 +171,17 @@ def main() -> None:
     """Write samples until the front is gone."""
     for number in (signal.SIGINT, signal.SIGTERM):  # for a whole group: the front says when it is time
         signal.signal(number, signal.SIG_IGN)
-    os.nice(_NICE)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for quiet in ("botocore", "boto3", "s3transfer", "urllib3"):
         logging.getLogger(quiet).setLevel(logging.WARNING)
     writer = SampleWriter(Store.from_environment, int(sys.argv[2]))
     with socket.socket(fileno=int(sys.argv[1])) as control:
-        serve_samples(control, writer)
+        taking = threading.Thread(target=take_samples, args=(control, writer))
+        taking.start()
+        taking.join()
+        writer.make_files()  # nobody is served any more, and the front waits
+        writer.upload()
+        _report(control, writer)
 
 
 if __name__ == "__main__":

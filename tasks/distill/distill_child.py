@@ -60,6 +60,7 @@ def main(child: Child) -> Result:
     if untaught is not None:
         name = f"control-{label}" if label else "control"
         pupils.append(_publish(child, data, untaught.model, untaught.fitted, name))
+    values["epoch_seconds"] = taught.fitted.epoch_seconds
     values["chosen"] = {"temperature": mix.temperature, "alpha": mix.alpha}
     values["tried"] = [trial.as_json() for trial in tried]
     if spec["hints"] is not None:

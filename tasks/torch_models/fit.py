@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ class Fitted:
     stopped_early: bool
     resumed_at: int
     """Epochs that a killed training before this one had done."""
+    epoch_seconds: float | None = None
+    """Of an epoch in the middle, judging included; None where all of them were done before."""
 
     def summary(self) -> dict[str, Any]:
         """The outcome as JSON; nothing in it tells whether training was interrupted."""
@@ -111,12 +114,13 @@ def fit(
             loop.shards = MicroShards((model, beside), loop.parameters, shards=training.shards, ranks=ranks, seed=seed)
         settings = (rows.count, views, training, seed)
         state = FitState(model, beside, loop.optimizer, loop.scaler, where=where, settings=settings)
-        resumed_at = state.resume(checkpoints)
+        resumed_at, seconds = state.resume(checkpoints), list[float]()
         if ranks.count > 1:
             ranks.agree(_what_ranks_share(state, data, resumed_at))
         for epoch in range(resumed_at + 1, epochs + 1):
             if state.finished:
                 break
+            began = time.monotonic()
             seed_everything(seed, epoch)
             if views is not None:
                 rows.show(views.of_epoch(epoch))
@@ -142,6 +146,7 @@ def fit(
             text = f"loss {train_loss:.4f}, validation loss {val_loss:.4f}, metric {val_metric:.4f}"
             print(f"epoch {epoch}/{epochs}: {text}, lr {lr:.2e}", flush=True)
             tell(steps, text)
+            seconds.append(time.monotonic() - began)
     model.load_state_dict(state.best)
     model.eval()
     return Fitted(
@@ -151,6 +156,7 @@ def fit(
         val_loss=float(state.history[state.best_epoch - 1]["val_loss"]),
         stopped_early=len(state.history) < epochs,
         resumed_at=resumed_at,
+        epoch_seconds=statistics.median(seconds) if seconds else None,
     )
 
 
