@@ -151,7 +151,7 @@ class Measurement(Record):
     threads: int = Field(ge=1)
     batch: int = Field(ge=1)
     predict_batch: int = Field(default=1, ge=1)
-    """Samples per run when the split was predicted: a dynamically quantized model answers by the batch it sees."""
+    """Samples per run when the split was predicted: a model may take an int8 scale from the whole batch it sees."""
 
     metric: MetricEstimate
     accuracy: float | None = None

@@ -30,7 +30,7 @@ class Recording(Record):
     output: str
     rows: int = Field(ge=1)
     batch: int = Field(default=1, ge=1)
-    """Rows per request: a dynamically quantized model takes its scale from the whole batch it sees."""
+    """Rows per request: a model may take an int8 scale from the whole batch it sees."""
     file: FileEntry
 
 

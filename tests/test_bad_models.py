@@ -226,7 +226,7 @@ def test_shared_and_computed_weights_go_through_export_and_int8(
         signed_activations=False,
     )
     before = prepared.SerializeToString()
-    dynamic = quantize_dynamically(prepared, tmp_path, per_channel=True, reduce_range=sums_saturate(cpu_class()))
+    dynamic = quantize_dynamically(prepared, per_channel=True, reduce_range=sums_saturate(cpu_class()))
     assert prepared.SerializeToString() == before
     for quantized in (static, dynamic):
         data = strip(quantized, merge_equal=True)

@@ -213,7 +213,7 @@ def test_costs_of_convolutions_and_quantized_graphs() -> None:
 
 
 def test_scales_of_dynamic_quantization_are_no_parameters() -> None:
-    """The form that quantize_dynamic gives a dense layer, with meaningless names."""
+    """The form that ONNX Runtime's quantize_dynamic gives a dense layer, with meaningless names."""
     nodes = [
         helper.make_node("DynamicQuantizeLinear", ["x"], ["a", "b", "c"]),
         helper.make_node("MatMulInteger", ["a", "w", "c", "z"], ["d"]),

@@ -1,8 +1,8 @@
 """Whether a model answers a row alike whatever other rows are in its batch: only then are requests run together.
 
-Dynamic quantization takes its scale from the whole batch, so a stranger's request would change one's answer; kernels
-for several rows may sum in another order than those for one. So it is measured, on the machine that serves, each time a
-version is loaded.
+ONNX Runtime's dynamic quantization takes its scale from the whole batch, so a stranger's request would change one's
+answer (ours takes it from the row, :mod:`tasks.quantize.int8_dynamic`); kernels for several rows may sum in another
+order than those for one. So it is measured, on the machine that serves, each time a version is loaded.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ class MeasureSpec(Frozen):
         default=1,
         ge=1,
         le=65_536,
-        description="number of samples per run when a split is predicted; above 1 dynamic quantization answers "
-        "differently",
+        description="number of samples per run when a split is predicted; above 1 a file of your own that takes an "
+        "int8 scale from the whole batch answers differently",
     )
 
 

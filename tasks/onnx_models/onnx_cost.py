@@ -93,8 +93,9 @@ def _parameters(graph: GraphProto) -> int:
     """Constants that are no index, scalar, scale or zero point."""
     aside: set[str] = set()
     measured = {node.output[1] for node in graph.node if node.op_type == "DynamicQuantizeLinear"}
-    bytewise = {i.name for i in graph.initializer if i.data_type == TensorProto.INT8}
-    measured |= {node.output[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in bytewise}
+    whole = {i.name for i in graph.initializer if i.data_type == TensorProto.INT8}
+    whole |= {node.output[0] for node in graph.node if node.op_type in ("MatMulInteger", "ConvInteger")}
+    measured |= {node.output[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in whole}
     for node in graph.node:
         aside.update(node.input[i] for i in _SCALES_AND_ZEROS.get(node.op_type, ()) if i < len(node.input))
         if node.op_type == "Mul" and measured.intersection(node.input):  # a scale of weights

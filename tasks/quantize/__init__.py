@@ -40,8 +40,8 @@ class QuantizeSpec(Frozen):
         default=("static", "dynamic"),
         min_length=1,
         description="variants to make. static: int8 weights and activations, with ranges from the calibration split. "
-        "dynamic: int8 MatMul and Gemm only, ranges measured at run time. weights8, weights4: weights only, for size "
-        "(convolutions, and in weights8 small products, are int8 in the file and run in fp32). fp16: for "
+        "dynamic: int8 MatMul and Gemm only, each row by its own range at run time. weights8, weights4: weights only, "
+        "for size (convolutions, and in weights8 small products, are int8 in the file and run in fp32). fp16: for "
         "accelerators; smaller but not faster on CPUs. bf16: skipped while ONNX Runtime cannot run it on CPUs",
     )
     calibration_samples: int = Field(

@@ -26,7 +26,7 @@ def prepare(file: bytes, folder: Path) -> ModelProto:
     """
     model = onnx.load_from_string(file)
     del model.graph.value_info[:]
-    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
+    opset = opset_of(model)
     if 0 < opset < OLDEST_OPSET:
         model = onnx.version_converter.convert_version(model, OLDEST_OPSET)
     written = folder / "optimised.onnx"
@@ -68,6 +68,11 @@ def quantizable(model: ModelProto) -> list[NodeProto]:
     return [
         node for node in model.graph.node if node.op_type in LAYERS and node.domain == "" and node.input[1] in constants
     ]
+
+
+def opset_of(model: ModelProto) -> int:
+    """Version of the standard operators; 0 where the model names none."""
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
 def layer_label(model: ModelProto, node: NodeProto) -> str:

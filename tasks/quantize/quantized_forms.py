@@ -195,11 +195,7 @@ class FormBuilder:
             return lambda excluded: snap_scales(build(excluded), prepared, most=most)
         if method == "dynamic":
             return lambda excluded: quantize_dynamically(
-                prepared,
-                self.folder,
-                per_channel=quantizing.per_channel,
-                reduce_range=self._saturates,
-                excluded=excluded,
+                prepared, per_channel=quantizing.per_channel, reduce_range=self._saturates, excluded=excluded
             )
         bits = {"weights8": 8, "weights4": 4}[method]
         return lambda excluded: quantize_weights(prepared, bits=bits, excluded=excluded)

@@ -16,7 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from tasks.quantize.prepared_graph import quantizable
+from tasks.quantize.prepared_graph import opset_of, quantizable
+from tasks.quantize.products import as_matmul, is_product
 
 Array = NDArray[Any]
 
@@ -59,8 +60,8 @@ def quantize_weights(
             nodes.append(node)
             continue
         weight = numpy_helper.to_array(tensors[node.input[1]]).astype(np.float32)
-        if _is_product(node, weight) and (bits == 4 or weight.size > folded):
-            product, tail, matrix = _as_matmul(node, weight)
+        if is_product(node, weight) and (bits == 4 or weight.size > folded):
+            product, tail, matrix = as_matmul(node, weight)
             before, made = _products(product, matrix, bits)
             nodes += [*before, product, *tail]
         else:
@@ -113,24 +114,6 @@ def round_blocks(weight: Array) -> tuple[Array, Array]:
     return numbers.reshape(-1, columns)[:rows], scales[:, 0]
 
 
-def _is_product(node: NodeProto, weight: Array) -> bool:
-    factors = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-    plain = not factors.get("transA", 0) and factors.get("alpha", 1.0) == factors.get("beta", 1.0) == 1.0
-    return node.op_type in ("Gemm", "MatMul") and weight.ndim == 2 and plain
-
-
-def _as_matmul(node: NodeProto, weight: Array) -> tuple[NodeProto, list[NodeProto], Array]:
-    """The layer as MatMul, the Add that follows it, and its weight [K, N]."""
-    if node.op_type == "MatMul":
-        return node, [], weight
-    transposed = any(a.name == "transB" and a.i for a in node.attribute)
-    bias = list(node.input[2:3]) if len(node.input) > 2 and node.input[2] else []
-    middle = f"{node.name}_product" if bias else node.output[0]
-    product = helper.make_node("MatMul", list(node.input[:2]), [middle], name=node.name)
-    tail = [helper.make_node("Add", [middle, *bias], [node.output[0]], name=f"{node.name}_bias")] if bias else []
-    return product, tail, np.ascontiguousarray(weight.T) if transposed else weight
-
-
 def _subtract_biases(nodes: list[NodeProto], graph: GraphProto) -> None:
     """Write x + b after a quantized product as x - (-b).
 
@@ -180,8 +163,7 @@ def _folded(node: NodeProto, weight: Array) -> tuple[list[NodeProto], list[Tenso
 
 
 def _raise_opset(model: ModelProto) -> None:
-    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
-    if opset < _BLOCKED_OPSET:
+    if opset_of(model) < _BLOCKED_OPSET:
         names = [node.name for node in model.graph.node]
         model.CopyFrom(onnx.version_converter.convert_version(model, _BLOCKED_OPSET))
         if len(names) == len(model.graph.node):  # the converter may drop names, by which layers are told apart
