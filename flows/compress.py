@@ -11,7 +11,8 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from flows.ahead import draw_ahead, import_ahead
 from flows.champion import refused_decision, standing_champion
-from flows.conclusion import concluding, curl_line
+from flows.conclusion import concluding
+from flows.example_request import curl_line
 from flows.lineage import Made, MadeStep
 from flows.ongoing_run import OngoingRun, make_job, open_run
 from flows.rehearsal import settle, try_stages, worth_trying

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import httpx
-import numpy as np
 from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
 from prefect.exceptions import PrefectException
 
-from flows.lineage import Made, Measured
+from flows.lineage import Made
 from flows.ongoing_run import STOPPED, OngoingRun
 from model_registry.mlflow_rest import ANSWER_SECONDS, RegistryError
 from model_registry.registry import Registry
 from model_registry.run_page import Tracked, VariantRun
 from model_registry.sizes import KB, MB
 from model_registry.store import StoreError
-from tasks.evidence.arrays import fetch_arrays
-from tasks.evidence.split_inputs import split_inputs
 from tasks.release.ledger_protocol import patiently
 from tasks.report.chosen_layers import chosen_layers
 from tasks.report.flip_pictures import flips_of
@@ -30,7 +23,6 @@ from tasks.report.headline import headline
 from tasks.report.pages import write_report
 from tasks.report.run_report import RunReport
 from tasks.report.sequence_view import gap_sentence, sequence_sentence
-from tasks.running.task_kind import CHOICES
 from tasks.track import conclude
 
 DATA_DOCS = "data_docs.html"
@@ -38,7 +30,6 @@ NOT_SHOWN = (RegistryError, StoreError, httpx.HTTPError, PrefectException, OSErr
 """What the servers that only show a run may answer, and what a full disk does."""
 _STOP_SECONDS = 2.0
 """How long MLflow may take where somebody waits for the prompt."""
-_INLINE_ELEMENTS = 256
 
 
 @contextmanager
@@ -128,41 +119,6 @@ def _look_closer(run: OngoingRun, made: Made) -> None:
         run.flips = patiently(lambda: flips_of(run.store, report.decision, made.checked.labels))
     except StoreError as lost:  # the page is worth more than its pictures
         run.note(f"the answers that changed cannot be shown: {lost}")
-
-
-def curl_line(run: OngoingRun, made: Made, chosen: Measured, url: str) -> str:
-    """A command that sends one raw row of the validation split to the endpoint, as a person would paste it."""
-    names = {spec.name: spec for spec in chosen.variant.inputs}
-    columns = fetch_arrays(run.store, split_inputs(run.job, made.checked)["validation"])
-    inputs = [
-        {
-            "name": name,
-            "shape": [1, *columns[name].shape[1:]],
-            "datatype": spec.datatype,
-            "data": [_json_number(float(v)) for v in np.ravel(columns[name][0])],
-        }
-        for name, spec in names.items()
-    ]
-    body: dict[str, object] = {"inputs": inputs}
-    if made.checked.labels and made.checked.task in (*CHOICES, "labels"):
-        body["outputs"] = [{"name": "label"}, {"name": "probability"}]
-    text = json.dumps(body, separators=(",", ":"))
-    if sum(len(item["data"]) for item in inputs) > _INLINE_ELEMENTS:
-        return f"curl -s {url}/infer -d @{_request_file(text, made)}"
-    return f"curl -s {url}/infer -d '{text}'"
-
-
-def _json_number(value: float) -> int | float | None:
-    """As a person would write it; null for a missing value."""
-    return None if not math.isfinite(value) else int(value) if value.is_integer() else value
-
-
-def _request_file(text: str, made: Made) -> Path:
-    home = Path(os.environ.get("WINNOW_HOME", ".winnow")).absolute()
-    path = home / "requests" / f"{made.checked.fingerprint[:16]}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def _show_in_prefect(report: RunReport, tracked: Tracked | None) -> None:

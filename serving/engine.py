@@ -21,6 +21,7 @@ from serving.labelled import Labelling
 from serving.onnx_safety import check_onnx
 from serving.quiet_runtime import onnxruntime
 from serving.tensors import NUMPY, ONNX, Array, bytes_array
+from serving.text_reader import load_text_reader
 from serving.verified_file import read_verified
 
 MODEL = "model.onnx"
@@ -42,9 +43,10 @@ class Engine:
         threads: intra-op threads instead of the variant's own, for measurements.
 
     Attributes:
-        inputs, outputs: tensor specs as served; with labels, those of :class:`serving.labelled.Labelling` follow the
-            graph's own outputs.
+        inputs, outputs: tensor specs of the graph; with labels, those of :class:`serving.labelled.Labelling` follow its
+            own outputs.
         graph_outputs: names of the graph's own outputs.
+        served: what clients send: the inputs, or ``text`` in their place where a tokenizer travels with the variant.
 
     Raises:
         ManifestMismatch: a file is not the one of the manifest.
@@ -63,6 +65,8 @@ class Engine:
         gaps = self._load_gaps(folder)
         self.inputs = tuple(spec.model_copy(update={"missing": spec.name in gaps}) for spec in variant.inputs)
         self.outputs = variant.outputs
+        self._reader = load_text_reader(folder, variant)
+        self.served = self.inputs if self._reader is None else (self._reader.spec,)
         self._text_inputs = {spec.name for spec in self.inputs if spec.datatype == "BYTES"}
         self._labelling = self._load_labels(folder)
         if self._labelling is not None:
@@ -79,6 +83,7 @@ class Engine:
         needs_labels = len(from_graph) < len(wanted)
         if needs_labels and self.graph_outputs[0] not in from_graph:
             from_graph.append(self.graph_outputs[0])
+        inputs = self.tokenized(inputs)
         feed = {name: _text(array) if name in self._text_inputs else array for name, array in inputs.items()}
         try:
             found = dict(zip(from_graph, self._session.run(from_graph, feed), strict=True))
@@ -88,6 +93,10 @@ class Engine:
         if needs_labels and self._labelling is not None:
             found |= self._labelling(found[self.graph_outputs[0]])
         return {name: found[name] for name in wanted}
+
+    def tokenized(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
+        """The graph's inputs of what a client sends: ids in place of texts."""
+        return inputs if self._reader is None else self._reader(inputs)
 
     def warm_up(self, runs: int = 2) -> None:
         """Run on zeros (free dimensions at 1), so that the first request does not pay for first-time work.

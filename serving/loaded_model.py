@@ -30,7 +30,7 @@ class LoadedModel:
     def __init__(self, engine: Engine, name: str) -> None:
         engine.warm_up()
         self._engine, self.name, self.variant = engine, name, engine.variant
-        self._reader = SampleReader(name, engine.inputs)
+        self._reader = SampleReader(name, engine.served)
 
     @classmethod
     def from_store(
@@ -73,7 +73,7 @@ class LoadedModel:
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """Name, datatype and shape of each input; -1 is free, the batch comes first."""
-        return self._engine.inputs
+        return self._engine.served
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:

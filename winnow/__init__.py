@@ -32,6 +32,7 @@ __all__ = [
     "DataReadError",
     "DigitPairs",
     "Digits",
+    "Docstrings",
     "EndpointBusy",
     "EndpointError",
     "EndpointRefused",
@@ -67,6 +68,7 @@ __all__ = [
     "StoreUnavailable",
     "StridedClassifier",
     "Tabular",
+    "Text",
     "TrainingDiverged",
     "VggClassifier",
     "WeightsMismatch",
@@ -153,6 +155,7 @@ if TYPE_CHECKING:  # one line per name: what is here is what there is, for type 
     from tasks.workloads.digit_pairs import DigitPairs as DigitPairs
     from tasks.workloads.digits import Digits as Digits
     from tasks.workloads.digits import MovedDigits as MovedDigits
+    from tasks.workloads.docstrings import Docstrings as Docstrings
     from tasks.workloads.graph_module import graph_module as graph_module
     from tasks.workloads.images import Images as Images
     from tasks.workloads.letter_sequences import LetterSequences as LetterSequences
@@ -161,6 +164,7 @@ if TYPE_CHECKING:  # one line per name: what is here is what there is, for type 
     from tasks.workloads.segment_display import SegmentDisplay as SegmentDisplay
     from tasks.workloads.sklearn_table import SklearnTable as SklearnTable
     from tasks.workloads.tabular import Tabular as Tabular
+    from tasks.workloads.text import Text as Text
     from tasks.workloads.vgg import VggClassifier as VggClassifier
     from tasks.workloads.workload import ACCURACY as ACCURACY
     from tasks.workloads.workload import IOU as IOU

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -33,7 +34,7 @@ from serving.engines.engine_frames import (
 )
 from serving.engines.packed_body import LEAST_PACKED, packed_body, unpacked_body
 from serving.engines.quick_request import QuickReader, QuickRequest
-from serving.exceptions import EngineRunError, InferenceTimedOut, ServingError
+from serving.exceptions import EngineRunError, InferenceTimedOut, InvalidRequest, ServingError
 from serving.limits import RequestLimits
 from serving.protocol import InferRequest, parse_request
 from serving.verified_file import read_verified
@@ -67,11 +68,11 @@ class FrameWorker:
         model, version = order["model"], order["version"]
         self._engine, self._limits, self._name = engine, limits, (model, version)
         self.runner = BatchRunner(engine, certificate, limits.rows_per_run)
-        self._quick = QuickReader(engine.inputs, engine.outputs, limits)
+        self._quick = QuickReader(engine.served, engine.outputs, limits)
         self._write = AnswerWriter(model, version)
         self._row_seconds = certificate.seconds
         self.ready = {
-            "inputs": [spec.model_dump(mode="json") for spec in engine.inputs],
+            "inputs": [spec.model_dump(mode="json") for spec in engine.served],
             "outputs": [spec.model_dump(mode="json") for spec in engine.outputs],
             "batching": {"kind": certificate.kind, "why": certificate.why, "most_rows": self.runner.most_rows},
             "seconds": round(time.perf_counter() - began, 4),
@@ -135,9 +136,17 @@ class FrameWorker:
 
     def _read_strictly(self, asked: Asked, body: bytes | memoryview) -> InferRequest:
         content = bytes(body) if asked.json_bytes == -1 else body
-        return parse_request(
-            content, self._engine.inputs, self._engine.outputs, self._limits, json_bytes=asked.json_bytes
-        )
+        parse = partial(parse_request, outputs=self._engine.outputs, limits=self._limits, json_bytes=asked.json_bytes)
+        try:
+            request = parse(content, self._engine.served)
+        except InvalidRequest:
+            if self._engine.served == self._engine.inputs:
+                raise
+            with suppress(InvalidRequest):  # ids, as they are recorded and measured
+                return parse(content, self._engine.inputs)
+            raise
+        inputs = self._engine.tokenized(request.inputs)
+        return request if inputs is request.inputs else request._replace(inputs=dict(inputs))
 
     def _run_quick(self, pairs: list[tuple[Asked, QuickRequest]]) -> _Done:
         """Run requests of the common form as one array; each by itself and strictly where that does not work."""

@@ -8,19 +8,21 @@ import onnx
 import torch
 
 from model_registry.form_name import form_name
-from model_registry.manifest import canonical_json
+from model_registry.manifest import FileEntry, canonical_json
 from model_registry.missing_values import MISSING_VALUES
-from model_registry.variant import RuntimeSpec, Variant
+from model_registry.text_input import TEXT_INPUT, TOKENIZER, TextInput
+from model_registry.variant import RuntimeSpec, TensorSpec, Variant
 from tasks.export.onnx_export import OPSET, export_onnx
 from tasks.export.parity import BATCHES, check_parity
 from tasks.export.raw_inputs import RawInputs
 from tasks.onnx_models.onnx_cost import onnx_cost
 from tasks.onnx_models.onnx_graph import signature
 from tasks.running.child import Child, Result
+from tasks.running.errors import WorkloadError
 from tasks.running.splits import read_split
 from tasks.torch_models.torch_variant import load
 from tasks.workloads.task_check import labels_file
-from tasks.workloads.workload import load_workload
+from tasks.workloads.workload import Workload, load_workload
 
 _ROWS = max(BATCHES)
 
@@ -52,6 +54,7 @@ def main(child: Child) -> Result:
     missing = child.data.inputs_with_gaps(specs)
     if missing:
         files.append(child.store.publish_bytes(canonical_json(missing), MISSING_VALUES))
+    files += _text_files(child, workload, specs)
     variant = Variant(
         name=form_name(parent.name, "fp32"),
         stage="export",
@@ -67,3 +70,21 @@ def main(child: Child) -> Result:
         "parity": [asdict(p) for p in parity],
     }
     return Result(variants=(variant,), values=values)
+
+
+def _text_files(child: Child, workload: Workload, inputs: tuple[TensorSpec, ...]) -> list[FileEntry]:
+    """The tokenizer, if the workload has one, and where its ids go."""
+    found = workload.tokenizer()
+    if found is None:
+        return []
+    source, texts = found
+    if len(inputs) != 1:
+        raise WorkloadError(
+            f"{workload.ref.path} has a tokenizer() and {len(inputs)} inputs, {[spec.name for spec in inputs]}; "
+            "text becomes one input"
+        )
+    where = TextInput.model_validate({"input": inputs[0].name, "texts": texts})
+    return [
+        child.store.publish_bytes(source.encode(), TOKENIZER),
+        child.store.publish_bytes(where.to_json(), TEXT_INPUT),
+    ]

@@ -95,11 +95,13 @@ def _parameters(graph: GraphProto) -> int:
     measured = {node.output[1] for node in graph.node if node.op_type == "DynamicQuantizeLinear"}
     whole = {i.name for i in graph.initializer if i.data_type == TensorProto.INT8}
     whole |= {node.output[0] for node in graph.node if node.op_type in ("MatMulInteger", "ConvInteger")}
+    taken = {node.output[0]: node.input[0] for node in graph.node if node.op_type in ("Gather", "Slice")}
+    whole |= {rows for rows, table in taken.items() if table in whole}
     measured |= {node.output[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in whole}
     for node in graph.node:
         aside.update(node.input[i] for i in _SCALES_AND_ZEROS.get(node.op_type, ()) if i < len(node.input))
         if node.op_type == "Mul" and measured.intersection(node.input):  # a scale of weights
-            aside.update(node.input)
+            aside.update(taken.get(name, name) for name in node.input)
     return sum(
         prod(i.dims) for i in graph.initializer if i.dims and i.data_type not in _INDICES and i.name not in aside
     )

@@ -31,6 +31,7 @@ from tasks.quantize.prepared_graph import prepare, why_not
 from tasks.quantize.recurrent_weights import round_recurrent_weights
 from tasks.quantize.saturation import saturating_layers
 from tasks.quantize.static_recipe import Build, static_recipe
+from tasks.quantize.table_rows import round_tables
 from tasks.quantize.weight_only import quantize_weights, runs_as_float
 
 _SAME = 1e-3
@@ -131,6 +132,8 @@ class FormBuilder:
         """The file, or why there is none."""
         quantized = to_half(self._plain) if method == "fp16" else self._controlled(method, self._build(method))
         recurrent = round_recurrent_weights(quantized) if method != "fp16" else ()
+        if method != "fp16":
+            round_tables(quantized)
         if method == "static":
             float_biases(quantized)
             fold_byte_inputs(quantized)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,14 +19,17 @@ if TYPE_CHECKING:
 _A_DAY = {"D": 1, "s": 86_400, "ms": 86_400_000, "us": 86_400_000_000, "ns": 86_400_000_000_000}
 
 
-def to_columns(table: pa.Table, path: Path, reading: Reading | None = None) -> ReadColumns:
+def to_columns(
+    table: pa.Table, path: Path, reading: Reading | None = None, *, texts: Collection[str] = ()
+) -> ReadColumns:
     """Numpy columns [rows, ...] of an Arrow table.
 
     Numbers keep their type; a missing number makes its column float64 with NaN. Dates and times become days since
     1970-01-01 (in UTC where they have a zone), times of the day and durations days: float64, NaN where missing. Text
     becomes fixed-width text, missing ones the empty text (the data checks count both as missing). Equal-length lists
-    become one array [rows, length] of the numbers' type. Object arrays never arise: they would need pickle on the way
-    to the store. ``reading``: what is known of the file besides its columns.
+    become one array [rows, length] of the numbers' type. Object arrays arise for ``texts`` alone, of which whoever asks
+    for them makes numbers: they would need pickle on the way to the store. ``reading``: what is known of the file
+    besides its columns.
 
     Raises:
         DataReadError: no rows, a column twice, lists of unequal length, or a type with no array form.
@@ -33,7 +37,10 @@ def to_columns(table: pa.Table, path: Path, reading: Reading | None = None) -> R
     require_unique_names(table, path)
     if table.num_rows == 0:
         raise DataReadError(f"{path} holds no rows, at least one is needed; check that the file is complete")
-    columns = {name: _array(table.column(name), name, path) for name in table.column_names}
+    columns = {
+        name: _texts(table.column(name), name, path) if name in texts else _array(table.column(name), name, path)
+        for name in table.column_names
+    }
     types = {
         name: str(np.dtype(table.column(name).type.to_pandas_dtype()))
         for name in columns
@@ -67,7 +74,7 @@ def _kind(kind: pa.DataType, values: np.ndarray) -> str:
         return "dates and times, as days since 1970-01-01" if _is_moment(kind) else "times, in days"
     if pa.types.is_boolean(kind):
         return "true or false"
-    return "text" if values.dtype.kind == "U" else "whole numbers" if pa.types.is_integer(kind) else "numbers"
+    return "text" if values.dtype.kind in "UO" else "whole numbers" if pa.types.is_integer(kind) else "numbers"
 
 
 def _array(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
@@ -96,6 +103,20 @@ def _array(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
         f"{path}: column {name!r} is of type {kind}, which has no array form; "
         "keep numbers, text, dates and lists of numbers"
     )
+
+
+def _texts(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
+    """Texts of any length [rows], str objects; numbers as they are spelt in JSON."""
+    import pyarrow as pa
+
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        try:
+            column = column.cast(pa.string())
+        except pa.ArrowException as error:
+            raise DataReadError(f"{path}: column {name!r} is of type {column.type}, which is no text") from error
+    found = np.empty(len(column), object)
+    found[:] = ["" if text is None else text for text in column.to_pylist()]
+    return found
 
 
 def _is_number(kind: pa.DataType) -> bool:

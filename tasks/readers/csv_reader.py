@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 
 def read_csv(
-    path: Path, *, delimiter: str | None = None, decimal: str | None = None, missing: Sequence[str] = ()
+    path: Path,
+    *,
+    delimiter: str | None = None,
+    decimal: str | None = None,
+    missing: Sequence[str] = (),
+    texts: Collection[str] = (),
 ) -> ReadColumns:
     """Columns of a UTF-8 CSV file whose first line names them. Types are inferred from all rows.
 
@@ -25,6 +30,7 @@ def read_csv(
         decimal: ``.`` or ``,``; by default recognised.
         missing: how a missing value is spelt, besides the empty text, ``NA``, ``N/A``, ``NaN``, ``null`` and the like;
             ``?``, ``-``, ``None`` and a few more are recognised between numbers.
+        texts: see :func:`tasks.readers.tables.read_table`; only where there are some may a field hold several lines.
 
     Raises:
         DataReadError: not readable as CSV, or in more than one way; names the file, the row where known, and what to
@@ -34,19 +40,21 @@ def read_csv(
         raise DataReadError(f"decimal {decimal!r} must be '.' or ','")
     usual = "\t" if ".tsv" in path.suffixes else ","
     separator = recognise_delimiter(path, usual) if delimiter is None else delimiter
-    table, mark = _parse(path, separator, decimal or ".", missing), decimal or "."
+    table, mark = _parse(path, separator, decimal or ".", missing, texts), decimal or "."
     if decimal is None and (commas := recognise_decimal_comma(table, path)):
-        table, mark = _with_commas(path, separator, missing, table, commas), ","
+        table, mark = _with_commas(path, separator, missing, texts, table, commas), ","
     table, gaps = fill_gaps(table, decimal=mark)
     said = f"{path.name}: fields separated by {separator!r}, decimal mark {mark!r}."
-    return to_columns(table, path, Reading((said,), tuple(f"{path.name}: {gap}" for gap in gaps)))
+    return to_columns(table, path, Reading((said,), tuple(f"{path.name}: {gap}" for gap in gaps)), texts=texts)
 
 
-def _with_commas(path: Path, separator: str, missing: Sequence[str], points: pa.Table, commas: list[str]) -> pa.Table:
+def _with_commas(
+    path: Path, separator: str, missing: Sequence[str], texts: Collection[str], points: pa.Table, commas: list[str]
+) -> pa.Table:
     """The file read with a decimal comma."""
     import pyarrow as pa
 
-    table = _parse(path, separator, ",", missing)
+    table = _parse(path, separator, ",", missing, texts)
     lost = [
         name
         for name in table.column_names
@@ -60,18 +68,19 @@ def _with_commas(path: Path, separator: str, missing: Sequence[str], points: pa.
     return table
 
 
-def _parse(path: Path, delimiter: str, decimal: str, missing: Sequence[str]) -> pa.Table:
+def _parse(path: Path, delimiter: str, decimal: str, missing: Sequence[str], texts: Collection[str]) -> pa.Table:
     import pyarrow as pa
     import pyarrow.csv as pc
 
     convert = pc.ConvertOptions(strings_can_be_null=True, decimal_point=decimal)
     convert.null_values = [*convert.null_values, *missing]
+    convert.column_types = dict.fromkeys(texts, pa.string())
     try:
         table = pc.read_csv(
             path,
             # One block per file would infer types from everything; several could disagree, and arrow would refuse.
             read_options=pc.ReadOptions(block_size=max(1 << 20, min(_plain_size(path), (1 << 31) - 1))),
-            parse_options=pc.ParseOptions(delimiter=delimiter),
+            parse_options=pc.ParseOptions(delimiter=delimiter, newlines_in_values=bool(texts)),
             convert_options=convert,
         )
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from tasks.readers.arrow_columns import to_columns
@@ -9,7 +10,7 @@ from tasks.readers.reading import ReadColumns
 from tasks.running.errors import DataReadError
 
 
-def read_jsonl(path: Path) -> ReadColumns:
+def read_jsonl(path: Path, *, texts: Collection[str] = ()) -> ReadColumns:
     """Columns of a file with one JSON object per line; keys missing in a line are missing values.
 
     Raises:
@@ -30,4 +31,4 @@ def read_jsonl(path: Path) -> ReadColumns:
             f"{path} cannot be read as JSON lines: {error}. Every line must be one JSON object, "
             "and a key must have the same type in all of them"
         ) from error
-    return to_columns(table, path)
+    return to_columns(table, path, texts=texts)

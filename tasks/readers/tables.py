@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Collection, Sequence
 
 from tasks.readers.csv_reader import read_csv
 from tasks.readers.jsonl_reader import read_jsonl
@@ -13,7 +12,7 @@ from tasks.readers.reading import ReadColumns
 from tasks.readers.sources import local
 from tasks.running.errors import DataReadError
 
-READERS: dict[str, Callable[[Path], ReadColumns]] = {
+READERS: dict[str, Callable[..., ReadColumns]] = {
     ".csv": read_csv,
     ".tsv": read_csv,
     ".parquet": read_parquet,
@@ -24,7 +23,12 @@ READERS: dict[str, Callable[[Path], ReadColumns]] = {
 
 
 def read_table(
-    source: str, *, delimiter: str | None = None, decimal: str | None = None, missing: Sequence[str] = ()
+    source: str,
+    *,
+    delimiter: str | None = None,
+    decimal: str | None = None,
+    missing: Sequence[str] = (),
+    texts: Collection[str] = (),
 ) -> ReadColumns:
     """Columns [rows, ...] of a CSV, Parquet, JSON lines or npz file, local or s3://; a dict of arrays.
 
@@ -33,6 +37,8 @@ def read_table(
         delimiter: of CSV, what separates the fields; by default recognised.
         decimal: of CSV, ``.`` or ``,``; by default recognised.
         missing: of CSV, how a missing value is spelt besides the usual ways.
+        texts: names of columns that are text whatever is in them, of any length: arrays of str objects, not of text of
+            a fixed width; a missing one is the empty text. npz files hold text of a fixed width only.
 
     Raises:
         DataReadError: unknown extension, no such file, or not readable as what its extension says.
@@ -46,6 +52,6 @@ def read_table(
                 f"{source}: no reader for {'a folder' if path.is_dir() else f'the extension {extension!r}'}; "
                 f"tables are read from {', '.join(READERS)} (CSV and JSON lines also with .gz)"
             )
-        if reader is not read_csv:
-            return reader(path)
-        return read_csv(path, delimiter=delimiter, decimal=decimal, missing=missing)
+        if reader is read_csv:
+            return read_csv(path, delimiter=delimiter, decimal=decimal, missing=missing, texts=texts)
+        return reader(path) if reader is read_npz else reader(path, texts=texts)

@@ -223,6 +223,10 @@ class Workload:
         """Dimensions besides the batch that vary, by input name: ``{"tokens": {1: "sequence"}}``."""
         return dict(self.user.dynamic_dims()) if hasattr(self.user, "dynamic_dims") else {}
 
+    def tokenizer(self) -> tuple[str, int] | None:
+        """``tokenizer.json`` by which texts become the one input, and how many texts a row is; None for other data."""
+        return (self.user.tokenizer(), int(self.user.texts)) if hasattr(self.user, "tokenizer") else None
+
 
 def _task_of(ref: WorkloadRef, outputs: Any, targets: Any, *, whole: bool) -> TaskKind:
     """What is learned, as it is settled, or by the shapes of answers and targets, arrays or tensors [N, ...]."""

@@ -1,0 +1,194 @@
+"""Encoders of Hugging Face folders: ``config.json`` and safetensors files of the BERT, RoBERTa and DistilBERT types.
+
+Pickled weights and code that comes with a model are refused: both run whatever somebody wrote into them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from tasks.running.errors import DataReadError
+from tasks.workloads.text_encoder import EncoderShape, TextEncoder
+
+_KINDS = ("bert", "roberta", "xlm-roberta", "distilbert")
+_OPTIONAL = {"bert": "bert.", "roberta": "roberta.", "xlm-roberta": "roberta.", "distilbert": "distilbert."}
+"""Begins the names of the encoder's weights where a head was saved with it."""
+_BERT = {
+    "attention.query": "attention.self.query",
+    "attention.key": "attention.self.key",
+    "attention.value": "attention.self.value",
+    "attention.out": "attention.output.dense",
+    "norm1": "attention.output.LayerNorm",
+    "up": "intermediate.dense",
+    "down": "output.dense",
+    "norm2": "output.LayerNorm",
+}
+_DISTILBERT = {
+    "attention.query": "attention.q_lin",
+    "attention.key": "attention.k_lin",
+    "attention.value": "attention.v_lin",
+    "attention.out": "attention.out_lin",
+    "norm1": "sa_layer_norm",
+    "up": "ffn.lin1",
+    "down": "ffn.lin2",
+    "norm2": "output_layer_norm",
+}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """An encoder as its folder has it: shape, and weights by the names of :class:`TextEncoder`, head aside."""
+
+    shape: EncoderShape
+    weights: Mapping[str, Tensor]
+
+    def into(self, model: TextEncoder) -> TextEncoder:
+        """The model with these weights, as far as it has the layers."""
+        ours = model.state_dict()
+        model.load_state_dict({name: self.weights.get(name, tensor) for name, tensor in ours.items()})
+        return model
+
+
+def read_shape(folder: Path, *, pair: bool = False) -> EncoderShape:
+    """What ``config.json`` says.
+
+    Args:
+        pair: whether the model is to read two texts.
+
+    Raises:
+        DataReadError: there is no such file, or a model of another type, or one that brings its own code.
+    """
+    file = folder / "config.json"
+    try:
+        config: dict[str, Any] = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise DataReadError(
+            f"{folder} has no config.json: name the folder that save_pretrained() of transformers wrote"
+        ) from error
+    except ValueError as error:
+        raise DataReadError(f"{file} is not JSON: {error}") from error
+    if config.get("auto_map"):
+        raise DataReadError(
+            f"{file} refers to code of its own (auto_map), which is not run; save the model as one of "
+            f"{', '.join(_KINDS)}"
+        )
+    kind = config.get("model_type")
+    if kind not in _KINDS:
+        raise DataReadError(
+            f"{file} is of type {kind!r}; encoders of the types {', '.join(_KINDS)} can be read. For another network "
+            "write a workload of your own: its model() may load what it likes"
+        )
+    try:
+        return _shape(kind, config, pair=pair)
+    except KeyError as error:
+        raise DataReadError(f"{file} of type {kind} does not say {error.args[0]!r}") from error
+
+
+def read_pretrained(folder: Path, *, pair: bool = False) -> Pretrained:
+    """Shape and weights of the encoder; arguments and errors as for :func:`read_shape`.
+
+    Raises:
+        DataReadError: its weights are missing, pickled, or not those of its config.
+    """
+    shape = read_shape(folder, pair=pair)
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    raw = {name.removeprefix(_OPTIONAL[kind]): tensor for name, tensor in _safetensors(folder).items()}
+    wanted = {
+        "words.weight": "embeddings.word_embeddings.weight",
+        "places.weight": "embeddings.position_embeddings.weight",
+        "norm.weight": "embeddings.LayerNorm.weight",
+        "norm.bias": "embeddings.LayerNorm.bias",
+    }
+    distilled = kind == "distilbert"
+    for number in range(shape.layers):
+        prefix = f"transformer.layer.{number}" if distilled else f"encoder.layer.{number}"
+        for ours, theirs in (_DISTILBERT if distilled else _BERT).items():
+            for part in ("weight", "bias"):
+                wanted[f"layers.{number}.{ours}.{part}"] = f"{prefix}.{theirs}.{part}"
+    missing = [name for name in wanted.values() if name not in raw]
+    if missing:
+        raise DataReadError(
+            f"the weights in {folder} lack {len(missing)} of the tensors that config.json tells of, such as "
+            f"{missing[0]!r}; save both with one save_pretrained"
+        )
+    weights = {ours: raw[theirs].float() for ours, theirs in wanted.items()}
+    _add_kinds(weights, raw.get("embeddings.token_type_embeddings.weight"), shape)
+    wrong = {
+        name: list(tensor.shape)
+        for name, tensor in TextEncoder(shape, 1).state_dict().items()
+        if name in weights and tensor.shape != weights[name].shape
+    }
+    if wrong:
+        name = next(iter(wrong))
+        raise DataReadError(
+            f"{wanted.get(name, name)} in {folder} is {list(weights[name].shape)}; config.json asks for {wrong[name]}"
+        )
+    return Pretrained(shape, weights)
+
+
+def _shape(kind: str, config: Mapping[str, Any], *, pair: bool) -> EncoderShape:
+    pad = int(config.get("pad_token_id", 0))
+    separators = {"bert": 102, "distilbert": 102}
+    separator = int(config.get("sep_token_id", separators.get(kind, 2))) if pair else None
+    if kind == "distilbert":
+        return EncoderShape(
+            vocabulary=config["vocab_size"],
+            features=config["dim"],
+            layers=config["n_layers"],
+            heads=config["n_heads"],
+            hidden=config["hidden_dim"],
+            places=config["max_position_embeddings"],
+            pad=pad,
+            separator=separator,
+            activation=config.get("activation", "gelu"),
+        )
+    return EncoderShape(
+        vocabulary=config["vocab_size"],
+        features=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        hidden=config["intermediate_size"],
+        places=config["max_position_embeddings"],
+        pad=pad,
+        first=pad + 1 if kind != "bert" else 0,
+        separator=separator,
+        activation=config.get("hidden_act", "gelu"),
+        epsilon=float(config.get("layer_norm_eps", 1e-12)),
+    )
+
+
+def _add_kinds(weights: dict[str, Tensor], kinds: Tensor | None, shape: EncoderShape) -> None:
+    """Vectors of the first and of the second text; where there is only one, its vector joins those of the places."""
+    if kinds is None:
+        kinds = torch.zeros(2, shape.features)
+    kinds = kinds.float()
+    if shape.separator is None:
+        weights["places.weight"] = weights["places.weight"] + kinds[0]
+    else:  # RoBERTa has one for both
+        weights["texts.weight"] = kinds[:2] if len(kinds) > 1 else kinds.expand(2, -1).clone()
+
+
+def _safetensors(folder: Path) -> dict[str, Tensor]:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickled = sorted(file.name for file in folder.glob("*.bin")) + sorted(file.name for file in folder.glob("*.pt"))
+        what = f"only pickled weights ({pickled[0]}), which run code when they are read" if pickled else "no weights"
+        raise DataReadError(
+            f"{folder} has {what}; save it with transformers: model.save_pretrained(folder, safe_serialization=True)"
+        )
+    found = dict[str, Tensor]()
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as archive:
+                found.update({name: archive.get_tensor(name) for name in archive.keys()})  # noqa: SIM118 - no mapping
+        except SafetensorError as error:
+            raise DataReadError(f"{file} is damaged: {error}") from error
+    return found
