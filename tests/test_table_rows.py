@@ -44,7 +44,18 @@ def test_looked_up_rows_differ_by_rounding_alone() -> None:
     assert 0 < np.abs(found - wanted).max() < 0.02 * np.abs(wanted).max()
     assert onnx_cost(model) == cost, "scales are no parameters"
     assert model.ByteSize() < 0.4 * size
-    assert {i.data_type for i in model.graph.initializer if i.name.endswith("_rows8")} == {TensorProto.INT8}
+    assert {i.data_type for i in model.graph.initializer if i.name.endswith("_rows")} == {TensorProto.INT8}
+
+
+def test_four_bits_are_half_of_that_again() -> None:
+    model = tables(TAKEN, columns=64)
+    wanted, cost, size = answers(model), onnx_cost(model), model.ByteSize()
+    round_tables(model, bits=4)
+    found = answers(model)
+    assert 0 < np.abs(found - wanted).mean() < 0.12 * np.abs(wanted).mean()
+    assert onnx_cost(model).parameters == cost.parameters
+    assert model.ByteSize() < 0.17 * size
+    assert answers(model).tobytes() == found.tobytes()
 
 
 @pytest.mark.parametrize(

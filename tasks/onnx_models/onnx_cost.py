@@ -24,6 +24,8 @@ _SCALES_AND_ZEROS = {
     "QLinearConv": (1, 2, 4, 5, 6, 7),
     "QLinearMatMul": (1, 2, 4, 5, 6, 7),
 }
+_PASSING = ("Cast", "Reshape", "Sub", "Concat", "BitwiseAnd", "BitShift", "Gather", "Slice")
+"""What a weight of small numbers passes on its way to its scale, always as the first input."""
 _INDICES = (TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING)
 
 
@@ -90,18 +92,26 @@ def _macs(node: NodeProto, known: Shapes) -> int | None:
 
 
 def _parameters(graph: GraphProto) -> int:
-    """Constants that are no index, scalar, scale or zero point."""
-    aside: set[str] = set()
-    measured = {node.output[1] for node in graph.node if node.op_type == "DynamicQuantizeLinear"}
-    whole = {i.name for i in graph.initializer if i.data_type == TensorProto.INT8}
+    """Constants that are no index, scalar, scale or zero point; of packed ones two for each byte."""
+    passed_on = {node.output[0]: node.input[0] for node in graph.node if node.op_type in _PASSING}
+
+    def origin(name: str) -> str:
+        while name in passed_on:
+            name = passed_on[name]
+        return name
+
+    packed = {origin(node.input[0]) for node in graph.node if node.op_type == "BitShift"}
+    whole = {i.name for i in graph.initializer if i.data_type == TensorProto.INT8} | packed
     whole |= {node.output[0] for node in graph.node if node.op_type in ("MatMulInteger", "ConvInteger")}
-    taken = {node.output[0]: node.input[0] for node in graph.node if node.op_type in ("Gather", "Slice")}
-    whole |= {rows for rows, table in taken.items() if table in whole}
-    measured |= {node.output[0] for node in graph.node if node.op_type == "Cast" and node.input[0] in whole}
+    whole |= {node.output[1] for node in graph.node if node.op_type == "DynamicQuantizeLinear"}
+    aside: set[str] = set()
     for node in graph.node:
         aside.update(node.input[i] for i in _SCALES_AND_ZEROS.get(node.op_type, ()) if i < len(node.input))
-        if node.op_type == "Mul" and measured.intersection(node.input):  # a scale of weights
-            aside.update(taken.get(name, name) for name in node.input)
+        origins = {origin(name) for name in node.input}
+        if node.op_type == "Mul" and origins & whole:  # a scale of weights
+            aside |= origins - whole
     return sum(
-        prod(i.dims) for i in graph.initializer if i.dims and i.data_type not in _INDICES and i.name not in aside
+        prod(i.dims) * (2 if i.name in packed else 1)
+        for i in graph.initializer
+        if i.dims and i.data_type not in _INDICES and i.name not in aside
     )

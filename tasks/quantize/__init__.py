@@ -69,6 +69,11 @@ class QuantizeSpec(Frozen):
         description="for static: power_of_two raises each scale to the next power of two, which costs a little "
         "accuracy; hardware shifts then instead of multiplying (targets: fpga)",
     )
+    tables: Literal[4, 8] = Field(
+        default=8,
+        description="number of bits of tables that are looked up, such as those of tokens, in static, dynamic and "
+        "weights8 (in weights4 always 4)",
+    )
     equalize: bool = Field(
         default=False,
         description="equalize the ranges of channels across neighbouring layers first, which helps depthwise "

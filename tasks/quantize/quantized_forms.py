@@ -48,6 +48,7 @@ class Quantizing:
     scales: str
     equalize: bool
     bias_correction: bool
+    tables: int
 
     @classmethod
     def of(cls, spec: Mapping[str, Any]) -> Quantizing:
@@ -133,7 +134,7 @@ class FormBuilder:
         quantized = to_half(self._plain) if method == "fp16" else self._controlled(method, self._build(method))
         recurrent = round_recurrent_weights(quantized) if method != "fp16" else ()
         if method != "fp16":
-            round_tables(quantized)
+            round_tables(quantized, bits=4 if method == "weights4" else self.quantizing.tables)
         if method == "static":
             float_biases(quantized)
             fold_byte_inputs(quantized)
