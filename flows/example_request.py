@@ -14,9 +14,8 @@ import numpy as np
 from flows.lineage import Made, Measured
 from flows.ongoing_run import OngoingRun
 from model_registry.store import Store
-from model_registry.text_input import TEXT_INPUT, TOKENIZER
+from model_registry.text_input import TEXT, TEXT_INPUT, TOKENIZER, TextInput, texts_of
 from model_registry.variant import Variant
-from serving.text_reader import TextReader
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.split_inputs import split_inputs
 from tasks.running.splits import Columns
@@ -52,10 +51,11 @@ def _text_rows(store: Store, variant: Variant, columns: Columns) -> list[dict[st
     files = {file.path: file for file in variant.files}
     if TEXT_INPUT not in files:
         return []
-    reader = TextReader(*(store.fetch_bytes(files[name]) for name in (TOKENIZER, TEXT_INPUT)))
-    texts = reader.text_of(columns[reader.input][0])
-    shape = [1, *(size for size in reader.spec.shape[1:])]
-    return [{"name": reader.spec.name, "shape": shape, "datatype": reader.spec.datatype, "data": texts}]
+    source = TextInput.from_json(store.fetch_bytes(files[TEXT_INPUT]))
+    ids = columns[source.input][0].tolist()
+    texts = texts_of(store.fetch_bytes(files[TOKENIZER]), ids, texts=source.texts)
+    shape = [1] if source.texts == 1 else [1, source.texts]
+    return [{"name": TEXT, "shape": shape, "datatype": "BYTES", "data": texts}]
 
 
 def _json_number(value: float) -> int | float | None:

@@ -8,14 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from model_registry.text_input import TEXT_INPUT, TOKENIZER, TextInput
+from model_registry.text_input import TEXT, TEXT_INPUT, TOKENIZER, TextInput
 from model_registry.variant import TensorSpec, Variant
 from serving.exceptions import EngineLoadError
 from serving.tensors import Array
 from serving.verified_file import read_verified
-
-TEXT = "text"
-"""Name of the input that clients see."""
 
 
 class TextReader:
@@ -59,19 +56,6 @@ class TextReader:
     def input(self) -> str:
         """The graph's input that the ids go to."""
         return self._source.input
-
-    def text_of(self, ids: Array) -> list[str]:
-        """The texts of a row of ids, about as they were: case and spaces may be lost."""
-        separator = next((i for i in map(self._tokenizer.token_to_id, ("[SEP]", "</s>")) if i is not None), -1)
-        parts, part = list[list[int]](), list[int]()
-        for number in ids.tolist():
-            if number == separator:
-                parts.append(part)
-                part = []
-            else:
-                part.append(number)
-        texts = [self._tokenizer.decode(each) for each in [*parts, part] if each]
-        return [text for text in texts if text][: self._source.texts]
 
 
 def load_text_reader(folder: Path, variant: Variant) -> TextReader | None:

@@ -138,6 +138,12 @@ def test_links_lead_somewhere() -> None:
                 assert (page.parent / target).exists(), f"{relative(page)}: {target}"
 
 
+def test_links_do_not_run_into_words() -> None:
+    for page in PAGES:
+        prose = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text(), flags=re.DOTALL)
+        assert not re.findall(r"\[[^\]\n]+\]\w+", prose), page
+
+
 def test_files_named_in_code_spans_exist() -> None:
     for page in PAGES:
         for span in re.findall(r"`([^`\n]+)`", prose(page)):

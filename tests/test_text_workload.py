@@ -126,9 +126,15 @@ def test_equal_texts_of_files_per_split_are_left_to_the_checks(tmp_path: Path) -
 def test_what_a_search_may_try_besides(tmp_path: Path) -> None:
     workload = Text(table(tmp_path, rows()), tokens=16)
     ref = WorkloadRef(path="winnow:Text", arguments={}, folder=None)
-    assert offered_scales(Workload(workload, ref)) == [{"network": "bag"}, {"network": "bag", "width": 0.5}]
+    offered = offered_scales(Workload(workload, ref))
+    assert [scale for scale in offered if "width" not in scale] == [
+        {"network": "bag"},
+        {"layers": "half"},
+        {"layers": "third"},
+    ]
+    assert [scale["width"] for scale in offered if "width" in scale] == [0.5] * 3
     bag, encoder = workload.model("student", network="bag"), workload.model("student")
-    half = workload.model("student", depth=0.5)
+    half = workload.model("student", layers="half")
     tokens = torch.from_numpy(workload.splits()["train"]["tokens"][:3])
     for model in (bag, encoder, half):
         model.eval()
@@ -141,14 +147,16 @@ def test_what_a_search_may_try_besides(tmp_path: Path) -> None:
 def test_a_pretrained_encoder_is_kept_as_it_is(tmp_path: Path) -> None:
     folder = encoder_folder(tmp_path / "encoder")
     workload = Text(table(tmp_path, rows()), encoder=str(folder), tokens=16)
-    whole, half = workload.model("teacher"), workload.model("student", depth=0.5)
+    whole, half = workload.model("teacher"), workload.model("student", layers="half")
     assert len(whole.get_submodule("layers")._modules) == LAYERS
     theirs, ours = whole.state_dict(), half.state_dict()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items() if not name.startswith("head"))
-    with pytest.raises(SpecError, match=r"width 0.5: a pretrained encoder is narrowed by prune or a search"):
-        workload.model("student", width=0.5)
-    with pytest.raises(SpecError, match="depth 0 must be above 0"):
-        workload.model("student", depth=0)
+    narrow = workload.model("student", width=0.5).state_dict()
+    assert narrow["words.weight"].shape == (14, 4), "its weights are new"
+    with pytest.raises(SpecError, match="layers 'few' must be one of all, half, third"):
+        workload.model("student", layers="few")  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="network 'cnn' must be one of encoder, bag"):
+        workload.model("student", network="cnn")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

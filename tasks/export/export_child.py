@@ -22,7 +22,7 @@ from tasks.running.errors import WorkloadError
 from tasks.running.splits import read_split
 from tasks.torch_models.torch_variant import load
 from tasks.workloads.task_check import labels_file
-from tasks.workloads.workload import Workload, load_workload
+from tasks.workloads.workload import Workload, load_workload, own_tokenizer
 
 _ROWS = max(BATCHES)
 
@@ -74,7 +74,7 @@ def main(child: Child) -> Result:
 
 def _text_files(child: Child, workload: Workload, inputs: tuple[TensorSpec, ...]) -> list[FileEntry]:
     """The tokenizer, if the workload has one, and where its ids go."""
-    found = workload.tokenizer()
+    found = own_tokenizer(workload)
     if found is None:
         return []
     source, texts = found

@@ -45,7 +45,7 @@ class Docstrings(Text):
         vocabulary: int = 8192,
     ) -> None:
         super().__init__("docstrings", encoder=encoder, tokens=tokens, vocabulary=vocabulary)
-        self.source = {name: "docstrings" for name, _ in _SHARES}
+        self.source = dict.fromkeys([name for name, _ in _SHARES], "docstrings")
         self.packages, self.rows = tuple(packages), rows
 
     def read(self) -> dict[str, Columns]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from torch import nn
@@ -17,7 +18,14 @@ from tasks.readers.sources import local
 from tasks.readers.splitting import Divided
 from tasks.running.errors import DataReadError, SpecError
 from tasks.running.splits import SPLITS, TARGET, Columns
-from tasks.workloads.text_tokenizer import LEAST_VOCABULARY, encode, new_tokenizer, read_tokenizer, sized
+from tasks.workloads.text_tokenizer import (
+    LEAST_VOCABULARY,
+    encode,
+    new_tokenizer,
+    read_tokenizer,
+    sized,
+    tokenizer_of,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -26,6 +34,8 @@ if TYPE_CHECKING:
     from tasks.workloads.text_encoder import EncoderShape
 
 Network = Literal["encoder", "bag"]
+Layers = Literal["all", "half", "third"]
+_SHARES = {"all": 1.0, "half": 1 / 2, "third": 1 / 3}
 _VOCABULARY = 8192
 """Tokens of a tokenizer that is trained on the texts, at most."""
 _SMALL: dict[str, Any] = {"features": 128, "layers": 4, "heads": 4, "hidden": 512, "places": 512}
@@ -37,6 +47,17 @@ _LOST = (
 _BAG_FEATURES = 32
 _PAD = 0
 """Of a tokenizer that is trained here."""
+
+
+class _Known(NamedTuple):
+    """``labels`` in their order; ``tokenizer``: as JSON, empty where the encoder has its own."""
+
+    labels: list[str]
+    tokenizer: str
+
+
+_KNOWN: dict[str, _Known] = {}
+"""Of the texts that this process has read last, by their settings and the state of their files."""
 
 
 class Text:
@@ -120,14 +141,14 @@ class Text:
             read.reading + more,
         )
 
-    def model(self, role: str, network: Network = "encoder", width: float = 1.0, depth: float = 1.0) -> nn.Module:
+    def model(self, role: str, network: Network = "encoder", layers: Layers = "all", width: float = 1.0) -> nn.Module:
         """The encoder, as it was pretrained where a folder is named; or a bag of words and pairs of words.
 
         Args:
             network: ``bag`` forgets the order of all but neighbours, and costs a hundredth: what does not beat it
                 should not be served.
-            width: scales the features of a bag, or of an encoder that is not pretrained.
-            depth: share of the encoder's layers that a student keeps, evenly spaced.
+            layers: that an encoder has, evenly spaced; a student finds the weights of its teacher's.
+            width: scales the features; a pretrained encoder of another width has none of its weights.
         """
         from tasks.workloads.architectures import scaled
         from tasks.workloads.text_encoder import TextEncoder, TokenBag
@@ -137,21 +158,14 @@ class Text:
             return TokenBag(shape.vocabulary, scaled(_BAG_FEATURES, width), outputs, pad=shape.pad)
         if network != "encoder":
             raise SpecError(f"network {network!r} must be one of {', '.join(get_args(Network))}")
-        if not 0 < depth <= 1:
-            raise SpecError(f"depth {depth!r} must be above 0 and at most 1")
-        kept = max(1, round(shape.layers * depth))
-        layers = [number * shape.layers // kept for number in range(kept)]
-        if self.encoder is None:
-            return TextEncoder(_narrowed(shape, width), outputs, layers)
-        if width != 1.0:
-            raise SpecError(
-                f"width {width!r}: a pretrained encoder is narrowed by prune or a search, which keep what it has "
-                "learned; leave width out"
-            )
-        return self._pretrained.into(TextEncoder(shape, outputs, layers))
+        if layers not in _SHARES:
+            raise SpecError(f"layers {layers!r} must be one of {', '.join(_SHARES)}")
+        kept = max(1, round(shape.layers * _SHARES[layers]))
+        model = TextEncoder(_narrowed(shape, width), outputs, [n * shape.layers // kept for n in range(kept)])
+        return model if self.encoder is None or width != 1.0 else self._pretrained.into(model)
 
     def labels(self) -> list[str]:
-        return self._labels
+        return self._known.labels
 
     def dynamic_dims(self) -> dict[str, dict[int, str]]:
         """The number of tokens may vary from request to request."""
@@ -200,20 +214,33 @@ class Text:
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         if self.encoder is None:
-            texts = (text for row in self._read.texts["train"] for text in row)
-            return sized(new_tokenizer(texts, size=self.vocabulary), tokens=self.tokens, pad=_PAD)
+            return tokenizer_of(self._known.tokenizer)
         with local(self.encoder) as folder:
             found = read_tokenizer(folder, rows=self._shape.vocabulary, pad=self._shape.pad)
         return sized(found, tokens=self.tokens, pad=self._shape.pad)
 
     @cached_property
-    def _labels(self) -> list[str]:
-        found = sorted(set(self._read.labels["train"]), key=_as_number)
-        if len(found) < 2:
+    def _known(self) -> _Known:
+        """What every stage asks for, once in a process: to read texts and to train a tokenizer may take a minute."""
+        key = _state(self)
+        if key is None:
+            return self._learned()
+        if key not in _KNOWN:
+            _KNOWN.clear()  # one run has one workload
+            _KNOWN[key] = self._learned()
+        return _KNOWN[key]
+
+    def _learned(self) -> _Known:
+        labels = sorted(set(self._read.labels["train"]), key=_as_number)
+        if len(labels) < 2:
             raise DataReadError(
-                f"column {self.target!r} of train has only the value {found[0]!r}; at least two classes are needed"
+                f"column {self.target!r} of train has only the value {labels[0]!r}; at least two classes are needed"
             )
-        return found
+        if self.encoder is not None:
+            return _Known(labels, "")
+        texts = (text for row in self._read.texts["train"] for text in row)
+        made = sized(new_tokenizer(texts, size=self.vocabulary), tokens=self.tokens, pad=_PAD)
+        return _Known(labels, made.to_str())
 
     @cached_property
     def _read(self) -> LabelledTexts:
@@ -226,6 +253,19 @@ class Text:
             unlabelled=self.unlabelled,
             names={split: f"{name}" if split == "all" else f"{name} ({split})" for split, name in names.items()},
         )
+
+
+def _state(workload: Text) -> str | None:
+    """Settings and the state of the files; None where it cannot be told whether they have changed."""
+    names = [workload.source] if isinstance(workload.source, str) else [*workload.source.values()]
+    if any(name.startswith("s3://") for name in names):
+        return None
+    states = list[Any]()
+    for name in names:
+        with suppress(DataReadError), local(name) as path:
+            states.append((path.stat().st_mtime_ns, path.stat().st_size))
+    settings = {name: value for name, value in vars(workload).items() if not name.startswith("_")}
+    return repr((type(workload).__qualname__, sorted(settings.items()), states))
 
 
 def _as_number(label: str) -> tuple[int, str]:

@@ -83,6 +83,12 @@ def read_tokenizer(folder: Path, *, rows: int, pad: int) -> Tokenizer:
     return found
 
 
+def tokenizer_of(text: str) -> Tokenizer:
+    """From its JSON."""
+    found: Tokenizer = _library().Tokenizer.from_str(text)
+    return found
+
+
 def sized(tokenizer: Tokenizer, *, tokens: int, pad: int) -> Tokenizer:
     """The tokenizer, set to cut texts at that number of tokens and to fill them up to a multiple of :data:`BUCKET`."""
     tokenizer.enable_truncation(max_length=tokens)

@@ -223,9 +223,11 @@ class Workload:
         """Dimensions besides the batch that vary, by input name: ``{"tokens": {1: "sequence"}}``."""
         return dict(self.user.dynamic_dims()) if hasattr(self.user, "dynamic_dims") else {}
 
-    def tokenizer(self) -> tuple[str, int] | None:
-        """``tokenizer.json`` by which texts become the one input, and how many texts a row is; None for other data."""
-        return (self.user.tokenizer(), int(self.user.texts)) if hasattr(self.user, "tokenizer") else None
+
+def own_tokenizer(workload: Workload) -> tuple[str, int] | None:
+    """``tokenizer.json`` by which texts become the one input, and how many texts a row is; None for other data."""
+    user = workload.user
+    return (user.tokenizer(), int(getattr(user, "texts", 1))) if hasattr(user, "tokenizer") else None
 
 
 def _task_of(ref: WorkloadRef, outputs: Any, targets: Any, *, whole: bool) -> TaskKind:
