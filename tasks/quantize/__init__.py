@@ -74,6 +74,11 @@ class QuantizeSpec(Frozen):
         description="number of bits of tables that are looked up, such as those of tokens, in static, dynamic and "
         "weights8 (in weights4 always 4)",
     )
+    vocabulary: Literal["all", "train"] = Field(
+        default="all",
+        description="rows that tables of tokens keep. train: those of ids in the training split, and one for all "
+        "others, their mean; the ids stay as they are",
+    )
     equalize: bool = Field(
         default=False,
         description="equalize the ranges of channels across neighbouring layers first, which helps depthwise "
@@ -112,9 +117,10 @@ def quantize(job: Job, spec: QuantizeSpec, *, data: DataRef, parent: Variant, la
     Values: ``variants`` by digest (``name``, ``parameters``, ``macs``, ``bytes``, ``quantized`` and ``quantizable``
     layers, ``share`` of the multiply-accumulates in int8 (or int4, fp16), ``fp32_layers``, ``agreement`` with the
     parent on the calibration rows), ``skipped`` (method to reason), ``warnings``, ``calibration_rows``,
-    ``reduce_range``; ``calibration_method`` used by static, and ``calibration_errors`` where it was chosen;
-    ``equalization``, ``bias_correction`` and ``accuracy_control`` (by method: ``steps``, ``fp32_groups``,
-    ``fp32_share`` of the multiply-accumulates, ``drop``) where they are asked for.
+    ``reduce_range``; ``trimmed`` tables (``table``, ``input``, ``rows``, ``kept``, share of ``unknown`` ids);
+    ``calibration_method`` used by static, and ``calibration_errors`` where it was chosen; ``equalization``,
+    ``bias_correction`` and ``accuracy_control`` (by method: ``steps``, ``fp32_groups``, ``fp32_share`` of the
+    multiply-accumulates, ``drop``) where they are asked for.
 
     Raises:
         CalibrationError: too few calibration rows, rows that are not finite or of another scale than those of training.

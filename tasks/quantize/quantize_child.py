@@ -39,7 +39,15 @@ def main(child: Child) -> Result:
     if calibrated:
         warnings = [*_compare_with_training(child), *warnings]
 
-    builder = FormBuilder(file, feeds, wanted, Quantizing.of(spec), folder=child.workdir, control=control)
+    builder = FormBuilder(
+        file,
+        feeds,
+        wanted,
+        Quantizing.of(spec),
+        folder=child.workdir,
+        control=control,
+        seen=_training_ids(child) if spec["vocabulary"] == "train" else None,
+    )
     forms = builder.forms(lambda fraction, method: child.progress(fraction, f"{method} of {parent.name}"))
 
     made = [(_publish(child, form, form_name(label, form.method)), form) for form in forms]
@@ -90,6 +98,13 @@ def _read(child: Child, split: str) -> tuple[Feeds, np.ndarray]:
         data=child.data,
         workload=child.job.workload,
     )
+
+
+def _training_ids(child: Child) -> Feeds:
+    """The parent's inputs of whole numbers, as the training split has them."""
+    columns = read_split(child.store, child.data, "train")
+    names = [spec.name for spec in child.inputs["parent"].inputs if spec.datatype in ("INT64", "INT32")]
+    return {name: columns[name] for name in names if name in columns and columns[name].dtype.kind in "iu"}
 
 
 def _compare_with_training(child: Child) -> list[str]:

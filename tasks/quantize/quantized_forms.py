@@ -32,9 +32,12 @@ from tasks.quantize.recurrent_weights import round_recurrent_weights
 from tasks.quantize.saturation import saturating_layers
 from tasks.quantize.static_recipe import Build, static_recipe
 from tasks.quantize.table_rows import round_tables
+from tasks.quantize.trimmed_tables import trim_tables
 from tasks.quantize.weight_only import quantize_weights, runs_as_float
 
 _SAME = 1e-3
+_UNKNOWN = 0.02
+"""Share of ids that training did not have, above which it is said."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class FormBuilder:
         feeds: calibration rows by input name; ``wanted``: the file's answers to them.
         folder: for files on the way.
         control: leave the layers in fp32 that cost too much; None: quantize all of them.
+        seen: ids in training, by input: tables lose the rows of all others.
 
     ``notes``: what was decided and skipped, and warnings, as JSON.
     """
@@ -103,11 +107,14 @@ class FormBuilder:
         *,
         folder: Path,
         control: Control | None = None,
+        seen: Feeds | None = None,
     ) -> None:
         self.feeds, self.wanted, self.quantizing, self.folder, self.control = feeds, wanted, quantizing, folder, control
         self.notes: dict[str, Any] = {"skipped": {}, "warnings": []}
         self.shapes = {name: (1, *values.shape[1:]) for name, values in feeds.items()}
         self._plain = prepare(file, folder)
+        if seen is not None:
+            self._trim(seen)
         self._prepared = self._equalized()
         self._cost = onnx_cost(self._prepared, self.shapes)
         self._saturates = sums_saturate(cpu_class())
@@ -159,6 +166,16 @@ class FormBuilder:
         # Floats are computed alike everywhere; kernels of int8 and int4 weights may round activations to int8 too.
         any_cpu = method == "fp16" or (method == "weights8" and runs_as_float(quantized))
         return QuantizedForm(method, data, any_cpu, facts)
+
+    def _trim(self, seen: Feeds) -> None:
+        tables = trim_tables(self._plain, seen, self.feeds)
+        self.notes["trimmed"] = [asdict(table) for table in tables]
+        self.notes["warnings"] += [
+            f"{table.unknown:.1%} of the ids in the calibration rows ({table.input}) are not among those of training; "
+            "in the trimmed table they all find one row: more training rows, or vocabulary: all"
+            for table in tables
+            if table.unknown > _UNKNOWN
+        ]
 
     def _equalized(self) -> ModelProto:
         """The graph that is quantized: equalized and with biases to correct, as far as that is asked for."""

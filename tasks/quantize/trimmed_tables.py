@@ -1,0 +1,88 @@
+"""Tables of tokens without the rows that training never looked up.
+
+A pretrained encoder knows 30 000 tokens, the texts of one task a third of them, and in a small encoder the table is
+most of the file. What is looked up besides finds one row for all: the mean of those that were dropped. Ids stay as they
+are, so that the tokenizer and whoever sends ids notice nothing; an id beyond the table is refused as before.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+_WORTH_IT = 0.9
+"""Share of the rows that is looked up, above which the table stays as it is."""
+
+
+@dataclass(frozen=True)
+class TrimmedTable:
+    """``table``: its name; ``input``: whose ids look its rows up; ``rows`` of which ``kept`` stay; ``unknown``: share
+    of the ids of held-out rows that find the row for all others."""
+
+    table: str
+    input: str
+    rows: int
+    kept: int
+    unknown: float
+
+
+def trim_tables(
+    model: ModelProto, seen: Mapping[str, NDArray[Any]], held_out: Mapping[str, NDArray[Any]]
+) -> tuple[TrimmedTable, ...]:
+    """Trim, in place, the tables that ids of the model's inputs look up.
+
+    Args:
+        seen: ids in training, by input. ``held_out``: other rows of the same inputs.
+    """
+    graph = model.graph
+    tensors = {i.name: i for i in graph.initializer}
+    users: dict[str, list[NodeProto]] = defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            users[name].append(node)
+    nodes, found = list(graph.node), list[TrimmedTable]()
+    for name, tensor in tensors.items():
+        source = _looked_up_by(users[name], name, tensor, seen)
+        if source is None:
+            continue
+        kept = np.unique(np.asarray(seen[source], np.int64))
+        rows = int(tensor.dims[0])
+        if not kept.size or kept[0] < 0 or kept[-1] >= rows or len(kept) >= _WORTH_IT * rows:
+            continue
+        values = numpy_helper.to_array(tensor)
+        others = np.setdiff1d(np.arange(rows), kept)
+        tensor.CopyFrom(numpy_helper.from_array(np.vstack([values[kept], values[others].mean(0, keepdims=True)]), name))
+        places = np.full(rows, len(kept), np.int32)
+        places[kept] = np.arange(len(kept), dtype=np.int32)
+        graph.initializer.append(numpy_helper.from_array(places, f"{name}_places"))
+        for node in users[name]:
+            place = f"{node.output[0]}_place"
+            moved = helper.make_node("Gather", [f"{name}_places", node.input[1]], [place], name=place)
+            node.input[1] = place
+            nodes.insert(nodes.index(node), moved)
+        unknown = float(np.isin(held_out[source], others).mean()) if source in held_out else 0.0
+        found.append(TrimmedTable(name, source, rows, len(kept), unknown))
+    nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    return tuple(found)
+
+
+def _looked_up_by(
+    nodes: list[NodeProto], table: str, tensor: TensorProto, seen: Mapping[str, NDArray[Any]]
+) -> str | None:
+    """The input whose ids are all that the table is looked up by."""
+    if tensor.data_type != TensorProto.FLOAT or len(tensor.dims) != 2 or not nodes:
+        return None
+    for node in nodes:
+        rows = not any(a.name == "axis" and a.i for a in node.attribute)
+        if node.op_type != "Gather" or node.domain != "" or node.input[0] != table or not rows:
+            return None
+    sources = {node.input[1] for node in nodes}
+    return sources.pop() if len(sources) == 1 and sources <= seen.keys() else None
