@@ -147,8 +147,8 @@ def release(run: OngoingRun, made: Made) -> RunReport:
         standing, reference = champion.variant, made.measured[0]
         opponent = measure(job, spec.measure, data=checked, variant=standing, baseline=reference, label="champion")
     run.describe(made)
-    if spec.rival:
-        compare_with_rival(run, spec.rival, checked)
+    if spec.rival or made.reads_text:
+        compare_with_rival(run, spec.rival or RivalSpec(), checked)
 
     decision = refusal = None
     try:

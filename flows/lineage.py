@@ -10,6 +10,7 @@ from typing import Any
 from model_registry.manifest import FileEntry
 from model_registry.measurement import Measurement
 from model_registry.run_page import VariantRun
+from model_registry.text_input import TEXT_INPUT
 from model_registry.variant import Variant
 from tasks.evidence.pareto import pareto_digests
 from tasks.evidence.search_summary import SearchSummary
@@ -75,6 +76,11 @@ class Made:
     def baseline(self) -> Measurement:
         """The teacher as exported, or the file that was brought."""
         return self.measurements[0]
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the model was made for texts."""
+        return any(file.path == TEXT_INPUT for file in self.measured[0].variant.files)
 
     @property
     def warnings(self) -> tuple[str, ...]:

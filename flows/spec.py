@@ -112,7 +112,7 @@ class PipelineSpec(Frozen):
     rival: RivalSpec | None = Field(
         default=None,
         description="train gradient-boosted trees on the same table, for the report; absent: skipped, {}: with the "
-        "defaults",
+        "defaults. Of texts it is a bag of words, and always trained",
     )
     gates: GateSpec = Field(default_factory=GateSpec, description="what the chosen variant must keep")
     deploy: DeploySpec | Literal[False] = Field(

@@ -242,7 +242,7 @@ def test_a_stopped_run_leaves_nothing_behind(world: World) -> None:
             lease = json.loads(world.store.get(key) or b"{}")
             assert lease["holder"] is None or lease["holder"]["pid"] != process.pid
     resumed = world.winnow.report("tiny", *arguments, "--set", "distill.epochs=3", "--no-deploy")
-    assert stage_lines(resumed)["train"] == "reused"
+    assert stage_lines(resumed)["train"] == "reused", resumed["stages"]
 
 
 def test_a_stage_past_its_limits_is_named_with_them(world: World) -> None:

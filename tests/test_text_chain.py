@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -36,6 +37,12 @@ def test_a_search_of_texts_tries_a_bag_of_words_beside_the_encoder(ran: tuple[Wi
     assert rows["student1"]["settings"]["scale"] == {"network": "bag"}
     cheapest = min(form["p50_ms"] for form in rows["student1"]["forms"])
     assert cheapest < min(form["p50_ms"] for form in rows["teacher"]["forms"])
+
+
+def test_the_report_says_what_the_words_alone_tell(ran: tuple[Winnow, dict[str, Any]]) -> None:
+    _, report = ran
+    (told,) = [note for note in report["notes"] if "a bag of words" in note]
+    assert re.search(r"trained on the same \d+ texts .* has accuracy \d+\.\d % on the test split", told)
 
 
 def test_the_example_request_is_words(ran: tuple[Winnow, dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Rival: gradient-boosted trees on the same table, so that a reader sees what a network is worth there."""
+"""Rival: what needs no network, trained on the same rows, so that a reader sees what a network is worth there."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tasks.running.stage_cache import run_stage
 
 
 class RivalSpec(Frozen):
-    """Gradient-boosted trees of scikit-learn, trained on the same rows. The report says how they do; nothing else does
-    anything with them."""
+    """Gradient-boosted trees of scikit-learn, trained on the same rows; of texts a bag of words. The report says how
+    they do; nothing else does anything with them."""
 
     rounds: int = Field(default=200, ge=1, description="most rounds of boosting; they stop when they no longer help")
     learning_rate: float = Field(default=0.1, gt=0, description="share of each round's correction that is taken")
@@ -24,9 +24,9 @@ STAGE = Stage(name="rival", pool="torch", entry="tasks.rival.rival_child:main", 
 
 @step(STAGE)
 def rival(job: Job, spec: RivalSpec, *, data: DataRef) -> Outcome:
-    """Train the trees and ask them about the test split.
+    """Train the trees, or the bag of words, and ask them about the test split.
 
-    Values: ``metric``, ``value``, ``seconds`` of training, ``rounds``, ``bytes`` of the trees' nodes, ``row_ms`` for a
+    Values: ``metric``, ``value``, ``seconds`` of training, ``rounds``, ``bytes`` of nodes or weights, ``row_ms`` for a
     row alone, ``text``, all of it as a sentence; or ``refused``, why such data are not for trees.
     """
     return run_stage(STAGE, job, spec, data=data, inputs={})

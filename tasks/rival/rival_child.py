@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -9,16 +10,19 @@ import torch
 
 from model_registry.sizes import size_text
 from tasks.evidence.number_text import metric_text, ms_text, seconds_text
+from tasks.rival.bag_of_words import bag_of_words
 from tasks.rival.boosted_trees import Table, Trees, boosted_trees, log_odds
 from tasks.running.child import Child, Result
 from tasks.running.splits import Columns, read_split
 from tasks.running.task_kind import CHOICES
-from tasks.workloads.workload import Workload, load_workload
+from tasks.workloads.workload import Workload, load_workload, own_tokenizer
 
 
 def main(child: Child) -> Result:
     """Train the trees on the training split and judge them by the workload's own metric on the test split."""
     workload = load_workload(child.job.workload)
+    if (tokenizer := own_tokenizer(workload)) is not None:
+        return Result(values=_words(child, workload, tokenizer[0]))
     (train, targets), (test, wanted) = (
         _table(workload, read_split(child.store, child.data, n)) for n in ("train", "test")
     )
@@ -34,6 +38,30 @@ def main(child: Child) -> Result:
     facts = {"seconds": trees.seconds, "rounds": trees.rounds, "bytes": trees.bytes, "row_ms": trees.row_ms}
     text = _sentence(trees, metric.name, value, rows=len(train))
     return Result(values={"metric": metric.name, "value": value, **facts, "text": text})
+
+
+def _words(child: Child, workload: Workload, tokenizer: str) -> dict[str, Any]:
+    """A bag of words, where a text has one of several classes."""
+    if child.data.task not in CHOICES:
+        why = f"the task is {child.data.task}, not one class a text"
+        return {"refused": why, "text": f"no bag of words was trained beside it: {why}"}
+    columns = {name: read_split(child.store, child.data, name) for name in ("train", "test")}
+    (train, targets), (test, wanted) = (_table(workload, columns[name]) for name in ("train", "test"))
+    assert train is not None and test is not None  # one input of ids [rows, length]
+    child.progress(0.1, f"a bag of words of {len(train)} texts")
+    pad = int((json.loads(tokenizer).get("padding") or {}).get("pad_id", 0))
+    classes = int(max(targets.max(), wanted.max())) + 1
+    bag = bag_of_words(train, targets, test, pad=pad, classes=classes, seed=child.job.seed)
+    answers = log_odds(bag.answers) if child.data.task == "binary" else bag.answers
+    metric, value = workload.metric(wanted, answers).name, float(workload.scores(answers, wanted).mean())
+    text = (
+        "for comparison: a bag of words (logistic regression on tokens and pairs of neighbours), trained on the same "
+        f"{len(train):,} texts in {seconds_text(bag.seconds)}, has {metric} {metric_text(value, metric)} on the test "
+        f"split; its weights take {size_text(bag.bytes)}, and a row alone {ms_text(bag.row_ms)} ms. An encoder that "
+        "does not beat it should not be served"
+    )
+    facts = {"seconds": bag.seconds, "bytes": bag.bytes, "row_ms": bag.row_ms}
+    return {"metric": metric, "value": value, **facts, "text": text}
 
 
 def _table(workload: Workload, columns: Columns) -> tuple[Table | None, Table]:
