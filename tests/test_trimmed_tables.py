@@ -34,8 +34,7 @@ def answers(made: ModelProto, tokens: list[list[int]]) -> np.ndarray:
 
 def test_what_was_seen_is_answered_to_the_bit_and_all_else_by_one_row() -> None:
     whole, trimmed = model(), model()
-    held_out = {"tokens": np.array([[5, 300, 8, 399]])}
-    assert trim_tables(trimmed, SEEN, held_out) == (TrimmedTable("words", "tokens", 400, 5, 0.5),)
+    assert trim_tables(trimmed, SEEN, {}) == (TrimmedTable("words", "tokens", 400, 5, 0.0),)
     known = [[5, 300, 0, 9, 7]]
     assert answers(trimmed, known).tobytes() == answers(whole, known).tobytes()
     others = answers(trimmed, [[8, 399]])
@@ -43,6 +42,16 @@ def test_what_was_seen_is_answered_to_the_bit_and_all_else_by_one_row() -> None:
     assert np.allclose(others, np.maximum(dropped, 0)[None, None], atol=1e-6)
     with pytest.raises(Exception, match="out of data bounds"):
         answers(trimmed, [[400]])
+
+
+def test_first_rows_are_kept_until_held_out_texts_miss_hardly_any() -> None:
+    draw = np.random.default_rng(2)
+    usual, rare = draw.integers(0, 40, 3000), np.array([60, 61, 350, 351, 352, 353, 354, 355])
+    held_out = {"tokens": np.concatenate([usual, rare])}
+    (table,) = trim_tables(model(), {"tokens": np.arange(0, 40, 2)}, held_out)
+    assert (table.kept, table.unknown) == (62, 6 / 3008), (
+        "two in a thousand may be missing, those with the highest numbers"
+    )
 
 
 def test_bytes_are_those_of_the_rows_that_stay() -> None:
@@ -69,7 +78,7 @@ def test_a_table_that_cannot_be_trimmed_stays_as_it_is(body: str, seen: dict[str
     assert made.SerializeToString(deterministic=True) == before
 
 
-def test_forms_of_a_trimmed_model_say_what_they_do_not_know(tmp_path: Path) -> None:
+def test_forms_of_a_trimmed_model_are_smaller(tmp_path: Path) -> None:
     made = model("w = Gather(words, tokens) m = ReduceMean<keepdims = 0>(w, middle) y = MatMul(m, head)")
     made.graph.initializer.append(numpy_helper.from_array(np.array([1]), "middle"))
     made.graph.initializer.append(numpy_helper.from_array(WORDS[:16, :].copy(), "head"))
@@ -93,8 +102,5 @@ def test_forms_of_a_trimmed_model_say_what_they_do_not_know(tmp_path: Path) -> N
     forms = builder.forms(lambda fraction, text: None)
     assert [form.method for form in forms] == ["dynamic", "weights8"]
     (trimmed,) = builder.notes["trimmed"]
-    assert (trimmed["rows"], trimmed["kept"]) == (400, 100) and 0.05 < trimmed["unknown"] < 0.15
-    assert (
-        "% of the ids in the calibration rows (tokens) are not among those of training" in builder.notes["warnings"][0]
-    )
+    assert (trimmed["rows"], trimmed["kept"], trimmed["unknown"]) == (400, 110, 0.0)
     assert all(len(form.data) < 0.5 * len(file) for form in forms)

@@ -19,7 +19,7 @@ from serving.exceptions import LoadFailed
 
 _START_SECONDS = 60.0
 _END_SECONDS = 5.0
-_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+_ONE_THREAD = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 """A process of several threads must not fork; and no engine multiplies matrices with numpy."""
 _BUFFER_BYTES = 1 << 20
 _MOST_NURSERIES = 3

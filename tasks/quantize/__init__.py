@@ -76,8 +76,8 @@ class QuantizeSpec(Frozen):
     )
     vocabulary: Literal["all", "train"] = Field(
         default="all",
-        description="rows that tables of tokens keep. train: those of ids in the training split, and one for all "
-        "others, their mean; the ids stay as they are",
+        description="rows that tables of tokens keep. train: those of ids in the training split, the first of all "
+        "others until the calibration rows miss hardly any, and one for the rest; the ids stay as they are",
     )
     equalize: bool = Field(
         default=False,

@@ -36,8 +36,6 @@ from tasks.quantize.trimmed_tables import trim_tables
 from tasks.quantize.weight_only import quantize_weights, runs_as_float
 
 _SAME = 1e-3
-_UNKNOWN = 0.02
-"""Share of ids that training did not have, above which it is said."""
 
 
 @dataclass(frozen=True)
@@ -168,14 +166,7 @@ class FormBuilder:
         return QuantizedForm(method, data, any_cpu, facts)
 
     def _trim(self, seen: Feeds) -> None:
-        tables = trim_tables(self._plain, seen, self.feeds)
-        self.notes["trimmed"] = [asdict(table) for table in tables]
-        self.notes["warnings"] += [
-            f"{table.unknown:.1%} of the ids in the calibration rows ({table.input}) are not among those of training; "
-            "in the trimmed table they all find one row: more training rows, or vocabulary: all"
-            for table in tables
-            if table.unknown > _UNKNOWN
-        ]
+        self.notes["trimmed"] = [asdict(table) for table in trim_tables(self._plain, seen, self.feeds)]
 
     def _equalized(self) -> ModelProto:
         """The graph that is quantized: equalized and with biases to correct, as far as that is asked for."""

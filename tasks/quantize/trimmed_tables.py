@@ -1,8 +1,11 @@
-"""Tables of tokens without the rows that training never looked up.
+"""Tables of tokens without the rows that hardly any text looks up.
 
 A pretrained encoder knows 30 000 tokens, the texts of one task a third of them, and in a small encoder the table is
-most of the file. What is looked up besides finds one row for all: the mean of those that were dropped. Ids stay as they
-are, so that the tokenizer and whoever sends ids notice nothing; an id beyond the table is refused as before.
+most of the file. Kept are the rows that training looked up, and the first ones of all others, as many as it takes until
+held-out texts hardly miss any: tokenizers number the frequent tokens first. (With those of training alone, 3 900
+docstrings, a MiniLM lost 2.6 points of accuracy.) What is looked up besides finds one row for all: the mean of those
+that were dropped. Ids stay as they are, so that the tokenizer and whoever sends ids notice nothing; an id beyond the
+table is refused as before.
 """
 
 from __future__ import annotations
@@ -16,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+_MOST_UNKNOWN = 0.002
+"""Share of the held-out ids that may be missing."""
 _WORTH_IT = 0.9
 """Share of the rows that is looked up, above which the table stays as it is."""
 
@@ -38,7 +43,8 @@ def trim_tables(
     """Trim, in place, the tables that ids of the model's inputs look up.
 
     Args:
-        seen: ids in training, by input. ``held_out``: other rows of the same inputs.
+        seen: ids in training, by input. ``held_out``: other rows of the same inputs; without any, only what was seen is
+            kept.
     """
     graph = model.graph
     tensors = {i.name: i for i in graph.initializer}
@@ -51,13 +57,14 @@ def trim_tables(
         source = _looked_up_by(users[name], name, tensor, seen)
         if source is None:
             continue
-        kept = np.unique(np.asarray(seen[source], np.int64))
-        rows = int(tensor.dims[0])
+        rows, others = int(tensor.dims[0]), np.asarray(held_out.get(source, []), np.int64)
+        kept = _kept(np.unique(np.asarray(seen[source], np.int64)), others)
         if not kept.size or kept[0] < 0 or kept[-1] >= rows or len(kept) >= _WORTH_IT * rows:
             continue
         values = numpy_helper.to_array(tensor)
-        others = np.setdiff1d(np.arange(rows), kept)
-        tensor.CopyFrom(numpy_helper.from_array(np.vstack([values[kept], values[others].mean(0, keepdims=True)]), name))
+        dropped = np.setdiff1d(np.arange(rows), kept)
+        mean = values[dropped].mean(0, keepdims=True)
+        tensor.CopyFrom(numpy_helper.from_array(np.vstack([values[kept], mean]), name))
         places = np.full(rows, len(kept), np.int32)
         places[kept] = np.arange(len(kept), dtype=np.int32)
         graph.initializer.append(numpy_helper.from_array(places, f"{name}_places"))
@@ -66,12 +73,22 @@ def trim_tables(
             moved = helper.make_node("Gather", [f"{name}_places", node.input[1]], [place], name=place)
             node.input[1] = place
             nodes.insert(nodes.index(node), moved)
-        unknown = float(np.isin(held_out[source], others).mean()) if source in held_out else 0.0
+        unknown = float(np.isin(others, dropped).mean()) if others.size else 0.0
         found.append(TrimmedTable(name, source, rows, len(kept), unknown))
     nodes = [NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del graph.node[:]
     graph.node.extend(nodes)
     return tuple(found)
+
+
+def _kept(seen: NDArray[np.int64], held_out: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Those seen, and the first of all others until held-out texts miss few enough."""
+    missing = np.sort(held_out[~np.isin(held_out, seen)], axis=None)
+    allowed = int(_MOST_UNKNOWN * held_out.size)
+    if len(missing) <= allowed:
+        return seen
+    first = missing[len(missing) - allowed - 1] + 1  # of what is allowed to be missing, the rarest: the last
+    return np.union1d(seen, np.arange(first))
 
 
 def _looked_up_by(
