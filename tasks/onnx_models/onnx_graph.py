@@ -6,6 +6,7 @@ cost bytes (often more than the weights of a small int8 model), leak paths, and 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import get_args
 
@@ -20,6 +21,15 @@ _DATATYPES: dict[int, Datatype] = {
     onnx.helper.np_dtype_to_tensor_dtype(np.dtype(name)): datatype for datatype, name in NUMPY_NAMES.items()
 }
 _LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+def users_of(graph: GraphProto) -> defaultdict[str, list[NodeProto]]:
+    """Nodes by what they take, once for each time that they take it; none for what nobody takes."""
+    users = defaultdict[str, list[NodeProto]](list)
+    for node in graph.node:
+        for name in node.input:
+            users[name].append(node)
+    return users
 
 
 def strip(model: ModelProto, *, merge_equal: bool = False) -> bytes:

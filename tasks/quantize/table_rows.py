@@ -9,12 +9,12 @@ refuse ids outside the table (GatherBlockQuantized of ONNX Runtime answers zeros
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from tasks.onnx_models.onnx_graph import users_of
 from tasks.quantize.weight_only import BLOCK, Array, round_blocks, round_channels
 
 _LEAST = 1 << 12
@@ -36,10 +36,7 @@ def round_tables(model: ModelProto, *, bits: int = 8) -> tuple[str, ...]:
     """
     graph = model.graph
     tensors = {i.name: i for i in graph.initializer}
-    users: dict[str, list[NodeProto]] = defaultdict(list)
-    for node in graph.node:
-        for name in node.input:
-            users[name].append(node)
+    users = users_of(graph)
     kept = {value.name for value in graph.output}
     tables = {
         name: tensor

@@ -10,7 +10,6 @@ table is refused as before.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from tasks.onnx_models.onnx_graph import users_of
 
 _MOST_UNKNOWN = 0.002
 """Share of the held-out ids that may be missing."""
@@ -48,10 +49,7 @@ def trim_tables(
     """
     graph = model.graph
     tensors = {i.name: i for i in graph.initializer}
-    users: dict[str, list[NodeProto]] = defaultdict(list)
-    for node in graph.node:
-        for name in node.input:
-            users[name].append(node)
+    users = users_of(graph)
     nodes, found = list(graph.node), list[TrimmedTable]()
     for name, tensor in tensors.items():
         source = _looked_up_by(users[name], name, tensor, seen)
