@@ -76,15 +76,21 @@ def test_small_products_are_small_on_disk_only(file: bytes, prepared: ModelProto
     assert max(numpy_helper.to_array(i).size for i in scales.values()) == 50  # one per output, not per input
 
 
-def test_products_with_odd_sizes_other_forms_and_no_bias(tmp_path: Path) -> None:
-    text = """<ir_version: 8, opset_import: ["" : 17]>
-    g (float[N, 5, 37] image) => (float[N, 5, 7] logits)
-    { a = MatMul(image, w) b = Add(bias, a) c = Relu(b) logits = MatMul(c, v) }"""
+def products(steps: str) -> ModelProto:
+    """Two products of odd sizes, the first with its bias on the left; ``steps``: of a sequence, ``5, `` or none."""
+    text = f"""<ir_version: 8, opset_import: ["" : 17]>
+    g (float[N, {steps}37] image) => (float[N, {steps}7] logits)
+    {{ a = MatMul(image, w) b = Add(bias, a) c = Relu(b) logits = MatMul(c, v) }}"""
     model = onnx.parser.parse_model(text)
     random = np.random.default_rng(0)
     weights = {"w": random.normal(size=(37, 19)), "bias": random.normal(size=19), "v": random.normal(size=(19, 7))}
     model.graph.initializer.extend(numpy_helper.from_array(w.astype(np.float32), n) for n, w in weights.items())
-    rows = {"image": random.normal(size=(32, 5, 37)).astype(np.float32)}
+    return model
+
+
+def test_products_with_odd_sizes_other_forms_and_no_bias(tmp_path: Path) -> None:
+    model, random = products(""), np.random.default_rng(1)
+    rows = {"image": random.normal(size=(32, 37)).astype(np.float32)}
     wanted = top_answers(model.SerializeToString(), rows)
     for bits, error in ((8, 0.02), (4, 0.15)):
         quantized = quantize_weights(prepare(model.SerializeToString(), tmp_path), bits=bits, folded=0)
@@ -100,6 +106,19 @@ def test_products_with_odd_sizes_other_forms_and_no_bias(tmp_path: Path) -> None
         top_answers(scaled.file(), images(64, 3, 2)), top_answers(quantized.SerializeToString(), images(64, 3, 2))
     )
     assert found.error < 0.02
+
+
+def test_int8_products_of_sequences_run_as_floats_and_int4_ones_do_not(tmp_path: Path) -> None:
+    """A sequence has a row for each step, where the kernel of int8 blocks is slower than fp32."""
+    model = products("5, ")
+    rows = {"image": np.random.default_rng(2).normal(size=(32, 5, 37)).astype(np.float32)}
+    wanted = top_answers(model.SerializeToString(), rows)
+    for bits, error, kernels in ((8, 0.02, 0), (4, 0.15, 2)):
+        quantized = quantize_weights(prepare(model.SerializeToString(), tmp_path), bits=bits, folded=0)
+        data = strip(quantized, merge_equal=True)
+        assert agree(wanted, top_answers(data, rows)).error < error
+        assert operators_run(data, tmp_path).get("MatMulNBits", 0) == kernels
+        assert runs_as_float(quantized) == (bits == 8)
 
 
 def test_rounding_is_exact_where_it_can_be_and_blocks_have_their_own_scales() -> None:

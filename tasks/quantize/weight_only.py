@@ -28,7 +28,8 @@ _BLOCKED_OPSET = 21
 FOLDED = 1 << 17
 """Weights of a product up to which int8 ones are folded: 512 KiB in fp32, what an L2 cache holds. Measured at batch 1
 on an EPYC with AVX2 (ONNX Runtime 1.31.1, one thread): 384x256 weights take 31 us as Gemm and 38 us as MatMulNBits,
-768x256 weights 27 and 24 us; at batch 16 Gemm is always faster."""
+768x256 weights 27 and 24 us; at batch 16 Gemm is always faster. So products of sequences, which have a row for each
+step, are folded whatever their size: MiniLM-L6 took 34 ms for 64 tokens, and 21 ms in fp32."""
 _CLIPS = np.linspace(0.75, 1.0, 6)
 
 
@@ -44,7 +45,7 @@ def quantize_weights(
         model: prepared; not changed.
         bits: 8 or 4.
         excluded: names of nodes that stay as they are.
-        folded: int8 products of at most this number of weights run in fp32, as convolutions do.
+        folded: int8 products of at most this number of weights run in fp32, as convolutions do, and those of sequences.
     """
     result = ModelProto()
     result.CopyFrom(model)
@@ -53,6 +54,7 @@ def quantize_weights(
     graph = result.graph
     tensors = {i.name: i for i in graph.initializer}
     chosen = {node.name for node in quantizable(result)} - excluded
+    sequences = _sequences(result)
     nodes: list[NodeProto] = []
     for original in graph.node:
         node = NodeProto.FromString(original.SerializeToString())
@@ -60,7 +62,8 @@ def quantize_weights(
             nodes.append(node)
             continue
         weight = numpy_helper.to_array(tensors[node.input[1]]).astype(np.float32)
-        if is_product(node, weight) and (bits == 4 or weight.size > folded):
+        large = weight.size > folded and node.input[0] not in sequences
+        if is_product(node, weight) and (bits == 4 or large):
             product, tail, matrix = as_matmul(node, weight)
             before, made = _products(product, matrix, bits)
             nodes += [*before, product, *tail]
@@ -76,6 +79,13 @@ def quantize_weights(
     del graph.initializer[:]
     graph.initializer.extend(kept)
     return result
+
+
+def _sequences(model: ModelProto) -> set[str]:
+    """Tensors with more than a row for each sample, [N, steps, features] and the like."""
+    graph = onnx.shape_inference.infer_shapes(model).graph
+    values = [*graph.input, *graph.value_info]
+    return {v.name for v in values if len(v.type.tensor_type.shape.dim) > 2}
 
 
 def runs_as_float(model: ModelProto) -> bool:
