@@ -25,10 +25,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 BASE: list[str] = PROJECT["dependencies"]
 PIPELINE: list[str] = PROJECT["optional-dependencies"]["pipeline"]
 EXTRAS: list[str] = [
-    line for name in ("grpc", "jwt", "otel", "ray", "xla", "fpga") for line in PROJECT["optional-dependencies"][name]
+    line
+    for name in ("grpc", "jwt", "otel", "ray", "xla", "fpga", "text")
+    for line in PROJECT["optional-dependencies"][name]
 ]
 PACKAGES = ("winnow", "flows", "tasks", "model_registry", "serving", "infra")
-COME_WITH = {"botocore": "boto3", "markupsafe": "jinja2", "types_boto3_s3": "for types only"}
+COME_WITH = {"botocore": "boto3", "markupsafe": "jinja2", "scipy": "scikit-learn", "types_boto3_s3": "for types only"}
 """Part of what another dependency promises."""
 INSTALLER = {"pip", "setuptools", "wheel"}
 

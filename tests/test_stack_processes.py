@@ -139,11 +139,15 @@ def test_two_folders_do_not_see_each_other(daemon: Daemon, tmp_path: Path) -> No
 
 
 def test_who_waits_for_a_core_is_at_work(daemon: Daemon, tmp_path: Path) -> None:
-    """Another process of a higher priority takes nearly all of the one core that both may use."""
+    """Processes of a higher priority take nearly all of the one core that all may use.
+
+    Many, each in a session of its own: some kernels divide a core among sessions first, whatever their priorities.
+    """
     core = min(os.sched_getaffinity(0))
     spin = f"import os; os.sched_setaffinity(0, {{{core}}}); print(end='', flush=True)\nwhile True: pass"
-    greedy = subprocess.Popen([sys.executable, "-S", "-c", spin])
+    greedy = [subprocess.Popen([sys.executable, "-S", "-c", spin], start_new_session=True) for _ in range(16)]
     try:
+        wait_for(lambda: all(psutil.Process(each.pid).cpu_affinity() == [core] for each in greedy))
         argv = (sys.executable, "-S", "-c", f"import os; os.nice(19); {spin}")
         daemon.start(replace(stub("worker", 0, tmp_path), argv=argv))
         work = Headway(daemon, patience=2.0)
@@ -157,8 +161,10 @@ def test_who_waits_for_a_core_is_at_work(daemon: Daemon, tmp_path: Path) -> None
             time.sleep(0.2)
         assert psutil.Process(leader.pid).cpu_times().user - got < 0.4, "it did not have to wait: nothing was tried"
     finally:
-        greedy.kill()
-        greedy.wait()
+        for each in greedy:
+            each.kill()
+        for each in greedy:
+            each.wait()
 
 
 # -- logs -----------------------------------------------------------------------------------------------------------
