@@ -136,6 +136,8 @@ def pickled(folder: Path) -> None:
         (lambda f: (f / "config.json").write_text("{"), "is not JSON"),
         (lambda f: change(f, model_type="gpt2"), "is of type 'gpt2'; encoders of the types bert, roberta"),
         (lambda f: change(f, auto_map={"AutoModel": "theirs.Model"}), "code of its own .auto_map., which is not run"),
+        (lambda f: change(f, hidden_act="silu"), "has the activation 'silu'; known are gelu, gelu_python, gelu_new"),
+        (lambda f: change(f, position_embedding_type="relative_key"), "has places of the type 'relative_key'"),
         (lambda f: change(f, hidden_size=None), "does not say 'hidden_size'"),
         (lambda f: change(f, hidden_size=16), r"word_embeddings.weight in .* is \[14, 8\]; config.json asks for"),
         (lambda f: change(f, num_hidden_layers=3), r"lack 16 of the tensors .* such as 'encoder.layer.2.attention"),
@@ -150,6 +152,20 @@ def test_what_cannot_be_read_says_why_and_what_to_do(tmp_path: Path, harm: Calla
     harm(folder)
     with pytest.raises(DataReadError, match=text):
         read_pretrained(folder)
+
+
+def test_what_ends_a_text_is_found_where_it_is_said(tmp_path: Path) -> None:
+    folder = encoder_folder(tmp_path)
+    assert read_shape(folder).separator is None
+    change(folder, sep_token_id=7)
+    assert read_shape(folder, pair=True).separator == 7
+    change(folder, sep_token_id=None)
+    with pytest.raises(DataReadError, match=r"neither config.json .sep_token_id. nor tokenizer.json .* ends a text"):
+        read_shape(folder, pair=True)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer["added_tokens"] = [{"id": 3, "content": "[SEP]"}]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert read_shape(folder, pair=True).separator == 3
 
 
 def test_a_tokenizer_must_be_the_models(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tasks.running.errors import DataReadError
-from tasks.workloads.text_encoder import EncoderShape, TextEncoder
+from tasks.workloads.text_encoder import Activation, EncoderShape, TextEncoder
 
 _KINDS = ("bert", "roberta", "xlm-roberta", "distilbert")
+_ENDS = ("[SEP]", "</s>")
+_ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "relu": "relu",
+}
 _OPTIONAL = {"bert": "bert.", "roberta": "roberta.", "xlm-roberta": "roberta.", "distilbert": "distilbert."}
 """Begins the names of the encoder's weights where a head was saved with it."""
 _BERT = {
@@ -86,8 +95,14 @@ def read_shape(folder: Path, *, pair: bool = False) -> EncoderShape:
             f"{file} is of type {kind!r}; encoders of the types {', '.join(_KINDS)} can be read. For another network "
             "write a workload of your own: its model() may load what it likes"
         )
+    if (places := config.get("position_embedding_type", "absolute")) != "absolute":
+        raise DataReadError(f"{file} has places of the type {places!r}; those that can be read are 'absolute'")
+    activation = config.get("activation" if kind == "distilbert" else "hidden_act", "gelu")
+    if activation not in _ACTIVATIONS:
+        raise DataReadError(f"{file} has the activation {activation!r}; known are {', '.join(_ACTIVATIONS)}")
+    separator = _separator(folder, config) if pair else None
     try:
-        return _shape(kind, config, pair=pair)
+        return _shape(kind, config, separator=separator, activation=_ACTIVATIONS[activation])
     except KeyError as error:
         raise DataReadError(f"{file} of type {kind} does not say {error.args[0]!r}") from error
 
@@ -134,10 +149,26 @@ def read_pretrained(folder: Path, *, pair: bool = False) -> Pretrained:
     return Pretrained(shape, weights)
 
 
-def _shape(kind: str, config: Mapping[str, Any], *, pair: bool) -> EncoderShape:
+def _separator(folder: Path, config: Mapping[str, Any]) -> int:
+    """The id that ends a text, by config.json, or as the tokenizer spells it."""
+    if config.get("sep_token_id") is not None:
+        return int(config["sep_token_id"])
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        added = {
+            token["content"]: token["id"]
+            for token in json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+        }
+        for name in _ENDS:
+            if name in added:
+                return int(added[name])
+    raise DataReadError(
+        f"{folder}: neither config.json (sep_token_id) nor tokenizer.json ({', '.join(_ENDS)}) says which token ends a "
+        "text, which a model of pairs needs"
+    )
+
+
+def _shape(kind: str, config: Mapping[str, Any], *, separator: int | None, activation: Activation) -> EncoderShape:
     pad = int(config.get("pad_token_id", 0))
-    separators = {"bert": 102, "distilbert": 102}
-    separator = int(config.get("sep_token_id", separators.get(kind, 2))) if pair else None
     if kind == "distilbert":
         return EncoderShape(
             vocabulary=config["vocab_size"],
@@ -148,7 +179,7 @@ def _shape(kind: str, config: Mapping[str, Any], *, pair: bool) -> EncoderShape:
             places=config["max_position_embeddings"],
             pad=pad,
             separator=separator,
-            activation=config.get("activation", "gelu"),
+            activation=activation,
         )
     return EncoderShape(
         vocabulary=config["vocab_size"],
@@ -160,7 +191,7 @@ def _shape(kind: str, config: Mapping[str, Any], *, pair: bool) -> EncoderShape:
         pad=pad,
         first=pad + 1 if kind != "bert" else 0,
         separator=separator,
-        activation=config.get("hidden_act", "gelu"),
+        activation=activation,
         epsilon=float(config.get("layer_norm_eps", 1e-12)),
     )
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+Activation = Literal["gelu", "gelu_new", "relu"]
 _NOWHERE = -1e9
 """Added to the score of a place that only fills the row up."""
 _BUCKETS = 16_384
@@ -39,7 +40,7 @@ class EncoderShape:
     pad: int
     first: int = 0
     separator: int | None = None
-    activation: Literal["gelu", "gelu_new", "relu"] = "gelu"
+    activation: Activation = "gelu"
     epsilon: float = 1e-12
 
 
@@ -156,7 +157,7 @@ def mean_of(hidden: Tensor, weights: Tensor) -> Tensor:
     return torch.einsum("nlf,nl->nf", hidden, weights) / weights.sum(1, keepdim=True).clamp(min=1e-6)
 
 
-def _activation(name: str) -> nn.Module:
+def _activation(name: Activation) -> nn.Module:
     if name == "relu":
         return nn.ReLU()
     return nn.GELU(approximate="tanh" if name == "gelu_new" else "none")
