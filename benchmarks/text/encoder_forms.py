@@ -70,8 +70,8 @@ def fp32_file(folder: Path) -> bytes:
     return export_onnx(module, rows, output="vector", dynamic={"tokens": {1: "length"}})
 
 
-def forms(file: bytes, seen: Array) -> dict[str, bytes]:
-    """Every form by its name, fp32 first; ``seen``: ids of other texts of the same kind."""
+def forms(file: bytes, seen: Array, held_out: Array) -> dict[str, bytes]:
+    """Every form by its name, fp32 first; ``seen``, ``held_out``: ids of other texts of the same kind."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         prepared, saturates = prepare(file, folder), sums_saturate(cpu_class())
@@ -87,7 +87,7 @@ def forms(file: bytes, seen: Array) -> dict[str, bytes]:
             ours = quantize_dynamically(prepared, per_channel=True, reduce_range=saturates)
             round_tables(ours, bits=bits)
             made[f"dynamic, tables {bits}"] = strip(ours, merge_equal=True)
-        trim_tables(prepared, {"tokens": seen}, {})
+        trim_tables(prepared, {"tokens": seen}, {"tokens": held_out})
         ours = quantize_dynamically(prepared, per_channel=True, reduce_range=saturates)
         round_tables(ours)
         made["dynamic, vocabulary"] = strip(ours, merge_equal=True)
@@ -137,9 +137,11 @@ def main() -> None:
     tokenizer.no_padding()
     tokenizer.enable_truncation(MOST)
     texts = Docstrings()._read.texts
-    known, ids = ([tokenizer.encode(text).ids for (text,) in texts[split]] for split in ("train", "test"))
+    known, others, ids = (
+        [tokenizer.encode(text).ids for (text,) in texts[split]] for split in ("train", "calibration", "test")
+    )
     ids = [ids[place] for place in np.random.default_rng(0).permutation(len(ids))[:TEXTS]]
-    files = forms(fp32_file(folder), np.unique(np.concatenate(known)))
+    files = forms(fp32_file(folder), np.unique(np.concatenate(known)), np.concatenate(others))
     models = {name: session(file) for name, file in files.items()}
     wanted = vectors(models["fp32"], ids, 1)
     times = {length: seconds(models, length) for length in LENGTHS}
