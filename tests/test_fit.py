@@ -169,7 +169,7 @@ def test_a_finished_training_is_not_repeated() -> None:
     model, fitted = run(workload, checkpoints=checkpoints)
     again, repeated = run(workload, checkpoints=checkpoints)
     assert checkpoints.saved == [1, 2, 3, 4]
-    assert repeated.resumed_at == 4 and repeated.epoch_seconds is None
+    assert repeated.resumed_at == 4 and repeated.epoch_seconds == fitted.epoch_seconds
     assert repeated.history == fitted.history
     assert_same(model, again)
 

@@ -46,7 +46,7 @@ class Fitted:
     resumed_at: int
     """Epochs that a killed training before this one had done."""
     epoch_seconds: float | None = None
-    """Of an epoch in the middle, judging included; None where all of them were done before."""
+    """Of an epoch in the middle, judging included, those before an interruption too; None where none was timed."""
 
     def summary(self) -> dict[str, Any]:
         """The outcome as JSON; nothing in it tells whether training was interrupted."""
@@ -114,7 +114,7 @@ def fit(
             loop.shards = MicroShards((model, beside), loop.parameters, shards=training.shards, ranks=ranks, seed=seed)
         settings = (rows.count, views, training, seed)
         state = FitState(model, beside, loop.optimizer, loop.scaler, where=where, settings=settings)
-        resumed_at, seconds = state.resume(checkpoints), list[float]()
+        resumed_at = state.resume(checkpoints)
         if ranks.count > 1:
             ranks.agree(_what_ranks_share(state, data, resumed_at))
         for epoch in range(resumed_at + 1, epochs + 1):
@@ -140,13 +140,13 @@ def fit(
             if not math.isfinite(val_loss):
                 raise _diverged("validation", val_loss, epoch, steps, steps, lr)
             row = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss, "val_metric": val_metric, "lr": lr}
-            state.record(row, better, epochs=epochs, patience=training.patience)
+            seconds = time.monotonic() - began
+            state.record(row, better, seconds=seconds, epochs=epochs, patience=training.patience)
             if checkpoints is not None and ranks.number == 0:
                 checkpoints.save(epoch, state.packed, last=state.finished)
             text = f"loss {train_loss:.4f}, validation loss {val_loss:.4f}, metric {val_metric:.4f}"
             print(f"epoch {epoch}/{epochs}: {text}, lr {lr:.2e}", flush=True)
             tell(steps, text)
-            seconds.append(time.monotonic() - began)
     model.load_state_dict(state.best)
     model.eval()
     return Fitted(
@@ -156,7 +156,7 @@ def fit(
         val_loss=float(state.history[state.best_epoch - 1]["val_loss"]),
         stopped_early=len(state.history) < epochs,
         resumed_at=resumed_at,
-        epoch_seconds=statistics.median(seconds) if seconds else None,
+        epoch_seconds=statistics.median(state.seconds) if state.seconds else None,
     )
 
 

@@ -41,13 +41,18 @@ class FitState:
         self.model, self.beside, self.optimizer, self.scaler, self.where = model, beside, optimizer, scaler, where
         self.fingerprint = _fingerprint(model, beside, settings)
         self.history: History = []
+        self.seconds: list[float] = []
+        """Of each epoch, judging included. Not part of the history, which is the same bytes on every machine."""
         self.best: dict[str, Tensor] = {}
         self.best_epoch = 0
         self.finished = False
 
-    def record(self, row: dict[str, float | int], better: str, *, epochs: int, patience: int | None) -> None:
+    def record(
+        self, row: dict[str, float | int], better: str, *, seconds: float, epochs: int, patience: int | None
+    ) -> None:
         """Add the epoch, keep the weights if it is the best one yet, and see whether training is over."""
         self.history.append(row)
+        self.seconds.append(seconds)
         sign = 1.0 if better == "higher" else -1.0
 
         def rank(row: dict[str, float | int]) -> tuple[float, float]:
@@ -70,6 +75,7 @@ class FitState:
                 "best": None if self.best_epoch == len(self.history) else self.best,
                 "best_epoch": self.best_epoch,
                 "history": self.history,
+                "seconds": self.seconds,
                 "finished": self.finished,
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
@@ -97,6 +103,7 @@ class FitState:
         best = tree["model"] if tree["best"] is None else tree["best"]
         self.best = {name: value.to(self.where, copy=True) for name, value in best.items()}
         self.history, self.best_epoch, self.finished = tree["history"], tree["best_epoch"], tree["finished"]
+        self.seconds = tree.get("seconds", [])  # checkpoints of before have none
         print(f"going on from the checkpoint after epoch {len(self.history)}", flush=True)
         return len(self.history)
 
