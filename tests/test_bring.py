@@ -50,7 +50,7 @@ def bring(store: Store, workload: Workload, path: Path, **spec: Any) -> Result:
                     "spec": asked.model_dump(mode="json"),
                     "data": put_data(store, workload).model_dump(mode="json"),
                     "inputs": {},
-                    "extra": {"file": _into_the_store(job, asked.weights).model_dump()},
+                    "extra": {"file": _into_the_store(job, str(asked.weights)).model_dump()},
                     "key": "k",
                     "workdir": str(path.parent),
                 },
@@ -103,12 +103,12 @@ def test_the_stage_runs_in_its_process_and_notices_other_content(
     workload = taught("Blobs")
     job, data, spec = job_for(store, workload.ref), put_data(store, workload), BringSpec(weights=str(tmp_path / "w"))
     safetensors_file(build(workload, "teacher", {}, seed=1), tmp_path / "w")
-    extra = {"file": _into_the_store(job, spec.weights).model_dump()}
+    extra = {"file": _into_the_store(job, str(spec.weights)).model_dump()}
     first = run_stage(BRING, job, spec, data=data, extra=extra)
     assert first.variant.name == "teacher"
     assert run_stage(BRING, job, spec, data=data, extra=extra).status == "reused"
     safetensors_file(build(workload, "teacher", {}, seed=2), tmp_path / "w")
-    changed = {"file": _into_the_store(job, spec.weights).model_dump()}
+    changed = {"file": _into_the_store(job, str(spec.weights)).model_dump()}
     assert changed != extra
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 
 from model_registry.manifest import FileEntry, canonical_json
 from model_registry.missing_values import MISSING_VALUES
@@ -34,27 +37,19 @@ def main(child: Child) -> Result:
     """Read the file as what it is, and check that it fits workload and data."""
     workload = load_workload(child.job.workload)
     splits = {name: read_split(child.store, child.data, name) for name in SPLITS}
+    if child.spec["weights"] is None:
+        return _bring_weights(child, None, workload, splits)
     path = child.store.fetch(FileEntry.model_validate(child.extra["file"]), child.workdir / "weights")
     if kind_of(path) == "onnx":
         return _bring_onnx(child, path, workload, splits)
     return _bring_weights(child, path, workload, splits)
 
 
-def _bring_weights(child: Child, path: Path, workload: Workload, splits: dict[str, Columns]) -> Result:
-    scale, said = child.spec["scale"], child.spec["weights"]
-    model = build(workload, "teacher", scale)
-    tensors = read_weights(path, said)
-    for alias, name in untied(model)[1].items():  # formats without sharing store tied tensors under one name
-        if alias not in tensors and name in tensors:
-            tensors[alias] = tensors[name]
-    try:
-        load_tensors(model, tensors)
-    except WeightsMismatch as error:
-        raise WeightsMismatch(
-            f"weights {said!r} against {workload.ref.path}.model('teacher', **{scale}): {error.message}. Give the "
-            "scale they were trained with under teacher.scale, or rename the tensors",
-            **error.details,
-        ) from error
+def _bring_weights(child: Child, path: Path | None, workload: Workload, splits: dict[str, Columns]) -> Result:
+    scale = child.spec["scale"]
+    model = build(workload, "teacher", scale, seed=child.job.seed)
+    if path is not None:
+        _load_weights(model, path, child.spec, workload)
     validation = splits["validation"]
     _, outputs = tensor_specs(model.eval(), workload=workload, sample=validation)
     task = _task(workload, outputs[0].shape, splits)
@@ -72,6 +67,22 @@ def _bring_weights(child: Child, path: Path, workload: Workload, splits: dict[st
     )
     values = {"parameters": parameter_count(model), "val_metric": metric, "val_loss": loss, "task": task.as_json()}
     return Result(variants=(variant,), values=values)
+
+
+def _load_weights(model: nn.Module, path: Path, spec: Mapping[str, Any], workload: Workload) -> None:
+    scale, said = spec["scale"], spec["weights"]
+    tensors = read_weights(path, said)
+    for alias, name in untied(model)[1].items():  # formats without sharing store tied tensors under one name
+        if alias not in tensors and name in tensors:
+            tensors[alias] = tensors[name]
+    try:
+        load_tensors(model, tensors)
+    except WeightsMismatch as error:
+        raise WeightsMismatch(
+            f"weights {said!r} against {workload.ref.path}.model('teacher', **{scale}): {error.message}. Give the "
+            "scale they were trained with under teacher.scale, or rename the tensors",
+            **error.details,
+        ) from error
 
 
 def _bring_onnx(child: Child, path: Path, workload: Workload, splits: dict[str, Columns]) -> Result:
