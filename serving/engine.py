@@ -214,8 +214,8 @@ def _session(data: bytes, variant: Variant, options: Any, decoder: DecoderForm |
         answered = session.get_outputs()[0].shape[-1]
         if answered != decoder.vocabulary:
             raise EngineLoadError(
-                f"the graph answers logits of {answered} tokens, and {DECODER} tells of {decoder.vocabulary}; export it "
-                "again"
+                f"the graph answers logits of {answered} tokens, and {DECODER} tells of {decoder.vocabulary}: export it"
+                " again"
             )
     return session
 

@@ -1,4 +1,4 @@
-"""Folders of small decoders as save_pretrained of transformers writes them, and what the papers' formulas make of them."""
+"""Folders of small decoders as save_pretrained of transformers writes them, and what the formulas make of them."""
 
 from __future__ import annotations
 

@@ -193,7 +193,9 @@ def test_gguf_files_that_are_refused_say_why(tmp_path: Path) -> None:
         GgufFile(tmp_path / "no.gguf")
     with pytest.raises(DataReadError, match="is of type 'mamba'; types that can be read: llama"):
         GgufFile(gguf(tmp_path / "kind.gguf", "mamba"))
-    with pytest.raises(DataReadError, match="tokenizer of the kind 'llama', 'default'; put the model's tokenizer.json"):
+    with pytest.raises(
+        DataReadError, match=r"tokenizer of the kind 'llama', 'default'; put the model's tokenizer\.json"
+    ):
         GgufFile(gguf(tmp_path / "sentencepiece.gguf", tokenizer="llama", pre="default")).tokenizer()
 
 
