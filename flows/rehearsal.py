@@ -47,8 +47,10 @@ def settle(job: Job, spec: PipelineSpec, data: DataRef) -> Outcome:
 
 def worth_trying(job: Job, spec: PipelineSpec, data: DataRef, settled: Outcome) -> bool:
     """Whether a later stage that fails would cost more than trying all of them: not where the teacher is there already,
-    nor where all trainings together take seconds."""
+    nor where nothing is trained or all trainings together take seconds."""
     train = spec.train or TrainSpec()
+    if spec.teacher is not None and not (spec.distill or spec.prune or spec.qat or spec.search):
+        return False
     if spec.teacher is None and is_stored(TRAIN, job, train, data=data):
         return False
     row_seconds: float | None = settled.values.get("row_seconds")

@@ -130,8 +130,9 @@ def describe_api(
 def _description(limits: RequestLimits) -> str:
     return (
         "Open Inference Protocol V2 with its extensions for binary tensors, statistics and generation; OpenAI's API "
-        'for models that continue text. Every refusal is `{"error": text}`, under `/v1` an object in its place. Another path is answered with 404, another method with 405 and the header Allow; HEAD goes '
-        f"where GET goes. A head has at most {limits.head_bytes} bytes and {limits.headers} headers and arrives within "
+        'for models that continue text. Every refusal is `{"error": text}`, under `/v1` an object in its place. '
+        "Another path is answered with 404, another method with 405 and the header Allow; HEAD goes where GET goes. "
+        f"A head has at most {limits.head_bytes} bytes and {limits.headers} headers and arrives within "
         f"{limits.head_seconds:g} s. A body has at most {limits.body_bytes} bytes, {limits.unpacked_bytes} and "
         f"{limits.unpacked_ratio} times its size after unpacking, and arrives within {limits.body_seconds:g} s. A "
         f"tensor has at most {limits.elements} elements. An answer comes within {limits.infer_seconds:g} s."

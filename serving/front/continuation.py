@@ -21,7 +21,7 @@ _EVENTS = b"text/event-stream; charset=utf-8"
 _NO_STORE = b"cache-control: no-cache\r\n"
 
 
-class AnswerWriter(Protocol):
+class ContinuationWriter(Protocol):
     """Writes answers in the form that was asked for."""
 
     def whole(self, choices: Sequence[ToldChoice]) -> bytes: ...
@@ -51,7 +51,7 @@ class Continuation:
         connection: HttpConnection,
         request: ContinueRequest,
         chosen: Chosen,
-        writer: AnswerWriter,
+        writer: ContinuationWriter,
         refuse: Refuser,
     ) -> None:
         self.connection, self.request, self.chosen = connection, request, chosen
