@@ -73,8 +73,8 @@ class PipelineSpec(Frozen):
     )
     parallel: Parallel | None = Field(
         default=None,
-        description="share each training out among processes, with the same result on any number of them; absent: a "
-        "training is one process with a thread for each core",
+        description="share each training out among processes, with the same result on any number of them (not with "
+        "exact: false); absent: a training is one process with a thread for each core",
     )
     place: Literal["local", "ray"] = Field(
         default="local",

@@ -370,7 +370,7 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 def test_a_training_is_what_a_spec_says_about_it() -> None:
     spec = TrainSpec(epochs=7, optimizer="sgd", patience=None, scale={"width": 2.0}).model_dump()
-    wanted = {name: spec[name] for name in SETTINGS - {"share", "shards"}}
+    wanted = {name: spec[name] for name in SETTINGS - {"share", "shards", "engine"}}
     assert Training.of(spec, shards=1) == Training(**wanted) and set(spec) == {*wanted, "scale"}
     assert Training.of(DistillSpec(share=0.25).model_dump(), shards=1).share == 0.25
     short = QatSpec(epochs=3).model_dump()

@@ -55,19 +55,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, 
 
 
 @pytest.mark.slow
-def test_torchrun_starts_a_shared_training_too(found: dict[int, list[dict[str, str]]], tmp_path: Path) -> None:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run(
-        [*launcher, str(HERE / "rank_script.py"), "torchrun", str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "GLOO_SOCKET_IFNAME": "lo"},
-        check=True,
-        timeout=200,
-    )
-    assert {file.read_text() for file in tmp_path.glob("torchrun-*.txt")} == {found[1][0]["dropout"]}
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("case", [*CASES, "dropout, resumed", "batchnorm, two threads"])
 def test_the_bits_do_not_depend_on_the_number_of_processes(case: str, found: dict[int, list[dict[str, str]]]) -> None:
     digests = {ranked[case] for ranks in found.values() for ranked in ranks}

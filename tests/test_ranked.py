@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 import pytest
@@ -36,6 +36,8 @@ else:  # tests/ is no package at run time
 SHARED = Parallel(shards=4, processes=2)
 QUICK = TrainSpec(epochs=3, batch_size=32, patience=None)
 LONG = TrainSpec(epochs=40, batch_size=32, patience=None)
+WIDE = 12.0
+"""Of a model with more than 100 000 parameters."""
 
 
 @pytest.fixture
@@ -116,6 +118,39 @@ def test_ranks_that_are_killed_or_hang_start_again_from_the_last_checkpoint(
     assert "SIGKILL; peak memory" in caplog.text and "this rank lost rank" in caplog.text
     assert caplog.text.count("start again, from the last checkpoint") == 2
     assert "going on from the checkpoint after epoch" in (tmp_path / "killed" / "train-rank2.log").read_text()
+    assert launch._table == {}
+
+
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_what_torch_shares_out_goes_on_too(
+    engine: Literal["ddp", "fsdp"], task: tuple[Job, DataRef], store: Store, tmp_path: Path
+) -> None:
+    """A model large enough to be split; the same bits as nobody disturbed it, on the same number of processes."""
+    given = Parallel(exact=False, processes=2, engine=engine)
+    shared = (task[0].model_copy(update={"parallel": given}), task[1])
+    spec = LONG.model_copy(update={"epochs": 12, "scale": {"width": WIDE}})
+    straight = train(shared, tmp_path / "two", ranks=2, key="two", spec=spec)
+    killer = end_with_each([signal.SIGKILL], store, "checkpoints/killed/")
+    assert train(shared, tmp_path / "killed", ranks=2, key="killed", spec=spec) == straight
+    assert not killer.is_alive()
+    assert "going on from the checkpoint after epoch" in (tmp_path / "killed" / "train-rank2.log").read_text()
+    assert launch._table == {}
+
+
+def test_the_number_of_processes_is_part_of_what_torch_shares_out(
+    task: tuple[Job, DataRef], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WINNOW_HOME", str(tmp_path))
+    two, small = (
+        task[0].model_copy(update={"parallel": Parallel(exact=False, processes=2, engine=engine)})
+        for engine in (None, "fsdp")
+    )
+    assert run_stage(TRAIN, two, QUICK, data=task[1]).status == "computed"
+    assert run_stage(TRAIN, two, QUICK, data=task[1]).status == "reused"
+    three = two.model_copy(update={"parallel": Parallel(exact=False, processes=3)})
+    assert StageCall(TRAIN, three, QUICK, task[1]).key != StageCall(TRAIN, two, QUICK, task[1]).key
+    with pytest.raises(SpecError, match="splitting them saves no memory; use engine: ddp"):
+        run_stage(TRAIN, small, QUICK, data=task[1])
     assert launch._table == {}
 
 

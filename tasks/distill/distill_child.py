@@ -112,7 +112,7 @@ def _lessons(child: Child, data: TrainingData) -> Lessons:
     return Lessons(
         begin=lambda: _begin(child, data.workload)[0],
         data=data,
-        training=Training.of(child.spec, shards=child.job.shards),
+        training=Training.of(child.spec, shards=child.job.shards, engine=child.job.engine),
         answers=mean_answers([*live, *stored]) if live or stored else None,
         task=child.data.task,
         watched=watched,

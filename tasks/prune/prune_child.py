@@ -33,7 +33,7 @@ def main(child: Child) -> Result:
         model,
         data,
         Cut.of(spec, workload.prune_hints()),
-        Training.of(spec, shards=child.job.shards),
+        Training.of(spec, shards=child.job.shards, engine=child.job.engine),
         objective=_objective(child, data),
         parent_metric=_known_metric(child, data),
         seed=child.job.seed,

@@ -47,7 +47,7 @@ def main(child: Child) -> Result:
         module,
         data,
         replace(
-            Training.of(child.spec, shards=child.job.shards), amp="off"
+            Training.of(child.spec, shards=child.job.shards, engine=child.job.engine), amp="off"
         ),  # bf16 has too few bits for the 256 steps of a grid
         objective=_objective(child, users, data),
         seed=child.job.seed,

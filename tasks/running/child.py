@@ -94,6 +94,8 @@ def send(messages: int, message: dict[str, Any]) -> None:
 def main() -> None:
     """Serve requests until one fails or the lifeline ends. Arguments: modules to import until a request comes."""
     asked, messages = map(int, os.environ.pop("WINNOW_CHILD_FDS").split(","))
+    for name in ("RANK", "WORLD_SIZE"):  # of the script that ran the flow, which torchrun may have started
+        os.environ.pop(name, None)
     requests: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(asked, requests), daemon=True).start()
     me = os.getpid()

@@ -7,6 +7,7 @@ the shards of each training step and the rows of each evaluation.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,12 +19,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from model_registry.manifest import hash_bytes
-from tasks.running.errors import RankLost, RanksDisagree
+from tasks.running.errors import RankLost, RanksDisagree, SpecError
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's number (from 0) among those that train together, and how many they are, a power of two."""
+    """This process's number (from 0) among those that train together, and how many they are."""
 
     number: int = 0
     count: int = 1
@@ -47,7 +48,7 @@ class Ranks:
         that all have the same bits. Each sends the whole of it once for every doubling.
 
         Args:
-            sums: tensors of the same shapes and types on every rank; left as they are.
+            sums: tensors of the same shapes and types on every rank, a power of two of them; left as they are.
         """
         step = 1
         while step < self.count:
@@ -56,6 +57,18 @@ class Ranks:
             sums = [ours + other for ours, other in zip(sums, theirs, strict=True)]
             step *= 2
         return sums
+
+    def total(self, value: Tensor) -> Tensor:
+        """The sum over all ranks, the same bits on each, in the order of torch's transport; any number of ranks."""
+        summed = value.detach().clone()
+        if self.count > 1:
+            with others_there("lost another"):
+                dist.all_reduce(summed)
+        return summed
+
+    def of_first(self, value: Tensor) -> Tensor:
+        """The value, of one shape and type everywhere, as the first rank has it."""
+        return _broadcast(value.detach().clone(), 0) if self.count > 1 else value
 
     def collect(self, rows: Tensor, counts: list[int]) -> Tensor:
         """The rows [n, ...] of all ranks in their order, n by rank in ``counts``."""
@@ -107,8 +120,8 @@ def joined(number: int, count: int, *, meeting: Path, seconds: float) -> Iterato
         RankLost: not all of them came.
     """
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # they are on one machine: nothing listens outside of it
-    cuda = torch.cuda.is_available() and torch.cuda.device_count() >= count
-    with _others_there("did not find the other ranks"):
+    cuda = _has_gpu(number, count)
+    with others_there("did not find the other ranks"):
         dist.init_process_group(
             "nccl" if cuda else "gloo",
             init_method=meeting.as_uri(),
@@ -121,11 +134,90 @@ def joined(number: int, count: int, *, meeting: Path, seconds: float) -> Iterato
 
 
 @contextlib.contextmanager
-def _others_there(what: str) -> Iterator[None]:
+def by_environment(*, wanted: bool, cpu: bool, seconds: float = 600.0) -> Iterator[Ranks]:
+    """Be one of the processes that torchrun started, or whoever else sets RANK, WORLD_SIZE and MASTER_ADDR.
+
+    Where there is a process group already, it is used and left as it is; without those variables, or if it is not
+    ``wanted``, this is a process of its own. The group is made for the time that this lasts, any number of times.
+
+    Args:
+        cpu: whether the training is to run on the CPU even where there are GPUs.
+        seconds: how long one waits for another before it is taken for lost.
+
+    Raises:
+        SpecError: the variables are there in part, or are no numbers that fit.
+        RankLost: not all of them came.
+    """
+    place = _place(os.environ) if wanted and not (dist.is_available() and dist.is_initialized()) else None
+    if place is None or place.count == 1:
+        yield Ranks.current()
+        return
+    local = int(os.environ.get("LOCAL_RANK", place.number))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", place.count))
+    with others_there("did not find the other ranks"):
+        met = dist.rendezvous("env://", timeout=timedelta(seconds=seconds))  # type: ignore[attr-defined]
+        store, number, count = next(met)
+        # A prefix of its own: what the group before has left in the store leads to sockets that are closed.
+        store = dist.PrefixStore(f"winnow-{next(_meetings)}", store)  # type: ignore[attr-defined]
+        dist.init_process_group(
+            "nccl" if not cpu and _has_gpu(local, here) else "gloo",
+            store=store,
+            rank=number,
+            world_size=count,
+            timeout=timedelta(seconds=seconds),
+        )
+    yield place
+    dist.destroy_process_group()
+
+
+_meetings = itertools.count(1)
+
+
+def _place(environment: Mapping[str, str]) -> Ranks | None:
+    """Which rank the environment says that this is; None where it says nothing."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if not all(name in environment for name in names[:2]):
+        return None
+    said = ", ".join(f"{name}={environment.get(name, '')}" for name in names)
+    try:
+        number, count = int(environment["RANK"]), int(environment["WORLD_SIZE"])
+    except ValueError as error:
+        raise SpecError(f"{said}: RANK and WORLD_SIZE must be whole numbers; start the script with torchrun") from error
+    if not 0 <= number < count:
+        raise SpecError(f"{said}: RANK must be at least 0 and below WORLD_SIZE; start the script with torchrun")
+    if count > 1 and not all(environment.get(name) for name in names):
+        raise SpecError(
+            f"{said}: the processes need MASTER_ADDR and MASTER_PORT to meet; start the script with torchrun"
+        )
+    return Ranks(number, count)
+
+
+def _has_gpu(number: int, count: int) -> bool:
+    """Whether each of the processes on this machine has a GPU of its own; this one then uses that of its number."""
+    found = torch.cuda.is_available() and torch.cuda.device_count() >= count
+    if found:
+        torch.cuda.set_device(number)
+    return found
+
+
+@contextlib.contextmanager
+def others_there(what: str, *, computing: bool = False) -> Iterator[None]:
+    """Tell what torch raises where a process is gone as RankLost; ``what`` this rank did, like "lost rank 1".
+
+    Args:
+        computing: whether a model computes meanwhile, whose own errors are left as they are.
+    """
     try:
         yield
     except RuntimeError as error:  # of any transport: closed connections, resets, time
+        if computing and not transport_failed(error):
+            raise
         raise RankLost(f"this rank {what}: {error}") from error
+
+
+def transport_failed(error: Exception) -> bool:
+    """Whether torch says that another process is gone, rather than that a model cannot compute."""
+    return (dist.is_available() and isinstance(error, dist.DistError)) or "gloo/" in str(error) or "NCCL" in str(error)
 
 
 def _exchanged(sums: list[Tensor], peer: int) -> list[Tensor]:
@@ -135,7 +227,7 @@ def _exchanged(sums: list[Tensor], peer: int) -> list[Tensor]:
         places = [place for place, value in enumerate(sums) if value.dtype == dtype]
         flat = torch.cat([sums[place].reshape(-1) for place in places])
         other = torch.empty_like(flat)
-        with _others_there(f"lost rank {peer}"):
+        with others_there(f"lost rank {peer}"):
             sent = [dist.P2POp(dist.isend, flat, peer), dist.P2POp(dist.irecv, other, peer)]
             for work in dist.batch_isend_irecv(sent):
                 work.wait()
@@ -148,6 +240,6 @@ def _exchanged(sums: list[Tensor], peer: int) -> list[Tensor]:
 def _broadcast(value: Tensor, rank: int) -> Tensor:
     """The value as that rank has it."""
     carried = value.cuda() if dist.get_backend() == "nccl" else value
-    with _others_there(f"lost rank {rank}, or another"):
+    with others_there(f"lost rank {rank}, or another"):
         dist.broadcast(carried, src=rank)
     return carried.to(value.device)

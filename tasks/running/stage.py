@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -41,24 +42,50 @@ class Limits(Frozen):
 
 
 class Parallel(Frozen):
-    """One training shared out among processes, whose number does not change its bits."""
+    """One training shared out among processes."""
 
     shards: int = Field(
         default=8,
-        ge=2,
+        ge=1,
         le=1024,
-        description="number of parts, a power of two, that each batch of a training is cut into; each has its own "
-        "gradient and BatchNorm statistics, and they are summed in one fixed order, so that the result does not depend "
-        "on the number of processes (nor on threads: each has one)",
+        description="number of parts, a power of two from 2 on, that each batch of a training is cut into; each has "
+        "its own gradient and BatchNorm statistics, and they are summed in one fixed order, so that the result does "
+        "not depend on the number of processes (nor on threads: each has one). Not with exact: false, where it is 1",
     )
     processes: int | Literal["auto"] = Field(
         default="auto",
         description="number of processes that share the parts, a power of two; auto: one for each core, or fewer. No "
-        "part of a result's identity: what was trained by two is found again by four",
+        "part of a result's identity: what was trained by two is found again by four. With exact: false any number, "
+        "which is part of the result's identity",
     )
+    exact: bool = Field(
+        default=True,
+        description="true: the result's bits do not depend on the number of processes. false: gradients are added up "
+        "by torch, faster with many processes, and a result is that of its number of processes, equal to others but "
+        "for rounding and randomness",
+    )
+    engine: Literal["ddp", "fsdp"] | None = Field(
+        default=None,
+        description="with exact: false, what of torch trains: ddp (each process has the whole model) or fsdp (each has "
+        "its share of weights, gradients and the optimizer's state); absent: fsdp from 50 million parameters on",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _whole(cls, given: Any) -> Any:
+        """A batch of which each process has a part has no shards besides."""
+        if isinstance(given, Mapping) and given.get("exact") is False:
+            return {"shards": 1, **given}
+        return given
 
     @model_validator(mode="after")
     def _divide(self) -> Self:
+        if not self.exact:
+            return self._without_shards()
+        if self.engine is not None:
+            raise ValueError(f"engine {self.engine} is for exact: false; set that, or leave engine out")
+        if self.shards == 1:
+            raise ValueError("shards 1 leaves nothing to share; use 2 or more, or leave parallel out")
         for name, number in (("shards", self.shards), ("processes", self.processes)):
             if isinstance(number, int) and (number < 1 or number & (number - 1)):
                 below = 1 << max(number, 1).bit_length() - 1
@@ -67,6 +94,21 @@ class Parallel(Frozen):
             raise ValueError(
                 f"{self.processes} processes cannot share {self.shards} shards; use at most {self.shards} processes"
             )
+        return self
+
+    def _without_shards(self) -> Self:
+        if self.shards != 1:
+            raise ValueError(
+                f"shards {self.shards} with exact: false: shards fix the order of additions, which exact: false leaves "
+                "to torch; leave out one of them"
+            )
+        if self.processes == "auto":
+            raise ValueError(
+                "processes auto with exact: false: the result depends on their number, which must not follow the "
+                "machine; say how many"
+            )
+        if self.processes < 1:
+            raise ValueError(f"processes {self.processes}: a training needs at least 1")
         return self
 
     def ranks(self, cores: int) -> int:
@@ -99,6 +141,13 @@ class Job(Frozen):
     def shards(self) -> int:
         """Of each batch of a training."""
         return self.parallel.shards if self.parallel else 1
+
+    @property
+    def engine(self) -> Literal["auto", "ddp", "fsdp"] | None:
+        """What of torch adds gradients up; None where the bits do not depend on the number of processes."""
+        if self.parallel is None or self.parallel.exact:
+            return None
+        return self.parallel.engine or "auto"
 
     def learning(self, task: TaskKind) -> Job:
         """The same once it is settled what the workload learns."""

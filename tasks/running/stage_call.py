@@ -81,6 +81,8 @@ class StageCall:
                 parts["workload"]["task"] = job.workload.task
         if stage.trains and job.shards > 1:
             parts["shards"] = job.shards  # and not by how many processes they are shared
+        if stage.trains and job.parallel is not None and job.engine is not None:
+            parts["parallel"] = {"engine": job.engine, "processes": job.parallel.processes}
         if stage.cpu_class_matters:
             parts["cpu_class"] = cpu_class()
             parts["sums_saturate"] = sums_saturate(cpu_class())  # decided there, outside the sources that are hashed

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from model_registry.manifest import hash_bytes
-from tasks.running.errors import TrainingDiverged, WorkloadError
-from tasks.running.ranks import Ranks
+from tasks.running.errors import SpecError, TrainingDiverged, WorkloadError
+from tasks.running.ranks import Ranks, by_environment
 from tasks.running.source_hash import closure_hash
 from tasks.torch_models.fit_amp import Amp, amp_dtype
-from tasks.torch_models.fit_checkpoint import Checkpoints, pack
+from tasks.torch_models.fit_checkpoint import Checkpoints
 from tasks.torch_models.fit_layout import channels_last
 from tasks.torch_models.fit_rows import Rows, answers, call_model, describe_tensor, judge, torch_device
 from tasks.torch_models.fit_seeding import derive, reproducible, seed_everything
@@ -26,9 +28,16 @@ from tasks.torch_models.fit_state import FitState, History
 from tasks.torch_models.fit_threads import worthwhile_threads
 from tasks.torch_models.micro_shards import MicroShards, check_shards
 from tasks.torch_models.objective import Hard, Objective, TrainingBatch
+from tasks.torch_models.split_checkpoint import PartedCheckpoints
+from tasks.torch_models.split_tensor import is_split
+from tasks.torch_models.synced_batchnorm import synced_batchnorm
+from tasks.torch_models.torch_engine import TorchEngine, check_engine, settled_engine
 from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData
 from tasks.torch_models.views import Views
+
+if TYPE_CHECKING:
+    from tasks.torch_models.split_model import SplitModel
 
 _CHECK_EVERY = 20
 """Batches between looks at the loss on an accelerator, where each look waits for it."""
@@ -76,8 +85,9 @@ def fit(
     Best is the better validation metric, and among equals the lower validation loss (the workload's own). The same
     arguments on the same machine and threads give the same weights, bit for bit on the CPU, also after an
     interruption: all randomness of an epoch comes from ``(seed, epoch)``, the learning rate from the step's number.
-    With shards the threads do not matter either, nor the number of processes that share them: each calls this with the
-    same arguments, and the first keeps the checkpoints.
+    With shards the threads do not matter either, nor the number of processes that share them; with an engine of torch
+    the number of processes does. Each process calls this with the same arguments, and the first keeps the checkpoints;
+    if torchrun started them, or whatever else sets RANK and WORLD_SIZE, they find each other here.
 
     Args:
         model: called with preprocessed inputs by name, answers [N, ...].
@@ -91,32 +101,61 @@ def fit(
     Raises:
         TrainingDiverged: the loss became NaN or infinite; names epoch and batch.
         WorkloadError: the model does not take what the workload gives it, or answers something else than [N, ...].
-        SpecError: the device is not there; shards do not fit the batches or the processes.
+        SpecError: the device is not there; shards do not fit the batches or the processes, or the engine the model.
         RankLost, RanksDisagree: of the processes that share the training.
     """
-    where, ranks = torch_device(device), Ranks.current()
+    wanted = training.shards > 1 or training.engine is not None
+    with by_environment(wanted=wanted, cpu=device == "cpu") as ranks:
+        return _fit(model, data, training, objective, views, seed, (torch_device(device), ranks), checkpoints, progress)
+
+
+def _fit(
+    model: nn.Module,
+    data: TrainingData,
+    training: Training,
+    objective: Objective | None,
+    views: Views | None,
+    seed: int,
+    place: tuple[torch.device, Ranks],
+    checkpoints: Checkpoints | None,
+    progress: Callable[[float, str], None] | None,
+) -> Fitted:
+    where, ranks = place
     model.to(where)
     loss = objective if objective is not None else Hard(data.workload.loss)
     beside = loss.to(where) if isinstance(loss, nn.Module) else nn.Module()
     epochs = training.epochs
     rows, judged = (Rows(data.workload, columns, where) for columns in (data.train, data.validation))
     sample = _check_fit(model, rows, loss)
+    used = _used(rows.count, training.share, seed)
+    steps = _steps(len(used), training.batch_size)
+    engine = settled_engine(training.engine, model) if training.engine is not None and ranks.count > 1 else None
+    if engine is not None:
+        check_engine(engine, model, ranks=ranks, rows=len(used), steps=steps, amp=training.amp)
+        if engine == "fsdp" and not (checkpoints is None or isinstance(checkpoints, PartedCheckpoints)):
+            raise SpecError(f"engine fsdp: {type(checkpoints).__name__} has no save_part() and load_part(); add them")
+    elif training.shards > 1 or ranks.count > 1:
+        check_shards(training.shards, ranks, rows=len(used), steps=steps)
     with (
         reproducible(where, training.deterministic),
         worthwhile_threads(model, sample.inputs, training.batch_size, shards=training.shards),
-        channels_last(model, sample.inputs),
+        # FSDP takes contiguous weights only.
+        channels_last(model, sample.inputs) if engine != "fsdp" else contextlib.nullcontext(),
+        synced_batchnorm(model) if engine is not None else contextlib.nullcontext(),
     ):
-        used = _used(rows.count, training.share, seed)
-        steps = _steps(len(used), training.batch_size)
+        begun = _digest(model, beside) if ranks.count > 1 else ""
+        split = _split(model, sample) if engine == "fsdp" else None
         loop = _Loop(model, rows, loss, _make_optimizer(model, beside, training), where, training.amp)
-        if training.shards > 1 or ranks.count > 1:
-            check_shards(training.shards, ranks, rows=len(used), steps=steps)
-            loop.shards = MicroShards((model, beside), loop.parameters, shards=training.shards, ranks=ranks, seed=seed)
+        if engine is not None:
+            loop.shared = TorchEngine(model, beside, loop.optimizer, ranks=ranks, seed=seed)
+        elif training.shards > 1:
+            loop.shared = MicroShards((model, beside), loop.parameters, shards=training.shards, ranks=ranks, seed=seed)
         settings = (rows.count, views, training, seed)
         state = FitState(model, beside, loop.optimizer, loop.scaler, where=where, settings=settings)
         resumed_at = state.resume(checkpoints)
         if ranks.count > 1:
-            ranks.agree(_what_ranks_share(state, data, resumed_at))
+            weights = begun if split is not None else _digest(model, beside)
+            ranks.agree(_what_ranks_share(state, data, resumed_at, weights))
         for epoch in range(resumed_at + 1, epochs + 1):
             if state.finished:
                 break
@@ -142,12 +181,16 @@ def fit(
             row = {"epoch": epoch, "train_loss": train_loss, "val_loss": val_loss, "val_metric": val_metric, "lr": lr}
             seconds = time.monotonic() - began
             state.record(row, better, seconds=seconds, epochs=epochs, patience=training.patience)
-            if checkpoints is not None and ranks.number == 0:
-                checkpoints.save(epoch, state.packed, last=state.finished)
+            if checkpoints is not None:
+                state.save(checkpoints, epoch)
             text = f"loss {train_loss:.4f}, validation loss {val_loss:.4f}, metric {val_metric:.4f}"
             print(f"epoch {epoch}/{epochs}: {text}, lr {lr:.2e}", flush=True)
             tell(steps, text)
-    model.load_state_dict(state.best)
+        if split is not None:
+            loop.optimizer.state.clear()  # before the model is whole again: both at once may be too much
+            split.join(state.best)
+        else:
+            model.load_state_dict(state.best)
     model.eval()
     return Fitted(
         history=state.history,
@@ -173,8 +216,8 @@ class _Loop:
         amp: Amp,
     ) -> None:
         self.model, self.rows, self.objective, self.optimizer, self.where = model, rows, objective, optimizer, where
-        self.shards: MicroShards | None = None
-        """None: a batch is one."""
+        self.shared: MicroShards | TorchEngine | None = None
+        """How processes or shards share a batch; None: it is one."""
         self.dtype = amp_dtype(amp, where)
         # Gradients of fp16 underflow without scaling; bf16 has float32's range.
         self.scaler = torch.amp.GradScaler(where.type, enabled=self.dtype is torch.float16)
@@ -196,8 +239,8 @@ class _Loop:
             lr = rate(step)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            if self.shards is not None:
-                loss = self.shards.gradients(epoch, step, index, self._loss, self.scaler.scale)
+            if self.shared is not None:
+                loss = self.shared.gradients(epoch, step, index, self._loss, self.scaler.scale)
             else:
                 loss = self._loss(index, generator)
                 self.optimizer.zero_grad(set_to_none=True)
@@ -213,6 +256,8 @@ class _Loop:
                 if time.monotonic() - told > 1.0:
                     told = time.monotonic()
                     tell(step + 1, f"loss {mean:.4f}")
+        if isinstance(self.shared, TorchEngine):
+            self.shared.settle()
         return float(total) / seen, lr
 
     @property
@@ -228,7 +273,28 @@ class _Loop:
         return self.objective(outputs.float() if self.dtype is not None else outputs, batch)
 
 
-def _what_ranks_share(state: FitState, data: TrainingData, resumed_at: int) -> dict[str, str]:
+def _split(model: nn.Module, sample: TrainingBatch) -> SplitModel:
+    """Imported only here: it takes seconds."""
+    module = importlib.import_module("tasks.torch_models.split_model")
+    split: SplitModel = module.SplitModel(model, sample.inputs)
+    return split
+
+
+def _digest(*modules: nn.Module) -> str:
+    """Of all weights and buffers, tensor by tensor: a copy of all would take more memory than a split training."""
+    found = [
+        (name, str(value.dtype), hash_bytes(_bytes(value)))
+        for module in modules
+        for name, value in module.state_dict().items()
+    ]
+    return hash_bytes(repr(found).encode())
+
+
+def _bytes(value: Tensor) -> memoryview:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+def _what_ranks_share(state: FitState, data: TrainingData, resumed_at: int, weights: str) -> dict[str, str]:
     """What must be the same on every rank before they train together: of the data the first and last rows."""
     edges = [
         (name, values.shape, str(values.dtype), hash_bytes(np.ascontiguousarray(part).tobytes()))
@@ -236,13 +302,12 @@ def _what_ranks_share(state: FitState, data: TrainingData, resumed_at: int) -> d
         for name, values in split.items()
         for part in (values[:64], values[-64:])
     ]
-    weights = pack({"model": dict(state.model.state_dict()), "beside": dict(state.beside.state_dict())})
     ref = data.workload.ref
     return {
         "the training's settings": state.fingerprint,
         "the epoch they go on from": str(resumed_at),
         "the data": repr(edges),
-        "the weights they begin with": hash_bytes(weights),
+        "the weights they begin with": weights,
         "Winnow's code": closure_hash(__name__),
         "the workload's code": closure_hash(ref.path.partition(":")[0], ref.folder),
     }
@@ -277,6 +342,7 @@ def _make_optimizer(model: nn.Module, beside: nn.Module, training: Training) -> 
     ]
     fused = all(p.is_floating_point() for p in parameters)
     if training.optimizer == "sgd":
+        fused = fused and not any(map(is_split, parameters))  # torch 2.13 has it for AdamW alone
         return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, nesterov=True, fused=fused)
     return torch.optim.AdamW(groups, lr=training.learning_rate, fused=fused)
 

@@ -56,13 +56,21 @@ class StoreCheckpoints:
         began = time.monotonic()
         if began < self._due and not last:
             return
-        data = make()
         try:
+            data = make()  # saves parts, where the state has some
             self.store.put(self.key, hash_bytes(data).encode() + data)
         except StoreUnavailable as error:  # training must not end for it
             _log.warning("checkpoint of epoch %d not saved: %s", epoch, error)
         ended = time.monotonic()
         self._due = ended + (ended - began) / self.share
+
+    def save_part(self, name: str, data: bytes) -> None:
+        """Keep a part of the state beside it, see tasks/torch_models/split_checkpoint.py."""
+        self.store.put(f"{self.key}.{name}", data)
+
+    def load_part(self, name: str) -> bytes | None:
+        """The part of that name; None where there is none."""
+        return self.store.get(f"{self.key}.{name}")
 
     def load(self) -> bytes | None:
         data = self.store.get(self.key)

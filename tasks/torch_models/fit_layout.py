@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tasks.torch_models.split_tensor import is_split
+
 _log = logging.getLogger("winnow.fit")
 
 
@@ -28,7 +30,7 @@ def channels_last(model: nn.Module, inputs: dict[str, Tensor]) -> Iterator[bool]
     """
     weights = [p for p in model.parameters() if p.ndim == 4]
     on_cpu = all(value.device.type == "cpu" for value in inputs.values())
-    usable = bool(weights) and on_cpu
+    usable = bool(weights) and on_cpu and not any(map(is_split, weights))
     done = usable and all(weight.is_contiguous(memory_format=torch.channels_last) for weight in weights)
     if usable and not done:
         _lay_out(weights, torch.channels_last)

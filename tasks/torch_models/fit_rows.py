@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tasks.running.errors import SpecError, WorkloadError
-from tasks.running.ranks import Ranks
+from tasks.running.errors import RankLost, SpecError, WorkloadError
+from tasks.running.ranks import Ranks, transport_failed
 from tasks.running.splits import Columns
 from tasks.torch_models.answer_text import describe_answer
 from tasks.torch_models.fit_layout import channels_last
@@ -55,10 +55,14 @@ def answers(model: nn.Module, rows: Rows) -> tuple[Outputs, Outputs]:
     if len(blocks) < ranks.count:
         ranks = Ranks()  # too few to share: each answers them all
     with torch.no_grad(), channels_last(model, rows(torch.arange(min(2, rows.count)), None).inputs):
-        for number in ranks.share(len(blocks)):
+        mine = ranks.share(len(blocks))
+        for number in mine:
             batch = rows(blocks[number], None)
             outputs.append(call_model(model, batch.inputs).float().cpu())
             targets.append(batch.targets.cpu())
+        if len(mine) < -(-len(blocks) // ranks.count):
+            # A model whose weights are split gathers them for each block: none may answer fewer than another.
+            call_model(model, rows(blocks[mine[0]], None).inputs)
     counts = [
         sum(len(blocks[number]) for number in Ranks(rank, ranks.count).share(len(blocks)))
         for rank in range(ranks.count)
@@ -148,11 +152,16 @@ class Rows:
 
 
 def call_model(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
-    """What the model answers to preprocessed inputs; WorkloadError names the shapes if it does not take them."""
+    """What the model answers to preprocessed inputs; WorkloadError names the shapes if it does not take them.
+
+    RankLost: the model's weights are split among processes, of which one is gone.
+    """
     shapes = ", ".join(f"{name} {describe_tensor(value)}" for name, value in inputs.items())
     try:
         outputs = model(**inputs)
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
+        if transport_failed(error):  # the model's weights are split among processes
+            raise RankLost(f"this rank lost another: {error}") from error
         raise WorkloadError(
             f"{type(model).__name__} does not take the inputs {shapes}: {error}; inputs arrive by name, as "
             "preprocess() returns them"

@@ -11,6 +11,7 @@ from tasks.torch_models.fit_amp import Amp
 
 Optimizer = Literal["adamw", "sgd"]
 Schedule = Literal["cosine", "constant"]
+Engine = Literal["auto", "ddp", "fsdp"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Training:
         amp: mixed precision; see tasks/torch_models/fit_amp.py. Validation is always float32.
         deterministic: refuse operations whose result varies from run to run.
         shards: of each batch, a power of two; see tasks/torch_models/micro_shards.py. 1: the batch is one.
+        engine: what of torch adds gradients up where processes share a batch without shards; the result depends on
+            their number then. See tasks/torch_models/torch_engine.py.
     """
 
     epochs: int
@@ -44,16 +47,17 @@ class Training:
     amp: Amp = "auto"
     deterministic: bool = True
     shards: int = 1
+    engine: Engine | None = None
 
     @classmethod
-    def of(cls, spec: Mapping[str, Any], *, shards: int) -> Training:
+    def of(cls, spec: Mapping[str, Any], *, shards: int, engine: Engine | None = None) -> Training:
         """What a stage's spec says about training; what it does not say has the defaults above.
 
         Args:
-            shards: what the run says about all its trainings.
+            shards, engine: what the run says about all its trainings.
         """
         names = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in spec.items() if name in names}, shards=shards)
+        return cls(**{name: value for name, value in spec.items() if name in names}, shards=shards, engine=engine)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step (from 0); ``steps`` is their number.
