@@ -139,7 +139,7 @@ class PipelineSpec(Frozen):
     def _one_teacher(self) -> Self:
         if self.teacher is not None and self.train is not None:
             raise ValueError("teacher and train exclude each other: weights are either brought or trained; remove one")
-        if self.teacher is not None and self.teacher.weights.endswith(".onnx") and self.export.threads != 1:
+        if self.teacher is not None and self.teacher.is_onnx and self.export.threads != 1:
             raise ValueError(
                 f"{self.export.threads} threads are asked for, and the ONNX file {self.teacher.weights!r} is run with "
                 "one: it is not exported here; remove budget.threads"
@@ -150,7 +150,7 @@ class PipelineSpec(Frozen):
                 "train it here, or remove distill.teachers"
             )
         later = [name for name in ("distill", "prune") if getattr(self, name) is not None]
-        if self.teacher is not None and self.teacher.weights.endswith(".onnx") and later:
+        if self.teacher is not None and self.teacher.is_onnx and later:
             raise ValueError(
                 f"teacher.weights {self.teacher.weights!r} is an ONNX file, which enters at quantize and cannot be "
                 f"trained; remove {' and '.join(later)}"

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "ACCURACY",
+    "COSINE",
     "IOU",
     "LABEL_ACCURACY",
     "PIXEL_ACCURACY",
@@ -56,6 +57,7 @@ __all__ = [
     "ResNet20",
     "RunResult",
     "SegmentDisplay",
+    "SentenceVectors",
     "ShallowClassifier",
     "SklearnTable",
     "SpecError",
@@ -162,11 +164,13 @@ if TYPE_CHECKING:  # one line per name: what is here is what there is, for type 
     from tasks.workloads.mobilenet import MobileNetClassifier as MobileNetClassifier
     from tasks.workloads.resnet import ResNet20 as ResNet20
     from tasks.workloads.segment_display import SegmentDisplay as SegmentDisplay
+    from tasks.workloads.sentence_vectors import SentenceVectors as SentenceVectors
     from tasks.workloads.sklearn_table import SklearnTable as SklearnTable
     from tasks.workloads.tabular import Tabular as Tabular
     from tasks.workloads.text import Text as Text
     from tasks.workloads.vgg import VggClassifier as VggClassifier
     from tasks.workloads.workload import ACCURACY as ACCURACY
+    from tasks.workloads.workload import COSINE as COSINE
     from tasks.workloads.workload import IOU as IOU
     from tasks.workloads.workload import LABEL_ACCURACY as LABEL_ACCURACY
     from tasks.workloads.workload import PIXEL_ACCURACY as PIXEL_ACCURACY

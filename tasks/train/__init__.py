@@ -51,10 +51,11 @@ class TrainSpec(Frozen):
 class BringSpec(Frozen):
     """Trained weights to bring instead of training."""
 
-    weights: str = Field(
+    weights: str | None = Field(
+        default=None,
         min_length=1,
         description="file of the weights, a path or s3://: safetensors, a state_dict saved by torch, or an ONNX file "
-        "(which is only measured and quantized)",
+        "(which is only measured and quantized); absent: those that the workload's model() has, as of sentence vectors",
     )
     scale: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the workload's model() with which it fits the weights"
@@ -62,11 +63,16 @@ class BringSpec(Frozen):
 
     @field_validator("weights")
     @classmethod
-    def _a_place(cls, weights: str) -> str:
-        scheme = re.match(r"([a-z0-9+]+)://", weights)
+    def _a_place(cls, weights: str | None) -> str | None:
+        scheme = re.match(r"([a-z0-9+]+)://", weights or "")
         if scheme and scheme[1] != "s3":
             raise ValueError(f"weights {weights!r} must be a path or s3://bucket/key; download {scheme[1]}:// first")
         return weights
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether an ONNX file is brought, which cannot be trained."""
+        return self.weights is not None and self.weights.endswith(".onnx")
 
 
 TRAIN = Stage(
@@ -114,8 +120,10 @@ def bring(job: Job, spec: BringSpec, *, data: DataRef) -> Outcome:
 
     Raises:
         WeightsMismatch: the file is not there, is no file of weights, or does not fit the model.
+        WorkloadError: no file is named, and the workload does not say that its model is trained.
     """
-    return run_stage(BRING, job, spec, data=data, extra={"file": _into_the_store(job, spec.weights).model_dump()})
+    extra = {} if spec.weights is None else {"file": _into_the_store(job, spec.weights).model_dump()}
+    return run_stage(BRING, job, spec, data=data, extra=extra)
 
 
 def _into_the_store(job: Job, weights: str) -> FileEntry:

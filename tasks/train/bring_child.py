@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from model_registry.manifest import FileEntry, canonical_json
 from model_registry.missing_values import MISSING_VALUES
 from model_registry.variant import Variant
 from tasks.running.child import Child, Result
-from tasks.running.errors import WeightsMismatch
+from tasks.running.errors import WeightsMismatch, WorkloadError
 from tasks.running.splits import SPLITS, Columns, read_split
 from tasks.torch_models.fit_rows import evaluate
 from tasks.torch_models.model_structure import ModelStructure
@@ -25,7 +26,7 @@ from tasks.torch_models.torch_variant import (
 )
 from tasks.train.weights_file import kind_of, read_weights
 from tasks.workloads.task_check import SettledTask, labels_file, settle_task, targets_of
-from tasks.workloads.workload import Workload, load_workload
+from tasks.workloads.workload import Workload, is_trained, load_workload
 
 _ROWS = 3
 
@@ -34,6 +35,13 @@ def main(child: Child) -> Result:
     """Read the file as what it is, and check that it fits workload and data."""
     workload = load_workload(child.job.workload)
     splits = {name: read_split(child.store, child.data, name) for name in SPLITS}
+    if child.spec["weights"] is None:
+        if not is_trained(workload):
+            raise WorkloadError(
+                f"teacher names no weights, and {workload.ref.path} does not say that its model is trained (trained = "
+                "True); give their file as teacher.weights, or train here: remove the section teacher"
+            )
+        return _publish(child, build(workload, "teacher", child.spec["scale"]), workload, splits)
     path = child.store.fetch(FileEntry.model_validate(child.extra["file"]), child.workdir / "weights")
     if kind_of(path) == "onnx":
         return _bring_onnx(child, path, workload, splits)
@@ -55,6 +63,11 @@ def _bring_weights(child: Child, path: Path, workload: Workload, splits: dict[st
             "scale they were trained with under teacher.scale, or rename the tensors",
             **error.details,
         ) from error
+    return _publish(child, model, workload, splits)
+
+
+def _publish(child: Child, model: nn.Module, workload: Workload, splits: dict[str, Columns]) -> Result:
+    """A model with its trained weights as the teacher, judged on validation."""
     validation = splits["validation"]
     _, outputs = tensor_specs(model.eval(), workload=workload, sample=validation)
     task = _task(workload, outputs[0].shape, splits)
@@ -65,7 +78,7 @@ def _bring_weights(child: Child, path: Path, workload: Workload, splits: dict[st
         child.store,
         model,
         workload=workload,
-        structure=ModelStructure(role="teacher", scale=scale),
+        structure=ModelStructure(role="teacher", scale=child.spec["scale"]),
         sample=validation,
         name="teacher",
         stage="bring",

@@ -106,3 +106,16 @@ def squared_error_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores
     errors = (outputs.astype(np.float64).reshape(len(targets), -1) - targets.reshape(len(targets), -1)) ** 2
     scores: Scores = errors.mean(axis=1)
     return scores
+
+
+def cosine_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
+    """Cosine of each answer with its target, both [N, features]: 1 for the same direction, 0 where one is nothing."""
+    if outputs.shape != targets.shape or outputs.ndim != 2:
+        raise ValueError(
+            f"the cosine takes answers and targets of one shape, [N, features]; they are {list(outputs.shape)} and "
+            f"{list(targets.shape)}"
+        )
+    ours, theirs = outputs.astype(np.float64), targets.astype(np.float64)
+    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    scores: Scores = (ours * theirs).sum(axis=1) / np.maximum(lengths, 1e-12)
+    return scores
