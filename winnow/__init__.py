@@ -22,6 +22,7 @@ __all__ = [
     "ACCURACY",
     "COSINE",
     "IOU",
+    "JACCARD",
     "LABEL_ACCURACY",
     "PIXEL_ACCURACY",
     "SQUARED_ERROR",
@@ -71,6 +72,7 @@ __all__ = [
     "StridedClassifier",
     "Tabular",
     "Text",
+    "TextLabels",
     "TrainingDiverged",
     "VggClassifier",
     "WeightsMismatch",
@@ -168,10 +170,12 @@ if TYPE_CHECKING:  # one line per name: what is here is what there is, for type 
     from tasks.workloads.sklearn_table import SklearnTable as SklearnTable
     from tasks.workloads.tabular import Tabular as Tabular
     from tasks.workloads.text import Text as Text
+    from tasks.workloads.text_labels import TextLabels as TextLabels
     from tasks.workloads.vgg import VggClassifier as VggClassifier
     from tasks.workloads.workload import ACCURACY as ACCURACY
     from tasks.workloads.workload import COSINE as COSINE
     from tasks.workloads.workload import IOU as IOU
+    from tasks.workloads.workload import JACCARD as JACCARD
     from tasks.workloads.workload import LABEL_ACCURACY as LABEL_ACCURACY
     from tasks.workloads.workload import PIXEL_ACCURACY as PIXEL_ACCURACY
     from tasks.workloads.workload import SQUARED_ERROR as SQUARED_ERROR

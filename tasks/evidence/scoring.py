@@ -17,6 +17,7 @@ from tasks.workloads.sample_scores import (
     accuracy_scores,
     cosine_scores,
     iou_scores,
+    jaccard_scores,
     label_accuracy_scores,
     pixel_accuracy_scores,
     squared_error_scores,
@@ -30,6 +31,7 @@ _BUILTIN = {
     "iou": iou_scores,
     "mse": squared_error_scores,
     "cosine": cosine_scores,
+    "jaccard": jaccard_scores,
 }
 
 

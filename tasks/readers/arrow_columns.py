@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Collection
@@ -106,9 +107,11 @@ def _array(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
 
 
 def _texts(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
-    """Texts of any length [rows], str objects; numbers as they are spelt in JSON."""
+    """Texts of any length [rows], str objects; numbers as they are spelt in JSON, and lists of texts as JSON."""
     import pyarrow as pa
 
+    if _is_list(column.type):
+        return _lists(column, name, path)
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         try:
             column = column.cast(pa.string())
@@ -116,6 +119,21 @@ def _texts(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
             raise DataReadError(f"{path}: column {name!r} is of type {column.type}, which is no text") from error
     found = np.empty(len(column), object)
     found[:] = ["" if text is None else text for text in column.to_pylist()]
+    return found
+
+
+def _lists(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
+    """Each list of texts or numbers as JSON; the empty text where there is none."""
+    found = np.empty(len(column), object)
+    for row, value in enumerate(column.to_pylist()):
+        odd = [part for part in value or () if not isinstance(part, str | int | float)]
+        if odd:
+            raise DataReadError(
+                f"{path}: column {name!r} holds a list with {'nothing' if odd[0] is None else odd[0]!r} in it, in row "
+                f"{row}; a list holds texts, each of them given"
+            )
+        texts = [part if isinstance(part, str) else json.dumps(part) for part in value or ()]
+        found[row] = "" if value is None else json.dumps(texts, ensure_ascii=False)
     return found
 
 

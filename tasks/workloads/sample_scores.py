@@ -54,6 +54,19 @@ def label_accuracy_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Score
     return scores
 
 
+def jaccard_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
+    """Of each sample, the labels rightly given among all that it has or is given; 1 where there are neither.
+
+    Shapes as in :func:`label_accuracy_scores`, which says little of labels that are rarely on. A sample with a logit
+    that is no finite number has 0.
+    """
+    label_accuracy_scores(outputs, targets)  # refuses other shapes
+    said, true = outputs > 0, targets > 0.5
+    whole = np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)
+    scores: Scores = np.where(whole, _shares(said & true, said | true), 0.0)
+    return scores
+
+
 def pixel_accuracy_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
     """Share of the places of each sample that are answered right, by logits [N, C, ...] and classes [N, ...].
 

@@ -33,6 +33,7 @@ from tasks.workloads.sample_scores import (
     accuracy_scores,
     cosine_scores,
     iou_scores,
+    jaccard_scores,
     label_accuracy_scores,
     pixel_accuracy_scores,
     squared_error_scores,
@@ -71,6 +72,7 @@ class Metric:
 
 ACCURACY = Metric("accuracy", "higher", accuracy_scores)
 LABEL_ACCURACY = Metric("label_accuracy", "higher", label_accuracy_scores)
+JACCARD = Metric("jaccard", "higher", jaccard_scores)
 PIXEL_ACCURACY = Metric("pixel_accuracy", "higher", pixel_accuracy_scores)
 IOU = Metric("iou", "higher", iou_scores)
 SQUARED_ERROR = Metric("mse", "lower", squared_error_scores)
@@ -84,7 +86,7 @@ _METRICS: dict[TaskKind | None, Metric] = {
 }
 _UNLABELLED = -100
 """What torch's cross-entropy passes over."""
-_BUILTIN = (ACCURACY, LABEL_ACCURACY, PIXEL_ACCURACY, IOU, SQUARED_ERROR, COSINE)
+_BUILTIN = (ACCURACY, LABEL_ACCURACY, PIXEL_ACCURACY, IOU, SQUARED_ERROR, COSINE, JACCARD)
 
 
 class Workload:
