@@ -94,8 +94,8 @@ class TextLabels(EncodedTexts):
         labels = sorted({label for row in self._read.labels["train"] for label in list_of(row)})
         if len(labels) < 2:
             raise DataReadError(
-                f"the lists in column {self.target!r} of train hold {f'only {labels[0]!r}' if labels else 'nothing'}; at "
-                "least two labels are needed"
+                f"the lists in column {self.target!r} of train hold {f'only {labels[0]!r}' if labels else 'nothing'}; "
+                "at least two labels are needed"
             )
         return labels
 

@@ -55,8 +55,8 @@ class Metric:
     """A metric by its score for each sample; the metric's value is their mean.
 
     Args:
-        name: as it is shown, and its key in MLflow. Names with ``accuracy``, ``f1``, ``auc``, ``precision`` or
-            ``recall`` in them, or the word ``iou``, are shown in percent.
+        name: as it is shown, and its key in MLflow. Names with ``accuracy``, ``f1``, ``auc``, ``precision``, ``recall``
+            or ``jaccard`` in them, or the word ``iou``, are shown in percent.
         better: ``higher`` or ``lower``.
         per_sample: ``(outputs [N, ...], targets [N, ...]) -> scores [N]``, NumPy arrays; a score depends on its own
             row alone, because samples are compared in pairs.
