@@ -73,6 +73,7 @@ __all__ = [
     "Tabular",
     "Text",
     "TextLabels",
+    "TextTags",
     "TrainingDiverged",
     "VggClassifier",
     "WeightsMismatch",
@@ -171,6 +172,7 @@ if TYPE_CHECKING:  # one line per name: what is here is what there is, for type 
     from tasks.workloads.tabular import Tabular as Tabular
     from tasks.workloads.text import Text as Text
     from tasks.workloads.text_labels import TextLabels as TextLabels
+    from tasks.workloads.text_tags import TextTags as TextTags
     from tasks.workloads.vgg import VggClassifier as VggClassifier
     from tasks.workloads.workload import ACCURACY as ACCURACY
     from tasks.workloads.workload import COSINE as COSINE

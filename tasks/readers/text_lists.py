@@ -54,3 +54,37 @@ def _is_list(value: str) -> bool:
     except ValueError:
         return False
     return isinstance(found, list) and all(isinstance(part, str) for part in found)
+
+
+def joined_words(table: ReadColumns, words: str, tags: str, *, where: str) -> ReadColumns:
+    """The table with texts in place of lists of words, a space between two; both columns hold lists as JSON.
+
+    Raises:
+        DataReadError: a word is empty or has a space in it, or a row has not as many tags as words.
+    """
+    if words not in table or tags not in table:
+        return table  # whoever needs the columns says so
+    texts = np.empty(len(table[words]), object)
+    for row, (ours, theirs) in enumerate(zip(table[words].tolist(), table[tags].tolist(), strict=True)):
+        found = list_of(ours) if ours else []
+        odd = [word for word in found if word.split() != [word]]
+        if odd:
+            raise DataReadError(
+                f"column {words!r} of {where} has {odd[0]!r} for a word in row {row}; a word is not empty and has no "
+                "space in it, because spaces divide the words of a text that the endpoint is sent: leave it out with "
+                "its tag, or make several words of it"
+            )
+        if theirs and len(list_of(theirs)) != len(found):
+            raise DataReadError(
+                f"row {row} of {where} has {len(found)} words in {words!r} and {len(list_of(theirs))} tags in "
+                f"{tags!r}; each word needs a tag"
+            )
+        texts[row] = " ".join(found)
+    empty = [
+        row
+        for row, (text, tag) in enumerate(zip(texts.tolist(), table[tags].tolist(), strict=True))
+        if tag and not text
+    ]
+    if empty:
+        raise DataReadError(f"row {empty[0]} of {where} has no words in {words!r}; leave it out")
+    return ReadColumns({**table, words: texts}, table.reading, table.types)

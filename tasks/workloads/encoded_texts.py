@@ -224,16 +224,22 @@ class EncodedTexts(ABC):
 
 
 def in_one_split(
-    read: DividedTexts, tokens: Mapping[str, Tokens], targets: Mapping[str, NDArray[Any]], *, most: int
+    read: DividedTexts,
+    tokens: Mapping[str, Tokens],
+    targets: Mapping[str, NDArray[Any]],
+    *,
+    most: int,
+    more: Reading = Reading(),  # noqa: B008 - frozen
 ) -> Divided:
     """The splits, without rows whose tokens are those of other texts in another split.
 
     Args:
         tokens: ids [rows, length] by split, cut at ``most`` tokens. ``targets``: [rows, ...] by split.
+        more: what is to be said besides how the files were read.
     """
     kept = only_one_split(tokens, read.texts)
     lost = sum(int((~rows).sum()) for rows in kept.values())
-    more = Reading(findings=(_LOST.format(lost=lost, tokens=most),) if lost else ())
+    more += Reading(findings=(_LOST.format(lost=lost, tokens=most),) if lost else ())
     return Divided(
         {name: {"tokens": tokens[name][rows], TARGET: targets[name][rows]} for name, rows in kept.items()},
         {name: read.source_rows[name][rows] for name, rows in kept.items()},
