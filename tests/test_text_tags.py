@@ -31,6 +31,7 @@ from tasks.onnx_models.onnx_graph import signature
 from tasks.readers.splitting import Divided
 from tasks.running.errors import DataReadError, WinnowError
 from tasks.running.stage import WorkloadRef
+from tasks.workloads.sample_scores import pixel_accuracy_scores
 from tasks.workloads.span_scores import span_f1_scores, spans_of
 from tasks.workloads.task_check import settle_task
 from tasks.workloads.text_encoder import TextEncoder
@@ -106,6 +107,10 @@ def test_spans_are_read_as_seqeval_reads_them() -> None:
     assert spans_of(["B-PER", "I-PER", "O", "B-LOC", "B-LOC"]) == {("PER", 0, 2), ("LOC", 3, 4), ("LOC", 4, 5)}
     assert spans_of(["I-PER", "I-LOC", "O", "I-LOC"]) == {("PER", 0, 1), ("LOC", 1, 2), ("LOC", 3, 4)}
     assert spans_of([]) == spans_of(["O", "O"]) == set()
+
+
+def test_no_text_has_no_scores() -> None:
+    assert pixel_accuracy_scores(np.zeros((0, 3, 5)), np.zeros((0, 5), int)).tolist() == []
 
 
 def test_span_f1_counts_whole_spans() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,7 @@ def label_accuracy_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Score
             f"{list(targets.shape)}"
         )
     right = ((outputs > 0) == (targets > 0.5)) & np.isfinite(outputs)
-    scores: Scores = right.reshape(len(right), -1).mean(axis=1, dtype=np.float64)
+    scores: Scores = _by_sample(right).mean(axis=1, dtype=np.float64)
     return scores
 
 
@@ -62,7 +63,7 @@ def jaccard_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
     """
     label_accuracy_scores(outputs, targets)  # refuses other shapes
     said, true = outputs > 0, targets > 0.5
-    whole = np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)
+    whole = _by_sample(np.isfinite(outputs)).all(axis=1)
     scores: Scores = np.where(whole, _shares(said & true, said | true), 0.0)
     return scores
 
@@ -111,7 +112,7 @@ def _shares(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> Scores:
 
 
 def _by_sample(places: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    return places.reshape(len(places), -1)
+    return places.reshape(len(places), math.prod(places.shape[1:]))  # not -1: there may be no sample
 
 
 def squared_error_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
