@@ -20,7 +20,7 @@ from model_registry.store import Store
 from model_registry.variant import TensorSpec
 from tasks.onnx_models.onnx_graph import signature
 from tasks.running.child import Child, Result
-from tasks.running.errors import WeightsMismatch
+from tasks.running.errors import WeightsMismatch, WorkloadError
 from tasks.running.stage_cache import run_stage
 from tasks.torch_models.fit_rows import predict
 from tasks.torch_models.torch_variant import build, load
@@ -37,9 +37,9 @@ else:  # tests/ is no package at run time
 IMAGE = TensorSpec(name="image", datatype="FP32", shape=(-1, 1, 8, 8))
 
 
-def bring(store: Store, workload: Workload, path: Path, **spec: Any) -> Result:
-    """The stage's entry in this process, after the step has put the file into the store."""
-    asked = BringSpec(weights=str(path), **spec)
+def bring(store: Store, workload: Workload, path: Path, *, named: bool = True, **spec: Any) -> Result:
+    """The stage's entry in this process, after the step has put the file into the store, if one is ``named``."""
+    asked = BringSpec(weights=str(path) if named else None, **spec)
     job = job_for(store, workload.ref)
     messages = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -50,7 +50,7 @@ def bring(store: Store, workload: Workload, path: Path, **spec: Any) -> Result:
                     "spec": asked.model_dump(mode="json"),
                     "data": put_data(store, workload).model_dump(mode="json"),
                     "inputs": {},
-                    "extra": {"file": _into_the_store(job, asked.weights).model_dump()},
+                    "extra": {"file": _into_the_store(job, str(path)).model_dump()} if named else {},
                     "key": "k",
                     "workdir": str(path.parent),
                 },
@@ -96,6 +96,19 @@ def test_weights_of_each_format_become_the_teacher(
     assert 0 <= result.values["val_metric"] <= 1
 
 
+def test_weights_that_a_model_comes_with_need_no_file(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workload = taught("Squares")
+    with pytest.raises(WorkloadError, match=r"names no weights, and .*:Squares does not say that its model is trained"):
+        bring(store, workload, tmp_path, named=False)
+    monkeypatch.setattr(type(workload.user), "trained", True, raising=False)
+    (variant,) = bring(store, workload, tmp_path, named=False, scale={"width": 0.3}).variants
+    ours = load(store, variant, workload=workload).state_dict()
+    theirs = build(workload, "teacher", {"width": 0.3}).state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
 def test_the_stage_runs_in_its_process_and_notices_other_content(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,12 +116,12 @@ def test_the_stage_runs_in_its_process_and_notices_other_content(
     workload = taught("Blobs")
     job, data, spec = job_for(store, workload.ref), put_data(store, workload), BringSpec(weights=str(tmp_path / "w"))
     safetensors_file(build(workload, "teacher", {}, seed=1), tmp_path / "w")
-    extra = {"file": _into_the_store(job, spec.weights).model_dump()}
+    extra = {"file": _into_the_store(job, str(tmp_path / "w")).model_dump()}
     first = run_stage(BRING, job, spec, data=data, extra=extra)
     assert first.variant.name == "teacher"
     assert run_stage(BRING, job, spec, data=data, extra=extra).status == "reused"
     safetensors_file(build(workload, "teacher", {}, seed=2), tmp_path / "w")
-    changed = {"file": _into_the_store(job, spec.weights).model_dump()}
+    changed = {"file": _into_the_store(job, str(tmp_path / "w")).model_dump()}
     assert changed != extra
 
 

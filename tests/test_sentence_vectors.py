@@ -23,7 +23,7 @@ from tasks.workloads.pooling_files import read_pooling
 from tasks.workloads.sentence_vectors import SentenceVectors
 from tasks.workloads.task_check import settle_task
 from tasks.workloads.vector_scores import RETRIEVAL, with_matches
-from tasks.workloads.workload import Workload
+from tasks.workloads.workload import Workload, rows_that_count
 
 WORDS = ("good", "bad", "film", "food", "very", "not", "the", "was")
 
@@ -143,7 +143,7 @@ def test_queries_are_rows_too_and_stay_with_their_texts(tmp_path: Path) -> None:
     assert (settled.kind, settled.metric.name) == ("other", "mrr")
     kind = Workload(workload, WorkloadRef(path="x:Y"))
     scores = kind.scores(target[:, :-1], target)
-    assert len(scores) == (target[:, -1] < 0).sum() and kind.counted(target).tolist() == [
+    assert len(scores) == (target[:, -1] < 0).sum() and rows_that_count(kind, target).tolist() == [
         *np.flatnonzero(target[:, -1] < 0)
     ]
 

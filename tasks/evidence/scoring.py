@@ -74,9 +74,9 @@ def counted_rows(data: DataRef, workload: WorkloadRef, targets: Array) -> NDArra
     """Numbers of the rows whose scores count, by the metric of the data's workload."""
     if data.metric.builtin:
         return np.arange(len(targets))
-    from tasks.workloads.workload import load_workload
+    from tasks.workloads.workload import load_workload, rows_that_count
 
-    return load_workload(workload).counted(targets)
+    return rows_that_count(load_workload(workload), targets)
 
 
 def per_class(data: DataRef, scores: Scores, targets: Array) -> dict[str, MetricEstimate]:

@@ -186,7 +186,7 @@ class Workload:
         return ACCURACY if targets.ndim == 1 else PIXEL_ACCURACY
 
     def scores(self, outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
-        """The metric's score of each sample that counts (see :meth:`counted`), shape [N] where all do.
+        """The metric's score of each sample that counts (see :class:`Metric`), shape [N] where all do.
 
         Raises:
             WorkloadError: the metric does not take them, or does not give one score per sample.
@@ -206,12 +206,7 @@ class Workload:
                 f"metric {metric.name!r}: per_sample() returned shape {list(scores.shape)} for {len(targets)} "
                 f"samples; it must return one score per sample, shape [{len(targets)}]"
             )
-        return scores if metric.counts is None else scores[self.counted(targets, outputs)]
-
-    def counted(self, targets: NDArray[Any], outputs: NDArray[Any] | None = None) -> NDArray[np.intp]:
-        """Numbers of the rows whose scores count."""
-        counts = self.metric(targets, outputs).counts
-        return np.arange(len(targets)) if counts is None else np.flatnonzero(counts(targets))
+        return scores if metric.counts is None else scores[metric.counts(targets)]
 
     def metric_ref(self, targets: NDArray[Any], outputs: NDArray[Any] | None = None) -> MetricRef:
         """The metric's name and direction as a value."""
@@ -240,6 +235,12 @@ def own_tokenizer(workload: Workload) -> tuple[str, int] | None:
     """``tokenizer.json`` by which texts become the one input, and how many texts a row is; None for other data."""
     user = workload.user
     return (user.tokenizer(), int(getattr(user, "texts", 1))) if hasattr(user, "tokenizer") else None
+
+
+def rows_that_count(workload: Workload, targets: NDArray[Any]) -> NDArray[np.intp]:
+    """Numbers of the rows that :meth:`Workload.scores` has scores of."""
+    counts = workload.metric(targets).counts
+    return np.arange(len(targets)) if counts is None else np.flatnonzero(counts(targets))
 
 
 def is_trained(workload: Workload) -> bool:
