@@ -14,6 +14,7 @@ import torch
 from encoder_folders import FEATURES, LAYERS, encoder_folder
 
 from tasks.prune.channel_cut import Cut
+from tasks.readers.matched_texts import _ALIKE, _ASKS_NOTHING
 from tasks.readers.splitting import Divided
 from tasks.running.errors import DataReadError, WinnowError
 from tasks.running.stage import WorkloadRef
@@ -149,15 +150,31 @@ def test_queries_are_rows_too_and_stay_with_their_texts(tmp_path: Path) -> None:
 
 
 def test_what_pairs_connect_is_one_group(tmp_path: Path) -> None:
-    rows = [("q1", "a"), ("q1", "b"), ("q2", "b"), ("q3", "c")]
-    rows += [(f"q {n}", f"text {n}") for n in range(40)]
+    rows = [("good", "bad"), ("good", "film"), ("very", "film"), ("food", "not")]
+    rows += [(sentence(np.random.default_rng(n)), sentence(np.random.default_rng(n + 99))) for n in range(40)]
     source = write(tmp_path, rows, ("question", "text"))
     workload = SentenceVectors(source, str(encoder_folder(tmp_path / "encoder")), query="question", tokens=16)
     where = {text: (split, abs(int(match)))
              for split, texts in workload._read.texts.items()
              for (text,), match in zip(texts, workload._read.matches[split], strict=True)}  # fmt: skip
-    assert len({where[name] for name in ("q1", "q2", "a", "b")}) == 1
-    assert where["q3"] == where["c"] != where["a"]
+    assert len({where[name] for name in ("good", "very", "bad", "film")}) == 1
+    assert where["food"] == where["not"] != where["bad"]
+
+
+def test_texts_that_the_encoder_reads_alike_are_one(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    texts = sorted({sentence(draw) for _ in range(60)})
+    rows = [(text,) for text in texts] + [(text.upper(),) for text in texts[:5]]
+    workload = SentenceVectors(write(tmp_path, rows), str(encoder_folder(tmp_path / "encoder")), tokens=16)
+    splits = workload.splits()
+    assert isinstance(splits, Divided) and sum(len(rows) for rows in splits.source_rows.values()) == len(texts)
+    assert splits.reading.findings == (f"5 {_ALIKE}",)
+    asked = [(sentence(draw), text) for text in texts] + [(texts[0].upper(), texts[0])]
+    source = write(tmp_path, asked, ("question", "text"))
+    splits = SentenceVectors(source, str(tmp_path / "encoder"), query="question", tokens=16).splits()
+    whole = np.concatenate([columns["tokens"] for columns in splits.values()])
+    assert len(np.unique(whole, axis=0)) == len(whole) == 2 * len(texts)
+    assert isinstance(splits, Divided) and splits.reading.findings == (f"1 {_ASKS_NOTHING}",)
 
 
 def test_a_query_finds_its_text_among_all_texts_of_the_split() -> None:

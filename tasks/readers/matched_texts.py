@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,6 +17,8 @@ from tasks.running.errors import DataReadError
 from tasks.running.splits import Columns
 
 _GROUP, _NOTHING = "group", "nothing"
+_ALIKE = "texts were left out: what the model reads of them is what it reads of others"
+_ASKS_NOTHING = "queries were left out: what the model reads of them is what it reads of a text in their split"
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,13 @@ class MatchedTexts:
 
 
 class _Table(NamedTuple):
+    """``texts`` and ``queries`` of rows, and what the model reads of them: equal where it cannot tell two apart."""
+
     texts: list[str]
     queries: list[str] | None
     numbers: NDArray[np.intp]
-    groups: NDArray[np.int64]
+    keys: list[bytes]
+    query_keys: list[bytes]
 
 
 def divide_matches(
@@ -46,6 +51,7 @@ def divide_matches(
     text: str,
     query: str | None,
     *,
+    keys: Callable[[list[str]], list[bytes]],
     seed: int,
     unlabelled: Unlabelled,
     names: Mapping[str, str],
@@ -54,6 +60,7 @@ def divide_matches(
 
     Args:
         text, query: names of the columns; of each row the query, if there is any, is answered by the text.
+        keys: what a model reads of each text: of those with an equal one the first stands for all.
         unlabelled: what to do about rows without a text or a query.
         names: of the tables, for people.
 
@@ -62,26 +69,36 @@ def divide_matches(
     """
     reading, read = Reading(), dict[str, _Table]()
     for split, table in tables.items():
-        read[split], found = _rows(table, text, query, unlabelled=unlabelled, where=names[split])
+        read[split], found = _rows(table, text, query, keys=keys, unlabelled=unlabelled, where=names[split])
         reading += found
+    groups = {split: _groups(table) for split, table in read.items()}
     grouped: dict[str, Columns] = {
-        split: {_GROUP: table.groups, _NOTHING: np.zeros(len(table.groups), np.int64)} for split, table in read.items()
+        split: {_GROUP: numbers, _NOTHING: np.zeros(len(numbers), np.int64)} for split, numbers in groups.items()
     }
     if "all" in grouped:
         places = split_columns(grouped["all"], seed=seed, target=_NOTHING).source_rows
     else:
         places = complete(grouped, seed=seed, target=_NOTHING).source_rows
-    chosen = {name: _distinct(read[name if name in read else next(iter(read))], rows) for name, rows in places.items()}
+    of = {name: name if name in read else next(iter(read)) for name in places}
+    chosen = {name: _distinct(read[of[name]], groups[of[name]], rows) for name, rows in places.items()}
+    alike = sum(found.alike for found in chosen.values())
+    more = (f"{alike} {_ALIKE if query is None else _ASKS_NOTHING}",) if alike else ()
     return MatchedTexts(
-        {name: texts for name, (texts, _, _) in chosen.items()},
-        {name: matches for name, (_, matches, _) in chosen.items()},
-        {name: numbers for name, (_, _, numbers) in chosen.items()},
-        reading,
+        {name: found.texts for name, found in chosen.items()},
+        {name: found.matches for name, found in chosen.items()},
+        {name: found.numbers for name, found in chosen.items()},
+        reading + Reading(findings=more),
     )
 
 
 def _rows(
-    table: Columns, text: str, query: str | None, *, unlabelled: Unlabelled, where: str
+    table: Columns,
+    text: str,
+    query: str | None,
+    *,
+    keys: Callable[[list[str]], list[bytes]],
+    unlabelled: Unlabelled,
+    where: str,
 ) -> tuple[_Table, Reading]:
     columns = [text] if query is None else [text, query]
     absent = [name for name in columns if name not in table]
@@ -106,36 +123,41 @@ def _rows(
     numbers = np.flatnonzero(whole)
     texts = [str(value) for value in table[text][numbers].tolist()]
     queries = None if query is None else [str(value) for value in table[query][numbers].tolist()]
-    return _Table(texts, queries, numbers, _groups(texts, queries)), reading
+    return _Table(texts, queries, numbers, keys(texts), keys(queries or [])), reading
 
 
-def _groups(texts: list[str], queries: list[str] | None) -> NDArray[np.int64]:
+def _groups(table: _Table) -> NDArray[np.int64]:
     """The number, from 1, of each row's group: rows that share a text or a query are in one."""
-    above = dict[tuple[str, str], tuple[str, str]]()
+    above = dict[bytes, bytes]()
 
-    def top(node: tuple[str, str]) -> tuple[str, str]:
+    def top(node: bytes) -> bytes:
         while (parent := above.setdefault(node, node)) != node:
             above[node] = above[parent]  # halves the way of whoever comes next
             node = parent
         return node
 
-    nodes = [("text", text) for text in texts]
-    for node, query in zip(nodes, queries or (), strict=False):
-        above[top(("query", query))] = top(node)
-    numbers = dict[tuple[str, str], int]()
-    return np.array([numbers.setdefault(top(node), len(numbers) + 1) for node in nodes], np.int64)
+    for text, query in zip(table.keys, table.query_keys, strict=False):
+        above[top(query)] = top(text)
+    numbers = dict[bytes, int]()
+    return np.array([numbers.setdefault(top(text), len(numbers) + 1) for text in table.keys], np.int64)
 
 
-def _distinct(table: _Table, rows: NDArray[Any]) -> tuple[list[Row], NDArray[np.int64], NDArray[Any]]:
-    """The texts and behind them the queries of these rows, each once; their matches; and their numbers in the file."""
-    given = [(+1, table.texts)] if table.queries is None else [(+1, table.texts), (-1, table.queries)]
-    found, matches, numbers = list[Row](), list[int](), list[int]()
-    for sign, column in given:
-        seen = set[str]()
-        for row in rows.tolist():
-            if column[row] not in seen:
-                seen.add(column[row])
-                found.append((column[row],))
-                matches.append(sign * int(table.groups[row]) if table.queries is not None else 0)
-                numbers.append(int(table.numbers[row]))
-    return found, np.array(matches, np.int64), np.array(numbers, np.int64)
+class _Distinct(NamedTuple):
+    """Rows of a split; ``alike``: how many were left out because others are all the same to the model."""
+
+    texts: list[Row]
+    matches: NDArray[np.int64]
+    numbers: NDArray[Any]
+    alike: int
+
+
+def _distinct(table: _Table, groups: NDArray[np.int64], rows: NDArray[Any]) -> _Distinct:
+    """The texts and behind them the queries of these rows, each once; queries that are texts themselves ask nothing."""
+    texts = {table.keys[row]: row for row in reversed(rows.tolist())}
+    asked = {table.query_keys[row]: row for row in reversed(rows.tolist())} if table.queries is not None else {}
+    queries = [row for key, row in asked.items() if key not in texts]
+    kept, answers = sorted(texts.values()), sorted(queries)
+    found = [(table.texts[row],) for row in kept] + [((table.queries or [])[row],) for row in answers]
+    matches = np.concatenate([groups[kept], -groups[answers]]) if table.queries is not None else np.zeros(len(kept))
+    alike = len(rows) - len(kept) if table.queries is None else len(asked) - len(answers)
+    return _Distinct(found, matches.astype(np.int64), table.numbers[[*kept, *answers]], alike)

@@ -28,6 +28,7 @@ from tasks.workloads.encoded_texts import (
 )
 from tasks.workloads.pooling_files import read_pooling
 from tasks.workloads.text_encoder import Pooling, UnitVectors
+from tasks.workloads.text_tokenizer import encode
 from tasks.workloads.vector_scores import RETRIEVAL, asks, kept_cosine, with_matches
 from tasks.workloads.workload import COSINE, Metric
 
@@ -134,10 +135,16 @@ class SentenceVectors(EncodedTexts):
             read_split_tables(self.source, delimiter=self.delimiter, texts=columns),
             self.columns[0],
             self.query,
+            keys=self._as_read,
             seed=self.seed,
             unlabelled=self.unlabelled,
             names=table_names(self.source),
         )
+
+    def _as_read(self, texts: list[str]) -> list[bytes]:
+        """The ids of each text, which is all that the encoder sees of it."""
+        rows = encode(self._tokenizer, [(text,) for text in texts], tokens=self.tokens, pad=self._shape.pad)
+        return [row.tobytes() for row in rows]
 
     @cached_property
     def _pooling(self) -> Pooling:
