@@ -94,8 +94,10 @@ class Engine:
         found = {name: _from_text(array) if array.dtype == object else array for name, array in found.items()}
         if needs_labels and self._labelling is not None:
             logits = found[self.graph_outputs[0]]
-            by_word = isinstance(self._labelling, WordLabelling)
-            found |= self._labelling(logits, words) if by_word else self._labelling(logits)
+            if isinstance(self._labelling, WordLabelling):
+                found |= self._labelling(logits, words)
+            else:
+                found |= self._labelling(logits)
         return {name: found[name] for name in wanted}
 
     def tokenized(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:

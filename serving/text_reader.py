@@ -61,7 +61,7 @@ class TextReader:
         shape = (len(rows), len(whole[0].ids) if whole else 1)
         found = {self._source.input: np.array([encoded.ids for encoded in whole], np.int64).reshape(shape)}
         if self._source.words:
-            begins = [first_pieces(row, encoded.offsets) for row, encoded in zip(rows, whole, strict=True)]
+            begins = [first_pieces(str(row), encoded.offsets) for row, encoded in zip(rows, whole, strict=True)]
             found[WORDS] = np.array(begins, np.int64).reshape(shape)
         return found
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from encoder_folders import FEATURES, LAYERS, encoder_folder
+from numpy.typing import NDArray
 
 from tasks.prune.channel_cut import Cut
 from tasks.readers.matched_texts import _ALIKE, _ASKS_NOTHING
@@ -93,7 +94,7 @@ def test_the_teacher_can_be_narrowed_without_its_answer(tmp_path: Path) -> None:
     pruner = ChannelPruner(model, {"tokens": torch.tensor([[2, 12, 6, 3], [2, 4, 3, 0]])}, ratio=cut.ratio)
     pruner.step()
     assert model(torch.tensor([[2, 12, 3]])).shape == (1, FEATURES)
-    assert model.get_submodule("network.layers.0.up").out_features == 6  # type: ignore[comparison-overlap]
+    assert model.get_submodule("network.layers.0.up").out_features == 6
 
 
 @pytest.mark.parametrize(
@@ -136,10 +137,10 @@ def test_queries_are_rows_too_and_stay_with_their_texts(tmp_path: Path) -> None:
     splits = workload.splits()
     assert sum(len(columns["target"]) for columns in splits.values()) == 180
     for columns in splits.values():
-        matches = columns["target"][:, -1]
+        matches: NDArray[Any] = columns["target"][:, -1]
         assert set(-matches[matches < 0]) == set(matches[matches > 0]), "each query has its text"
         assert (matches < 0).sum() == 2 * (matches > 0).sum()
-    target = splits["test"]["target"]
+    target: NDArray[Any] = splits["test"]["target"]
     settled = settle_task(Workload(workload, WorkloadRef(path="x:Y")), (-1, FEATURES), {"train": target})
     assert (settled.kind, settled.metric.name) == ("other", "mrr")
     kind = Workload(workload, WorkloadRef(path="x:Y"))

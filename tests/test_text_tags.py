@@ -99,8 +99,8 @@ def test_what_only_fills_up_counts_for_nothing(tmp_path: Path) -> None:
     assert answers.shape == (4, 4, 16) and not answers[:, :, 10:].any()
     assert torch.allclose(answers[:, :, :10], shorter, atol=1e-6)
     assert torch.isclose(workload.loss(answers, target), workload.loss(shorter, target[:, :10]))
-    scores = (workload.scores(a.numpy(), t.numpy()) for a, t in ((answers, target), (shorter, target[:, :10])))
-    assert np.array_equal(*scores)
+    scores = [workload.scores(a.numpy(), t.numpy()) for a, t in ((answers, target), (shorter, target[:, :10]))]
+    assert np.array_equal(scores[0], scores[1])
 
 
 def test_spans_are_read_as_seqeval_reads_them() -> None:

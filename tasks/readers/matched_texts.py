@@ -157,7 +157,8 @@ def _distinct(table: _Table, groups: NDArray[np.int64], rows: NDArray[Any]) -> _
     asked = {table.query_keys[row]: row for row in reversed(rows.tolist())} if table.queries is not None else {}
     queries = [row for key, row in asked.items() if key not in texts]
     kept, answers = sorted(texts.values()), sorted(queries)
-    found = [(table.texts[row],) for row in kept] + [((table.queries or [])[row],) for row in answers]
+    found: list[Row] = [(table.texts[row],) for row in kept]
+    found += [((table.queries or [])[row],) for row in answers]
     matches = np.concatenate([groups[kept], -groups[answers]]) if table.queries is not None else np.zeros(len(kept))
     alike = len(rows) - len(kept) if table.queries is None else len(asked) - len(answers)
     return _Distinct(found, matches.astype(np.int64), table.numbers[[*kept, *answers]], alike)

@@ -55,6 +55,6 @@ def _json(file: Path, kind: type) -> Any:
         raise DataReadError(f"{file} is missing, which modules.json names; copy the whole folder") from error
     except ValueError as error:
         raise DataReadError(f"{file} is not JSON: {error}") from error
-    if not isinstance(found, kind) or (kind is list and not all(isinstance(part, dict) for part in found)):
+    if not isinstance(found, kind) or (isinstance(found, list) and not all(isinstance(part, dict) for part in found)):
         raise DataReadError(f"{file} is not what sentence-transformers writes; copy the folder again")
     return found

@@ -77,7 +77,7 @@ class TextEncoder(nn.Module):
         self.norm = nn.LayerNorm(shape.features, eps=shape.epsilon)
         numbers = range(shape.layers) if layers is None else layers
         self.layers = nn.ModuleDict({str(number): EncoderLayer(shape) for number in numbers})
-        self.head = nn.Identity() if outputs is None else nn.Linear(shape.features, outputs)
+        self.head: nn.Module = nn.Identity() if outputs is None else nn.Linear(shape.features, outputs)
         for table in (self.words, self.places, self.texts):
             if table is not None:
                 nn.init.normal_(table.weight, std=0.02)
