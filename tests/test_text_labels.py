@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tasks.readers.splitting import Divided
 from tasks.running.errors import WinnowError
 from tasks.running.stage import WorkloadRef
 from tasks.workloads.sample_scores import jaccard_scores
@@ -74,7 +75,10 @@ def test_labels_of_other_splits_only_are_nobody_s(tmp_path: Path) -> None:
         lines(tmp_path / name, [f"{name} {text}" for text in texts], [[*some, *more] for some in labels])
     source = {name: str(tmp_path / name / "rows.jsonl") for name in ("train", "test")}
     user = TextLabels(source, tokens=12, vocabulary=300)
-    assert user.labels() == sorted(LABELS) and user.splits()["test"]["target"].shape == (90, 3)
+    splits = user.splits()
+    assert user.labels() == sorted(LABELS) and splits["test"]["target"].shape == (90, 3)
+    assert isinstance(splits, Divided)
+    assert splits.reading.findings == ("labels that train has not count for no text: 'rare' 90",)
 
 
 def test_the_metric_is_the_share_of_right_labels_among_all() -> None:

@@ -72,6 +72,18 @@ def test_the_first_token_of_a_word_has_its_tag(tmp_path: Path, brought: bool) ->
     assert (splits["train"]["target"][:, 0] == -1).all(), "no word begins with the token that begins a text"
 
 
+def test_tags_of_other_splits_only_do_not_count(tmp_path: Path) -> None:
+    words, tags = rows()
+    for name, first in (("train", "O"), ("test", "B-NEW")):
+        (tmp_path / name).mkdir()
+        lines(tmp_path / name, [[name, *some] for some in words], [[first, *some] for some in tags])
+    source = {name: str(tmp_path / name / "rows.jsonl") for name in ("train", "test")}
+    splits = TextTags(source, tokens=24, vocabulary=300).splits()
+    assert isinstance(splits, Divided) and (splits["test"]["target"] >= 0).sum() > 0
+    (finding,) = splits.reading.findings
+    assert finding == "90 words have tags that train has not, and do not count: 'B-NEW' 90"
+
+
 def test_parquet_gives_the_same_and_spaces_of_byte_tokens_are_no_words(tmp_path: Path) -> None:
     words, tags = rows()
     pq.write_table(pa.table({"tokens": words, "tags": tags}), tmp_path / "rows.parquet")

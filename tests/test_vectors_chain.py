@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def test_the_teacher_is_brought_and_its_student_released(ran: tuple[Winnow, dict
     assert {"teacher.fp32", "student.fp32", "student.int8-dynamic"} <= {
         variant["name"] for variant in report["variants"]
     }
+    (rows,) = re.findall(r"Rows: .* test (\d+)\.", " ".join(report["notes"]))
+    assert 0 < report["decision"]["samples"] <= int(rows) // 2, "texts are there to be found, and have no score"
     assert {"bring", "distill"} <= {line["name"].split()[0] for line in report["stages"]}
 
 

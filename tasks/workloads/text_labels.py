@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cached_property
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 
 from tasks.readers.kept_columns import Unlabelled
 from tasks.readers.labelled_texts import LabelledTexts, divide_texts
+from tasks.readers.reading import Reading, counts_text
 from tasks.readers.split_tables import Source, read_split_tables, table_names
 from tasks.readers.text_lists import list_of, with_lists
 from tasks.running.errors import DataReadError
@@ -73,7 +75,12 @@ class TextLabels(EncodedTexts):
 
     def splits(self) -> dict[str, Columns]:
         targets = {name: self._on_or_off(rows) for name, rows in self._read.labels.items()}
-        return in_one_split(self._read, self._encoded(), targets, most=self.tokens)
+        known = set(self.labels())
+        lost = Counter(label for rows in self._read.labels.values() for row in rows for label in list_of(row))
+        lost = Counter({label: count for label, count in lost.items() if label not in known})
+        says = f"labels that train has not count for no text: {counts_text(lost)}"
+        more = Reading(findings=(says,) if lost else ())
+        return in_one_split(self._read, self._encoded(), targets, most=self.tokens, more=more)
 
     def model(self, role: str, network: Network = "encoder", layers: Layers = "all", width: float = 1.0) -> nn.Module:
         """The encoder or a bag of words; arguments as for :meth:`tasks.workloads.text.Text.model`."""
