@@ -14,6 +14,7 @@ import numpy as np
 from flows.lineage import Made, Measured
 from flows.ongoing_run import OngoingRun
 from model_registry.answer_labels import ONE_PER_WORD
+from model_registry.decoder_form import DECODER, TOKENS
 from model_registry.store import Store
 from model_registry.text_input import TEXT, TEXT_INPUT, TOKENIZER, TextInput, texts_of
 from model_registry.variant import Variant
@@ -23,10 +24,14 @@ from tasks.running.splits import Columns
 from tasks.running.task_kind import CHOICES
 
 _INLINE_ELEMENTS = 256
+_PROMPT = 16
+"""Tokens that are to be continued."""
 
 
 def curl_line(run: OngoingRun, made: Made, chosen: Measured, url: str) -> str:
     """A command that sends one raw row of the validation split to the endpoint, as a person would paste it."""
+    if any(file.path == DECODER for file in chosen.variant.files):
+        return _completion(run, made, chosen, url)
     names = {spec.name: spec for spec in chosen.variant.inputs}
     columns = fetch_arrays(run.store, split_inputs(run.job, made.checked)["validation"])
     inputs = _text_rows(run.store, chosen.variant, columns) or [
@@ -46,6 +51,18 @@ def curl_line(run: OngoingRun, made: Made, chosen: Measured, url: str) -> str:
     if sum(len(item["data"]) for item in inputs) > _INLINE_ELEMENTS:
         return f"curl -s {url}/infer -d @{_request_file(text, made)}"
     return f"curl -s {url}/infer -d {shlex.quote(text)}"
+
+
+def _completion(run: OngoingRun, made: Made, chosen: Measured, url: str) -> str:
+    """A command that has the beginning of a validation row continued."""
+    from tokenizers import Tokenizer
+
+    columns = fetch_arrays(run.store, split_inputs(run.job, made.checked)["validation"])
+    tokenizer = Tokenizer.from_buffer(run.store.fetch_bytes(chosen.variant.file(TOKENIZER)))
+    prompt = tokenizer.decode(columns[TOKENS][0][:_PROMPT].tolist())
+    model = url.partition("/v2/models/")[2].partition("/")[0]
+    body = {"model": model, "prompt": prompt, "max_tokens": 24, "temperature": 0}
+    return f"curl -s {url.partition('/v2/')[0]}/v1/completions -d {shlex.quote(json.dumps(body))}"
 
 
 def _text_rows(store: Store, variant: Variant, columns: Columns) -> list[dict[str, Any]]:

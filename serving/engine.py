@@ -14,6 +14,7 @@ import numpy as np
 
 from model_registry.answer_labels import ONE_OF_SEVERAL, ONE_PER_WORD, SEVERAL_AT_ONCE
 from model_registry.cpu_class import require_cpu_class
+from model_registry.decoder_form import DECODER, LOGITS, MOST, SEEN, TOKENS, WANTED, DecoderForm, score_tokens
 from model_registry.missing_values import MISSING_VALUES
 from model_registry.variant import RuntimeSpec, TensorSpec, Variant
 from serving.exceptions import EngineLoadError, EngineRunError
@@ -48,6 +49,9 @@ class Engine:
             own outputs.
         graph_outputs: names of the graph's own outputs.
         served: what clients send: the inputs, or ``text`` in their place where a tokenizer travels with the variant.
+        session: ONNX Runtime's.
+        decoder: how it continues text, None where it does not. It is run like any model, from tokens to
+            log-probabilities; whoever wants to go on step by step asks the session.
 
     Raises:
         ManifestMismatch: a file is not the one of the manifest.
@@ -61,8 +65,9 @@ class Engine:
             raise EngineLoadError(f"variant {variant.name!r} is {variant.format}, not onnx; export it first")
         require_cpu_class(variant.runtime.cpu_class, f"variant {variant.name!r}")
         self.variant = variant
-        self._session = _new_session(folder, variant, threads or variant.runtime.intra_op_threads)
-        self.graph_outputs = tuple(output.name for output in self._session.get_outputs())
+        self.decoder = _load_decoder(folder, variant)
+        self.session = _new_session(folder, variant, threads or variant.runtime.intra_op_threads, self.decoder)
+        self.graph_outputs = tuple(spec.name for spec in variant.outputs)
         gaps = self._load_gaps(folder)
         self.inputs = tuple(spec.model_copy(update={"missing": spec.name in gaps}) for spec in variant.inputs)
         self.outputs = variant.outputs
@@ -88,7 +93,7 @@ class Engine:
         words = inputs.pop(WORDS, None)
         feed = {name: _text(array) if name in self._text_inputs else array for name, array in inputs.items()}
         try:
-            found = dict(zip(from_graph, self._session.run(from_graph, feed), strict=True))
+            found = dict(zip(from_graph, self._ask(from_graph, feed), strict=True))
         except Exception as error:  # ONNX Runtime raises a family of classes without a common base
             raise EngineRunError(f"{type(error).__name__}: {error}") from error
         found = {name: _from_text(array) if array.dtype == object else array for name, array in found.items()}
@@ -99,6 +104,14 @@ class Engine:
             else:
                 found |= self._labelling(logits)
         return {name: found[name] for name in wanted}
+
+    def _ask(self, names: Sequence[str], feed: Mapping[str, Array]) -> Sequence[Array]:
+        if self.decoder is None:
+            answers: Sequence[Array] = self.session.run(names, feed)
+            return answers
+        return [
+            score_tokens(lambda names, feeds: self.session.run(list(names), dict(feeds)), self.decoder, feed[TOKENS])
+        ]
 
     def tokenized(self, inputs: Mapping[str, Array]) -> Mapping[str, Array]:
         """The graph's inputs of what a client sends: ids in place of texts."""
@@ -160,14 +173,30 @@ class Engine:
         return names
 
 
-def _new_session(folder: Path, variant: Variant, threads: int) -> Any:
+def _load_decoder(folder: Path, variant: Variant) -> DecoderForm | None:
+    entry = next((file for file in variant.files if file.path == DECODER), None)
+    if entry is None:
+        return None
+    try:
+        form = DecoderForm.from_json(read_verified(folder, entry))
+    except ValueError as error:
+        raise EngineLoadError(f"{DECODER} of variant {variant.name!r} cannot be read: {error}") from error
+    if (variant.inputs, variant.outputs) != (form.inputs, form.outputs):
+        raise EngineLoadError(
+            f"variant {variant.name!r} continues text, from {list(form.inputs)} to {list(form.outputs)}; its manifest "
+            f"says {list(variant.inputs)} and {list(variant.outputs)}"
+        )
+    return form
+
+
+def _new_session(folder: Path, variant: Variant, threads: int, decoder: DecoderForm | None) -> Any:
     # The very bytes that were hashed are the ones that run: nothing is opened twice.
     data = read_verified(folder, variant.file(MODEL))
     check_onnx(data)
-    return _session(data, variant, _options(variant.runtime, threads))
+    return _session(data, variant, _options(variant.runtime, threads), decoder)
 
 
-def _session(data: bytes, variant: Variant, options: Any) -> Any:
+def _session(data: bytes, variant: Variant, options: Any, decoder: DecoderForm | None) -> Any:
     """A session that does what the manifest says."""
     runtime = variant.runtime
     if runtime.provider not in onnxruntime.get_available_providers():
@@ -183,8 +212,18 @@ def _session(data: bytes, variant: Variant, options: Any) -> Any:
         raise EngineLoadError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load variant {variant.name!r}: {error}"
         ) from error
-    _compare("input", variant.inputs, session.get_inputs())
-    _compare("output", variant.outputs, session.get_outputs())
+    if decoder is None:
+        _compare("input", variant.inputs, session.get_inputs())
+        _compare("output", variant.outputs, session.get_outputs())
+    else:
+        _compare_names("inputs", (TOKENS, SEEN, MOST, WANTED, *decoder.past), session.get_inputs())
+        _compare_names("outputs", (LOGITS, *decoder.present), session.get_outputs())
+        answered = session.get_outputs()[0].shape[-1]
+        if answered != decoder.vocabulary:
+            raise EngineLoadError(
+                f"the graph answers logits of {answered} tokens, and {DECODER} tells of {decoder.vocabulary}: export it"
+                " again"
+            )
     return session
 
 
@@ -217,6 +256,13 @@ def _compare(kind: str, specs: Sequence[TensorSpec], found: Sequence[Any]) -> No
     )
     if not fits:
         raise EngineLoadError(f"the manifest's {kind}s {says} are not the graph's {has}; export the variant again")
+
+
+def _compare_names(kind: str, says: Sequence[str], found: Sequence[Any]) -> None:
+    """What :mod:`model_registry.decoder_form` says of a decoder's file must be so."""
+    has = [each.name for each in found]
+    if list(says) != has:
+        raise EngineLoadError(f"{DECODER} tells of the {kind} {list(says)}, and the graph has {has}; export it again")
 
 
 def _same_shape(said: tuple[int, ...], real: tuple[int, ...], *, loose: bool) -> bool:

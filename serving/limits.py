@@ -60,3 +60,25 @@ class RequestLimits:
     """Time in which an engine process must have loaded and warmed a version."""
     drain_seconds: float = 20.0
     """Time that requests in flight get when a version is taken away or the endpoint stops."""
+
+
+@dataclass(frozen=True)
+class GenerationBounds:
+    """What continuing texts may cost, for each version that does so."""
+
+    context: int = 8192
+    """Tokens of a text, prompt and answer, at most."""
+    slots: int = 16
+    """Texts at a time, at most."""
+    tokens: int = 2048
+    """Of an answer whose request does not say how long it may be."""
+    cache_bytes: int = 2 << 30
+    """Of keys and values of all that the texts may come to: who would take more waits for others to end."""
+    prefix_bytes: int = 256 << 20
+    """Of those of prompts that were read, kept for others that begin with the same."""
+    waiting: int = 64
+    """Texts that wait for a slot."""
+    stops: int = 8
+    """Texts at which an answer may end, in a request."""
+    choices: int = 16
+    """Answers and prompts in a request."""

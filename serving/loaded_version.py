@@ -8,6 +8,7 @@ import time
 from typing import Any, Literal
 
 from model_registry.variant import TensorSpec
+from serving.decoding.generation_order import GenerationLimits
 from serving.engines.engine_lane import Heard
 from serving.engines.engine_link import EngineLink
 from serving.engines.infer_job import InferJob
@@ -34,6 +35,7 @@ class LoadedVersion:
         reason: why it is not ready, for people.
         inputs, outputs: tensor specs as served.
         batching: whether requests run together, and why.
+        generation: how it continues text; None where it does not.
         stats: what it did.
     """
 
@@ -54,6 +56,7 @@ class LoadedVersion:
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self.batching: dict[str, Any] = {}
+        self.generation: GenerationLimits | None = None
         self.load_seconds = 0.0
         self.stats = VersionStats()
         self._cache, self._limits, self._nursery = cache, limits, nursery
@@ -113,6 +116,7 @@ class LoadedVersion:
         engine = await engines.lane.keeper.open()
         self._engines = engines
         self.inputs, self.outputs, self.batching = engine.inputs, engine.outputs, engine.batching
+        self.generation = engine.generation
         self.load_seconds = time.perf_counter() - began
         self.state = "ready"
 

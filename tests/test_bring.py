@@ -20,7 +20,7 @@ from model_registry.store import Store
 from model_registry.variant import TensorSpec
 from tasks.onnx_models.onnx_graph import signature
 from tasks.running.child import Child, Result
-from tasks.running.errors import WeightsMismatch, WorkloadError
+from tasks.running.errors import WeightsMismatch
 from tasks.running.stage_cache import run_stage
 from tasks.torch_models.fit_rows import predict
 from tasks.torch_models.torch_variant import build, load
@@ -96,16 +96,11 @@ def test_weights_of_each_format_become_the_teacher(
     assert 0 <= result.values["val_metric"] <= 1
 
 
-def test_weights_that_a_model_comes_with_need_no_file(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_that_a_model_comes_with_need_no_file(store: Store, tmp_path: Path) -> None:
     workload = taught("Squares")
-    with pytest.raises(WorkloadError, match=r"names no weights, and .*:Squares does not say that its model is trained"):
-        bring(store, workload, tmp_path, named=False)
-    monkeypatch.setattr(type(workload.user), "trained", True, raising=False)
     (variant,) = bring(store, workload, tmp_path, named=False, scale={"width": 0.3}).variants
     ours = load(store, variant, workload=workload).state_dict()
-    theirs = build(workload, "teacher", {"width": 0.3}).state_dict()
+    theirs = build(workload, "teacher", {"width": 0.3}, seed=job_for(store, workload.ref).seed).state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
@@ -116,12 +111,12 @@ def test_the_stage_runs_in_its_process_and_notices_other_content(
     workload = taught("Blobs")
     job, data, spec = job_for(store, workload.ref), put_data(store, workload), BringSpec(weights=str(tmp_path / "w"))
     safetensors_file(build(workload, "teacher", {}, seed=1), tmp_path / "w")
-    extra = {"file": _into_the_store(job, str(tmp_path / "w")).model_dump()}
+    extra = {"file": _into_the_store(job, str(spec.weights)).model_dump()}
     first = run_stage(BRING, job, spec, data=data, extra=extra)
     assert first.variant.name == "teacher"
     assert run_stage(BRING, job, spec, data=data, extra=extra).status == "reused"
     safetensors_file(build(workload, "teacher", {}, seed=2), tmp_path / "w")
-    changed = {"file": _into_the_store(job, str(tmp_path / "w")).model_dump()}
+    changed = {"file": _into_the_store(job, str(spec.weights)).model_dump()}
     assert changed != extra
 
 

@@ -26,7 +26,7 @@ BASE: list[str] = PROJECT["dependencies"]
 PIPELINE: list[str] = PROJECT["optional-dependencies"]["pipeline"]
 EXTRAS: list[str] = [
     line
-    for name in ("grpc", "jwt", "otel", "ray", "xla", "fpga", "text")
+    for name in ("grpc", "jwt", "otel", "ray", "xla", "fpga", "text", "llm")
     for line in PROJECT["optional-dependencies"][name]
 ]
 PACKAGES = ("winnow", "flows", "tasks", "model_registry", "serving", "infra")

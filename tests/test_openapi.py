@@ -61,7 +61,7 @@ def references(value: Any) -> Iterator[str]:
 def test_every_route_is_described(routes: list[tuple[str, str]]) -> None:
     document = described(routes)
     found = {(method.upper(), path) for path, on in document["paths"].items() for method in on}
-    assert found == set(routes) and len(found) == 18
+    assert found == set(routes) and len(found) == 25
     for path, on in document["paths"].items():
         for operation in on.values():
             names = {name.rpartition("/")[2] for name in references(operation.get("parameters", []))}
@@ -101,7 +101,7 @@ def test_large_rows_are_named_and_not_written_out(routes: list[tuple[str, str]])
     body = document["paths"]["/v2/models/{model}/infer"]["post"]["requestBody"]
     assert list(body["content"]["application/json"]["examples"]) == ["m"]
     assert "`large`: image FP32 [-1, 3, 224, 224]" in body["description"]
-    assert len(json.dumps(document)) < 40_000
+    assert len(json.dumps(document)) < 60_000
 
 
 @pytest.mark.parametrize("keyed", [False, True])

@@ -134,7 +134,7 @@ def pickled(folder: Path) -> None:
     [
         (lambda f: (f / "config.json").unlink(), "has no config.json: name the folder that save_pretrained"),
         (lambda f: (f / "config.json").write_text("{"), "is not JSON"),
-        (lambda f: change(f, model_type="gpt2"), "is of type 'gpt2'; encoders of the types bert, roberta"),
+        (lambda f: change(f, model_type="gpt2"), "is of type 'gpt2'; models of the types bert, roberta"),
         (lambda f: change(f, auto_map={"AutoModel": "theirs.Model"}), "code of its own .auto_map., which is not run"),
         (lambda f: change(f, hidden_act="silu"), "has the activation 'silu'; known are gelu, gelu_python, gelu_new"),
         (lambda f: change(f, position_embedding_type="relative_key"), "has places of the type 'relative_key'"),

@@ -67,7 +67,7 @@ def test_large_logits_have_probabilities_too(tmp_path: Path) -> None:
     ],
 )
 def test_onnx_runtime_is_set_as_the_variant_says(tmp_path: Path, runtime: RuntimeSpec) -> None:
-    options = Engine(tmp_path, digits(tmp_path, runtime=runtime))._session.get_session_options()
+    options = Engine(tmp_path, digits(tmp_path, runtime=runtime)).session.get_session_options()
     assert options.intra_op_num_threads == runtime.intra_op_threads
     assert options.inter_op_num_threads == runtime.inter_op_threads
     assert options.enable_cpu_mem_arena == runtime.arena

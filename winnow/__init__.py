@@ -28,6 +28,7 @@ __all__ = [
     "SQUARED_ERROR",
     "ArrayWorkload",
     "AsyncClient",
+    "CausalLM",
     "ChildFailed",
     "Client",
     "DataCheckFailed",
@@ -66,6 +67,7 @@ __all__ = [
     "StackError",
     "StageOutOfMemory",
     "StageTimedOut",
+    "StandardLibrary",
     "StoreDenied",
     "StoreError",
     "StoreUnavailable",
@@ -156,6 +158,7 @@ if TYPE_CHECKING:  # one line per name: what is here is what there is, for type 
     from tasks.workloads.architectures import ShallowClassifier as ShallowClassifier
     from tasks.workloads.architectures import StridedClassifier as StridedClassifier
     from tasks.workloads.array_workload import ArrayWorkload as ArrayWorkload
+    from tasks.workloads.causal_lm import CausalLM as CausalLM
     from tasks.workloads.contract import WorkloadProtocol as Workload
     from tasks.workloads.digit_pairs import DigitPairs as DigitPairs
     from tasks.workloads.digits import Digits as Digits
@@ -169,6 +172,7 @@ if TYPE_CHECKING:  # one line per name: what is here is what there is, for type 
     from tasks.workloads.segment_display import SegmentDisplay as SegmentDisplay
     from tasks.workloads.sentence_vectors import SentenceVectors as SentenceVectors
     from tasks.workloads.sklearn_table import SklearnTable as SklearnTable
+    from tasks.workloads.standard_library import StandardLibrary as StandardLibrary
     from tasks.workloads.tabular import Tabular as Tabular
     from tasks.workloads.text import Text as Text
     from tasks.workloads.text_labels import TextLabels as TextLabels

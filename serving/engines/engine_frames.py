@@ -26,6 +26,12 @@ MAY_PACK = 0x10
 """Added to a request's packing where the answer may be packed (gzip)."""
 CHOSEN = 0x20
 """Added where the variant was chosen by what the request wants, so that the engine need not tell the front of it."""
+GENERATE = 0x40
+"""Added to the packing of a request that is a GenerationOrder: its answer comes in parts."""
+DROP = 0x80
+"""Packing of a request without a body: nobody waits for the answer to the one of this number any more."""
+PART = 2
+"""Status of an answer that is a part: others follow."""
 CHOOSE = 1
 """Status of an answer that is none: the body says what the request wants of its variant, and the front is to choose."""
 

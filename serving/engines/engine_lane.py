@@ -14,7 +14,7 @@ from typing import Protocol
 
 import orjson
 
-from serving.engines.engine_frames import PLAIN, Answered, EngineWork
+from serving.engines.engine_frames import GENERATE, PLAIN, Answered, EngineWork
 from serving.engines.engine_keeper import EngineKeeper
 from serving.engines.engine_link import EngineLink
 from serving.engines.infer_job import InferJob
@@ -151,7 +151,10 @@ class EngineLane:
             overdue = [number for number, job in engine.flying.items() if now - job.sent > seconds]
             silent = bool(overdue) and engine.heard < engine.flying[overdue[0]].sent
             for number in overdue:
-                self._refuse(engine.flying.pop(number), InferenceTimedOut(late))
+                job = engine.flying.pop(number)
+                if job.packing & GENERATE:
+                    engine.drop(number)
+                self._refuse(job, InferenceTimedOut(late))
             if silent:
                 log.error(
                     "%s: engine process %s answered nobody for %g s and is killed", self._name, engine.pid, seconds

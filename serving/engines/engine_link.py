@@ -17,7 +17,18 @@ import orjson
 from model_registry.cpu_class import CpuClassMismatch
 from model_registry.manifest import ManifestMismatch
 from model_registry.variant import TensorSpec, Variant
-from serving.engines.engine_frames import Asked, EngineWork, FrameCutter, MalformedFrame, pack_asked, unpack_answered
+from serving.decoding.generation_order import GenerationLimits
+from serving.engines.engine_frames import (
+    DROP,
+    PART,
+    Answered,
+    Asked,
+    EngineWork,
+    FrameCutter,
+    MalformedFrame,
+    pack_asked,
+    unpack_answered,
+)
 from serving.engines.infer_job import InferJob
 from serving.engines.nursery_link import Nursery
 from serving.exceptions import EngineLoadError, LoadFailed
@@ -40,6 +51,7 @@ class EngineLink(asyncio.Protocol):
         pid: of the process.
         inputs, outputs: tensor specs as it serves them.
         batching: what its batch certificate says.
+        generation: how it continues text; None where it does not.
         load_seconds, load_cpu_seconds: what loading and warming up took inside the process.
         flying: jobs that it has, by number; in the order in which they were sent.
         frames: sent and not yet finished.
@@ -54,6 +66,7 @@ class EngineLink(asyncio.Protocol):
         self.inputs: tuple[TensorSpec, ...] = ()
         self.outputs: tuple[TensorSpec, ...] = ()
         self.batching: dict[str, Any] = {}
+        self.generation: GenerationLimits | None = None
         self.load_seconds = self.load_cpu_seconds = 0.0
         self.flying: dict[int, InferJob] = {}
         self.frames = self.answered = 0
@@ -184,6 +197,9 @@ class EngineLink(asyncio.Protocol):
         self.frames -= work.done
         done = list[tuple[InferJob, int]]()
         for answered in answers:
+            if answered.status == PART:
+                self._take_part(answered)
+                continue
             job = self.flying.pop(answered.number, None)
             if job is not None:
                 job.deliver(answered)
@@ -191,10 +207,28 @@ class EngineLink(asyncio.Protocol):
                 self.answered += 1
         self._tell(self, done, work)
 
+    def _take_part(self, answered: Answered) -> None:
+        job = self.flying.get(answered.number)
+        if job is None:
+            return
+        if job.wanted:
+            job.sent = self.heard  # it is being answered: what is waited for is the next part
+            job.deliver(answered)
+        else:
+            self.drop(answered.number)
+
+    def drop(self, number: int) -> None:
+        """Nobody waits for this answer any more."""
+        self.flying.pop(number, None)
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.writelines(pack_asked([Asked(number, b"", -1, DROP, 0.0)]))
+            self.frames += 1
+
     def _take_over(self, said: dict[str, Any]) -> None:
         self.inputs = tuple(TensorSpec.model_validate(spec) for spec in said["inputs"])
         self.outputs = tuple(TensorSpec.model_validate(spec) for spec in said["outputs"])
         self.batching = said["batching"]
+        self.generation = GenerationLimits.model_validate(said["generation"]) if "generation" in said else None
         self.load_seconds, self.load_cpu_seconds = said["seconds"], said["cpu_seconds"]
 
     def ended(self, how: str) -> None:

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -40,11 +41,23 @@ def serve_engine(connection: socket.socket, order: dict[str, Any]) -> None:
     except Exception as error:  # noqa: BLE001 - sent to the front, which raises it there
         _send(connection, 500, {"error": str(error), "type": type(error).__name__})
         return
+    tokens = None
+    if worker.engine.decoder is not None:
+        from serving.decoding.token_worker import TokenWorker, token_loop  # brings tokenizers, which few models need
+
+        try:
+            tokens = TokenWorker(worker, token_loop(worker.engine, Path(order["folder"])))
+        except Exception as error:  # noqa: BLE001 - as above
+            _send(connection, 500, {"error": str(error), "type": type(error).__name__})
+            return
     gc.collect()
     gc.freeze()  # what was loaded stays: the collector need not look at it again
     _send(connection, 200, worker.ready)
     try:
-        _work(connection, worker)
+        if tokens is not None:
+            tokens.work(connection)
+        else:
+            _work(connection, worker)
     except (BrokenPipeError, ConnectionResetError):  # the front is gone
         return
 

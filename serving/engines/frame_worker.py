@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from serving.engines.batch_run import BatchRunner, Outputs
 from serving.engines.engine_frames import (
     CHOOSE,
     CHOSEN,
+    GENERATE,
     GZIP,
     MAY_PACK,
     PLAIN,
@@ -34,7 +35,7 @@ from serving.engines.engine_frames import (
 )
 from serving.engines.packed_body import LEAST_PACKED, packed_body, unpacked_body
 from serving.engines.quick_request import QuickReader, QuickRequest
-from serving.exceptions import EngineRunError, InferenceTimedOut, InvalidRequest, ServingError
+from serving.exceptions import EngineRunError, InferenceTimedOut, InvalidRequest, ServingError, Unsupported
 from serving.limits import RequestLimits
 from serving.protocol import InferRequest, parse_request
 from serving.verified_file import read_verified
@@ -59,6 +60,7 @@ class FrameWorker:
         order: ``folder``, ``variant``, ``model``, ``version``: what is loaded, and under which name it answers.
 
     Attributes:
+        engine: that answers.
         ready: what the front is told of it.
     """
 
@@ -66,7 +68,8 @@ class FrameWorker:
         began = time.perf_counter()
         engine, certificate = _load(order)
         model, version = order["model"], order["version"]
-        self._engine, self._limits, self._name = engine, limits, (model, version)
+        self.engine = self._engine = engine
+        self._limits, self._name = limits, (model, version)
         self.runner = BatchRunner(engine, certificate, limits.rows_per_run)
         self._quick = QuickReader(engine.served, engine.outputs, limits)
         self._write = AnswerWriter(model, version)
@@ -81,14 +84,20 @@ class FrameWorker:
 
     def answer(self, sink: AnswerSink, frame: bytes) -> None:
         """Answer the requests of a frame, those of each run as soon as it is done."""
+        self.answer_all(sink, unpack_asked(frame))
+
+    def answer_all(self, sink: AnswerSink, requests: Sequence[Asked]) -> None:
+        """The same for requests that were unpacked."""
         began, rows = time.perf_counter(), 0
         answers, quick, strict = (
             list[Answered](),
             list[tuple[Asked, QuickRequest]](),
             list[tuple[Asked, InferRequest]](),
         )
-        for asked in unpack_asked(frame):
+        for asked in requests:
             try:
+                if asked.packing & GENERATE:
+                    raise Unsupported("texts are continued by engines in processes of their own: see isolation")
                 request = self._read(asked, rows)
                 rows += max(request.rows, 1)
                 if isinstance(request, QuickRequest):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
+from model_registry.decoder_form import DECODER
 from model_registry.variant import Variant
 from serving.engines.engine_lane import EngineLane, Heard, LaneWatcher
 from serving.engines.engine_link import EngineLink
@@ -132,6 +133,8 @@ class _Beside:
 
 def _engines(variant: Variant, most: int) -> int:
     """Engine processes for a variant: as many as the cores that we may use, at most so many, have room for."""
+    if any(file.path == DECODER for file in variant.files):
+        return 1  # texts that are continued together cost little more than one
     cores = min(most, usable_cores())
     large = sum(file.size for file in variant.files) > _SHARED_BYTES
     return 1 if large else max(1, min(_MOST_ENGINES, cores // max(1, variant.runtime.intra_op_threads)))

@@ -10,7 +10,7 @@ from typing import Any, get_args
 from model_registry.datatypes import Datatype
 from model_registry.variant import TensorSpec
 from serving.front.http_routes import MODEL_NAME, VERSION_NUMBER
-from serving.limits import RequestLimits
+from serving.limits import GenerationBounds, RequestLimits
 
 _MOST_EXAMPLES = 20
 _MOST_SHOWN = 64
@@ -25,6 +25,10 @@ class _Operation:
     answer: str
     statuses: tuple[int, ...] = ()
     open: bool = False
+    body: str = ""
+    """Name of the schema of its JSON body; empty: none, or that of an inference request."""
+    events: bool = False
+    """Whether it may answer with a stream of events."""
 
 
 _NAMED = (404,)
@@ -44,6 +48,19 @@ _OPERATIONS = {
         "The variants that a request may choose from, with what was measured of them", "Variants", _NAMED
     ),
     ("POST", "/v2/models/{model}/infer"): _Operation("A prediction", "InferenceAnswer", (*_NAMED, 429, 504)),
+    ("POST", "/v2/models/{model}/generate"): _Operation(
+        "A text continued", "Generated", (*_NAMED, 429, 504), body="GenerateRequest"
+    ),
+    ("POST", "/v2/models/{model}/generate_stream"): _Operation(
+        "The same, piece by piece", "Generated", (*_NAMED, 429, 504), body="GenerateRequest", events=True
+    ),
+    ("GET", "/v1/models"): _Operation("Models that continue text, as OpenAI's API lists them", "OpenAiModels"),
+    ("POST", "/v1/completions"): _Operation(
+        "Texts continued", "Completion", (*_NAMED, 429, 504), body="CompletionRequest", events=True
+    ),
+    ("POST", "/v1/chat/completions"): _Operation(
+        "What comes next in a conversation", "ChatCompletion", (*_NAMED, 429, 504), body="ChatRequest", events=True
+    ),
 }
 _OF_ALL = (400, 408, 413, 415, 417, 431, 500, 501, 503)
 _OF_KEYS = (401, 403)
@@ -112,8 +129,8 @@ def describe_api(
 
 def _description(limits: RequestLimits) -> str:
     return (
-        "Open Inference Protocol V2 with its extensions for binary tensors and statistics. Every refusal is "
-        '`{"error": text}`. Another path is answered with 404, another method with 405 and the header Allow; HEAD goes '
+        "Open Inference Protocol V2 with its extensions for binary tensors, statistics and generation; OpenAI's API "
+        'for models that continue text. Every refusal is `{"error": text}`, under `/v1` an object in its place. Another path is answered with 404, another method with 405 and the header Allow; HEAD goes '
         f"where GET goes. A head has at most {limits.head_bytes} bytes and {limits.headers} headers and arrives within "
         f"{limits.head_seconds:g} s. A body has at most {limits.body_bytes} bytes, {limits.unpacked_bytes} and "
         f"{limits.unpacked_ratio} times its size after unpacking, and arrives within {limits.body_seconds:g} s. A "
@@ -143,6 +160,13 @@ def _operation(
         found["parameters"] = [{"$ref": f"#/components/parameters/{name}"} for name in names]
     if infers:
         found["requestBody"] = _inference_body(models)
+    elif said.body:
+        schema = {"$ref": f"#/components/schemas/{said.body}"}
+        found["requestBody"] = {
+            "required": True,
+            "description": "JSON. Other members of OpenAI's API that would change the answer are refused.",
+            "content": {"application/json": {"schema": schema}},
+        }
     return found
 
 
@@ -150,6 +174,8 @@ def _answer(said: _Operation, *, infers: bool) -> dict[str, Any]:
     if not said.answer:
         return {"description": said.summary, "content": {"text/html": {"schema": {"type": "string"}}}}
     content: dict[str, Any] = {"application/json": {"schema": {"$ref": f"#/components/schemas/{said.answer}"}}}
+    if said.events:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
     if not infers:
         return {"description": said.summary, "content": content}
     content["application/octet-stream"] = {"schema": {"type": "string", "format": "binary"}}
@@ -287,7 +313,11 @@ def _schemas(limits: RequestLimits) -> dict[str, Any]:
         }
     )
     return {
-        "Error": {**_object({"error": text}), "additionalProperties": False},
+        "Error": {
+            **_object({"error": {"anyOf": [text, {"$ref": "#/components/schemas/OpenAiError"}]}}),
+            "additionalProperties": False,
+        },
+        **_texts(),
         "Datatype": {"type": "string", "enum": list(get_args(Datatype))},
         "InferenceRequest": _object(
             {
@@ -365,6 +395,62 @@ def _schemas(limits: RequestLimits) -> dict[str, Any]:
         "Statistics": _object({"model_stats": _list_of(version)}),
         "Index": _list_of(_object({"name": text, "version": text, "state": text, "reason": text})),
         "Description": {"type": "object", "description": "An OpenAPI document."},
+    }
+
+
+def _texts() -> dict[str, Any]:
+    """Schemas for models that continue text; what else OpenAI's API has is passed over, or refused with 400."""
+    text, whole, truth = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
+    maybe = {"type": ["string", "null"]}
+    usage = _object(dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), whole))
+    common = {
+        "model": {**text, "description": "One of GET /v1/models."},
+        "temperature": {"type": "number", "minimum": 0, "maximum": 2},
+        "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+        "n": {"type": "integer", "minimum": 1, "maximum": GenerationBounds.choices},
+        "seed": whole,
+        "stop": {"anyOf": [text, {**_list_of(text), "maxItems": GenerationBounds.stops}]},
+        "stream": truth,
+        "stream_options": _object({}, include_usage=truth),
+        "presence_penalty": {"type": "number", "minimum": -2, "maximum": 2},
+        "frequency_penalty": {"type": "number", "minimum": -2, "maximum": 2},
+        "logit_bias": {"type": "object", "additionalProperties": {"type": "number"}},
+        "max_tokens": {"type": "integer", "minimum": 0},
+        "ignore_eos": {**truth, "description": "Go on past the tokens that end a text; for measurements."},
+    }
+    message = _object({"role": text, "content": text})
+    answered = {"id": text, "created": whole, "model": text, "object": text, "usage": usage}
+    choice = {"index": whole, "finish_reason": text}
+    return {
+        "OpenAiError": _object({"message": text, "type": text}, param=maybe, code=maybe),
+        "OpenAiModels": _object({"object": text, "data": _list_of(_object({"id": text, "object": text}))}),
+        "CompletionRequest": _object(
+            {"model": common["model"]},
+            prompt={"anyOf": [text, _list_of(text), _list_of(whole), _list_of(_list_of(whole))]},
+            echo=truth,
+            logprobs={"type": "integer", "minimum": 0, "maximum": 20},
+            **{name: schema for name, schema in common.items() if name != "model"},
+        ),
+        "Completion": _object({**answered, "choices": _list_of(_object({**choice, "text": text}))}),
+        "ChatRequest": _object(
+            {"model": common["model"], "messages": {**_list_of(message), "minItems": 1}},
+            logprobs=truth,
+            top_logprobs={"type": "integer", "minimum": 0, "maximum": 20},
+            max_completion_tokens={"type": "integer", "minimum": 0},
+            response_format=_object(
+                {"type": {"enum": ["text", "json_object", "json_schema"]}},
+                json_schema=_object({"name": text, "schema": {"type": "object"}}),
+            ),
+            **{name: schema for name, schema in common.items() if name != "model"},
+        ),
+        "ChatCompletion": _object({**answered, "choices": _list_of(_object({**choice, "message": message}))}),
+        "GenerateRequest": _object(
+            {"text_input": text},
+            parameters=_parameters(
+                **{name: common[name] for name in ("max_tokens", "temperature", "top_p", "seed", "stop", "ignore_eos")}
+            ),
+        ),
+        "Generated": _object({"model_name": text, "model_version": text, "text_output": text}),
     }
 
 

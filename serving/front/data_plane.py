@@ -17,6 +17,7 @@ from serving.front.http_connection import HttpConnection, error_body
 from serving.front.http_head import RequestHead
 from serving.front.http_routes import Handler, Route, RouteTable
 from serving.front.http_service import RoutedService, lines_of_status, refuse, reply
+from serving.front.openai_plane import OpenAiPlane
 from serving.front.request_counts import RequestCounts
 from serving.key_ring import KeyRing
 from serving.limits import RequestLimits
@@ -49,6 +50,9 @@ class DataPlane(RoutedService):
         self._open: tuple[Handler, ...] = (self._live, self._ready, guide.as_json, guide.as_page)
         """Whoever watches the endpoint needs no key, nor who wants to know how to ask it."""
         self._server = {"name": "winnow", "version": release, "extensions": list(EXTENSIONS)}
+        texts = OpenAiPlane(rollout, self.counts)
+        self._asking = texts.generating
+        """What asks an engine, besides inference requests."""
         plain: dict[str, dict[str, Handler]] = {
             "/v2/models": {"GET": self._models},
             "/v2/models/stats": {"GET": self._stats},
@@ -58,6 +62,7 @@ class DataPlane(RoutedService):
             "/v2": {"GET": lambda c, h, b: reply(c, self._server)},
             "/openapi.json": {"GET": guide.as_json},
             "/docs": {"GET": guide.as_page},
+            **texts.plain,
         }
         for_model: dict[str, dict[str, Handler]] = {
             "": {"GET": self._model_metadata},
@@ -65,6 +70,7 @@ class DataPlane(RoutedService):
             "/stats": {"GET": self._stats},
             "/variants": {"GET": self._variants},
             "/infer": {"POST": self.counts.counted(self._infer)},
+            **texts.for_model,
         }
         routes = RouteTable(plain, for_model, root="v2", infer="/infer")
         guide.operations = tuple(routes.operations())
@@ -73,15 +79,18 @@ class DataPlane(RoutedService):
     def permit(self, head: RequestHead, route: Route) -> None:
         if self._keys.wanted and route.handler not in self._open:
             who = self._keys.find(head.headers.get(b"authorization", b""))
-            who.require("infer" if route.infers else "read", route.model)
+            asks = route.infers or route.handler in self._asking
+            who.require("infer" if asks else "read", route.model)
             route = head.route = replace(route, principal=who)
-            head.once = not route.infers and who.key.expires is not None  # looked at again when it is asked
+            head.once = not asks and who.key.expires is not None  # looked at again when it is asked
         if route.infers:
             json_bytes, packing = _how_sent(head)
             wishes = wishes_of_headers(head.headers)
             head.route = replace(route, json_bytes=json_bytes, packing=packing, wishes=wishes)
         elif head.headers.get(b"content-encoding", b"identity") != b"identity":
             raise UnsupportedEncoding("only inference requests may be packed; send the body uncompressed")
+        elif route.handler in self._asking:
+            head.route = replace(route, wishes=wishes_of_headers(head.headers))
 
     def tick(self) -> None:
         if self._keys.reload():

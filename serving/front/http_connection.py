@@ -66,8 +66,10 @@ class HttpConnection(asyncio.Protocol):
 
     __slots__ = (
         "_busy",
+        "_chunked",
         "_half_closed",
         "_head",
+        "_kept",
         "_lingering",
         "_reader",
         "_reading_paused",
@@ -97,6 +99,8 @@ class HttpConnection(asyncio.Protocol):
         self.gone = False
         self.notes: RequestNotes | None = None
         self._busy = self._lingering = False
+        self._chunked = self._kept = False
+        """Of an answer that was begun: how its pieces are sent, and whether the connection is kept after it."""
         self._half_closed = self._reading_paused = self._writing_paused = False
         self._since = 0.0
         """When the connection last got on: what its deadlines count from."""
@@ -190,6 +194,45 @@ class HttpConnection(asyncio.Protocol):
                 (b"connection: keep-alive\r\n" if old else b"") if keep else b"connection: close\r\n",
             )
             self._transport.writelines([first, body] if sends_body else [first])
+        self._answered(keep=keep)
+
+    def begin(self, content_type: bytes, lines: bytes) -> None:
+        """Begin an answer whose end is not known yet; :meth:`send` its pieces, and then :meth:`finish` it.
+
+        Args:
+            lines: further header lines, each with its CRLF.
+        """
+        if self.gone or self._transport is None:
+            return
+        head, notes = self._head, self.notes
+        assert head is not None
+        if notes is not None:
+            lines += b"x-request-id: %s\r\n" % notes.id
+        self._chunked = not head.old
+        self._kept = self._chunked and head.keep and not self.service.draining and not self._half_closed
+        how = b"transfer-encoding: chunked\r\n" if self._chunked else b""
+        self._transport.write(
+            b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\n%s%s%s\r\n"
+            % (content_type, how, lines, b"" if self._kept else b"connection: close\r\n")
+        )
+
+    def send(self, piece: bytes) -> None:
+        """A piece of the answer that was begun."""
+        if not self.gone and self._transport is not None and piece:
+            self._transport.write(b"%x\r\n%s\r\n" % (len(piece), piece) if self._chunked else piece)
+
+    def finish(self) -> None:
+        """The answer that was begun is complete."""
+        if self.gone or self._transport is None:
+            return
+        if self.notes is not None:
+            self.notes.end(200, self.service.watch)
+            self.notes = None
+        if self._chunked:
+            self._transport.write(b"0\r\n\r\n")
+        self._answered(keep=self._kept)
+
+    def _answered(self, *, keep: bool) -> None:
         self._busy, self._head, self._since = False, None, self.service.now
         if keep:
             self._go_on()

@@ -8,11 +8,14 @@ import onnx
 import torch
 
 from model_registry.answer_labels import ONE_PER_WORD
+from model_registry.decoder_form import CHAT_TEMPLATE, DECODER, TOKENS
 from model_registry.form_name import form_name
 from model_registry.manifest import FileEntry, canonical_json
 from model_registry.missing_values import MISSING_VALUES
 from model_registry.text_input import TEXT_INPUT, TOKENIZER, TextInput
 from model_registry.variant import RuntimeSpec, TensorSpec, Variant
+from tasks.export.decoder_onnx import decoder_form, write_decoder
+from tasks.export.decoder_parity import check_decoder_parity
 from tasks.export.onnx_export import OPSET, export_onnx
 from tasks.export.parity import BATCHES, check_parity
 from tasks.export.raw_inputs import RawInputs
@@ -21,9 +24,10 @@ from tasks.onnx_models.onnx_graph import signature
 from tasks.running.child import Child, Result
 from tasks.running.errors import WorkloadError
 from tasks.running.splits import read_split
-from tasks.torch_models.torch_variant import load
+from tasks.torch_models.torch_variant import load, parameter_count
+from tasks.workloads.causal_decoder import CausalDecoder
 from tasks.workloads.task_check import labels_file
-from tasks.workloads.workload import Workload, load_workload, own_tokenizer
+from tasks.workloads.workload import Workload, causal_assets, load_workload, own_tokenizer
 
 _ROWS = max(BATCHES)
 
@@ -37,6 +41,8 @@ def main(child: Child) -> Result:
     columns = read_split(child.store, child.data, "validation")
     rows = {name: torch.from_numpy(values[:_ROWS].copy()) for name, values in columns.items()}
     inputs, _ = workload.batch(rows)
+    if isinstance(model, CausalDecoder):
+        return _decoder(child, model, workload, inputs[TOKENS])
     module = RawInputs(model, workload.preprocess, tuple(inputs))
 
     child.progress(0.2, f"tracing {parent.name}")
@@ -70,6 +76,31 @@ def main(child: Child) -> Result:
         "opset": OPSET,
         "parity": [asdict(p) for p in parity],
     }
+    return Result(variants=(variant,), values=values)
+
+
+def _decoder(child: Child, model: CausalDecoder, workload: Workload, tokens: torch.Tensor) -> Result:
+    """A model that continues text: its file has keys and values going in and out."""
+    parent = child.inputs["parent"]
+    child.progress(0.3, f"writing {parent.name}")
+    data, form = write_decoder(model), decoder_form(model)
+    child.progress(0.6, "comparing with ONNX Runtime")
+    parity = check_decoder_parity(model, data, form, tokens, tolerance=child.spec["tolerance"])
+    tokenizer, template = causal_assets(workload)
+    files = {"model.onnx": data, DECODER: form.to_json(), TOKENIZER: tokenizer.encode()}
+    if template is not None:
+        files[CHAT_TEMPLATE] = template.encode()
+    variant = Variant(
+        name=form_name(parent.name, "fp32"),
+        stage="export",
+        format="onnx",
+        files=tuple(child.store.publish_bytes(content, name) for name, content in files.items()),
+        inputs=form.inputs,
+        outputs=form.outputs,
+        runtime=RuntimeSpec(intra_op_threads=child.spec["threads"]),
+    )
+    cost = {"name": variant.name, "parameters": parameter_count(model), "macs": None, "bytes": len(data)}
+    values = {"variants": {variant.digest: cost}, "opset": OPSET, "parity": [asdict(p) for p in parity]}
     return Result(variants=(variant,), values=values)
 
 

@@ -23,8 +23,11 @@ _SCALES_AND_ZEROS = {
     "ConvInteger": (2, 3),
     "QLinearConv": (1, 2, 4, 5, 6, 7),
     "QLinearMatMul": (1, 2, 4, 5, 6, 7),
+    "MatMulNBits": (2, 3),
+    "GatherBlockQuantized": (2, 3),
+    "GroupQueryAttention": (7, 8),  # the cosines and sines of places
 }
-_PASSING = ("Cast", "Reshape", "Sub", "Concat", "BitwiseAnd", "BitShift", "Gather", "Slice")
+_PASSING = ("Cast", "Reshape", "Unsqueeze", "Sub", "Concat", "BitwiseAnd", "BitShift", "Gather", "Slice")
 """What a weight of small numbers passes on its way to its scale, always as the first input."""
 _INDICES = (TensorProto.INT64, TensorProto.BOOL, TensorProto.STRING)
 
@@ -91,6 +94,10 @@ def _macs(node: NodeProto, known: Shapes) -> int | None:
     return prod(out) * left[0 if transposed else -1]
 
 
+def _bits(node: NodeProto) -> int:
+    return next((int(a.i) for a in node.attribute if a.name == "bits"), 4)
+
+
 def _parameters(graph: GraphProto) -> int:
     """Constants that are no index, scalar, scale or zero point; of packed ones two for each byte."""
     passed_on = {node.output[0]: node.input[0] for node in graph.node if node.op_type in _PASSING}
@@ -101,12 +108,13 @@ def _parameters(graph: GraphProto) -> int:
         return name
 
     packed = {origin(node.input[0]) for node in graph.node if node.op_type == "BitShift"}
+    packed |= {node.input[1] for node in graph.node if node.op_type == "MatMulNBits" and _bits(node) == 4}
     whole = {i.name for i in graph.initializer if i.data_type == TensorProto.INT8} | packed
     whole |= {node.output[0] for node in graph.node if node.op_type in ("MatMulInteger", "ConvInteger")}
     whole |= {node.output[1] for node in graph.node if node.op_type == "DynamicQuantizeLinear"}
     aside: set[str] = set()
     for node in graph.node:
-        aside.update(node.input[i] for i in _SCALES_AND_ZEROS.get(node.op_type, ()) if i < len(node.input))
+        aside.update(origin(node.input[i]) for i in _SCALES_AND_ZEROS.get(node.op_type, ()) if i < len(node.input))
         origins = {origin(name) for name in node.input}
         if node.op_type == "Mul" and origins & whole:  # a scale of weights
             aside |= origins - whole

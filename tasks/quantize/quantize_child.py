@@ -6,12 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_registry.cpu_class import cpu_class, sums_saturate
+from model_registry.decoder_form import DECODER, TOKENS, DecoderForm
 from model_registry.form_name import form_name, name_parts
 from model_registry.manifest import FileEntry
 from model_registry.variant import Variant
 from tasks.quantize.agreement import top_answers
 from tasks.quantize.calibration import Feeds, check_finite, choose_rows
 from tasks.quantize.calibration_drift import compare_rows
+from tasks.quantize.decoder_forms import decoder_forms, decoder_scores
 from tasks.quantize.metric_drop import drop_of_agreement, drop_of_metric
 from tasks.quantize.quantized_forms import Control, FormBuilder, QuantizedForm, Quantizing
 from tasks.quantize.raw_rows import read_rows
@@ -22,6 +24,8 @@ from tasks.running.task_kind import CHOICES
 
 _COMPARED_BYTES = 256 << 20
 """Training data larger than this are not fetched just to be compared with the calibration rows."""
+_DECODER_ROWS = 16
+"""Rows on which a decoder's forms are compared with their parent: enough to see that they answer alike."""
 _compared: dict[str, list[str]] = {}
 """Of the data that was looked at last, by fingerprint."""
 
@@ -30,6 +34,8 @@ def main(child: Child) -> Result:
     """Quantize the parent with each method that suits its graph, and publish the files."""
     spec, parent = child.spec, child.inputs["parent"]
     label = child.extra.get("label") or name_parts(parent.name)[0]
+    if any(file.path == DECODER for file in parent.files):
+        return _decoder(child, label)
     calibrated = "static" in spec["methods"]
     file = child.store.fetch_bytes(parent.file("model.onnx"))
     feeds, rows = _calibration_rows(child, stratify=calibrated and child.data.task in CHOICES)
@@ -60,6 +66,35 @@ def main(child: Child) -> Result:
         "calibration_rows": len(rows) if calibrated else 0,
     }
     roles = {form.method: variant.digest for variant, form in made}
+    return Result(variants=tuple(variant for variant, _ in made), values=values, roles=roles)
+
+
+def _decoder(child: Child, label: str) -> Result:
+    """The small forms of a model that continues text."""
+    spec, parent = child.spec, child.inputs["parent"]
+    file = child.store.fetch_bytes(parent.file("model.onnx"))
+    form = DecoderForm.from_json(child.store.fetch_bytes(parent.file(DECODER)))
+    tokens = _read(child, "calibration")[0][TOKENS][:_DECODER_ROWS]
+    wanted = decoder_scores(file, form, tokens)
+    check_finite(wanted, np.arange(len(tokens)))
+    forms, skipped = decoder_forms(
+        file,
+        form,
+        tokens,
+        wanted,
+        spec["methods"],
+        lambda fraction, method: child.progress(fraction, f"{method} of {parent.name}"),
+    )
+    made = [(_publish(child, each, form_name(label, each.method)), each) for each in forms]
+    values = {
+        "skipped": skipped,
+        "variants": {variant.digest: {"name": variant.name, **each.facts} for variant, each in made},
+        "warnings": [],
+        "cpu_class": cpu_class(),
+        "reduce_range": False,
+        "calibration_rows": 0,
+    }
+    roles = {each.method: variant.digest for variant, each in made}
     return Result(variants=tuple(variant for variant, _ in made), values=values, roles=roles)
 
 

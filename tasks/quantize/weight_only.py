@@ -101,13 +101,13 @@ def round_channels(weight: Array, axis: int) -> tuple[Array, Array]:
     return np.rint(weight / scale).astype(np.int8), scale
 
 
-def round_blocks(weight: Array) -> tuple[Array, Array]:
-    """Integers -8 to 7 [K, N] and float32 scales [K / 32 rounded up, N] of a matrix [K, N]."""
+def round_blocks(weight: Array, block: int = BLOCK) -> tuple[Array, Array]:
+    """Integers -8 to 7 [K, N] and float32 scales [K / block rounded up, N] of a matrix [K, N]."""
     rows, columns = weight.shape
-    blocks = -(-rows // BLOCK)
-    padded = np.zeros((blocks * BLOCK, columns), np.float32)
+    blocks = -(-rows // block)
+    padded = np.zeros((blocks * block, columns), np.float32)
     padded[:rows] = weight
-    split = padded.reshape(blocks, BLOCK, columns)
+    split = padded.reshape(blocks, block, columns)
     # The value of largest magnitude meets -8, the longer end of the range, whatever its sign.
     place = np.abs(split).argmax(axis=1)[:, None]
     longest = np.take_along_axis(split, place, axis=1) / -8

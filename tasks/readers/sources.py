@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -14,19 +15,25 @@ from model_registry.manifest import canonical_json, describe_folder, hash_bytes,
 from model_registry.store import BucketMissing, ObjectMissing, Store
 from tasks.running.errors import DataReadError
 
+_PACKAGE = "package:"
+
 
 @contextmanager
 def local(source: str) -> Iterator[Path]:
     """A local path with the content of the source, for as long as the context lasts.
 
     Args:
-        source: a path, or ``s3://bucket/key`` of an object or a folder (fetched with the standard AWS variables).
-            Relative paths are looked for beside the spec, then in the current folder.
+        source: a path, or ``s3://bucket/key`` of an object or a folder (fetched with the standard AWS variables), or
+            ``package:NAME``, the folder of an installed package. Relative paths are looked for beside the spec, then in
+            the current folder.
 
     Raises:
         DataReadError: there is nothing of that name, or an object's key is no path below the source.
         StoreUnavailable, StoreDenied: S3 does not answer or refuses the credentials.
     """
+    if source.startswith(_PACKAGE):
+        yield package_folder(source.removeprefix(_PACKAGE))
+        return
     if not source.startswith("s3://"):
         yield _find(source)
         return
@@ -46,8 +53,8 @@ def fingerprint(arguments: dict[str, Any], base: Path) -> dict[str, str]:
     """What the files named in a workload's arguments hold, by their path in the arguments.
 
     Every text that names a local file or folder (below ``base``, else below the current folder) or starts with
-    ``s3://`` counts, at any depth: local content by sha256, S3 objects by their names and etags. It goes into the
-    cache key of the data stage, so that changed data is noticed under an unchanged name.
+    ``s3://`` or ``package:`` counts, at any depth: local content by sha256, S3 objects by their names and etags. It
+    goes into the cache key of the data stage, so that changed data is noticed under an unchanged name.
 
     Raises:
         DataReadError: an s3:// source names nothing.
@@ -57,14 +64,30 @@ def fingerprint(arguments: dict[str, Any], base: Path) -> dict[str, str]:
         if value.startswith("s3://"):
             store = Store.from_environment()
             found[where] = hash_bytes(canonical_json(sorted(_etags(store, value).items())))
+        elif value.startswith(_PACKAGE):
+            found[where] = _folder_hash(package_folder(value.removeprefix(_PACKAGE)))
         elif value and len(value) < 4096 and "\0" not in value:
             path = next((folder / value for folder in (base, Path.cwd()) if (folder / value).exists()), base / value)
             if path.is_file():
                 found[where] = hash_file(path)
             elif path.is_dir():
-                entries = [[entry.path, entry.sha256] for entry in describe_folder(path)]
-                found[where] = hash_bytes(canonical_json(entries))
+                found[where] = _folder_hash(path)
     return found
+
+
+def _folder_hash(folder: Path) -> str:
+    return hash_bytes(canonical_json([[entry.path, entry.sha256] for entry in describe_folder(folder)]))
+
+
+def package_folder(name: str) -> Path:
+    """Where an installed package has its files; DataReadError where there is none."""
+    try:
+        spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None or not spec.submodule_search_locations:
+        raise DataReadError(f"no package {name!r} is installed here, or it has no folder; pip install it")
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _find(source: str) -> Path:

@@ -55,11 +55,17 @@ class BringSpec(Frozen):
         default=None,
         min_length=1,
         description="file of the weights, a path or s3://: safetensors, a state_dict saved by torch, or an ONNX file "
-        "(which is only measured and quantized); absent: those that the workload's model() has, as of sentence vectors",
+        "(which is only measured and quantized); absent: those that the workload's model() has already, as of sentence "
+        "vectors",
     )
     scale: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the workload's model() with which it fits the weights"
     )
+
+    @property
+    def is_onnx(self) -> bool:
+        """Whether the file is ONNX, by its name."""
+        return self.weights is not None and self.weights.endswith(".onnx")
 
     @field_validator("weights")
     @classmethod
@@ -68,11 +74,6 @@ class BringSpec(Frozen):
         if scheme and scheme[1] != "s3":
             raise ValueError(f"weights {weights!r} must be a path or s3://bucket/key; download {scheme[1]}:// first")
         return weights
-
-    @property
-    def is_onnx(self) -> bool:
-        """Whether an ONNX file is brought, which cannot be trained."""
-        return self.weights is not None and self.weights.endswith(".onnx")
 
 
 TRAIN = Stage(
@@ -120,9 +121,8 @@ def bring(job: Job, spec: BringSpec, *, data: DataRef) -> Outcome:
 
     Raises:
         WeightsMismatch: the file is not there, is no file of weights, or does not fit the model.
-        WorkloadError: no file is named, and the workload does not say that its model is trained.
     """
-    extra = {} if spec.weights is None else {"file": _into_the_store(job, spec.weights).model_dump()}
+    extra = {"file": _into_the_store(job, spec.weights).model_dump()} if spec.weights is not None else {}
     return run_stage(BRING, job, spec, data=data, extra=extra)
 
 

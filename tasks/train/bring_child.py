@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +13,7 @@ from model_registry.manifest import FileEntry, canonical_json
 from model_registry.missing_values import MISSING_VALUES
 from model_registry.variant import Variant
 from tasks.running.child import Child, Result
-from tasks.running.errors import WeightsMismatch, WorkloadError
+from tasks.running.errors import WeightsMismatch
 from tasks.running.splits import SPLITS, Columns, read_split
 from tasks.torch_models.fit_rows import evaluate
 from tasks.torch_models.model_structure import ModelStructure
@@ -26,7 +28,7 @@ from tasks.torch_models.torch_variant import (
 )
 from tasks.train.weights_file import kind_of, read_weights
 from tasks.workloads.task_check import SettledTask, labels_file, settle_task, targets_of
-from tasks.workloads.workload import Workload, is_trained, load_workload
+from tasks.workloads.workload import Workload, load_workload
 
 _ROWS = 3
 
@@ -36,38 +38,18 @@ def main(child: Child) -> Result:
     workload = load_workload(child.job.workload)
     splits = {name: read_split(child.store, child.data, name) for name in SPLITS}
     if child.spec["weights"] is None:
-        if not is_trained(workload):
-            raise WorkloadError(
-                f"teacher names no weights, and {workload.ref.path} does not say that its model is trained (trained = "
-                "True); give their file as teacher.weights, or train here: remove the section teacher"
-            )
-        return _publish(child, build(workload, "teacher", child.spec["scale"]), workload, splits)
+        return _bring_weights(child, None, workload, splits)
     path = child.store.fetch(FileEntry.model_validate(child.extra["file"]), child.workdir / "weights")
     if kind_of(path) == "onnx":
         return _bring_onnx(child, path, workload, splits)
     return _bring_weights(child, path, workload, splits)
 
 
-def _bring_weights(child: Child, path: Path, workload: Workload, splits: dict[str, Columns]) -> Result:
-    scale, said = child.spec["scale"], child.spec["weights"]
-    model = build(workload, "teacher", scale)
-    tensors = read_weights(path, said)
-    for alias, name in untied(model)[1].items():  # formats without sharing store tied tensors under one name
-        if alias not in tensors and name in tensors:
-            tensors[alias] = tensors[name]
-    try:
-        load_tensors(model, tensors)
-    except WeightsMismatch as error:
-        raise WeightsMismatch(
-            f"weights {said!r} against {workload.ref.path}.model('teacher', **{scale}): {error.message}. Give the "
-            "scale they were trained with under teacher.scale, or rename the tensors",
-            **error.details,
-        ) from error
-    return _publish(child, model, workload, splits)
-
-
-def _publish(child: Child, model: nn.Module, workload: Workload, splits: dict[str, Columns]) -> Result:
-    """A model with its trained weights as the teacher, judged on validation."""
+def _bring_weights(child: Child, path: Path | None, workload: Workload, splits: dict[str, Columns]) -> Result:
+    scale = child.spec["scale"]
+    model = build(workload, "teacher", scale, seed=child.job.seed)
+    if path is not None:
+        _load_weights(model, path, child.spec, workload)
     validation = splits["validation"]
     _, outputs = tensor_specs(model.eval(), workload=workload, sample=validation)
     task = _task(workload, outputs[0].shape, splits)
@@ -85,6 +67,22 @@ def _publish(child: Child, model: nn.Module, workload: Workload, splits: dict[st
     )
     values = {"parameters": parameter_count(model), "val_metric": metric, "val_loss": loss, "task": task.as_json()}
     return Result(variants=(variant,), values=values)
+
+
+def _load_weights(model: nn.Module, path: Path, spec: Mapping[str, Any], workload: Workload) -> None:
+    scale, said = spec["scale"], spec["weights"]
+    tensors = read_weights(path, said)
+    for alias, name in untied(model)[1].items():  # formats without sharing store tied tensors under one name
+        if alias not in tensors and name in tensors:
+            tensors[alias] = tensors[name]
+    try:
+        load_tensors(model, tensors)
+    except WeightsMismatch as error:
+        raise WeightsMismatch(
+            f"weights {said!r} against {workload.ref.path}.model('teacher', **{scale}): {error.message}. Give the "
+            "scale they were trained with under teacher.scale, or rename the tensors",
+            **error.details,
+        ) from error
 
 
 def _bring_onnx(child: Child, path: Path, workload: Workload, splits: dict[str, Columns]) -> Result:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tasks.running.errors import DataReadError
+from tasks.workloads.model_folder import folder_config, folder_tensors
 from tasks.workloads.text_encoder import Activation, EncoderShape, TextEncoder
 
 _KINDS = ("bert", "roberta", "xlm-roberta", "distilbert")
@@ -76,25 +76,8 @@ def read_shape(folder: Path, *, pair: bool = False) -> EncoderShape:
         DataReadError: there is no such file, or a model of another type, or one that brings its own code.
     """
     file = folder / "config.json"
-    try:
-        config: dict[str, Any] = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise DataReadError(
-            f"{folder} has no config.json: name the folder that save_pretrained() of transformers wrote"
-        ) from error
-    except ValueError as error:
-        raise DataReadError(f"{file} is not JSON: {error}") from error
-    if config.get("auto_map"):
-        raise DataReadError(
-            f"{file} refers to code of its own (auto_map), which is not run; save the model as one of "
-            f"{', '.join(_KINDS)}"
-        )
-    kind = config.get("model_type")
-    if kind not in _KINDS:
-        raise DataReadError(
-            f"{file} is of type {kind!r}; encoders of the types {', '.join(_KINDS)} can be read. For another network "
-            "write a workload of your own: its model() may load what it likes"
-        )
+    config = folder_config(folder, _KINDS)
+    kind = config["model_type"]
     if (places := config.get("position_embedding_type", "absolute")) != "absolute":
         raise DataReadError(f"{file} has places of the type {places!r}; those that can be read are 'absolute'")
     activation = config.get("activation" if kind == "distilbert" else "hidden_act", "gelu")
@@ -115,7 +98,7 @@ def read_pretrained(folder: Path, *, pair: bool = False) -> Pretrained:
     """
     shape = read_shape(folder, pair=pair)
     kind = json.loads((folder / "config.json").read_text())["model_type"]
-    raw = {name.removeprefix(_OPTIONAL[kind]): tensor for name, tensor in _safetensors(folder).items()}
+    raw = {name.removeprefix(_OPTIONAL[kind]): tensor for name, tensor in folder_tensors(folder).items()}
     wanted = {
         "words.weight": "embeddings.word_embeddings.weight",
         "places.weight": "embeddings.position_embeddings.weight",
@@ -205,21 +188,3 @@ def _add_kinds(weights: dict[str, Tensor], kinds: Tensor | None, shape: EncoderS
         weights["places.weight"] = weights["places.weight"] + kinds[0]
     else:  # RoBERTa has one for both
         weights["texts.weight"] = kinds[:2] if len(kinds) > 1 else kinds.expand(2, -1).clone()
-
-
-def _safetensors(folder: Path) -> dict[str, Tensor]:
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        pickled = sorted(file.name for file in folder.glob("*.bin")) + sorted(file.name for file in folder.glob("*.pt"))
-        what = f"only pickled weights ({pickled[0]}), which run code when they are read" if pickled else "no weights"
-        raise DataReadError(
-            f"{folder} has {what}; save it with transformers: model.save_pretrained(folder, safe_serialization=True)"
-        )
-    found = dict[str, Tensor]()
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as archive:
-                found.update({name: archive.get_tensor(name) for name in archive.keys()})  # noqa: SIM118 - no mapping
-        except SafetensorError as error:
-            raise DataReadError(f"{file} is damaged: {error}") from error
-    return found

@@ -21,6 +21,8 @@ BUCKET = 16
 LEAST_VOCABULARY = 300
 """Of a tokenizer that is trained: all bytes, special tokens, and a few pieces."""
 _SPECIAL = ["[PAD]", "[CLS]", "[SEP]"]
+END = "<|endoftext|>"
+"""Ends a text of a model that continues it."""
 
 
 def new_tokenizer(texts: Iterable[str], *, size: int) -> Tokenizer:
@@ -32,7 +34,7 @@ def new_tokenizer(texts: Iterable[str], *, size: int) -> Tokenizer:
     Args:
         size: tokens that it knows at most, 260 for bytes and special ones among them.
     """
-    tokenizers = _library()
+    tokenizers = tokenizers_library()
     made: Tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     made.normalizer = tokenizers.normalizers.Sequence(
         [tokenizers.normalizers.NFKC(), tokenizers.normalizers.Lowercase()]
@@ -54,11 +56,32 @@ def new_tokenizer(texts: Iterable[str], *, size: int) -> Tokenizer:
     return made
 
 
-def read_tokenizer(folder: Path, *, rows: int, pad: int) -> Tokenizer:
+def new_causal_tokenizer(texts: Iterable[str], *, size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer that gives back every text as it was, trained on these texts.
+
+    Args:
+        size: tokens that it knows at most, 257 for bytes and :data:`END` (id 0) among them.
+    """
+    tokenizers = tokenizers_library()
+    made: Tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    made.train_from_iterator(texts, trainer)
+    return made
+
+
+def read_tokenizer(folder: Path, *, rows: int, pad: int | None) -> Tokenizer:
     """The tokenizer of a Hugging Face folder.
 
     Args:
-        rows: of the model's table of tokens. ``pad``: the id that fills short texts up, as the model has it.
+        rows: of the model's table of tokens. ``pad``: the id that fills short texts up, as the model has it; None
+            where none is.
 
     Raises:
         DataReadError: there is none that can be read, or it is not the model's.
@@ -70,7 +93,7 @@ def read_tokenizer(folder: Path, *, rows: int, pad: int) -> Tokenizer:
             f"AutoTokenizer.from_pretrained({str(folder)!r}).save_pretrained({str(folder)!r})"
         )
     try:
-        found: Tokenizer = _library().Tokenizer.from_file(str(file))
+        found: Tokenizer = tokenizers_library().Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises plain Exception
         raise DataReadError(f"{file} is no tokenizer: {error}") from error
     most = max(found.get_vocab().values(), default=-1)
@@ -79,14 +102,14 @@ def read_tokenizer(folder: Path, *, rows: int, pad: int) -> Tokenizer:
             f"{file} gives ids up to {most}, but the model's table of tokens has {rows} rows: it is another model's "
             "tokenizer; save both into one folder with save_pretrained"
         )
-    if found.id_to_token(pad) is None:
+    if pad is not None and found.id_to_token(pad) is None:
         raise DataReadError(f"{file} has no token with the id {pad}, which config.json calls pad_token_id")
     return found
 
 
 def tokenizer_of(text: str) -> Tokenizer:
     """From its JSON."""
-    found: Tokenizer = _library().Tokenizer.from_str(text)
+    found: Tokenizer = tokenizers_library().Tokenizer.from_str(text)
     return found
 
 
@@ -116,7 +139,7 @@ def word_numbers(tokenizer: Tokenizer, texts: Sequence[str], *, tokens: int) -> 
     return found
 
 
-def _library() -> Any:
+def tokenizers_library() -> Any:
     try:
         import tokenizers
         import tokenizers.decoders

@@ -248,6 +248,21 @@ def is_trained(workload: Workload) -> bool:
     return bool(getattr(workload.user, "trained", False))
 
 
+def causal_assets(workload: Workload) -> tuple[str, str | None]:
+    """``tokenizer.json`` of a model that continues text, and its chat template, if it has one.
+
+    Raises:
+        WorkloadError: the workload has no causal_tokenizer().
+    """
+    user = workload.user
+    if not hasattr(user, "causal_tokenizer"):
+        raise WorkloadError(
+            f"{workload.ref.path}.model() makes a CausalDecoder, whose tokens only causal_tokenizer() explains: return "
+            "tokenizer.json from it, as a text"
+        )
+    return user.causal_tokenizer(), user.chat_template() if hasattr(user, "chat_template") else None
+
+
 def _task_of(ref: WorkloadRef, outputs: Any, targets: Any, *, whole: bool) -> TaskKind:
     """What is learned, as it is settled, or by the shapes of answers and targets, arrays or tensors [N, ...]."""
     return ref.task or kind_by_shape(tuple(outputs.shape), tuple(targets.shape), whole=whole)

@@ -1,0 +1,271 @@
+"""A model that continues text: from a folder, a GGUF file, or trained on the texts alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from tasks.readers.documents import divide_documents, read_documents
+from tasks.readers.sources import local
+from tasks.readers.splitting import Divided
+from tasks.running.errors import DataReadError, SpecError
+from tasks.running.splits import SPLITS, TARGET, Columns
+from tasks.workloads.text_tokenizer import END, new_causal_tokenizer, read_tokenizer, tokenizer_of
+from tasks.workloads.workload import Metric
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from tasks.workloads.causal_decoder import DecoderShape
+    from tasks.workloads.decoder_folder import PretrainedDecoder
+
+Depth = Literal["all", "two_thirds", "half", "third"]
+_SHARES = {"all": 1.0, "two_thirds": 2 / 3, "half": 1 / 2, "third": 1 / 3}
+_SMALL: dict[str, Any] = {"features": 192, "layers": 4, "heads": 6, "kv_heads": 2, "head_size": 32, "hidden": 512}
+"""The decoder where no pretrained one is named: little text teaches no more."""
+_BASE = 10_000.0
+_LEAST_VOCABULARY = 260
+_READ: dict[str, PretrainedDecoder] = {}
+"""The decoder that this process has read last, by its place and time: to make floats of a GGUF file takes seconds."""
+
+
+class CausalLM:
+    """One input ``tokens``, INT64 [N, length]; the answer is the log-probability of each token after the first.
+
+    The metric is ``nats``: what a token costs on average, in nats; lower is better, e to its power is the perplexity.
+    The released model continues texts: the endpoint has the routes of OpenAI's API for it. Needs
+    ``pip install 'winnow-mlops[llm]'``.
+
+    Args:
+        source: a folder of text files, a text file, or a table with a column of texts (CSV, Parquet, JSON lines), local
+            or s3://; or one per split (``{train: a, test: b}``; the splits that are not named are taken out of train).
+        text: of a table, name of the column of texts.
+        decoder: a pretrained one: a folder as ``save_pretrained`` of transformers writes it (types llama, mistral,
+            qwen2, qwen3, phi3, gemma, gpt2; safetensors only), or a GGUF file, or a folder with one; beside the spec,
+            absolute, s3:// or package:NAME. Absent: a small decoder and its tokenizer are trained on the texts alone.
+        tokens: of a row. A text longer than that gives one row of validation and test each, so that rows are
+            independent, and as many rows of train as it is long.
+        rows: of train, at most.
+        vocabulary: tokens of a tokenizer that is trained here.
+        seed: of the division into splits.
+    """
+
+    def __init__(
+        self,
+        source: str | Mapping[str, str],
+        text: str = "text",
+        decoder: str | None = None,
+        tokens: int = 128,
+        rows: int = 20_000,
+        vocabulary: int = 4096,
+        seed: int = 0,
+    ) -> None:
+        if not 8 <= tokens <= 4096:
+            raise DataReadError(f"tokens {tokens!r} must be from 8 to 4096")
+        if not _LEAST_VOCABULARY <= vocabulary <= 1 << 18:
+            raise DataReadError(f"vocabulary {vocabulary!r} must be from {_LEAST_VOCABULARY} to {1 << 18}")
+        if rows < 2:
+            raise DataReadError(f"rows {rows!r} must be at least 2")
+        self.source, self.text, self.decoder = source, text, decoder
+        self.tokens, self.rows, self.vocabulary, self.seed = tokens, rows, vocabulary, seed
+
+    def read(self) -> dict[str, list[str]]:
+        """The texts by split, or all under ``all``."""
+        if isinstance(self.source, str):
+            return {"all": read_documents(self.source, column=self.text)}
+        if unknown := sorted(set(self.source) - set(SPLITS)):
+            raise DataReadError(f"source names the splits {unknown}; known are {', '.join(SPLITS)}")
+        return {split: read_documents(source, column=self.text) for split, source in self.source.items()}
+
+    # -- what a workload answers ----------------------------------------------------------------------------------
+    def splits(self) -> dict[str, Columns]:
+        texts, reading = self._divided
+        rows = {
+            split: _windows(
+                (self._tokenizer.encode(text, add_special_tokens=False).ids for text in found),
+                end=self._shape.end[:1],
+                length=self.tokens,
+                most=self.rows if split == "train" else None,
+            )
+            for split, found in texts.items()
+        }
+        if short := [split for split, found in rows.items() if not len(found)]:
+            raise DataReadError(
+                f"the texts of {', '.join(short)} are shorter than {self.tokens} tokens together; lower `tokens`, or "
+                "bring more text"
+            )
+        seen, kept = set[bytes](), dict[str, NDArray[np.int64]]()
+        for split in reversed(SPLITS):  # equal passages are in one split only, once
+            new = [row for row in rows[split] if row.tobytes() not in seen and not seen.add(row.tobytes())]  # type: ignore[func-returns-value]
+            kept[split] = np.array(new, np.int64)
+        return Divided(
+            {split: {"tokens": kept[split], TARGET: kept[split].copy()} for split in SPLITS},
+            {split: np.arange(len(kept[split])) for split in SPLITS},
+            reading,
+        )
+
+    def model(self, role: str, layers: Depth = "all", width: float = 1.0) -> nn.Module:
+        """The decoder, as it was pretrained where one is named.
+
+        Args:
+            layers: that it has, evenly spaced, the first and the last among them; a student finds the weights of its
+                teacher's.
+            width: scales the features; a pretrained decoder of another width has none of its weights.
+        """
+        from tasks.workloads.causal_decoder import CausalDecoder
+
+        if layers not in _SHARES:
+            raise SpecError(f"layers {layers!r} must be one of {', '.join(get_args(Depth))}")
+        shape = self._shape if width == 1.0 else _narrower(self._shape, width)
+        kept = max(2, round(shape.layers * _SHARES[layers]))
+        numbers = sorted({round(n * (shape.layers - 1) / (kept - 1)) for n in range(kept)}) if shape.layers > 1 else [0]
+        model = CausalDecoder(shape, numbers)
+        return model if self.decoder is None or width != 1.0 else self._pretrained.into(model)
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return -outputs.mean()
+
+    def metric(self) -> Metric:
+        return Metric("nats", "lower", _nats)
+
+    def dynamic_dims(self) -> dict[str, dict[int, str]]:
+        """The number of tokens may vary from request to request."""
+        return {"tokens": {1: "length"}}
+
+    def causal_tokenizer(self) -> str:
+        """``tokenizer.json``, which travels with the model."""
+        text: str = self._tokenizer.to_str()
+        return text
+
+    def chat_template(self) -> str | None:
+        """How a conversation becomes a prompt, if the decoder says so."""
+        from tasks.workloads.gguf_decoder import GgufFile, read_chat_template
+
+        if self.decoder is None:
+            return None
+        with local(self.decoder) as path:
+            file = _gguf(path)
+            return read_chat_template(path) if file is None else GgufFile(file).chat_template()
+
+    # -- what is read ---------------------------------------------------------------------------------------------
+    @cached_property
+    def _divided(self) -> tuple[dict[str, list[str]], Any]:
+        return divide_documents(self.read(), seed=self.seed)
+
+    @cached_property
+    def _pretrained(self) -> PretrainedDecoder:
+        from tasks.workloads.decoder_folder import read_decoder_folder
+        from tasks.workloads.gguf_decoder import GgufFile
+
+        assert self.decoder is not None
+        with local(self.decoder) as path:
+            file = _gguf(path)
+            state = f"{self.decoder} {(file or path / 'config.json').stat().st_mtime_ns if path.exists() else 0}"
+            if state not in _READ:
+                _READ.clear()
+                _READ[state] = read_decoder_folder(path) if file is None else GgufFile(file).decoder()
+            found = _READ[state]
+        if self.tokens > found.shape.context:
+            raise DataReadError(
+                f"tokens {self.tokens} is more than the {found.shape.context} of context that {self.decoder} has"
+            )
+        return found
+
+    @cached_property
+    def _shape(self) -> DecoderShape:
+        from tasks.workloads.causal_decoder import DecoderShape
+        from tasks.workloads.decoder_folder import frequencies
+
+        if self.decoder is not None:
+            return self._pretrained.shape
+        return DecoderShape(
+            vocabulary=self._tokenizer.get_vocab_size(),
+            context=max(1024, self.tokens),
+            rotation=frequencies(_SMALL["head_size"], _BASE),
+            end=(int(self._tokenizer.token_to_id(END) or 0),),
+            **_SMALL,
+        )
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        from tasks.workloads.gguf_decoder import GgufFile
+
+        if self.decoder is None:
+            return tokenizer_of(_trained(tuple(self._divided[0]["train"]), self.vocabulary))
+        with local(self.decoder) as path:
+            file = _gguf(path)
+            folder = path if file is None else file.parent
+            if file is None or (folder / "tokenizer.json").is_file():
+                return read_tokenizer(folder, rows=self._shape.vocabulary, pad=None)
+            return GgufFile(file).tokenizer()
+
+
+def _windows(texts: Iterable[Sequence[int]], *, end: Sequence[int], length: int, most: int | None) -> NDArray[np.int64]:
+    """Rows of tokens [N, length] of encoded texts; short texts are joined, with ``end`` between them.
+
+    Args:
+        most: rows, of all windows of the texts one after the other; None: one of each, from its first third.
+    """
+    found, joined = list[Sequence[int]](), list[int]()
+    for text in texts:
+        if len(text) < length:
+            joined += [*text, *end]
+            while len(joined) >= length:
+                found.append(joined[:length])
+                joined = joined[length:]
+        elif most is not None:
+            found += [text[at : at + length] for at in range(0, len(text) - length + 1, length)]
+        else:
+            at = min(len(text) // 3, len(text) - length)
+            found.append(text[at : at + length])
+        if most is not None and len(found) >= most:
+            break
+    return np.array(found[:most], np.int64).reshape(-1, length)
+
+
+_TRAINED: dict[int, str] = {}
+
+
+def _trained(texts: tuple[str, ...], size: int) -> str:
+    """The tokenizer of these texts as JSON: every stage asks for it, and a process trains it once."""
+    key = hash((texts, size))
+    if key not in _TRAINED:
+        _TRAINED.clear()  # one run has one workload
+        _TRAINED[key] = new_causal_tokenizer(texts, size=size).to_str()
+    return _TRAINED[key]
+
+
+def _gguf(path: Path) -> Path | None:
+    """The GGUF file that is named, or the only one of the folder; None for a folder of transformers."""
+    if path.is_file():
+        return path
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1 and not (path / "config.json").is_file():
+        raise DataReadError(f"{path} holds {len(files)} GGUF files; name one of them: {files[0].name}")
+    return files[0] if files and not (path / "config.json").is_file() else None
+
+
+def _narrower(shape: DecoderShape, width: float) -> DecoderShape:
+    groups = shape.heads // shape.kv_heads
+    kv_heads = max(1, round(shape.kv_heads * width))
+    features = max(8, 8 * round(shape.features * width / 8))
+    return replace(
+        shape,
+        features=features,
+        kv_heads=kv_heads,
+        heads=kv_heads * groups,
+        hidden=max(8, 8 * math.ceil(shape.hidden * width / 8)),
+    )
+
+
+def _nats(outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
+    nats: NDArray[np.float64] = -outputs.astype(np.float64).mean(axis=1)
+    return nats
