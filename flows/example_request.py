@@ -13,6 +13,7 @@ import numpy as np
 
 from flows.lineage import Made, Measured
 from flows.ongoing_run import OngoingRun
+from model_registry.answer_labels import ONE_PER_WORD
 from model_registry.decoder_form import DECODER, TOKENS
 from model_registry.store import Store
 from model_registry.text_input import TEXT, TEXT_INPUT, TOKENIZER, TextInput, texts_of
@@ -43,7 +44,8 @@ def curl_line(run: OngoingRun, made: Made, chosen: Measured, url: str) -> str:
         for name, spec in names.items()
     ]
     body: dict[str, object] = {"inputs": inputs}
-    if made.checked.labels and made.checked.task in (*CHOICES, "labels"):
+    named = made.checked.task in (*CHOICES, "labels") or any(f.path == ONE_PER_WORD for f in chosen.variant.files)
+    if made.checked.labels and named:
         body["outputs"] = [{"name": "label"}, {"name": "probability"}]
     text = json.dumps(body, separators=(",", ":"))
     if sum(len(item["data"]) for item in inputs) > _INLINE_ELEMENTS:

@@ -15,10 +15,33 @@ TEXT = "text"
 
 
 class TextInput(Record):
-    """Where the ids go: the name of the graph's input, and how many texts a row is."""
+    """Where the ids go: the name of the graph's input, and how many texts a row is.
+
+    ``words``: an answer of the graph is for each token, and clients are told that of each word's first one.
+    """
 
     input: str
     texts: Literal[1, 2] = 1
+    words: bool = False
+
+
+def first_pieces(text: str, offsets: Iterable[tuple[int, int]]) -> list[int]:
+    """For each token the number of the word that it begins, -1 for all others; what spaces divide are words.
+
+    Args:
+        offsets: of each token the places of its first letter and of the one behind it, equal for tokens that are none
+            of the text's; some tokenizers count the space before a word as its token's.
+    """
+    places, word_at, number = list(offsets), list[int](), -1
+    for place, letter in enumerate(text[: max((end for _, end in places), default=0)]):  # what is cut may be long
+        number += not letter.isspace() and (place == 0 or text[place - 1].isspace())
+        word_at.append(-1 if letter.isspace() else number)
+    found, last = list[int](), -1
+    for start, end in places:
+        word = next((word for word in word_at[start:end] if word >= 0), -1)
+        found.append(word if word > last else -1)
+        last = max(last, word)
+    return found
 
 
 def texts_of(tokenizer: bytes, ids: Iterable[int], *, texts: int) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from model_registry.answer_labels import ONE_OF_SEVERAL, SEVERAL_AT_ONCE
+from model_registry.answer_labels import ONE_OF_SEVERAL, ONE_PER_WORD, SEVERAL_AT_ONCE
 from model_registry.cpu_class import require_cpu_class
 from model_registry.decoder_form import DECODER, LOGITS, MOST, SEEN, TOKENS, WANTED, DecoderForm, score_tokens
 from model_registry.missing_values import MISSING_VALUES
@@ -22,8 +22,9 @@ from serving.labelled import Labelling
 from serving.onnx_safety import check_onnx
 from serving.quiet_runtime import onnxruntime
 from serving.tensors import NUMPY, ONNX, Array, bytes_array
-from serving.text_reader import load_text_reader
+from serving.text_reader import WORDS, load_text_reader
 from serving.verified_file import read_verified
+from serving.word_labels import WordLabelling
 
 MODEL = "model.onnx"
 
@@ -88,7 +89,8 @@ class Engine:
         needs_labels = len(from_graph) < len(wanted)
         if needs_labels and self.graph_outputs[0] not in from_graph:
             from_graph.append(self.graph_outputs[0])
-        inputs = self.tokenized(inputs)
+        inputs = dict(self.tokenized(inputs))
+        words = inputs.pop(WORDS, None)
         feed = {name: _text(array) if name in self._text_inputs else array for name, array in inputs.items()}
         try:
             found = dict(zip(from_graph, self._ask(from_graph, feed), strict=True))
@@ -96,7 +98,11 @@ class Engine:
             raise EngineRunError(f"{type(error).__name__}: {error}") from error
         found = {name: _from_text(array) if array.dtype == object else array for name, array in found.items()}
         if needs_labels and self._labelling is not None:
-            found |= self._labelling(found[self.graph_outputs[0]])
+            logits = found[self.graph_outputs[0]]
+            if isinstance(self._labelling, WordLabelling):
+                found |= self._labelling(logits, words)
+            else:
+                found |= self._labelling(logits)
         return {name: found[name] for name in wanted}
 
     def _ask(self, names: Sequence[str], feed: Mapping[str, Array]) -> Sequence[Array]:
@@ -126,8 +132,9 @@ class Engine:
                     f"variant {self.variant.name!r} fails on an input of zeros: {error}; check the exported graph"
                 ) from error
 
-    def _load_labels(self, folder: Path) -> Labelling | None:
-        named = [file for file in self.variant.files if file.path in (ONE_OF_SEVERAL, SEVERAL_AT_ONCE)]
+    def _load_labels(self, folder: Path) -> Labelling | WordLabelling | None:
+        kinds = (ONE_OF_SEVERAL, SEVERAL_AT_ONCE, ONE_PER_WORD)
+        named = [file for file in self.variant.files if file.path in kinds]
         if not named:
             return None
         entry = named[0]
@@ -137,14 +144,14 @@ class Engine:
             raise EngineLoadError(f"{entry.path} of variant {self.variant.name!r} is not JSON: {error}") from error
         if not isinstance(labels, list) or not labels or not all(isinstance(label, str) for label in labels):
             raise EngineLoadError(f"{entry.path} of variant {self.variant.name!r} must be a JSON list of strings")
-        labelling = Labelling(
-            tuple(label.encode() for label in labels), self.outputs[0], several=entry.path == SEVERAL_AT_ONCE
-        )
+        names, first = tuple(label.encode() for label in labels), self.outputs[0]
+        labelling: Labelling | WordLabelling = Labelling(names, first, several=entry.path == SEVERAL_AT_ONCE)
+        if by_word := entry.path == ONE_PER_WORD:
+            labelling = WordLabelling(names, first)
         if not labelling.fits():
-            first = self.outputs[0]
             raise EngineLoadError(
                 f"variant {self.variant.name!r} has {len(labels)} labels, which need a first output FP32 "
-                f"[-1, {len(labels)}]; it is {first.datatype} {list(first.shape)}"
+                f"[-1, {len(labels)}{', -1' if by_word else ''}]; it is {first.datatype} {list(first.shape)}"
             )
         if taken := {spec.name for spec in labelling.outputs} & {spec.name for spec in self.outputs}:
             raise EngineLoadError(

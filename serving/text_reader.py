@@ -8,15 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from model_registry.text_input import TEXT, TEXT_INPUT, TOKENIZER, TextInput
+from model_registry.text_input import TEXT, TEXT_INPUT, TOKENIZER, TextInput, first_pieces
 from model_registry.variant import TensorSpec, Variant
 from serving.exceptions import EngineLoadError
 from serving.tensors import Array
 from serving.verified_file import read_verified
 
+WORDS = "words of the tokens"
+"""Name of what travels beside the ids to whoever answers by word; no graph has an input of this name."""
+
 
 class TextReader:
     """Makes ``text`` BYTES [N], or [N, 2] for pairs, the ids [N, length] of the graph's input.
+
+    Where the answer is for each word it adds :data:`WORDS`, INT64 [N, length]: the number of the word that each token
+    begins, -1 for all others.
 
     The length is that of the longest row, filled up to a multiple as the tokenizer says; what is longer than the model
     was measured with is cut. Bytes that are not UTF-8 become the replacement character.
@@ -36,6 +42,8 @@ class TextReader:
         from tokenizers import Tokenizer
 
         self._source = TextInput.model_validate_json(source)
+        if self._source.words and self._source.texts != 1:
+            raise ValueError("answers for each word are those of one text, not of pairs")
         try:
             self._tokenizer: Any = Tokenizer.from_buffer(tokenizer)
         except Exception as error:  # the library has no class of its own
@@ -48,9 +56,14 @@ class TextReader:
             return dict(inputs)
         given = inputs[TEXT]
         rows = [_decoded(row) for row in given] if self._source.texts == 1 else [tuple(map(_decoded, r)) for r in given]
-        whole = self._tokenizer.encode_batch_fast(rows)
-        length = len(whole[0].ids) if whole else 1
-        return {self._source.input: np.array([encoded.ids for encoded in whole], np.int64).reshape(len(rows), length)}
+        encode = self._tokenizer.encode_batch if self._source.words else self._tokenizer.encode_batch_fast
+        whole = encode(rows)
+        shape = (len(rows), len(whole[0].ids) if whole else 1)
+        found = {self._source.input: np.array([encoded.ids for encoded in whole], np.int64).reshape(shape)}
+        if self._source.words:
+            begins = [first_pieces(str(row), encoded.offsets) for row, encoded in zip(rows, whole, strict=True)]
+            found[WORDS] = np.array(begins, np.int64).reshape(shape)
+        return found
 
     @property
     def input(self) -> str:

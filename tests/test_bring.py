@@ -37,9 +37,9 @@ else:  # tests/ is no package at run time
 IMAGE = TensorSpec(name="image", datatype="FP32", shape=(-1, 1, 8, 8))
 
 
-def bring(store: Store, workload: Workload, path: Path, **spec: Any) -> Result:
-    """The stage's entry in this process, after the step has put the file into the store."""
-    asked = BringSpec(weights=str(path), **spec)
+def bring(store: Store, workload: Workload, path: Path, *, named: bool = True, **spec: Any) -> Result:
+    """The stage's entry in this process, after the step has put the file into the store, if one is ``named``."""
+    asked = BringSpec(weights=str(path) if named else None, **spec)
     job = job_for(store, workload.ref)
     messages = os.open(os.devnull, os.O_WRONLY)
     try:
@@ -50,7 +50,7 @@ def bring(store: Store, workload: Workload, path: Path, **spec: Any) -> Result:
                     "spec": asked.model_dump(mode="json"),
                     "data": put_data(store, workload).model_dump(mode="json"),
                     "inputs": {},
-                    "extra": {"file": _into_the_store(job, str(asked.weights)).model_dump()},
+                    "extra": {"file": _into_the_store(job, str(path)).model_dump()} if named else {},
                     "key": "k",
                     "workdir": str(path.parent),
                 },
@@ -94,6 +94,14 @@ def test_weights_of_each_format_become_the_teacher(
     np.testing.assert_array_equal(predict(again, workload=workload, columns=columns, device="cpu"), wanted)
     assert result.values["parameters"] == sum(p.numel() for p in model.parameters())
     assert 0 <= result.values["val_metric"] <= 1
+
+
+def test_weights_that_a_model_comes_with_need_no_file(store: Store, tmp_path: Path) -> None:
+    workload = taught("Squares")
+    (variant,) = bring(store, workload, tmp_path, named=False, scale={"width": 0.3}).variants
+    ours = load(store, variant, workload=workload).state_dict()
+    theirs = build(workload, "teacher", {"width": 0.3}, seed=job_for(store, workload.ref).seed).state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
 
 
 def test_the_stage_runs_in_its_process_and_notices_other_content(

@@ -89,7 +89,7 @@ def test_the_numbers_are_those_of_the_formulas(tmp_path: Path, kind: str, pair: 
     rows = PAIRS if pair else TOKENS
     with torch.no_grad():
         answers = model(torch.tensor(rows))
-        head, bias = model.head.weight.numpy(), model.head.bias.numpy()
+        head, bias = (model.head.get_parameter(name).numpy() for name in ("weight", "bias"))
     for row, answer in zip(rows, answers.numpy(), strict=True):
         seen = [token for token in row if token != 0]
         second = seen.index(3) + 1 if pair else len(seen)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from endpoint_process import Endpoint, endpoint
 from onnx_models import publish
-from text_variants import reading
+from text_variants import reading, tagging
 
 from model_registry.store import Store
 from model_registry.text_input import TEXT_INPUT, TOKENIZER
@@ -136,6 +136,24 @@ def test_the_endpoint_takes_texts_in_every_form(running: Endpoint) -> None:
     ):
         refused = running.infer("films", {"inputs": [wrong]})
         assert refused.status_code == 400 and why in refused.json()["error"]
+
+
+def test_the_endpoint_answers_word_by_word(store: Store, tmp_path: Path) -> None:
+    variant = publish(store, tmp_path / "v", tagging(tmp_path / "v"))
+    texts = ["the good  films", "Bad films, not good"]
+    wanted = [["late", "early", "early"], ["early", "early", "late", "early"]]
+    with endpoint(tmp_path / "home") as process:
+        process.deploy("tags", "1", variant.digest)
+
+        def ask(number: int) -> list[str]:
+            text = {"name": "text", "shape": [1], "datatype": "BYTES", "data": [texts[number % 2]]}
+            (label,) = process.infer("tags", {"inputs": [text], "outputs": [{"name": "label"}]}).json()["outputs"]
+            assert label["shape"] == [1, 16]
+            words: list[str] = [word for word in label["data"] if word]
+            return words
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(ask, range(60))) == wanted * 30
 
 
 def test_many_clients_are_answered_as_one(running: Endpoint) -> None:

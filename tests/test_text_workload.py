@@ -208,3 +208,13 @@ def test_docstrings_are_those_of_the_packages() -> None:
     assert not any("json" in text.lower().split() for (text,) in workload._read.texts["train"])
     with pytest.raises(DataReadError, match="package 'nowhere' is not installed"):
         Docstrings(packages=["nowhere"]).splits()
+
+
+def test_lists_of_labels_are_another_workload_s(tmp_path: Path) -> None:
+    lines = [
+        json.dumps({"text": text, "target": [label], "other": list(range(n % 3))})
+        for n, (text, label) in enumerate(rows())
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataReadError, match=r"'target' of .* holds lists; .* the workload is winnow:TextLabels"):
+        Text(str(tmp_path / "rows.jsonl")).splits()

@@ -159,13 +159,24 @@ def test_a_margin_that_can_never_be_proven_is_refused_before_training(case: Case
     refuse_hopeless(GateSpec(margin=0.0001), regression)  # no smallest margin is known for such scores
 
 
-@pytest.mark.parametrize(("name", "better"), [("accuracy", "higher"), ("mse", "lower"), ("label_accuracy", "higher")])
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [
+        ("accuracy", "higher"),
+        ("mse", "lower"),
+        ("label_accuracy", "higher"),
+        ("jaccard", "higher"),
+        ("cosine", "higher"),
+    ],
+)
 def test_a_teacher_that_knows_nothing_is_refused(
     store: Store, monkeypatch: pytest.MonkeyPatch, name: str, better: Literal["higher", "lower"]
 ) -> None:
     targets = np.repeat([0, 0, 1, 2], 75)  # half of them are of one class; their variance is 0.6875
-    if name == "label_accuracy":  # every label is on in half of the rows
+    if name in ("label_accuracy", "jaccard"):  # every label is on in half of the rows
         targets = np.repeat([[0.0, 1, 1], [1, 0, 0]], 150, axis=0)
+    if name == "cosine":  # half of them point one way, the others to both sides
+        targets = np.repeat([[2.0, 0], [1, 0], [0, 1], [0, -1]], 75, axis=0)
     file = publish_arrays(store, "validation.npz", target=targets)
     monkeypatch.setattr("tasks.validate.split_inputs", lambda job, data: {"validation": file})
     data = make_data(store, metric=MetricRef(name=name, better=better, builtin=True))

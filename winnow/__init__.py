@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 __all__ = [
     "ACCURACY",
+    "COSINE",
     "IOU",
+    "JACCARD",
     "LABEL_ACCURACY",
     "PIXEL_ACCURACY",
     "SQUARED_ERROR",
@@ -57,6 +59,7 @@ __all__ = [
     "ResNet20",
     "RunResult",
     "SegmentDisplay",
+    "SentenceVectors",
     "ShallowClassifier",
     "SklearnTable",
     "SpecError",
@@ -71,6 +74,8 @@ __all__ = [
     "StridedClassifier",
     "Tabular",
     "Text",
+    "TextLabels",
+    "TextTags",
     "TrainingDiverged",
     "VggClassifier",
     "WeightsMismatch",
@@ -165,13 +170,18 @@ if TYPE_CHECKING:  # one line per name: what is here is what there is, for type 
     from tasks.workloads.mobilenet import MobileNetClassifier as MobileNetClassifier
     from tasks.workloads.resnet import ResNet20 as ResNet20
     from tasks.workloads.segment_display import SegmentDisplay as SegmentDisplay
+    from tasks.workloads.sentence_vectors import SentenceVectors as SentenceVectors
     from tasks.workloads.sklearn_table import SklearnTable as SklearnTable
     from tasks.workloads.standard_library import StandardLibrary as StandardLibrary
     from tasks.workloads.tabular import Tabular as Tabular
     from tasks.workloads.text import Text as Text
+    from tasks.workloads.text_labels import TextLabels as TextLabels
+    from tasks.workloads.text_tags import TextTags as TextTags
     from tasks.workloads.vgg import VggClassifier as VggClassifier
     from tasks.workloads.workload import ACCURACY as ACCURACY
+    from tasks.workloads.workload import COSINE as COSINE
     from tasks.workloads.workload import IOU as IOU
+    from tasks.workloads.workload import JACCARD as JACCARD
     from tasks.workloads.workload import LABEL_ACCURACY as LABEL_ACCURACY
     from tasks.workloads.workload import PIXEL_ACCURACY as PIXEL_ACCURACY
     from tasks.workloads.workload import SQUARED_ERROR as SQUARED_ERROR

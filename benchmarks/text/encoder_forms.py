@@ -27,7 +27,6 @@ import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
-from torch import Tensor, nn
 
 sys.path.append(str(Path(__file__).parents[2]))
 
@@ -42,30 +41,18 @@ from tasks.quantize.table_rows import round_tables
 from tasks.quantize.trimmed_tables import trim_tables
 from tasks.workloads.docstrings import Docstrings
 from tasks.workloads.pretrained import read_pretrained
-from tasks.workloads.text_encoder import TextEncoder
+from tasks.workloads.text_encoder import TextEncoder, UnitVectors
 from tasks.workloads.text_tokenizer import read_tokenizer
 
 Array = NDArray[Any]
 TEXTS, ROUNDS, LENGTHS, MOST = 128, 31, (16, 64, 128), 64
 
 
-class Vectors(nn.Module):
-    """The encoder without its head: vectors of length 1."""
-
-    def __init__(self, encoder: TextEncoder) -> None:
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return nn.functional.normalize(self.encoder(tokens), dim=1)
-
-
 def fp32_file(folder: Path) -> bytes:
     """The encoder as an ONNX file."""
     found = read_pretrained(folder)
-    encoder = found.into(TextEncoder(found.shape, found.shape.features))
-    encoder.head = nn.Identity()  # type: ignore[assignment]
-    module = RawInputs(Vectors(encoder).eval(), lambda inputs: inputs, ("tokens",))
+    encoder = found.into(TextEncoder(found.shape, None))
+    module = RawInputs(UnitVectors(encoder).eval(), lambda inputs: inputs, ("tokens",))
     rows = {"tokens": torch.randint(999, 9999, (3, 16))}
     return export_onnx(module, rows, output="vector", dynamic={"tokens": {1: "length"}})
 

@@ -53,17 +53,20 @@ def publish_flips(
     targets: Array,
     inputs: dict[str, Array],
     better: Better,
+    counted: Array | None = None,
 ) -> FileEntry:
     """Store the flipped samples of a split as :data:`FILE`.
 
     Args:
-        scores, outputs: of the chosen variant and of the baseline, [N] and [N, ...].
+        scores, outputs: of the chosen variant and of the baseline, [C] and [N, ...].
         targets, inputs: [N, ...].
+        counted: [C], the rows that the scores are of; None: all.
     """
     each = sum(array[:1].nbytes for array in (*inputs.values(), *outputs, targets))
     count = max(1, min(_KEPT, _MOST_BYTES // max(1, 2 * each)))
     up, down = flipped_rows(*scores, better=better, count=count)
     rows = np.concatenate([up, down])
+    rows = rows if counted is None else counted[rows]
     arrays = {"rows": rows, "better": np.arange(len(rows)) < len(up), "targets": targets[rows]}
     arrays |= {"chosen": outputs[0][rows], "baseline": outputs[1][rows]}
     return publish_arrays(store, FILE, **arrays, **{f"input:{name}": array[rows] for name, array in inputs.items()})

@@ -7,7 +7,7 @@ import re
 from model_registry.measurement import Interval
 from model_registry.sizes import size_text, three_digits
 
-_SHARES = ("accuracy", "f1", "auc", "precision", "recall")
+_SHARES = ("accuracy", "f1", "auc", "precision", "recall", "jaccard")
 _IOU = re.compile(r"(?<![a-z])m?iou(?![a-z])")
 """As a word: "previous" has it too."""
 

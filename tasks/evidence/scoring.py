@@ -15,7 +15,9 @@ from tasks.running.task_kind import CHOICES, fits_classes
 from tasks.workloads.sample_scores import (
     Scores,
     accuracy_scores,
+    cosine_scores,
     iou_scores,
+    jaccard_scores,
     label_accuracy_scores,
     pixel_accuracy_scores,
     squared_error_scores,
@@ -28,11 +30,13 @@ _BUILTIN = {
     "pixel_accuracy": pixel_accuracy_scores,
     "iou": iou_scores,
     "mse": squared_error_scores,
+    "cosine": cosine_scores,
+    "jaccard": jaccard_scores,
 }
 
 
 def score(data: DataRef, workload: WorkloadRef, outputs: Array, targets: Array, *, name: str) -> Scores:
-    """One score per sample, shape [N], by the metric of the data's workload.
+    """One score per sample that counts (see :func:`counted_rows`), by the metric of the data's workload.
 
     Args:
         outputs: first output of the variant, [N, ...].
@@ -49,10 +53,12 @@ def score(data: DataRef, workload: WorkloadRef, outputs: Array, targets: Array, 
         from tasks.workloads.workload import load_workload  # imports torch: only for a metric of the user's own
 
         scores = load_workload(workload).scores(outputs, targets)
-    broken = np.flatnonzero(~np.isfinite(scores))
-    if not data.metric.builtin and len(broken) and np.isfinite(outputs[broken]).all():
+    wrong = np.flatnonzero(~np.isfinite(scores))
+    broken = counted_rows(data, workload, targets)[wrong] if len(wrong) else wrong
+    asked = outputs[broken] if len(scores) == len(outputs) else outputs  # of a search all rows decide
+    if not data.metric.builtin and len(broken) and np.isfinite(asked).all():
         raise WorkloadError(
-            f"metric {data.metric.name!r}: per_sample() gave {scores[broken[0]]} for {len(broken)} of {len(scores)} "
+            f"metric {data.metric.name!r}: per_sample() gave {scores[wrong[0]]} for {len(broken)} of {len(scores)} "
             f"samples of {name} (rows {broken[:5].tolist()} ...) though the answers there are finite numbers; "
             "it must give a finite score for every sample (look for a division by zero or a logarithm of 0)"
         )
@@ -62,6 +68,15 @@ def score(data: DataRef, workload: WorkloadRef, outputs: Array, targets: Array, 
             f"{broken[:5].tolist()} ...): the variant answers NaN or infinity there; look at its export or quantization"
         )
     return scores
+
+
+def counted_rows(data: DataRef, workload: WorkloadRef, targets: Array) -> NDArray[np.intp]:
+    """Numbers of the rows whose scores count, by the metric of the data's workload."""
+    if data.metric.builtin:
+        return np.arange(len(targets))
+    from tasks.workloads.workload import load_workload, rows_that_count
+
+    return rows_that_count(load_workload(workload), targets)
 
 
 def per_class(data: DataRef, scores: Scores, targets: Array) -> dict[str, MetricEstimate]:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import onnx
 import torch
 
+from model_registry.answer_labels import ONE_PER_WORD
 from model_registry.decoder_form import CHAT_TEMPLATE, DECODER, TOKENS
 from model_registry.form_name import form_name
 from model_registry.manifest import FileEntry, canonical_json
@@ -104,7 +105,7 @@ def _decoder(child: Child, model: CausalDecoder, workload: Workload, tokens: tor
 
 
 def _text_files(child: Child, workload: Workload, inputs: tuple[TensorSpec, ...]) -> list[FileEntry]:
-    """The tokenizer, if the workload has one, and where its ids go."""
+    """The tokenizer, if the workload has one, where its ids go, and the names of what is answered for each word."""
     found = own_tokenizer(workload)
     if found is None:
         return []
@@ -114,8 +115,13 @@ def _text_files(child: Child, workload: Workload, inputs: tuple[TensorSpec, ...]
             f"{workload.ref.path} has a tokenizer() and {len(inputs)} inputs, {[spec.name for spec in inputs]}; "
             "text becomes one input"
         )
-    where = TextInput.model_validate({"input": inputs[0].name, "texts": texts})
-    return [
+    labels = workload.labels() if child.data.task == "places" else None
+    told = {"input": inputs[0].name, "texts": texts} | ({"words": True} if labels else {})
+    where = TextInput.model_validate(told)
+    files = [
         child.store.publish_bytes(source.encode(), TOKENIZER),
         child.store.publish_bytes(where.to_json(), TEXT_INPUT),
     ]
+    if labels:
+        files.append(child.store.publish_bytes(canonical_json(list(labels)), ONE_PER_WORD))
+    return files

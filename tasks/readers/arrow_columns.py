@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Collection
@@ -28,8 +29,8 @@ def to_columns(
     1970-01-01 (in UTC where they have a zone), times of the day and durations days: float64, NaN where missing. Text
     becomes fixed-width text, missing ones the empty text (the data checks count both as missing). Equal-length lists
     become one array [rows, length] of the numbers' type. Object arrays arise for ``texts`` alone, of which whoever asks
-    for them makes numbers: they would need pickle on the way to the store. ``reading``: what is known of the file
-    besides its columns.
+    for them makes numbers (they would need pickle on the way to the store), and beside them for lists of any length.
+    ``reading``: what is known of the file besides its columns.
 
     Raises:
         DataReadError: no rows, a column twice, lists of unequal length, or a type with no array form.
@@ -38,7 +39,9 @@ def to_columns(
     if table.num_rows == 0:
         raise DataReadError(f"{path} holds no rows, at least one is needed; check that the file is complete")
     columns = {
-        name: _texts(table.column(name), name, path) if name in texts else _array(table.column(name), name, path)
+        name: _texts(table.column(name), name, path)
+        if name in texts or (texts and _is_list(table.column(name).type))
+        else _array(table.column(name), name, path)
         for name in table.column_names
     }
     types = {
@@ -106,9 +109,11 @@ def _array(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
 
 
 def _texts(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
-    """Texts of any length [rows], str objects; numbers as they are spelt in JSON."""
+    """Texts of any length [rows], str objects; numbers as they are spelt in JSON, and lists of texts as JSON."""
     import pyarrow as pa
 
+    if _is_list(column.type):
+        return _lists(column, name, path)
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         try:
             column = column.cast(pa.string())
@@ -116,6 +121,21 @@ def _texts(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
             raise DataReadError(f"{path}: column {name!r} is of type {column.type}, which is no text") from error
     found = np.empty(len(column), object)
     found[:] = ["" if text is None else text for text in column.to_pylist()]
+    return found
+
+
+def _lists(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
+    """Each list of texts or numbers as JSON; the empty text where there is none."""
+    found = np.empty(len(column), object)
+    for row, value in enumerate(column.to_pylist()):
+        odd = [part for part in value or () if not isinstance(part, str | int | float)]
+        if odd:
+            raise DataReadError(
+                f"{path}: column {name!r} holds a list with {'nothing' if odd[0] is None else repr(odd[0])} in it, in "
+                f"row {row}; a list holds texts, each of them given"
+            )
+        texts = [part if isinstance(part, str) else json.dumps(part) for part in value or ()]
+        found[row] = "" if value is None else json.dumps(texts, ensure_ascii=False)
     return found
 
 

@@ -104,6 +104,11 @@ def _rows(
             f"the data ({where}) have no column {absent[0]!r}; they have {sorted(table)}; name one of them by `text`, "
             "`pair` or `target`, or what separates the fields by `delimiter`"
         )
+    if table[target].dtype.kind == "O":
+        raise DataReadError(
+            f"column {target!r} of {where} holds lists; a class is text or a whole number. For several labels a text "
+            "the workload is winnow:TextLabels, for a tag for each word winnow:TextTags"
+        )
     if table[target].dtype.kind not in "Uiub":
         raise DataReadError(
             f"column {target!r} of {where} holds {table[target].dtype}; a class is text or a whole number"

@@ -38,7 +38,8 @@ def read_table(
         decimal: of CSV, ``.`` or ``,``; by default recognised.
         missing: of CSV, how a missing value is spelt besides the usual ways.
         texts: names of columns that are text whatever is in them, of any length: arrays of str objects, not of text of
-            a fixed width; a missing one is the empty text. npz files hold text of a fixed width only.
+            a fixed width; a missing one is the empty text, and a list of texts is its JSON. npz files hold text of a
+            fixed width only.
 
     Raises:
         DataReadError: unknown extension, no such file, or not readable as what its extension says.

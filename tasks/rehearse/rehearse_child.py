@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from tasks.running.child import Child, Result
+from tasks.running.errors import WorkloadError
 from tasks.running.splits import SPLITS, read_split
 from tasks.torch_models.fit_rows import Rows, call_model
 from tasks.torch_models.model_structure import ModelStructure
 from tasks.torch_models.torch_variant import build, save, tensor_specs
 from tasks.workloads.task_check import settle_task, targets_of
-from tasks.workloads.workload import load_workload
+from tasks.workloads.workload import is_trained, load_workload
 
 _NOISE = 0.02
 _TIMED = 64
@@ -24,6 +25,11 @@ def main(child: Child) -> Result:
     """Ask an untrained teacher about two rows, compare its answers with all targets, and publish it."""
     scale = child.spec["scale"]
     workload = load_workload(child.job.workload)
+    if is_trained(workload):
+        raise WorkloadError(
+            f"the model of {workload.ref.path} is trained already, and training it again would only spoil it: write "
+            "`teacher: {}` into the spec, in place of `train`"
+        )
     validation = read_split(child.store, child.data, "validation")
     model = build(workload, "teacher", scale, seed=child.job.seed)
     _, outputs = tensor_specs(model.eval(), workload=workload, sample=validation)

@@ -182,7 +182,8 @@ def _answers(outputs: NDArray[Any], targets: NDArray[Any], labels: Sequence[str]
 
 def _truths(flipped: Flipped, labels: Sequence[str] | None) -> list[str]:
     if has_places(flipped.baseline, flipped.targets):
-        counted = [zip(*np.unique(target, return_counts=True), strict=True) for target in flipped.targets]
+        known = [target[target >= 0] for target in flipped.targets]  # below 0 nothing is known
+        counted = [zip(*np.unique(target, return_counts=True), strict=True) for target in known]
         ordered = [sorted(counts, key=lambda item: -item[1])[:_VALUES] for counts in counted]
         return [", ".join(_label(int(label), labels) for label, _ in counts) for counts in ordered]
     if is_classifier(_pairs(flipped.baseline, labels), flipped.targets):

@@ -55,7 +55,8 @@ class BringSpec(Frozen):
         default=None,
         min_length=1,
         description="file of the weights, a path or s3://: safetensors, a state_dict saved by torch, or an ONNX file "
-        "(which is only measured and quantized); absent: those that the workload's model() has already",
+        "(which is only measured and quantized); absent: those that the workload's model() has already, as of sentence "
+        "vectors",
     )
     scale: dict[str, Any] = Field(
         default_factory=dict, description="arguments of the workload's model() with which it fits the weights"

@@ -60,7 +60,7 @@ def _bring_weights(child: Child, path: Path | None, workload: Workload, splits: 
         child.store,
         model,
         workload=workload,
-        structure=ModelStructure(role="teacher", scale=scale),
+        structure=ModelStructure(role="teacher", scale=child.spec["scale"]),
         sample=validation,
         name="teacher",
         stage="bring",

@@ -161,9 +161,28 @@ def refuse_chance(job: Job, data: DataRef, baseline: Measurement) -> None:
         )
 
 
+def _of_one_vector(targets: Array) -> float:
+    """The mean cosine where every row is answered with the direction that is nearest to all targets [N, features]."""
+    lengths = np.linalg.norm(targets.astype(np.float64), axis=1, keepdims=True)
+    return float(np.linalg.norm((targets / np.maximum(lengths, 1e-12)).mean(axis=0)))
+
+
+def _of_frequent_labels(targets: Array) -> float:
+    """The mean where every row is given the same labels: the most frequent ones, as many as do best."""
+    order = np.argsort(-targets.mean(axis=0), kind="stable")
+    found = 0.0
+    for most in range(len(order) + 1):
+        logits = np.full(targets.shape[1], -1.0)
+        logits[order[:most]] = 1.0
+        found = max(found, float(builtin_scores("jaccard", np.broadcast_to(logits, targets.shape), targets).mean()))
+    return found
+
+
 _CONSTANT: dict[str, Callable[[Array], float]] = {
     "accuracy": lambda targets: float(np.unique(targets, return_counts=True)[1].max() / targets.size),
     "label_accuracy": lambda targets: float(np.maximum((on := (targets > 0.5).mean(axis=0)), 1 - on).mean()),
+    "jaccard": _of_frequent_labels,
+    "cosine": _of_one_vector,
     "mse": lambda targets: float(np.var(targets.astype(np.float64), axis=0).mean()),
 }
 """What the best of all constant answers has on these targets [N, ...], by metric."""

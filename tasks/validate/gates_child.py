@@ -15,7 +15,7 @@ from tasks.evidence.decision import Decision, GateResult, GateRow, Scored, Seque
 from tasks.evidence.flipped import publish_flips
 from tasks.evidence.paired import Scores
 from tasks.evidence.predicting import predict_file
-from tasks.evidence.scoring import score
+from tasks.evidence.scoring import counted_rows, score
 from tasks.evidence.split_gap import SplitGap, split_gap
 from tasks.running.child import Child, Result
 from tasks.running.errors import GateFailed
@@ -69,7 +69,7 @@ def main(child: Child) -> Result:
         baseline=costs.digest,
         champion=_opponent(others, final.variant),
         reason=_reason(child.extra["reason"], members, passed, on_front, final.variant.name),
-        samples=len(split.targets),
+        samples=len(split.scores[final.variant.digest]),
         scored=tuple(final.scored.values()),
         gates=final.gates,
         flips=flips,
@@ -181,6 +181,7 @@ def _publish_flips(child: Child, split: _TestSplit, chosen: Variant) -> FileEntr
         targets=split.targets,
         inputs={spec.name: split.arrays[spec.name] for spec in baseline.inputs},
         better=child.data.metric.better,
+        counted=counted_rows(child.data, child.job.workload, split.targets),
     )
 
 

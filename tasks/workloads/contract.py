@@ -27,6 +27,8 @@ class WorkloadProtocol(Protocol):
     - ``prune_hints() -> dict``: ``{"ignore": [module names], "round_to": 8}``.
     - ``fills_missing = True``, no method: ``preprocess`` fills missing values (NaN) in, so they are reported and do not
       end a run.
+    - ``trained = True``, no method: ``model("teacher")`` comes with its trained weights, and a spec that would train
+      it is refused.
     - ``tokenizer() -> str``: ``tokenizer.json`` by which texts become the one input, token ids [N, length]; it travels
       with the model, and clients send text. ``texts``, no method: how many a row is, 1 or 2.
     - ``dynamic_dims() -> dict``: dimensions besides the batch that vary, ``{"tokens": {1: "sequence"}}``.

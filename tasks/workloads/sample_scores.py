@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -50,7 +51,20 @@ def label_accuracy_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Score
             f"{list(targets.shape)}"
         )
     right = ((outputs > 0) == (targets > 0.5)) & np.isfinite(outputs)
-    scores: Scores = right.reshape(len(right), -1).mean(axis=1, dtype=np.float64)
+    scores: Scores = _by_sample(right).mean(axis=1, dtype=np.float64)
+    return scores
+
+
+def jaccard_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
+    """Of each sample, the labels rightly given among all that it has or is given; 1 where there are neither.
+
+    Shapes as in :func:`label_accuracy_scores`, which says little of labels that are rarely on. A sample with a logit
+    that is no finite number has 0.
+    """
+    label_accuracy_scores(outputs, targets)  # refuses other shapes
+    said, true = outputs > 0, targets > 0.5
+    whole = _by_sample(np.isfinite(outputs)).all(axis=1)
+    scores: Scores = np.where(whole, _shares(said & true, said | true), 0.0)
     return scores
 
 
@@ -98,11 +112,24 @@ def _shares(part: NDArray[np.bool_], whole: NDArray[np.bool_]) -> Scores:
 
 
 def _by_sample(places: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    return places.reshape(len(places), -1)
+    return places.reshape(len(places), math.prod(places.shape[1:]))  # not -1: there may be no sample
 
 
 def squared_error_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
     """Squared error per sample, averaged over the output's dimensions; shapes [N, ...]."""
     errors = (outputs.astype(np.float64).reshape(len(targets), -1) - targets.reshape(len(targets), -1)) ** 2
     scores: Scores = errors.mean(axis=1)
+    return scores
+
+
+def cosine_scores(outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
+    """Cosine of each answer with its target, both [N, features]: 1 for the same direction, 0 where one is nothing."""
+    if outputs.shape != targets.shape or outputs.ndim != 2:
+        raise ValueError(
+            f"the cosine takes answers and targets of one shape, [N, features]; they are {list(outputs.shape)} and "
+            f"{list(targets.shape)}"
+        )
+    ours, theirs = outputs.astype(np.float64), targets.astype(np.float64)
+    lengths = np.linalg.norm(ours, axis=1) * np.linalg.norm(theirs, axis=1)
+    scores: Scores = (ours * theirs).sum(axis=1) / np.maximum(lengths, 1e-12)
     return scores

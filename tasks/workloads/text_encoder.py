@@ -1,7 +1,8 @@
 """Networks that read tokens: a transformer encoder of BERT's kind, and a bag of words that it has to beat.
 
-Both take ``tokens`` INT64 [N, length], filled up with the id of padding, and answer [N, outputs]. What they answer does
-not depend on how far a row is filled up, but for the order in which floats are summed.
+Both take ``tokens`` INT64 [N, length], filled up with the id of padding, and answer [N, outputs], or of each token
+[N, outputs, length]. What they answer does not depend on how far a row is filled up, but for the order in which floats
+are summed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 Activation = Literal["gelu", "gelu_new", "relu"]
+Pooling = Literal["mean", "first", "max", "each"]
+"""What becomes of the vectors of a text's tokens: their mean, the first one, the largest of each entry; or all stay."""
 _NOWHERE = -1e9
 """Added to the score of a place that only fills the row up."""
 _BUCKETS = 16_384
@@ -51,20 +54,30 @@ class TextEncoder(nn.Module):
     "Sentence-BERT" (arXiv:1908.10084), section 3.
 
     Args:
+        outputs: of the head; None: there is none, and a text's vector is the answer.
         layers: numbers of the layers that there are, of those that the shape counts; by default all. A student with
             every other one finds the teacher's weights by their names.
+        pooling: ``each``: an answer for each token, zeros where a row is only filled up.
     """
 
-    def __init__(self, shape: EncoderShape, outputs: int, layers: Sequence[int] | None = None) -> None:
+    def __init__(
+        self,
+        shape: EncoderShape,
+        outputs: int | None,
+        layers: Sequence[int] | None = None,
+        *,
+        pooling: Pooling = "mean",
+    ) -> None:
         super().__init__()
         self.shape = shape
+        self.pooling = pooling
         self.words = nn.Embedding(shape.vocabulary, shape.features)
         self.places = nn.Embedding(shape.places, shape.features)
         self.texts = nn.Embedding(2, shape.features) if shape.separator is not None else None
         self.norm = nn.LayerNorm(shape.features, eps=shape.epsilon)
         numbers = range(shape.layers) if layers is None else layers
         self.layers = nn.ModuleDict({str(number): EncoderLayer(shape) for number in numbers})
-        self.head = nn.Linear(shape.features, outputs)
+        self.head: nn.Module = nn.Identity() if outputs is None else nn.Linear(shape.features, outputs)
         for table in (self.words, self.places, self.texts):
             if table is not None:
                 nn.init.normal_(table.weight, std=0.02)
@@ -80,8 +93,23 @@ class TextEncoder(nn.Module):
         mask = torch.where(seen, 0.0, _NOWHERE)[:, None, None, :]
         for layer in self.layers.values():
             hidden = layer(hidden, mask)
-        logits: Tensor = self.head(mean_of(hidden, seen))
-        return logits
+        answer: Tensor
+        if self.pooling == "each":
+            answer = (self.head(hidden) * seen.unsqueeze(2)).transpose(1, 2)
+        else:
+            answer = self.head(_pooled(hidden, seen, self.pooling))
+        return answer
+
+
+class UnitVectors(nn.Module):
+    """What a network answers [N, features], scaled to length 1: the product of two of them is their cosine."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return functional.normalize(self.network(tokens), dim=1)
 
 
 class EncoderLayer(nn.Module):
@@ -155,6 +183,15 @@ def mean_of(hidden: Tensor, weights: Tensor) -> Tensor:
     """Mean over the places [N, features] of vectors [N, length, features] by their weights [N, length]."""
     weights = weights.to(hidden.dtype)
     return torch.einsum("nlf,nl->nf", hidden, weights) / weights.sum(1, keepdim=True).clamp(min=1e-6)
+
+
+def _pooled(hidden: Tensor, seen: Tensor, pooling: Pooling) -> Tensor:
+    """One vector for each row."""
+    if pooling == "first":
+        return hidden[:, 0]
+    if pooling == "max":
+        return torch.where(seen.unsqueeze(2), hidden, _NOWHERE).amax(1)
+    return mean_of(hidden, seen)
 
 
 def _activation(name: Activation) -> nn.Module:

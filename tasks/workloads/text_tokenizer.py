@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from model_registry.text_input import first_pieces
 from tasks.running.errors import DataReadError, SpecError
 
 if TYPE_CHECKING:
@@ -126,6 +127,15 @@ def encode(tokenizer: Tokenizer, rows: Sequence[tuple[str, ...]], *, tokens: int
     whole = tokenizer.encode_batch_fast([row if len(row) == 2 else row[0] for row in rows])
     for ids, encoded in zip(found, whole, strict=True):
         ids[: len(encoded.ids)] = encoded.ids
+    return found
+
+
+def word_numbers(tokenizer: Tokenizer, texts: Sequence[str], *, tokens: int) -> NDArray[np.int64]:
+    """[rows, tokens]: the number of the word that each token begins, -1 for all others; spaces divide words."""
+    found = np.full((len(texts), tokens), -1, np.int64)
+    for numbers, text, encoded in zip(found, texts, tokenizer.encode_batch(list(texts)), strict=True):
+        begins = first_pieces(text, encoded.offsets)
+        numbers[: len(begins)] = begins
     return found
 
 

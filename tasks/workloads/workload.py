@@ -31,7 +31,9 @@ from tasks.running.task_kind import BY_SIGMOID, TaskKind, kind_by_shape
 from tasks.workloads.sample_scores import (
     Scores,
     accuracy_scores,
+    cosine_scores,
     iou_scores,
+    jaccard_scores,
     label_accuracy_scores,
     pixel_accuracy_scores,
     squared_error_scores,
@@ -53,23 +55,28 @@ class Metric:
     """A metric by its score for each sample; the metric's value is their mean.
 
     Args:
-        name: as it is shown, and its key in MLflow. Names with ``accuracy``, ``f1``, ``auc``, ``precision`` or
-            ``recall`` in them, or the word ``iou``, are shown in percent.
+        name: as it is shown, and its key in MLflow. Names with ``accuracy``, ``f1``, ``auc``, ``precision``, ``recall``
+            or ``jaccard`` in them, or the word ``iou``, are shown in percent.
         better: ``higher`` or ``lower``.
         per_sample: ``(outputs [N, ...], targets [N, ...]) -> scores [N]``, NumPy arrays; a score depends on its own
             row alone, because samples are compared in pairs.
+        counts: ``(targets [N, ...]) -> [N]``, true for the rows whose scores count; None: all. Others are there to be
+            found, such as the texts among which queries look; they are why a score of these may depend on other rows.
     """
 
     name: str
     better: Literal["higher", "lower"]
     per_sample: Callable[[NDArray[Any], NDArray[Any]], Scores]
+    counts: Callable[[NDArray[Any]], NDArray[np.bool_]] | None = None
 
 
 ACCURACY = Metric("accuracy", "higher", accuracy_scores)
 LABEL_ACCURACY = Metric("label_accuracy", "higher", label_accuracy_scores)
+JACCARD = Metric("jaccard", "higher", jaccard_scores)
 PIXEL_ACCURACY = Metric("pixel_accuracy", "higher", pixel_accuracy_scores)
 IOU = Metric("iou", "higher", iou_scores)
 SQUARED_ERROR = Metric("mse", "lower", squared_error_scores)
+COSINE = Metric("cosine", "higher", cosine_scores)
 _METRICS: dict[TaskKind | None, Metric] = {
     "binary": ACCURACY,
     "classes": ACCURACY,
@@ -79,7 +86,7 @@ _METRICS: dict[TaskKind | None, Metric] = {
 }
 _UNLABELLED = -100
 """What torch's cross-entropy passes over."""
-_BUILTIN = (ACCURACY, LABEL_ACCURACY, PIXEL_ACCURACY, IOU, SQUARED_ERROR)
+_BUILTIN = (ACCURACY, LABEL_ACCURACY, PIXEL_ACCURACY, IOU, SQUARED_ERROR, COSINE, JACCARD)
 
 
 class Workload:
@@ -179,7 +186,7 @@ class Workload:
         return ACCURACY if targets.ndim == 1 else PIXEL_ACCURACY
 
     def scores(self, outputs: NDArray[Any], targets: NDArray[Any]) -> Scores:
-        """The metric's score of each sample, shape [N].
+        """The metric's score of each sample that counts (see :class:`Metric`), shape [N] where all do.
 
         Raises:
             WorkloadError: the metric does not take them, or does not give one score per sample.
@@ -199,7 +206,7 @@ class Workload:
                 f"metric {metric.name!r}: per_sample() returned shape {list(scores.shape)} for {len(targets)} "
                 f"samples; it must return one score per sample, shape [{len(targets)}]"
             )
-        return scores
+        return scores if metric.counts is None else scores[metric.counts(targets)]
 
     def metric_ref(self, targets: NDArray[Any], outputs: NDArray[Any] | None = None) -> MetricRef:
         """The metric's name and direction as a value."""
@@ -228,6 +235,17 @@ def own_tokenizer(workload: Workload) -> tuple[str, int] | None:
     """``tokenizer.json`` by which texts become the one input, and how many texts a row is; None for other data."""
     user = workload.user
     return (user.tokenizer(), int(getattr(user, "texts", 1))) if hasattr(user, "tokenizer") else None
+
+
+def rows_that_count(workload: Workload, targets: NDArray[Any]) -> NDArray[np.intp]:
+    """Numbers of the rows that :meth:`Workload.scores` has scores of."""
+    counts = workload.metric(targets).counts
+    return np.arange(len(targets)) if counts is None else np.flatnonzero(counts(targets))
+
+
+def is_trained(workload: Workload) -> bool:
+    """Whether the workload's ``model("teacher")`` comes with its trained weights, so that nothing is left to train."""
+    return bool(getattr(workload.user, "trained", False))
 
 
 def causal_assets(workload: Workload) -> tuple[str, str | None]:
