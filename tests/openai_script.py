@@ -38,6 +38,10 @@ def main() -> None:
         model=model, messages=said, max_tokens=60, response_format={"type": "json_schema", "json_schema": shape}
     )
     found["schema"] = fitting.choices[0].message.content
+    texts = ["good", "the film was good"]
+    packed = client.embeddings.create(model="vectors", input=texts)  # asks for base64 by itself
+    plain = client.embeddings.create(model="vectors", input=texts, encoding_format="float")
+    found["vectors"], found["vectors as numbers"] = ([each.embedding for each in one.data] for one in (packed, plain))
     found["errors"] = {}
     wrong: dict[str, dict[str, Any]] = {
         "model": {"model": "nowhere"},

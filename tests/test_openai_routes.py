@@ -20,6 +20,7 @@ from conftest import Server
 from endpoint_process import Endpoint, endpoint
 from onnx_models import digits, publish
 from patience import PATIENCE, wait_for
+from text_variants import reading
 from token_models import token_model
 
 from model_registry.api_keys import KeyFile
@@ -40,9 +41,11 @@ def served(s3: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[End
         store.prepare()
         talker = publish(store, folder / "talker" / "variant", token_model(folder / "talker", context=1024))
         plain = publish(store, folder / "digits", digits(folder / "digits"))
+        vectors = publish(store, folder / "vectors", reading(folder / "vectors"))
         with endpoint(folder / "home") as running:
             running.deploy("talker", "1", talker.digest)
             running.deploy("digits", "1", plain.digest)
+            running.deploy("vectors", "1", vectors.digest)
             yield running
 
 
@@ -74,7 +77,12 @@ def test_openai_s_own_client_gets_what_it_asks_for(served: Endpoint, request: py
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    assert found["models"] == ["talker"]
+    assert found["models"] == ["talker", "vectors"]
+    assert found["vectors"] == found["vectors as numbers"] and len(found["vectors"]) == 2
+    body = {"inputs": [{"name": "text", "shape": [2], "datatype": "BYTES", "data": ["good", "the film was good"]}]}
+    assert [value for row in found["vectors"] for value in row] == served.infer("vectors", body).json()["outputs"][0][
+        "data"
+    ]
     assert found["chat"] == found["streamed"] and len(found["chat"]) > 3
     assert found["logprobs"] == [2] * 9 and found["stream usage"] == 9 and found["usage"] > 9
     assert found["echo"] == [[True, False, False], [True, False]]
@@ -120,6 +128,17 @@ def test_it_is_scored_like_any_model_too(served: Endpoint) -> None:
         ("/v1/completions", {"model": "nobody", "prompt": "x"}, 404, "there is no model 'nobody'"),
         ("/v1/completions", {"model": "talker", "prompt": "x" * 70_000}, 400, "longer than the context of 1024"),
         ("/v1/chat/completions", {"model": "talker", "messages": 3}, 400, "messages must be a list"),
+        ("/v1/embeddings", {"model": "talker", "input": "x"}, 400, "does not make vectors of texts"),
+        ("/v1/embeddings", {"model": "vectors", "input": [[5, 6]]}, 400, "tokens are not taken here"),
+        ("/v1/embeddings", {"model": "vectors", "input": [""]}, 400, "an empty text"),
+        ("/v1/embeddings", {"model": "vectors", "input": ["a"] * 2049}, 400, "2049 texts; at most 2048"),
+        ("/v1/embeddings", {"model": "vectors", "input": "a", "dimensions": 8}, 400, "dimensions is not offered"),
+        (
+            "/v1/embeddings",
+            {"model": "vectors", "input": "a", "encoding_format": "hex"},
+            400,
+            "must be float or base64",
+        ),
         ("/v2/models/talker/generate", {"text_input": 3}, 400, "text_input must be text"),
         ("/v2/models/digits/generate", {"text_input": "x"}, 400, "does not continue text"),
     ],

@@ -55,6 +55,9 @@ _OPERATIONS = {
         "The same, piece by piece", "Generated", (*_NAMED, 429, 504), body="GenerateRequest", events=True
     ),
     ("GET", "/v1/models"): _Operation("Models that continue text, as OpenAI's API lists them", "OpenAiModels"),
+    ("POST", "/v1/embeddings"): _Operation(
+        "Vectors of texts", "Embeddings", (*_NAMED, 429, 504), body="EmbeddingRequest"
+    ),
     ("POST", "/v1/completions"): _Operation(
         "Texts continued", "Completion", (*_NAMED, 429, 504), body="CompletionRequest", events=True
     ),
@@ -445,6 +448,11 @@ def _texts() -> dict[str, Any]:
             **{name: schema for name, schema in common.items() if name != "model"},
         ),
         "ChatCompletion": _object({**answered, "choices": _list_of(_object({**choice, "message": message}))}),
+        "EmbeddingRequest": _object(
+            {"model": common["model"], "input": {"anyOf": [text, _list_of(text)]}},
+            encoding_format={"enum": ["float", "base64"]},
+        ),
+        "Embeddings": _object({"object": text, "model": text, "usage": {"type": "object"}, "data": {"type": "array"}}),
         "GenerateRequest": _object(
             {"text_input": text},
             parameters=_parameters(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from serving.exceptions import InvalidRequest, NotReady, ServingError
 from serving.front.continuation import Continuation
+from serving.front.embeddings import EmbeddingJob, gives_vectors, read_embeddings
 from serving.front.http_connection import HttpConnection
 from serving.front.http_head import RequestHead
 from serving.front.http_routes import Handler, Route
@@ -36,13 +37,14 @@ class OpenAiPlane:
 
     def __init__(self, rollout: Rollout, counts: RequestCounts, bounds: GenerationBounds | None = None) -> None:
         self._rollout, self._counts, self._bounds = rollout, counts, bounds or GenerationBounds()
-        completion, chat = self._openai(self._completion), self._openai(self._chat)
+        completion, chat, vectors = map(self._openai, (self._completion, self._chat, self._embeddings))
         generate, stream = counts.counted(self._generate), counts.counted(self._generate_stream)
-        self.generating: tuple[Handler, ...] = (completion, chat, generate, stream)
+        self.generating: tuple[Handler, ...] = (completion, chat, vectors, generate, stream)
         self.plain: dict[str, dict[str, Handler]] = {
             "/v1/models": {"GET": self._models},
             "/v1/completions": {"POST": completion},
             "/v1/chat/completions": {"POST": chat},
+            "/v1/embeddings": {"POST": vectors},
         }
         self.for_model: dict[str, dict[str, Handler]] = {
             "/generate": {"POST": generate},
@@ -72,6 +74,15 @@ class OpenAiPlane:
         chosen = self._choose(head.route, request)
         Continuation(connection, request, chosen, OpenAiWriter(request), self._failed(request.model)).start()
 
+    def _embeddings(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
+        request = read_embeddings(body)
+        version = self._routed(head.route, request.model).version
+        if not gives_vectors(version):
+            raise InvalidRequest(
+                f"model {request.model!r} does not make vectors of texts; GET /v1/models lists who does"
+            )
+        version.submit(EmbeddingJob(connection, request, version, self._failed(request.model)), at_once=True)
+
     def _generate(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
         self._begin_v2(connection, head, body, stream=False)
 
@@ -85,25 +96,31 @@ class OpenAiPlane:
         Continuation(connection, request, chosen, writer, self._failed(request.model, openai=False)).start()
 
     def _models(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
-        names = [name for name, model in self._rollout.models.items() if self._continues(model)]
+        names = [name for name, model in self._rollout.models.items() if self._speaks(model)]
         told = [{"id": name, "object": "model", "created": _BEGAN, "owned_by": "winnow"} for name in sorted(names)]
         reply(connection, {"object": "list", "data": told})
 
     # -- choosing ---------------------------------------------------------------------------------------------------
-    def _choose(self, route: Route, request: ContinueRequest) -> Chosen:
+    def _routed(self, route: Route, model: str) -> Chosen:
+        """The version that answers, which is there."""
         who = route.principal
         if who is not None:
-            who.require("infer", request.model)
+            who.require("infer", model)
             who.spend()
         exact = who is not None and who.key.exact
-        chosen = self._rollout.choose(request.model, route.version or None, route.wishes, exact=exact)
+        chosen = self._rollout.choose(model, route.version or None, route.wishes, exact=exact)
         version = chosen.version
-        if version.state == "ready" and version.generation is None:
+        if not version.outputs:
+            raise NotReady(f"version {version.version} of model {version.model!r} is {version.state}: {version.reason}")
+        return chosen
+
+    def _choose(self, route: Route, request: ContinueRequest) -> Chosen:
+        chosen = self._routed(route, request.model)
+        version = chosen.version
+        if version.generation is None:
             raise InvalidRequest(
                 f"model {request.model!r} does not continue text; ask it at /v2/models/{request.model}/infer"
             )
-        if version.generation is None:
-            raise NotReady(f"version {version.version} of model {version.model!r} is {version.state}: {version.reason}")
         if any(len(order.prompt or "") > _CHARACTERS * version.generation.context for order in request.orders):
             raise InvalidRequest(f"the prompt is longer than the context of {version.generation.context} tokens")
         if request.chat and not version.generation.chat:
@@ -112,9 +129,10 @@ class OpenAiPlane:
             )
         return chosen
 
-    def _continues(self, model: Any) -> bool:
+    def _speaks(self, model: Any) -> bool:
+        """Whether a model has an answer for OpenAI's clients."""
         version = model.versions.get(model.serving)
-        return version is not None and version.generation is not None
+        return version is not None and (version.generation is not None or gives_vectors(version))
 
     def _failed(self, model: str, *, openai: bool = True) -> Any:
         def refuse(connection: HttpConnection, error: ServingError) -> None:

@@ -7,7 +7,7 @@ Runtime's (domain com.microsoft, ContribOperators.md: MatMulNBits, GatherBlockQu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -33,12 +33,17 @@ def decoder_products(model: ModelProto) -> dict[str, NodeProto]:
     }
 
 
-def quantize_decoder(model: ModelProto, bits: Mapping[str, int]) -> ModelProto:
+Rounded = Callable[[str, NDArray[Any], int], tuple[NDArray[np.int8], NDArray[np.float32]]]
+"""Integers -8 to 7 [N, K] and scales [N, K / block] of the rows [N, K] of a weight, by its name."""
+
+
+def quantize_decoder(model: ModelProto, bits: Mapping[str, int], rounded: Rounded | None = None) -> ModelProto:
     """The decoder with small weights.
 
     Args:
         model: as :mod:`tasks.export.decoder_onnx` writes it; not changed.
         bits: 8 or 4, by the name of the weight; what is not named stays in fp32.
+        rounded: rounds weights of 4 bits; by default each to the nearest.
     """
     result = ModelProto()
     result.CopyFrom(model)
@@ -49,10 +54,10 @@ def quantize_decoder(model: ModelProto, bits: Mapping[str, int]) -> ModelProto:
     for node in graph.node:
         if node.op_type == "Gather" and node.input[0] in weights:
             # A head of its own leaves the table alone: then it is rounded by itself.
-            nodes += _table(node, *_rows(made, weights[node.input[0]], bits[node.input[0]], gone))
+            nodes += _table(node, *_rows(made, weights[node.input[0]], bits[node.input[0]], gone, rounded))
         elif len(node.input) > 1 and node.input[1] in weights and node.name == products[node.input[1]].name:
             transposed = node.op_type == "FusedMatMul"
-            rows = _rows(made, weights[node.input[1]], bits[node.input[1]], gone, transposed=transposed)
+            rows = _rows(made, weights[node.input[1]], bits[node.input[1]], gone, rounded, transposed=transposed)
             nodes.append(_product(node, *rows))
         else:
             nodes.append(node)
@@ -77,7 +82,13 @@ def table_of(model: ModelProto) -> str | None:
 
 
 def _rows(
-    made: list[TensorProto], weight: TensorProto, bits: int, gone: set[str], *, transposed: bool = True
+    made: list[TensorProto],
+    weight: TensorProto,
+    bits: int,
+    gone: set[str],
+    rounded: Rounded | None,
+    *,
+    transposed: bool = True,
 ) -> tuple[str, int, int, int, int]:
     """Name of the rounded weights [N, K / block, bytes of a block], N, K, bits, block; ``made``, unless they are."""
     matrix = numpy_helper.to_array(weight)
@@ -87,7 +98,10 @@ def _rows(
     assert block is not None, "asked for before"
     if weight.name not in gone:
         gone.add(weight.name)
-        packed, scales = (round_rows8 if bits == 8 else round_rows4)(matrix, block)
+        if bits == 8:
+            packed, scales = round_rows8(matrix, block)
+        else:
+            packed, scales = pack_rows4(*(rounded or _to_nearest)(weight.name, matrix, block))
         made += [
             numpy_helper.from_array(packed, name),
             numpy_helper.from_array(scales, f"{name}_scales"),
@@ -106,12 +120,16 @@ def round_rows8(matrix: NDArray[Any], block: int) -> tuple[NDArray[np.uint8], ND
     return numbers.astype(np.uint8), scales
 
 
-def round_rows4(matrix: NDArray[Any], block: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Rows [N, K] as halves of bytes around 8, the first in the low half [N, K / block, block / 2], and scales."""
+def pack_rows4(values: NDArray[np.int8], scales: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Integers [N, K] as halves of bytes around 8, the first in the low half [N, K / block, block / 2]; the scales."""
+    numbers = (values.reshape(*scales.shape, -1) + 8).astype(np.uint8)
+    packed: NDArray[np.uint8] = (numbers[..., 0::2] | (numbers[..., 1::2] << 4)).astype(np.uint8)
+    return packed, scales
+
+
+def _to_nearest(_: str, matrix: NDArray[Any], block: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     values, scales = round_blocks(np.ascontiguousarray(matrix.T), block)
-    numbers = (values.T.reshape(len(matrix), -1, block) + 8).astype(np.uint8)
-    packed = numbers[..., 0::2] | (numbers[..., 1::2] << 4)
-    return np.ascontiguousarray(packed), np.ascontiguousarray(scales.T)
+    return np.ascontiguousarray(values.T), np.ascontiguousarray(scales.T)
 
 
 def _product(node: NodeProto, name: str, count: int, length: int, bits: int, block: int) -> NodeProto:

@@ -24,7 +24,7 @@ from tasks.running.task_kind import CHOICES
 
 _COMPARED_BYTES = 256 << 20
 """Training data larger than this are not fetched just to be compared with the calibration rows."""
-_DECODER_ROWS = 16
+_DECODER_ROWS = 4
 """Rows on which a decoder's forms are compared with their parent: enough to see that they answer alike."""
 _compared: dict[str, list[str]] = {}
 """Of the data that was looked at last, by fingerprint."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -127,8 +128,11 @@ class CausalLM:
         shape = self._shape if width == 1.0 else _narrower(self._shape, width)
         kept = max(2, round(shape.layers * _SHARES[layers]))
         numbers = sorted({round(n * (shape.layers - 1) / (kept - 1)) for n in range(kept)}) if shape.layers > 1 else [0]
-        model = CausalDecoder(shape, numbers)
-        return model if self.decoder is None or width != 1.0 else self._pretrained.into(model)
+        if self.decoder is None or width != 1.0:
+            return CausalDecoder(shape, numbers)
+        with torch.device("meta"):  # weights that are replaced need not be drawn
+            model = CausalDecoder(shape, numbers)
+        return self._pretrained.into(model)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return -outputs.mean()

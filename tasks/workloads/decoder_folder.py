@@ -60,9 +60,10 @@ class PretrainedDecoder:
     weights: Mapping[str, Tensor]
 
     def into(self, model: CausalDecoder) -> CausalDecoder:
-        """The model with these weights, as far as it has the layers."""
-        ours = model.state_dict()
-        model.load_state_dict({name: self.weights.get(name, tensor) for name, tensor in ours.items()})
+        """The model with copies of these weights, as far as it has the layers; it may be on the device ``meta``."""
+        model.load_state_dict({name: self.weights[name].clone() for name in model.state_dict()}, assign=True)
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
         return model
 
 

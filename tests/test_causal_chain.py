@@ -1,0 +1,66 @@
+"""``winnow run smol`` on small texts and a small decoder that is trained on them: from texts to OpenAI's routes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import RunningStack
+from forked_runs import Forks
+from test_causal_lm import texts
+from winnow_command import Winnow
+
+import winnow
+
+SMALL = (
+    "workload.path=winnow:CausalLM",
+    "workload.arguments={source: texts, tokens: 16, vocabulary: 300}",
+    *("teacher=null", "train={epochs: 2, batch_size: 32, learning_rate: 0.003, scale: {width: 0.34}}"),
+    "distill={epochs: 1, batch_size: 32, control: false, scale: {layers: half, width: 0.34}}",
+    *("budget.max_accuracy_drop=2", "measure.rounds=5", "measure.seconds=0.1", "gates.floor=null"),
+)
+
+
+@pytest.fixture(scope="module")
+def ran(stack: RunningStack, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Winnow, dict[str, Any]]:
+    command = Winnow(tmp_path_factory.mktemp("causal"), stack.home, forks)
+    texts(command.folder / "texts", 60)
+    return command, command.report("smol", *(part for override in SMALL for part in ("--set", override)))
+
+
+def test_a_decoder_is_trained_made_small_and_released(ran: tuple[Winnow, dict[str, Any]]) -> None:
+    _, report = ran
+    assert report["status"] == "released" and report["metric"]["name"] == "nats"
+    names = {variant["name"] for variant in report["variants"]}
+    assert names == {f"{part}.{form}" for part in ("teacher", "student") for form in ("fp32", "weights8", "weights4")}
+    (chosen,) = (row for row in report["variants"] if row["digest"] == report["chosen"])
+    assert chosen["name"] == "student.weights4"
+
+
+def test_the_example_request_is_a_text_to_be_continued(ran: tuple[Winnow, dict[str, Any]]) -> None:
+    _, report = ran
+    assert "/v1/completions" in report["curl"]
+    done = subprocess.run(["bash", "-c", report["curl"]], capture_output=True, text=True, check=True)
+    answer = json.loads(done.stdout)
+    assert answer["choices"][0]["text"] and answer["usage"]["completion_tokens"] <= 24
+
+
+def test_in_python_it_is_a_model_like_any_other(
+    ran: tuple[Winnow, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, report = ran
+    monkeypatch.setenv("WINNOW_HOME", str(command.home))
+    model = winnow.load(report["model"])
+    scores = model.predict([5, 6, 7])["log_probabilities"]
+    assert len(scores) == 2 and all(score < 0 for score in scores)
+
+
+def test_the_page_shows_it(ran: tuple[Winnow, dict[str, Any]]) -> None:
+    command, report = ran
+    page = next(Path(command.folder).rglob("report.html"), None) or next(
+        (command.home / "runs" / report["run_id"]).rglob("report.html")
+    )
+    assert "nats" in page.read_text()
