@@ -27,7 +27,7 @@ SMALL = (
 @pytest.fixture(scope="module")
 def ran(stack: RunningStack, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Winnow, dict[str, Any]]:
     command = Winnow(tmp_path_factory.mktemp("causal"), stack.home, forks)
-    texts(command.folder / "texts", 60)
+    texts(command.folder / "texts", 120)
     return command, command.report("smol", *(part for override in SMALL for part in ("--set", override)))
 
 

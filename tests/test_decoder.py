@@ -25,8 +25,10 @@ from serving.exceptions import EngineLoadError
 from tasks.export.decoder_onnx import decoder_form, write_decoder
 from tasks.export.decoder_parity import check_decoder_parity
 from tasks.onnx_models.onnx_cost import onnx_cost
+from tasks.quantize.answer_rounding import input_products, round_by_answers
 from tasks.quantize.decoder_forms import decoder_forms, decoder_scores
 from tasks.quantize.decoder_weights import decoder_products, quantize_decoder, table_of
+from tasks.quantize.weight_only import round_blocks
 from tasks.running.errors import DataReadError, ParityFailed
 from tasks.workloads.causal_decoder import CausalDecoder
 from tasks.workloads.decoder_folder import read_decoder_folder
@@ -307,3 +309,31 @@ def test_a_file_that_is_not_what_is_said_of_it_is_refused(
     data, form = small
     with pytest.raises(EngineLoadError, match=says):
         Engine(tmp_path / "v", variant(tmp_path / "v", data, change(form)))
+
+
+def test_four_bits_are_rounded_by_what_a_layer_answers(tmp_path: Path) -> None:
+    """Inputs that vary together: the error of one weight is made up for by others."""
+    draw = np.random.default_rng(0)
+    inputs = draw.standard_normal((2000, 8)) @ draw.standard_normal((8, 64)) + 0.1 * draw.standard_normal((2000, 64))
+    matrix = draw.standard_normal((24, 64)).astype(np.float32)
+    values, scales = round_by_answers(matrix, inputs.T @ inputs, 32)
+    assert values.min() >= -8 and values.max() <= 7 and scales.shape == (24, 2)
+    nearest, theirs = round_blocks(np.ascontiguousarray(matrix.T), 32)
+
+    def error(numbers: Any, by: Any) -> float:
+        wrong = matrix - numbers * np.repeat(by, 32, axis=1)
+        return float(np.square(inputs @ wrong.T).mean())
+
+    assert error(values, scales) < 0.5 * error(nearest.T, theirs.T)
+    asleep = inputs * (np.arange(64) != 5)  # an input that is never there
+    assert np.isfinite(round_by_answers(matrix, asleep.T @ asleep, 32)[1]).all()
+
+
+def test_what_layers_are_asked_is_what_the_model_s_are(tmp_path: Path) -> None:
+    model = decoder(tmp_path, "qwen2")
+    found = input_products(onnx.load_from_string(write_decoder(model)), decoder_form(model), ROWS)
+    with torch.no_grad():
+        hidden = model.words(torch.from_numpy(ROWS))
+        asked = model.layers["0"].norm1(hidden).reshape(-1, hidden.shape[-1]).numpy()  # type: ignore[operator]
+    np.testing.assert_allclose(found["layers_0_qkv_weight"], asked.T @ asked, rtol=1e-3, atol=1e-3)
+    assert found.keys() == decoder_products(onnx.load_from_string(write_decoder(model))).keys()

