@@ -44,6 +44,9 @@ class Histogram:
 class VersionStats:
     """Counters of one version; every request is in ``statuses`` once.
 
+    ``prompt_tokens``, ``cached_tokens``, ``made_tokens``: of texts that were continued; ``first_token_seconds``: from a
+    request to its first one.
+
     ``input_us``, ``run_us``, ``output_us``: microseconds of reading requests, of the model and of writing answers,
     summed over all frames.
     """
@@ -52,6 +55,8 @@ class VersionStats:
         self.statuses: Counter[int] = Counter()
         self.request_seconds, self.queue_seconds = Histogram(SECONDS), Histogram(SECONDS)
         self.frame_rows = Histogram(ROWS)
+        self.first_token_seconds = Histogram(SECONDS)
+        self.prompt_tokens = self.cached_tokens = self.made_tokens = 0
         self.failed_seconds = 0.0
         self.rows = self.runs = self.input_us = self.run_us = self.output_us = 0
         self.last = 0.0
@@ -78,6 +83,12 @@ class VersionStats:
         if work.rows:
             self.frame_rows.add(work.rows)
             self.last = time.time()
+
+    def continued(self, prompt: int, cached: int, made: int) -> None:
+        """A text was continued: tokens of its prompt, how many of those were known already, and tokens made."""
+        self.prompt_tokens += prompt
+        self.cached_tokens += cached
+        self.made_tokens += made
 
     def refused(self, status: int) -> None:
         """A request ended without an engine's answer."""
@@ -146,7 +157,15 @@ def version_metrics(found: Iterable[VersionNow]) -> Iterator[Metric]:
     waiting = GaugeMetricFamily("winnow_waiting_requests", "Requests that no engine has yet.", labels=LABELS)
     held = GaugeMetricFamily("winnow_waiting_bytes", "Bytes of their bodies.", labels=LABELS)
     engines = GaugeMetricFamily("winnow_engines", "Engine processes that can answer.", labels=LABELS)
-    families: list[Metric] = [requests, rows, runs, work, whole, queue, batch, waiting, held, engines]
+    tokens = CounterMetricFamily(
+        "winnow_tokens",
+        "Of texts that were continued: prompt (all of them), cached (of those, not read again), made.",
+        labels=(*LABELS, "kind"),
+    )
+    first = HistogramMetricFamily(
+        "winnow_first_token_seconds", "From a request's last byte to the first token of an answer.", labels=LABELS
+    )
+    families: list[Metric] = [requests, rows, runs, work, whole, queue, batch, waiting, held, engines, tokens, first]
     for model, version, stats, waits, bytes_, running in found:
         labels = [model, version]
         for status, count in sorted(stats.statuses.items()):
@@ -155,6 +174,11 @@ def version_metrics(found: Iterable[VersionNow]) -> Iterator[Metric]:
         runs.add_metric(labels, stats.runs)
         for part, microseconds in (("input", stats.input_us), ("model", stats.run_us), ("output", stats.output_us)):
             work.add_metric([*labels, part], microseconds / 1e6)
+        if stats.prompt_tokens:
+            counts = {"prompt": stats.prompt_tokens, "cached": stats.cached_tokens, "made": stats.made_tokens}
+            for kind, count in counts.items():
+                tokens.add_metric([*labels, kind], count)
+            first.add_metric(labels, stats.first_token_seconds.buckets, stats.first_token_seconds.total)
         for family, counted in (
             (whole, stats.request_seconds),
             (queue, stats.queue_seconds),

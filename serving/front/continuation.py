@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -56,9 +57,13 @@ class Continuation:
     ) -> None:
         self.connection, self.request, self.chosen = connection, request, chosen
         self._writer, self._refuse = writer, refuse
+        self._began = time.monotonic()
         self._choices = [ToldChoice() for _ in request.orders]
         self._open = len(request.orders)
         self._begun = self._ended = False
+        self.attempt = 0
+        self._declined: int | None = None
+        """Status of a version on trial that could not answer, where the old one is asked."""
 
     def start(self) -> None:
         """Send the orders to the engines of the version.
@@ -71,20 +76,27 @@ class Continuation:
             try:
                 self.chosen.version.submit(GenerateJob(self, number, body), at_once=True)
             except ServingError as error:
-                self._ended = True  # those before are not wanted any more
                 self.chosen.version.stats.refused(error.status)
+                if self._ask_old(error.status):
+                    return
+                self._ended = True  # those before are not wanted any more
                 raise
 
-    @property
-    def wanted(self) -> bool:
-        return not (self._ended or self.connection.gone)
+    def wanted(self, attempt: int) -> bool:
+        """Whether anybody waits for the answers of this attempt."""
+        return attempt == self.attempt and not (self._ended or self.connection.gone)
 
     def take(self, number: int, part: GenerationPart, *, last: bool) -> None:
         """What an engine says of one answer."""
-        self._choices[number].add(part)
-        if not self.wanted:
-            return
+        choice, stats = self._choices[number], self.chosen.version.stats
+        if part.completion_tokens and not choice.completion:
+            stats.first_token_seconds.add(time.monotonic() - self._began)
+        choice.add(part)
+        if last:
+            stats.continued(choice.prompt, choice.cached, choice.completion)
         self._open -= last
+        if not self._open:
+            self._tell_trial(200)
         if self.request.stream:
             self._tell(self._writer.piece(number, part))
             if not self._open:
@@ -96,8 +108,9 @@ class Continuation:
 
     def fail(self, text: str, status: int, retry_after: float | None) -> None:
         """An answer cannot be given, or not to its end."""
-        if not self.wanted:
+        if not self._begun and self._ask_old(status):
             return
+        self._tell_trial(status)
         if self._begun:
             self._tell(error_event(text, status))
             self._end()
@@ -108,6 +121,36 @@ class Continuation:
         if retry_after is not None:
             error.retry_after = retry_after  # type: ignore[attr-defined]
         self._refuse(self.connection, error)
+
+    def _ask_old(self, status: int) -> bool:
+        """Have the old version answer what the one on trial could not: no client is to notice a trial."""
+        trial, old = self.chosen.trial, self.chosen.instead
+        if trial is None or old is None:
+            return False
+        self._declined, self.attempt = status, self.attempt + 1
+        self.chosen = Chosen(old, "", trial)
+        self._choices = [ToldChoice() for _ in self.request.orders]
+        self._open = len(self.request.orders)
+        asyncio.get_running_loop().call_soon(self._start_again)
+        return True
+
+    def _start_again(self) -> None:
+        try:
+            self.start()
+        except ServingError as error:
+            self._tell_trial(error.status)
+            self._refuse(self.connection, error)
+
+    def _tell_trial(self, status: int) -> None:
+        trial, seconds = self.chosen.trial, time.monotonic() - self._began
+        if trial is None:
+            return
+        if self._declined is not None:
+            trial.new_failed(self._declined, status)
+        elif self.chosen.instead is not None:
+            trial.new_answered(status, seconds)
+        else:
+            trial.old_answered(status, seconds)
 
     def _tell(self, said: bytes) -> None:
         if not said:
@@ -133,23 +176,25 @@ class GenerateJob(InferJob):
     """One of the answers. If its engine dies another one makes the same text from the beginning, since every order has
     a seed; what the client has already is not told again."""
 
-    __slots__ = ("_again", "_number", "_of", "_said", "_skipped", "_told", "_tries")
+    __slots__ = ("_again", "_attempt", "_number", "_of", "_said", "_skipped", "_told", "_tries")
 
     def __init__(self, of: Continuation, number: int, body: bytes) -> None:
         super().__init__(body, -1, GENERATE, began=time.monotonic())
-        self._of, self._number = of, number
+        self._of, self._number, self._attempt = of, number, of.attempt
         self.notes = of.connection.notes
         self._tries = self._said = self._told = 0
         self._again = self._skipped = 0
 
     @property
     def wanted(self) -> bool:
-        return self._of.wanted
+        return self._of.wanted(self._attempt)
 
     def seconds_left(self) -> float:
         return float("inf")
 
     def deliver(self, answered: Answered) -> None:
+        if not self.wanted:
+            return
         said: dict[str, Any] = orjson.loads(answered.body)
         if answered.status not in (PART, 200):
             self._of.fail(said["error"], answered.status, said.get("retry_after"))
