@@ -8,8 +8,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -26,9 +27,11 @@ from winnow_command import WINNOW, environment
 from flows.exporting.exported_version import ExportedVersion, Needs, NotExportable
 from flows.exporting.kserve_manifest import kserve_manifest
 from flows.exporting.kubernetes_manifests import kubernetes_manifests
-from flows.exporting.triton_repository import triton_config
+from flows.exporting.triton_repository import triton_config, write_triton_repository
 from model_registry.api_keys import KeyFile
+from model_registry.decoder_form import DECODER
 from model_registry.ledger import Ledger
+from model_registry.manifest import FileEntry
 from model_registry.store import Store
 from model_registry.variant import RuntimeSpec, Variant
 from model_registry.versions import VersionMissing, Versions
@@ -243,6 +246,14 @@ def test_triton_is_told_of_every_datatype_shape_and_setting(tmp_path: Path) -> N
         assert config.optimization.graph.level == number
         assert config.parameters["intra_op_thread_count"].string_value == "4"
         assert config.parameters["enable_mem_arena"].string_value == "0"
+
+
+def test_a_model_that_continues_text_is_not_for_triton(exported: ExportedVersion, tmp_path: Path) -> None:
+    decoder = exported.variant.model_copy(
+        update={"files": (*exported.variant.files, FileEntry(path=DECODER, sha256="0" * 64, size=1))}
+    )
+    with pytest.raises(NotExportable, match="continues text step by step, which Triton's backend"):
+        write_triton_repository(replace(exported, variant=decoder), cast(Store, None), tmp_path)
 
 
 def test_a_name_with_signs_of_the_text_form_is_written_so_that_triton_reads_it(tmp_path: Path) -> None:

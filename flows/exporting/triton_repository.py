@@ -9,9 +9,10 @@ import json
 import tempfile
 from pathlib import Path
 
-from flows.exporting.exported_version import ExportedVersion
+from flows.exporting.exported_version import ExportedVersion, NotExportable
 from model_registry.answer_labels import ONE_OF_SEVERAL
 from model_registry.cpu_class import CpuClassMismatch
+from model_registry.decoder_form import DECODER
 from model_registry.store import Store
 from model_registry.variant import RuntimeSpec, TensorSpec, Variant
 from serving.engine import Engine
@@ -32,10 +33,16 @@ def write_triton_repository(exported: ExportedVersion, store: Store, folder: Pat
         What Triton does otherwise than Winnow's endpoint, a sentence each.
 
     Raises:
+        NotExportable: Triton cannot run it.
         EngineLoadError: ONNX Runtime refuses the file.
         StoreError: a file of it is not in the store, or is damaged there.
     """
     variant, model = exported.variant, folder / exported.model
+    if any(file.path == DECODER for file in variant.files):
+        raise NotExportable(
+            f"version {exported.version} of {exported.model} continues text step by step, which Triton's backend for "
+            "ONNX files does not: export it --to kubernetes or --to kserve, which run Winnow's endpoint"
+        )
     with tempfile.TemporaryDirectory(prefix="winnow-export-") as there:
         files = store.materialise(variant.files, Path(there))
         data = (files / "model.onnx").read_bytes()

@@ -176,20 +176,23 @@ class CausalLM:
             if state not in _READ:
                 _READ.clear()
                 _READ[state] = read_decoder_folder(path) if file is None else GgufFile(file).decoder()
-            found = _READ[state]
-        if self.tokens > found.shape.context:
-            raise DataReadError(
-                f"tokens {self.tokens} is more than the {found.shape.context} of context that {self.decoder} has"
-            )
-        return found
+            return _READ[state]
 
     @cached_property
     def _shape(self) -> DecoderShape:
         from tasks.workloads.causal_decoder import DecoderShape
-        from tasks.workloads.decoder_folder import frequencies
+        from tasks.workloads.decoder_folder import frequencies, read_decoder_shape
+        from tasks.workloads.gguf_decoder import GgufFile
 
         if self.decoder is not None:
-            return self._pretrained.shape
+            with local(self.decoder) as path:
+                file = _gguf(path)
+                shape = read_decoder_shape(path) if file is None else GgufFile(file).shape()
+            if self.tokens > shape.context:
+                raise DataReadError(
+                    f"tokens {self.tokens} is more than the {shape.context} of context that {self.decoder} has"
+                )
+            return shape
         return DecoderShape(
             vocabulary=self._tokenizer.get_vocab_size(),
             context=max(1024, self.tokens),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tasks.running.errors import DataReadError
 from tasks.workloads.causal_decoder import CausalDecoder, DecoderActivation, DecoderShape
-from tasks.workloads.model_folder import folder_config, folder_tensors
+from tasks.workloads.model_folder import folder_config, folder_tensor_names, folder_tensors
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma", "gpt2")
 _LONGEST = 8192
@@ -67,6 +67,19 @@ class PretrainedDecoder:
         return model
 
 
+def read_decoder_shape(folder: Path) -> DecoderShape:
+    """The shape alone; errors as for :func:`read_decoder_folder`."""
+    config = folder_config(folder, KINDS)
+    kind = config["model_type"]
+    try:
+        shape = _gpt2_shape(config) if kind == "gpt2" else _llama_shape(config, str(folder))
+    except KeyError as error:
+        raise DataReadError(f"{folder}/config.json of type {kind} does not say {error.args[0]!r}") from error
+    tied = bool(config.get("tie_word_embeddings", kind in ("gemma", "gpt2")))
+    tied = tied or "lm_head.weight" not in folder_tensor_names(folder)  # older files leave the copy out
+    return replace(shape, end=_ends(folder, config), begin=_number(config.get("bos_token_id")), tied=tied)
+
+
 def read_decoder_folder(folder: Path) -> PretrainedDecoder:
     """Shape and weights of the decoder in a folder that ``save_pretrained`` of transformers wrote.
 
@@ -74,18 +87,9 @@ def read_decoder_folder(folder: Path) -> PretrainedDecoder:
         DataReadError: there is none, of another type, with code of its own, with pickled or missing weights, or with a
             part that is not known here; says which.
     """
-    config = folder_config(folder, KINDS)
-    kind = config["model_type"]
-    try:
-        shape = _gpt2_shape(config) if kind == "gpt2" else _llama_shape(config, str(folder))
-    except KeyError as error:
-        raise DataReadError(f"{folder}/config.json of type {kind} does not say {error.args[0]!r}") from error
-    shape = replace(shape, end=_ends(folder, config), begin=_number(config.get("bos_token_id")))
+    shape, kind = read_decoder_shape(folder), folder_config(folder, KINDS)["model_type"]
     prefix = "transformer." if kind == "gpt2" else "model."
     raw = {name.removeprefix(prefix): tensor for name, tensor in folder_tensors(folder).items()}
-    shape = replace(shape, tied=bool(config.get("tie_word_embeddings", kind in ("gemma", "gpt2"))))
-    if not shape.tied and "lm_head.weight" not in raw:
-        shape = replace(shape, tied=True)  # older files leave the copy out
     weights = dict(_gpt2_weights(raw, shape) if kind == "gpt2" else _llama_weights(raw, shape, kind))
     return PretrainedDecoder(shape, fitting(weights, shape, str(folder)))
 

@@ -74,7 +74,7 @@ class GgufFile:
 
     def decoder(self) -> PretrainedDecoder:
         """Shape and weights."""
-        shape = self._shape()
+        shape = self.shape()
         return PretrainedDecoder(shape, fitting(dict(self._weights(shape)), shape, str(self.path)))
 
     def chat_template(self) -> str | None:
@@ -111,7 +111,12 @@ class GgufFile:
         made.add_special_tokens(special)
         return made
 
-    def _shape(self) -> DecoderShape:
+    def shape(self) -> DecoderShape:
+        """The shape alone.
+
+        Raises:
+            DataReadError: the file does not say all of it, or has a part that is not known here.
+        """
         heads, features = int(self._of_kind("attention.head_count")), int(self._of_kind("embedding_length"))
         size = int(self._of_kind("attention.key_length", features // heads))
         names = {tensor.name for tensor in self._reader.tensors}

@@ -6,14 +6,16 @@ Pickled weights and code that comes with a model are refused: both run whatever 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from tasks.running.errors import DataReadError
+
+Found = TypeVar("Found")
 
 
 def folder_config(folder: Path, kinds: Sequence[str]) -> dict[str, Any]:
@@ -45,12 +47,27 @@ def folder_config(folder: Path, kinds: Sequence[str]) -> dict[str, Any]:
     return config
 
 
+def folder_tensor_names(folder: Path) -> set[str]:
+    """Names of all tensors of its safetensors files; errors as for :func:`folder_tensors`."""
+    found = set[str]()
+    for file in _files(folder):
+        found.update(_opened(file, lambda archive: archive.keys()))
+    return found
+
+
 def folder_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of its safetensors files by name.
 
     Raises:
         DataReadError: there are none, or pickled ones only, or a file is damaged.
     """
+    found = dict[str, Tensor]()
+    for file in _files(folder):
+        found.update(_opened(file, lambda archive: {name: archive.get_tensor(name) for name in archive.keys()}))  # noqa: SIM118 - no mapping
+    return found
+
+
+def _files(folder: Path) -> list[Path]:
     files = sorted(folder.glob("*.safetensors"))
     if not files:
         pickled = sorted(file.name for file in folder.glob("*.bin")) + sorted(file.name for file in folder.glob("*.pt"))
@@ -58,11 +75,12 @@ def folder_tensors(folder: Path) -> dict[str, Tensor]:
         raise DataReadError(
             f"{folder} has {what}; save it with transformers: model.save_pretrained(folder, safe_serialization=True)"
         )
-    found = dict[str, Tensor]()
-    for file in files:
-        try:
-            with safe_open(file, framework="pt") as archive:
-                found.update({name: archive.get_tensor(name) for name in archive.keys()})  # noqa: SIM118 - no mapping
-        except SafetensorError as error:
-            raise DataReadError(f"{file} is damaged: {error}") from error
-    return found
+    return files
+
+
+def _opened(file: Path, read: Callable[[Any], Found]) -> Found:
+    try:
+        with safe_open(file, framework="pt") as archive:
+            return read(archive)
+    except SafetensorError as error:
+        raise DataReadError(f"{file} is damaged: {error}") from error
