@@ -14,9 +14,9 @@ import numpy as np
 from flows.lineage import Made, Measured
 from flows.ongoing_run import OngoingRun
 from model_registry.answer_labels import ONE_PER_WORD
-from model_registry.decoder_form import DECODER, TOKENS
+from model_registry.decoder_form import TOKENS
 from model_registry.store import Store
-from model_registry.text_input import TEXT, TEXT_INPUT, TOKENIZER, TextInput, texts_of
+from model_registry.text_input import DECODER, TEXT, TEXT_INPUT, TOKENIZER, TextInput, texts_of
 from model_registry.variant import Variant
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.split_inputs import split_inputs

@@ -18,9 +18,6 @@ from pydantic import Field
 
 from model_registry.variant import Record, TensorSpec
 
-DECODER = "assets/decoder.json"
-CHAT_TEMPLATE = "assets/chat_template.jinja"
-"""How a conversation becomes a prompt, as a template of Jinja."""
 TOKENS, SCORES = "tokens", "log_probabilities"
 SEEN, MOST, WANTED, LOGITS = "seen", "most", "wanted", "logits"
 _LOGITS = 1 << 24

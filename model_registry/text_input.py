@@ -10,6 +10,10 @@ from model_registry.variant import Record
 TOKENIZER = "assets/tokenizer.json"
 """As the library tokenizers writes it, set to cut and to fill up."""
 TEXT_INPUT = "assets/text_input.json"
+DECODER = "assets/decoder.json"
+"""How a model continues text, see :mod:`model_registry.decoder_form`."""
+CHAT_TEMPLATE = "assets/chat_template.jinja"
+"""How a conversation becomes a prompt, as a template of Jinja."""
 TEXT = "text"
 """Name of the input that clients see."""
 

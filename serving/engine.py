@@ -14,8 +14,9 @@ import numpy as np
 
 from model_registry.answer_labels import ONE_OF_SEVERAL, ONE_PER_WORD, SEVERAL_AT_ONCE
 from model_registry.cpu_class import require_cpu_class
-from model_registry.decoder_form import DECODER, LOGITS, MOST, SEEN, TOKENS, WANTED, DecoderForm, score_tokens
+from model_registry.decoder_form import LOGITS, MOST, SEEN, TOKENS, WANTED, DecoderForm, score_tokens
 from model_registry.missing_values import MISSING_VALUES
+from model_registry.text_input import DECODER
 from model_registry.variant import RuntimeSpec, TensorSpec, Variant
 from serving.exceptions import EngineLoadError, EngineRunError
 from serving.labelled import Labelling

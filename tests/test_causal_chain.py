@@ -20,6 +20,7 @@ SMALL = (
     "workload.arguments={source: texts, tokens: 16, vocabulary: 300}",
     *("teacher=null", "train={epochs: 2, batch_size: 32, learning_rate: 0.003, scale: {width: 0.34}}"),
     "distill={epochs: 1, batch_size: 32, control: false, scale: {layers: half, width: 0.34}}",
+    "prune={epochs: 1, ratio: 0.3, batch_size: 32}",
     *("budget.max_accuracy_drop=2", "measure.rounds=5", "measure.seconds=0.1", "gates.floor=null"),
 )
 
@@ -35,9 +36,10 @@ def test_a_decoder_is_trained_made_small_and_released(ran: tuple[Winnow, dict[st
     _, report = ran
     assert report["status"] == "released" and report["metric"]["name"] == "nats"
     names = {variant["name"] for variant in report["variants"]}
-    assert names == {f"{part}.{form}" for part in ("teacher", "student") for form in ("fp32", "weights8", "weights4")}
+    parts, forms = ("teacher", "student", "pruned"), ("fp32", "weights8", "weights4")
+    assert names == {f"{part}.{form}" for part in parts for form in forms}
     (chosen,) = (row for row in report["variants"] if row["digest"] == report["chosen"])
-    assert chosen["name"] == "student.weights4"
+    assert chosen["name"] == "pruned.weights4"
 
 
 def test_the_example_request_is_a_text_to_be_continued(ran: tuple[Winnow, dict[str, Any]]) -> None:

@@ -16,8 +16,9 @@ from decoder_folders import CONFIGS, CONTEXT, HEADS, KV_HEADS, LAYERS, SIZE, VOC
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 
-from model_registry.decoder_form import DECODER, DecoderForm, log_probabilities, score_tokens
+from model_registry.decoder_form import DecoderForm, log_probabilities, score_tokens
 from model_registry.manifest import describe_files
+from model_registry.text_input import DECODER
 from model_registry.variant import Variant
 from serving.engine import Engine
 from serving.engines.batch_certificate import certify
@@ -30,6 +31,7 @@ from tasks.quantize.decoder_forms import decoder_forms, decoder_scores
 from tasks.quantize.decoder_weights import decoder_products, quantize_decoder, table_of
 from tasks.quantize.weight_only import round_blocks
 from tasks.running.errors import DataReadError, ParityFailed
+from tasks.torch_models.channel_pruner import ChannelPruner
 from tasks.workloads.causal_decoder import CausalDecoder
 from tasks.workloads.decoder_folder import read_decoder_folder
 from tasks.workloads.gguf_decoder import GgufFile, read_chat_template
@@ -337,3 +339,15 @@ def test_what_layers_are_asked_is_what_the_model_s_are(tmp_path: Path) -> None:
         asked = model.layers["0"].norm1(hidden).reshape(-1, hidden.shape[-1]).numpy()  # type: ignore[operator]
     np.testing.assert_allclose(found["layers_0_qkv_weight"], asked.T @ asked, rtol=1e-3, atol=1e-3)
     assert found.keys() == decoder_products(onnx.load_from_string(write_decoder(model))).keys()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+def test_units_of_the_dense_parts_can_be_pruned_and_nothing_else(tmp_path: Path, kind: str) -> None:
+    model, rows = decoder(tmp_path, kind), torch.from_numpy(ROWS)
+    pruner = ChannelPruner(model, {"tokens": rows}, ratio=0.5, round_to=32)
+    pruner.step()
+    assert {name.rpartition(".")[2] for name, _, _ in pruner.plan} <= {"up", "gate"}
+    for name, linear in model.named_modules():
+        if name.endswith(".up") and isinstance(linear, torch.nn.Linear):
+            assert linear.out_features in (32, 128)
+    check_decoder_parity(model, write_decoder(model), decoder_form(model), rows, tolerance=1e-4)

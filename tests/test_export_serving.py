@@ -29,10 +29,10 @@ from flows.exporting.kserve_manifest import kserve_manifest
 from flows.exporting.kubernetes_manifests import kubernetes_manifests
 from flows.exporting.triton_repository import triton_config, write_triton_repository
 from model_registry.api_keys import KeyFile
-from model_registry.decoder_form import DECODER
 from model_registry.ledger import Ledger
 from model_registry.manifest import FileEntry
 from model_registry.store import Store
+from model_registry.text_input import DECODER
 from model_registry.variant import RuntimeSpec, Variant
 from model_registry.versions import VersionMissing, Versions
 from serving.engines.batch_certificate import BatchCertificate

@@ -323,6 +323,7 @@ def test_a_url_is_read_in_the_background_and_again_for_a_key_that_is_not_known(
         assert tokens.missing
         keeping = asyncio.create_task(tokens.keep())
         await wait_in_loop(lambda: not tokens.missing)
+        tokens.reload()  # what is waited for below are the next keys
         assert tokens.find(token().encode()) and issuer.asked == 1
         rotated = token(key=OTHER, kid="next").encode()
         issuer.text = jwks(*ALL, jwk(OTHER, "next"))

@@ -37,6 +37,7 @@ class Engine:
     """A process that serves until it is killed."""
 
     inputs = outputs = ()
+    generation = None
     pid, frames, heard, answered = 1, 0, 0.0, 0
     batching: ClassVar[dict[str, Any]] = {}
 

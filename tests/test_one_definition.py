@@ -19,6 +19,7 @@ ARGMAX = {
     "serving/labelled.py",  # the endpoint, which imports no task: tests/test_sample_scores.py holds it to the same
     # of counts, weights and lengths, not of answers:
     "serving/decoding/token_choice.py",
+    "serving/word_labels.py",
     "tasks/data/column_signs.py",
     "tasks/quantize/weight_only.py",
     "tasks/readers/arrow_columns.py",

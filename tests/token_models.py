@@ -8,9 +8,8 @@ from typing import Any
 import onnx
 from decoder_folders import VOCABULARY, decoder_folder
 
-from model_registry.decoder_form import CHAT_TEMPLATE, DECODER
 from model_registry.manifest import describe_folder
-from model_registry.text_input import TOKENIZER
+from model_registry.text_input import CHAT_TEMPLATE, DECODER, TOKENIZER
 from model_registry.variant import Variant
 from tasks.export.decoder_onnx import decoder_form, write_decoder
 from tasks.quantize.decoder_weights import decoder_products, quantize_decoder

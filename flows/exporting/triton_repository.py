@@ -12,8 +12,8 @@ from pathlib import Path
 from flows.exporting.exported_version import ExportedVersion, NotExportable
 from model_registry.answer_labels import ONE_OF_SEVERAL
 from model_registry.cpu_class import CpuClassMismatch
-from model_registry.decoder_form import DECODER
 from model_registry.store import Store
+from model_registry.text_input import DECODER
 from model_registry.variant import RuntimeSpec, TensorSpec, Variant
 from serving.engine import Engine
 from serving.engines.batch_certificate import BatchCertificate, certify

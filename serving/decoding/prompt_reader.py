@@ -8,8 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from model_registry.decoder_form import CHAT_TEMPLATE, DecoderForm
-from model_registry.text_input import TOKENIZER
+from model_registry.decoder_form import DecoderForm
+from model_registry.text_input import CHAT_TEMPLATE, TOKENIZER
 from model_registry.variant import Variant
 from serving.decoding.generation_order import GenerationOrder
 from serving.exceptions import EngineLoadError, InvalidRequest

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from model_registry.decoder_form import DECODER
+from model_registry.text_input import DECODER
 from model_registry.variant import Variant
 from serving.engines.engine_lane import EngineLane, Heard, LaneWatcher
 from serving.engines.engine_link import EngineLink

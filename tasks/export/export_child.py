@@ -8,11 +8,11 @@ import onnx
 import torch
 
 from model_registry.answer_labels import ONE_PER_WORD
-from model_registry.decoder_form import CHAT_TEMPLATE, DECODER, TOKENS
+from model_registry.decoder_form import TOKENS
 from model_registry.form_name import form_name
 from model_registry.manifest import FileEntry, canonical_json
 from model_registry.missing_values import MISSING_VALUES
-from model_registry.text_input import TEXT_INPUT, TOKENIZER, TextInput
+from model_registry.text_input import CHAT_TEMPLATE, DECODER, TEXT_INPUT, TOKENIZER, TextInput
 from model_registry.variant import RuntimeSpec, TensorSpec, Variant
 from tasks.export.decoder_onnx import decoder_form, write_decoder
 from tasks.export.decoder_parity import check_decoder_parity

@@ -6,9 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model_registry.cpu_class import cpu_class, sums_saturate
-from model_registry.decoder_form import DECODER, TOKENS, DecoderForm
+from model_registry.decoder_form import TOKENS, DecoderForm
 from model_registry.form_name import form_name, name_parts
 from model_registry.manifest import FileEntry
+from model_registry.text_input import DECODER
 from model_registry.variant import Variant
 from tasks.quantize.agreement import top_answers
 from tasks.quantize.calibration import Feeds, check_finite, choose_rows

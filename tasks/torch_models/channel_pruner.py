@@ -43,7 +43,8 @@ class ChannelPruner:
         importance: what ranks channels; before each step ``taylor`` needs gradients in the parameters, and ``hessian``
             (optimal brain damage, LeCun et al. 1989) means of squared gradients of single rows.
         round_to: channels kept are a multiple of this.
-        ignore: names of modules whose outputs stay as wide as they are. The output layer always does.
+        ignore: names of modules whose outputs stay as wide as they are, besides those that the model itself names
+            (``never_pruned``). The output layer always does.
 
     Raises:
         PruningRefused: the model cannot be traced, a module named does not exist, or there is nothing to prune.
@@ -72,6 +73,7 @@ class ChannelPruner:
         self.round_to = round_to
         self._answer = self._shape_of_answer()
         modules = dict(model.named_modules())
+        ignore = (*ignore, *getattr(model, "never_pruned", ()))
         unknown = sorted(set(ignore) - set(modules))
         if unknown:
             raise PruningRefused(

@@ -78,6 +78,14 @@ class CausalDecoder(nn.Module):
                 small = name.endswith(("out.weight", "down.weight"))  # as GPT-2: each adds to the same stream
                 nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * len(self.layers)) if small else 0.02)
 
+    @property
+    def never_pruned(self) -> tuple[str, ...]:
+        """Modules whose outputs keep their width: all that adds to the stream, and heads, which share keys and values.
+        What is left are the units of the dense parts, three fifths of the weights or more."""
+        parts = [f"layers.{number}.{part}" for number in self.layers for part in ("attention", "down")]
+        tables = [name for name, module in (("words", self.words), ("places", self.places)) if module is not None]
+        return (*tables, *parts)
+
     def forward(self, tokens: Tensor) -> Tensor:
         hidden = self.states(tokens)[:, :-1]
         said = tokens[:, 1:]
@@ -169,9 +177,11 @@ def turned(hidden: Tensor, turns: Tensor) -> Tensor:
     Args:
         turns: angles [length, size / 2] in radians.
     """
-    low, high = hidden.chunk(2, dim=-1)
+    halves: Tensor = hidden.unflatten(-1, (2, -1))  # type: ignore[no-untyped-call]
+    low, high = halves.unbind(-2)
     cos, sin = turns.cos(), turns.sin()
-    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1)
+    # Not cut and joined: torch-pruning takes that for channels that come from several layers.
+    return torch.stack([low * cos - high * sin, high * cos + low * sin], dim=-2).flatten(-2)
 
 
 def _log_probabilities(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -144,6 +144,9 @@ class CausalLM:
         """The number of tokens may vary from request to request."""
         return {"tokens": {1: "length"}}
 
+    def prune_hints(self) -> dict[str, Any]:
+        return {"round_to": 32}  # small weights share a scale by blocks
+
     def causal_tokenizer(self) -> str:
         """``tokenizer.json``, which travels with the model."""
         text: str = self._tokenizer.to_str()
