@@ -36,7 +36,8 @@ class ApiKey(Record):
 
     ``models``: that it is for, ``*`` for all; ``actions``: ``infer`` asks for predictions, ``read`` for metadata and
     statistics. ``rate``: requests per second, None for any number, of which ``burst`` may come at once. ``exact``: it
-    takes no cheaper variant when there is much to do. ``unsampled``: its requests are never kept for monitoring.
+    takes no cheaper variant when there is much to do. ``tokens``: of texts that are continued, a minute, prompts and
+    answers together; None for any number. ``unsampled``: its requests are never kept for monitoring.
     ``expires`` and ``created``: seconds since 1970.
     """
 
@@ -47,6 +48,7 @@ class ApiKey(Record):
     actions: tuple[Action, ...] = ("infer", "read")
     rate: float | None = Field(default=None, gt=0)
     burst: int = Field(default=1, ge=1)
+    tokens: float | None = Field(default=None, gt=0)
     expires: float | None = None
     exact: bool = False
     unsampled: bool = False
@@ -110,6 +112,7 @@ class KeyFile:
         actions: tuple[Action, ...] = ("infer", "read"),
         rate: float | None = None,
         burst: int | None = None,
+        tokens: float | None = None,
         exact: bool = False,
         unsampled: bool = False,
         days: float | None = None,
@@ -129,6 +132,7 @@ class KeyFile:
                 actions=actions,
                 rate=rate,
                 burst=burst or max(1, round(rate or 1)),
+                tokens=tokens,
                 exact=exact,
                 unsampled=unsampled,
                 expires=None if days is None else now + 86_400 * days,

@@ -35,8 +35,8 @@ class IssuerTokens:
     """Finds who sends a token.
 
     ``sub`` says who it is, ``scope`` what it may do (``winnow:infer``, ``winnow:read``), ``winnow_models`` with which
-    models (a list; all where it is missing), and ``winnow_rate`` how many requests per second (any number where it is
-    missing), counted over all tokens of the same ``sub``.
+    models (a list; all where it is missing), ``winnow_rate`` how many requests a second and ``winnow_tokens`` how many
+    tokens of continued texts a minute (any number where they are missing), counted over all of the same ``sub``.
 
     Args:
         source: of the issuer's keys, see :class:`IssuerKeys`.
@@ -137,10 +137,13 @@ class IssuerTokens:
         if not isinstance(name, str) or not name:
             raise Unauthorized("the token's sub is empty")
         models, rate = claims.get("winnow_models", [EVERY_MODEL]), claims.get("winnow_rate")
+        tokens = claims.get("winnow_tokens")
         if not isinstance(models, list) or not all(isinstance(model, str) for model in models):
             raise Unauthorized("the token's winnow_models must be a list of names")
         if rate is not None and (isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1e9):
             raise Unauthorized("the token's winnow_rate must be a number of requests per second")
+        if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int | float) or not tokens > 0):
+            raise Unauthorized("the token's winnow_tokens must be a number of tokens a minute")
         key = ApiKey(
             id=hashlib.sha256(name.encode()).hexdigest()[:8],
             name=name[:100],
@@ -149,10 +152,12 @@ class IssuerTokens:
             actions=_actions(claims.get("scope")),
             rate=rate,
             burst=1 if rate is None else max(1, round(rate)),
+            tokens=tokens,
             expires=float(claims["exp"]) + LEEWAY_SECONDS,
         )
         # One pace for all of its tokens: a new one is no new burst.
-        return Principal(key, None if rate is None else self._paces.setdefault(name, Pace()), kind="token of")
+        limited = rate is not None or tokens is not None
+        return Principal(key, None if not limited else self._paces.setdefault(name, Pace()), kind="token of")
 
     def _forget(self) -> None:
         """Make room: what has expired, else the older half. Paces that hold nobody up are as good as new ones."""

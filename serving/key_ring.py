@@ -23,12 +23,20 @@ class Pace:
     """
 
     def __init__(self) -> None:
-        self._allowed_at = 0.0
+        self._allowed_at = self._paid_at = 0.0
 
     @property
     def idle(self) -> bool:
         """Whether it is as good as a new one."""
-        return self._allowed_at <= time.monotonic()
+        return max(self._allowed_at, self._paid_at) <= time.monotonic()
+
+    def owe(self, tokens: int, per_minute: float) -> None:
+        """Count tokens; how many a request takes is only known once it has them."""
+        self._paid_at = max(self._paid_at, time.monotonic()) + 60 * tokens / per_minute
+
+    def owing(self) -> float:
+        """Seconds until what is owed is no more than a minute's share."""
+        return self._paid_at - time.monotonic() - 60
 
     def spend(self, rate: float, burst: int) -> float:
         """Count one request; the seconds by which it came too early, and is not counted, else 0."""
@@ -71,6 +79,17 @@ class Principal:
         early = self._pace.spend(rate, self.key.burst)
         if early > 0:
             raise TooManyRequests(f"{self} may send {rate:g} requests per second, {self.key.burst} at once", early)
+
+    def owe(self, tokens: int) -> None:
+        """Count tokens of a text that is continued."""
+        if self.key.tokens is not None:
+            self._pace.owe(tokens, self.key.tokens)
+
+    def require_tokens(self) -> None:
+        """Raise TooManyRequests where more than a minute's share of tokens is owed."""
+        early = self._pace.owing() if self.key.tokens is not None else 0
+        if early > 0:
+            raise TooManyRequests(f"{self} may have {self.key.tokens:g} tokens a minute", early)
 
 
 class TokenFinder(Protocol):

@@ -9,11 +9,13 @@ from typing import Any
 import orjson
 import pytest
 
+from model_registry.api_keys import ApiKey
 from serving.engines.engine_frames import PART, Answered
-from serving.exceptions import NotReady, Overloaded
+from serving.exceptions import NotReady, Overloaded, TooManyRequests
 from serving.front.continuation import Continuation, GenerateJob
 from serving.front.openai_answer import OpenAiWriter
 from serving.front.openai_request import read_completion
+from serving.key_ring import Principal
 from serving.limits import GenerationBounds
 from serving.traffic.steering import Chosen
 from serving.version_stats import VersionStats
@@ -78,7 +80,8 @@ class World:
         def refuse(connection: Any, error: Any) -> None:
             connection.answer(error.status, str(error).encode())
 
-        self.continuation = Continuation(self.client, request, chosen, OpenAiWriter(request), refuse)  # type: ignore[arg-type]
+        self.given = (self.client, request, chosen, OpenAiWriter(request), refuse)
+        self.continuation = Continuation(*self.given)  # type: ignore[arg-type]
 
 
 def part(text: str, made: int, finish: str | None = None) -> Answered:
@@ -129,6 +132,24 @@ def test_what_a_client_has_is_not_told_again_when_an_engine_died() -> None:
     assert [choice["text"] for choice in choices] == ["The ", "dog ", "barks", ""]
     assert sum(len(choice["logprobs"]["tokens"]) for choice in choices) == 3
     assert world.client.said.endswith(b"data: [DONE]\n\n<end>")
+
+
+def test_tokens_are_owed_as_they_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("serving.key_ring.time.monotonic", lambda: now)
+    who = Principal(ApiKey(id="0" * 8, name="n", digest="0" * 64, tokens=60))
+    world = World()
+    world.continuation = Continuation(*world.given, who)  # type: ignore[arg-type]
+    world.continuation.start()
+    (job,) = world.new.jobs
+    job.deliver(part("a", 50))
+    who.require_tokens()  # 53 of 60 a minute
+    job.deliver(part("a", 60))
+    with pytest.raises(TooManyRequests, match="may have 60 tokens a minute") as refused:
+        who.require_tokens()
+    assert refused.value.retry_after == pytest.approx(3.0)
+    now += 3.1
+    who.require_tokens()
 
 
 def test_a_failure_is_told_in_the_stream_once_it_has_begun() -> None:

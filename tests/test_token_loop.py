@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 
 from model_registry.text_input import TOKENIZER
 from serving.decoding.generation_order import GenerationOrder
+from serving.decoding.grammar_mask import GrammarMask
 from serving.decoding.prefix_cache import PIECE, PrefixCache, piece_names
 from serving.decoding.prompt_reader import PromptReader
 from serving.decoding.spoken_text import SpokenText
@@ -235,6 +236,19 @@ SCHEMA = {
     "required": ["name", "age", "tags"],
     "additionalProperties": False,
 }
+
+
+def test_orders_that_cannot_be_read_are_refused_and_a_dead_end_ends_the_text(loop: TokenLoop) -> None:
+    told = Asking(loop).one(prompt="x", temperature=9)
+    assert told["status"] == 400 and "the order cannot be read" in told["error"]
+
+    class Nothing:
+        def compute_bitmask(self) -> bytes:
+            return bytes(40)
+
+    logits = np.zeros(300, np.float32)
+    GrammarMask(Nothing(), 300, (0,))(logits)
+    assert np.flatnonzero(np.isfinite(logits)).tolist() == [0]
 
 
 @pytest.mark.parametrize("seed", range(4))

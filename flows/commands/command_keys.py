@@ -44,6 +44,7 @@ def keys_command() -> None:
 )
 @click.option("--rate", type=click.FloatRange(min=0, min_open=True), help="Requests per second. [default: any number]")
 @click.option("--burst", type=click.IntRange(min=1), help="Requests at once. [default: those of a second]")
+@click.option("--tokens", type=click.FloatRange(min=0, min_open=True), help="Tokens of texts a minute. [default: any]")
 @click.option("--exact", is_flag=True, help="Never answer it with a cheaper variant when there is much to do.")
 @click.option("--unsampled", is_flag=True, help="Never keep its requests for monitoring.")
 @click.option("--days", type=click.FloatRange(min=0, min_open=True), help="Days until it ends. [default: never]")
@@ -53,6 +54,7 @@ def keys_add(
     actions: tuple[Action, ...],
     rate: float | None,
     burst: int | None,
+    tokens: float | None,
     exact: bool,
     unsampled: bool,
     days: float | None,
@@ -70,6 +72,7 @@ def keys_add(
             actions=actions or ("infer", "read"),
             rate=rate,
             burst=burst,
+            tokens=tokens,
             exact=exact,
             unsampled=unsampled,
             days=days,
@@ -99,6 +102,7 @@ def keys_list(as_json: bool) -> int:
         return 0
     for key in found.keys:
         rate = "any rate" if key.rate is None else f"{key.rate:g}/s"
+        rate += "" if key.tokens is None else f", {key.tokens:g} tokens a minute"
         ends = "" if key.expires is None else time.strftime(", until %Y-%m-%d", time.localtime(key.expires))
         click.echo(f"{key.id}  {key.name}: {', '.join(key.actions)} of {', '.join(key.models)}, {rate}{ends}")
     if not found.keys:

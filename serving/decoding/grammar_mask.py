@@ -6,6 +6,7 @@ The engine for grammars is llguidance (github.com/guidance-ai/llguidance).
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,15 @@ def grammars_work() -> bool:
 class GrammarMask:
     """Where an answer stands in its grammar."""
 
-    def __init__(self, matcher: Any, vocabulary: int) -> None:
-        self._matcher, self._vocabulary = matcher, vocabulary
+    def __init__(self, matcher: Any, vocabulary: int, ends: Sequence[int]) -> None:
+        self._matcher, self._vocabulary, self._ends = matcher, vocabulary, list(ends)
 
     def __call__(self, logits: Array) -> None:
         """Rule out what may not come next."""
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         allowed = np.unpackbits(bits, bitorder="little")[: self._vocabulary]
+        if not allowed.any():  # nothing can follow: the text ends
+            allowed[self._ends] = 1
         logits[: self._vocabulary][allowed == 0] = -np.inf
         logits[self._vocabulary :] = -np.inf
 
@@ -63,4 +66,4 @@ def schema_mask(schema: str, tokenizer: Any, form: DecoderForm) -> GrammarMask:
         wrong = str(error)
     if wrong:
         raise InvalidRequest(f"response_format cannot be kept: {wrong}")
-    return GrammarMask(LLMatcher(known, grammar), known.vocab_size)
+    return GrammarMask(LLMatcher(known, grammar), known.vocab_size, form.end)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 import orjson
+from pydantic import ValidationError
 
 from serving.decoding.generation_order import GenerationLimits, GenerationOrder, GenerationPart, ToldToken
 from serving.decoding.grammar_mask import grammars_work, schema_mask
@@ -172,6 +173,8 @@ class TokenLoop:
             self._waiting.append(Continued(asked.number, order, prompt, most, self._reader))
         except ServingError as error:
             return refused_part(asked.number, error)
+        except ValidationError as error:  # of a front of another version
+            return refused_part(asked.number, InvalidRequest(f"the order cannot be read: {error.errors()[0]['msg']}"))
         return None
 
     def drop(self, number: int) -> None:

@@ -16,6 +16,7 @@ from serving.exceptions import ServingError
 from serving.front.http_connection import HttpConnection
 from serving.front.openai_answer import ToldChoice, error_event
 from serving.front.openai_request import ContinueRequest
+from serving.key_ring import Principal
 from serving.traffic.steering import Chosen
 
 _EVENTS = b"text/event-stream; charset=utf-8"
@@ -44,7 +45,8 @@ class Continuation:
     """One request of a client.
 
     Args:
-        writer: of its answers. ``refuse``: tells of what fails before anything was answered.
+        writer: of its answers. ``refuse``: tells of what fails before anything was answered. ``who``: asks, and owes
+            the tokens.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class Continuation:
         chosen: Chosen,
         writer: ContinuationWriter,
         refuse: Refuser,
+        who: Principal | None = None,
     ) -> None:
+        self._who = who
         self.connection, self.request, self.chosen = connection, request, chosen
         self._writer, self._refuse = writer, refuse
         self._began = time.monotonic()
@@ -91,7 +95,10 @@ class Continuation:
         choice, stats = self._choices[number], self.chosen.version.stats
         if part.completion_tokens and not choice.completion:
             stats.first_token_seconds.add(time.monotonic() - self._began)
+        before = choice.prompt + choice.completion
         choice.add(part)
+        if self._who is not None:  # as they are made: who hangs up has had them
+            self._who.owe(choice.prompt + choice.completion - before)
         if last:
             stats.continued(choice.prompt, choice.cached, choice.completion)
         self._open -= last

@@ -72,7 +72,8 @@ class OpenAiPlane:
 
     def _begin(self, connection: HttpConnection, head: RequestHead, request: ContinueRequest) -> None:
         chosen = self._choose(head.route, request)
-        Continuation(connection, request, chosen, OpenAiWriter(request), self._failed(request.model)).start()
+        refuse, who = self._failed(request.model), head.route.principal
+        Continuation(connection, request, chosen, OpenAiWriter(request), refuse, who).start()
 
     def _embeddings(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
         request = read_embeddings(body)
@@ -93,7 +94,8 @@ class OpenAiPlane:
         request = read_generate(body, head.route.model, stream=stream)
         chosen = self._choose(head.route, request)
         writer = GenerateWriter(request.model, chosen.version.version)
-        Continuation(connection, request, chosen, writer, self._failed(request.model, openai=False)).start()
+        refuse, who = self._failed(request.model, openai=False), head.route.principal
+        Continuation(connection, request, chosen, writer, refuse, who).start()
 
     def _models(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
         names = [name for name, model in self._rollout.models.items() if self._speaks(model)]
@@ -117,6 +119,8 @@ class OpenAiPlane:
     def _choose(self, route: Route, request: ContinueRequest) -> Chosen:
         chosen = self._routed(route, request.model)
         version = chosen.version
+        if route.principal is not None:
+            route.principal.require_tokens()
         if version.generation is None:
             raise InvalidRequest(
                 f"model {request.model!r} does not continue text; ask it at /v2/models/{request.model}/infer"
