@@ -151,10 +151,6 @@ def test_files_named_in_code_spans_exist() -> None:
                 assert (ROOT / span).exists(), f"{relative(page)}: {span}"
 
 
-_CLIENTS = {"openai"}
-"""What users have of others, and our tests in environments of their own."""
-
-
 def test_python_blocks_compile_and_import() -> None:
     for page in PAGES:
         for block in blocks(page):
@@ -162,7 +158,7 @@ def test_python_blocks_compile_and_import() -> None:
                 tree = ast.parse(block.text, filename=f"{relative(page)}:{block.line}")
                 names = [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
                 names += [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module]
-                for name in set(names) - _CLIENTS:
+                for name in names:
                     assert importlib.util.find_spec(name) is not None, f"{relative(page)}:{block.line}: {name}"
 
 

@@ -33,6 +33,9 @@ from serving.front.http_head import RequestHead
 from serving.key_ring import KeyRing
 from serving.limits import RequestLimits
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Do not use the `random` module inside strategies"  # of a thread of another test's server, not of ours
+)
 X = TensorSpec(name="<script>x", datatype="FP32", shape=(-1, 2))
 
 

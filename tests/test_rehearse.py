@@ -110,7 +110,9 @@ def test_stages_are_tried_where_training_takes_long_and_the_teacher_is_not_there
     assert worth(slow) and not worth(quick)
     assert not worth(quick, distill={"epochs": 5}) and worth(quick, distill={"epochs": 10**6})
     assert worth(quick, prune={"epochs": 10**7})
-    assert worth(quick, search={"minutes": 1}) and worth(brought, teacher={"weights": "weights.safetensors"})
+    assert worth(quick, search={"minutes": 1})
+    assert not worth(brought, teacher={"weights": "weights.safetensors"})  # nothing is trained
+    assert worth(brought, teacher={"weights": "weights.safetensors"}, distill={})
     monkeypatch.setattr("flows.rehearsal.is_stored", lambda *_, **__: True)
     assert not worth(slow) and not worth(slow, search={"minutes": 1})
-    assert worth(brought, teacher={"weights": "weights.safetensors"})
+    assert worth(brought, teacher={"weights": "weights.safetensors"}, prune={})

@@ -113,7 +113,8 @@ def test_runs_are_kept_in_postgresql_and_the_password_is_not_shown(
     stack = OnlyMlflow(tmp_path / ".winnow", s3.environment)
     [port] = ports.pick(1)
     try:
-        [state] = stack.up(ports={"mlflow": port}, mlflow_db=postgres.url)
+        states = stack.up(ports={"mlflow": port}, mlflow_db=postgres.url)
+        [state] = [each for each in states if each.name == "mlflow"]  # S3 is told too where the environment names one
         assert state.state == "up"
         body = json.dumps({"name": "in-postgres"}).encode()
         created = f"{state.url}/api/2.0/mlflow/experiments/create"

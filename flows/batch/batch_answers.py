@@ -22,7 +22,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from flows.batch.shards import Shard, ShardQuestion, shards_of
+from flows.batch.shards import Shard, ShardQuestion, partial_file, shards_of
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.running.errors import WinnowError
@@ -98,7 +98,12 @@ def answer_all(
             "folder": folder,
             "target": target,
         }
-        team = _Team(json.dumps(begin), min(workers or cores(), len(missing)) or 1)
+
+        def forget(shard: Shard, pid: int) -> None:
+            if not target.startswith("s3://"):
+                partial_file(target, question.name(shard), pid).unlink(missing_ok=True)
+
+        team = _Team(json.dumps(begin), min(workers or cores(), len(missing)) or 1, forget)
         try:
             for told in team.answers(missing):
                 rows += told["rows"]
@@ -159,10 +164,14 @@ class _Worker:
 
 
 class _Team:
-    """Processes that take shards from one queue."""
+    """Processes that take shards from one queue.
 
-    def __init__(self, begin: str, size: int) -> None:
-        self._begin, self._size = begin, size
+    Args:
+        forget: removes what a process left of a shard over which it died.
+    """
+
+    def __init__(self, begin: str, size: int, forget: Callable[[Shard, int], None]) -> None:
+        self._begin, self._size, self._forget = begin, size, forget
         self._idle: SimpleQueue[_Worker] = SimpleQueue()
         self._workers: list[_Worker] = []
         self._over = threading.Event()
@@ -211,6 +220,7 @@ class _Team:
                 self._idle.put(worker)
                 raise ShardFailed(f"{shard.uri} was not answered: the others were ended before")
             code = worker.end()
+            self._forget(shard, worker.process.pid)
             self._workers.remove(worker)
             self._idle.put(self._start())
         raise ShardFailed(

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from flows.batch.shard_rows import answer_file
-from flows.batch.shards import Shard, ShardQuestion
+from flows.batch.shards import Shard, ShardQuestion, partial_file
 from model_registry.manifest import hash_file
 from model_registry.store import Store
 from model_registry.variant import Variant
@@ -67,7 +67,7 @@ def put_once(store: Store, target: str, name: str, file: Path) -> bool:
     """Write a file at the target, S3 or a folder, unless there is one of that name; whether it was written."""
     if target.startswith("s3://"):
         return store.put_uri_if_absent(f"{target.rstrip('/')}/{name}", file.read_bytes())
-    whole, partial = Path(target) / name, Path(target) / f".{name}.{os.getpid()}"
+    whole, partial = Path(target) / name, partial_file(target, name, os.getpid())
     partial.write_bytes(file.read_bytes())
     try:
         os.link(partial, whole)

@@ -81,3 +81,8 @@ def refuse_twins(shards: Sequence[Shard]) -> None:
         twin = seen.setdefault((shard.stem, shard.content), shard.uri)
         if twin != shard.uri:
             raise DataReadError(f"{twin} and {shard.uri} have one name and the same content; leave one of them out")
+
+
+def partial_file(target: str, name: str, pid: int) -> Path:
+    """Where a process writes a file of a folder before it is whole."""
+    return Path(target) / f".{name}.{pid}"
