@@ -10,7 +10,8 @@ from typing import Any, get_args
 from model_registry.datatypes import Datatype
 from model_registry.variant import TensorSpec
 from serving.front.http_routes import MODEL_NAME, VERSION_NUMBER
-from serving.limits import GenerationBounds, RequestLimits
+from serving.front.text_schemas import list_schema, object_schema, parameters_schema, text_schemas
+from serving.limits import RequestLimits
 
 _MOST_EXAMPLES = 20
 _MOST_SHOWN = 64
@@ -287,54 +288,46 @@ def _refusal(status: int) -> dict[str, Any]:
     return found
 
 
-def _object(required: Mapping[str, Any], **optional: Any) -> dict[str, Any]:
-    return {"type": "object", "required": list(required), "properties": {**required, **optional}}
-
-
-def _list_of(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": schema}
-
-
 def _schemas(limits: RequestLimits) -> dict[str, Any]:
     text, number, truth = {"type": "string"}, {"type": "integer", "minimum": 0}, {"type": "boolean"}
     real = {"type": "number"}
     datatype = {"$ref": "#/components/schemas/Datatype"}
-    sizes = {**_list_of({"type": "integer", "minimum": 1}), "maxItems": limits.rank}
+    sizes = {**list_schema({"type": "integer", "minimum": 1}), "maxItems": limits.rank}
     data = {"type": "array", "description": "Row by row, flat or nested as the shape says. null: a missing value."}
     identity = {"type": "string", "maxLength": limits.id_characters, "description": "Is echoed."}
     spec = {"$ref": "#/components/schemas/TensorSpec"}
-    duration = _object({"count": number, "ns": number})
+    duration = object_schema({"count": number, "ns": number})
     parts = ("success", "fail", "queue", "compute_input", "compute_infer", "compute_output")
-    version = _object(
+    version = object_schema(
         {
             "name": text,
             "version": text,
             "last_inference": number,
             "inference_count": number,
             "execution_count": number,
-            "inference_stats": _object(dict.fromkeys(parts, duration)),
+            "inference_stats": object_schema(dict.fromkeys(parts, duration)),
             "batch_stats": {"type": "array"},
         }
     )
     return {
         "Error": {
-            **_object({"error": {"anyOf": [text, {"$ref": "#/components/schemas/OpenAiError"}]}}),
+            **object_schema({"error": {"anyOf": [text, {"$ref": "#/components/schemas/OpenAiError"}]}}),
             "additionalProperties": False,
         },
-        **_texts(),
+        **text_schemas(),
         "Datatype": {"type": "string", "enum": list(get_args(Datatype))},
-        "InferenceRequest": _object(
+        "InferenceRequest": object_schema(
             {
-                "inputs": _list_of(
-                    _object(
+                "inputs": list_schema(
+                    object_schema(
                         {"name": text, "datatype": datatype, "shape": sizes},
                         data=data,
-                        parameters=_parameters(binary_data_size=number),
+                        parameters=parameters_schema(binary_data_size=number),
                     )
                 )
             },
             id=identity,
-            parameters=_parameters(
+            parameters=parameters_schema(
                 timeout={**number, "description": "Microseconds after which nobody waits for the answer; 0: none."},
                 binary_data_output={**truth, "description": "Whether all outputs are to come in raw form."},
                 variant={**text, "description": _VARIANT},
@@ -342,50 +335,50 @@ def _schemas(limits: RequestLimits) -> dict[str, Any]:
                 max_latency_ms={"type": "number", "exclusiveMinimum": 0, "description": _LATENCY},
             ),
             outputs={
-                **_list_of(_object({"name": text}, parameters=_parameters(binary_data=truth))),
+                **list_schema(object_schema({"name": text}, parameters=parameters_schema(binary_data=truth))),
                 "description": "Those that are wanted; without it, all.",
             },
         ),
-        "InferenceAnswer": _object(
+        "InferenceAnswer": object_schema(
             {
                 "model_name": text,
                 "model_version": text,
-                "outputs": _list_of(
-                    _object(
-                        {"name": text, "datatype": datatype, "shape": _list_of(number)},
+                "outputs": list_schema(
+                    object_schema(
+                        {"name": text, "datatype": datatype, "shape": list_schema(number)},
                         data={"type": "array", "description": "Flat, row by row. null: not a finite number."},
-                        parameters=_object({"binary_data_size": number}),
+                        parameters=object_schema({"binary_data_size": number}),
                     )
                 ),
             },
             id=identity,
         ),
-        "TensorSpec": _object(
+        "TensorSpec": object_schema(
             {
                 "name": text,
                 "datatype": datatype,
-                "shape": {**_list_of({"type": "integer", "minimum": -1}), "description": "-1: any size."},
+                "shape": {**list_schema({"type": "integer", "minimum": -1}), "description": "-1: any size."},
             },
             missing={**truth, "description": "Whether values may be missing."},
         ),
-        "ModelMetadata": _object(
+        "ModelMetadata": object_schema(
             {
                 "name": text,
-                "versions": _list_of(text),
+                "versions": list_schema(text),
                 "platform": text,
-                "inputs": _list_of(spec),
-                "outputs": _list_of(spec),
+                "inputs": list_schema(spec),
+                "outputs": list_schema(spec),
             }
         ),
-        "Server": _object({"name": text, "version": text, "extensions": _list_of(text)}),
-        "Models": _object({"models": _list_of(text)}),
-        "Live": _object({"live": truth}),
-        "Ready": _object({"ready": truth, "live": truth}),
-        "Variants": _object(
+        "Server": object_schema({"name": text, "version": text, "extensions": list_schema(text)}),
+        "Models": object_schema({"models": list_schema(text)}),
+        "Live": object_schema({"live": truth}),
+        "Ready": object_schema({"ready": truth, "live": truth}),
+        "Variants": object_schema(
             {
                 "name": text,
-                "variants": _list_of(
-                    _object(
+                "variants": list_schema(
+                    object_schema(
                         {
                             **dict.fromkeys(("version", "name", "digest", "state", "metric"), text),
                             "better": {"type": "string", "enum": ["higher", "lower"]},
@@ -395,73 +388,8 @@ def _schemas(limits: RequestLimits) -> dict[str, Any]:
                 ),
             }
         ),
-        "ModelReady": _object({"name": text, "ready": truth}),
-        "Statistics": _object({"model_stats": _list_of(version)}),
-        "Index": _list_of(_object({"name": text, "version": text, "state": text, "reason": text})),
+        "ModelReady": object_schema({"name": text, "ready": truth}),
+        "Statistics": object_schema({"model_stats": list_schema(version)}),
+        "Index": list_schema(object_schema({"name": text, "version": text, "state": text, "reason": text})),
         "Description": {"type": "object", "description": "An OpenAPI document."},
     }
-
-
-def _texts() -> dict[str, Any]:
-    """Schemas for models that continue text; what else OpenAI's API has is passed over, or refused with 400."""
-    text, whole, truth = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
-    maybe = {"type": ["string", "null"]}
-    usage = _object(dict.fromkeys(("prompt_tokens", "completion_tokens", "total_tokens"), whole))
-    common = {
-        "model": {**text, "description": "One of GET /v1/models."},
-        "temperature": {"type": "number", "minimum": 0, "maximum": 2},
-        "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-        "n": {"type": "integer", "minimum": 1, "maximum": GenerationBounds.choices},
-        "seed": whole,
-        "stop": {"anyOf": [text, {**_list_of(text), "maxItems": GenerationBounds.stops}]},
-        "stream": truth,
-        "stream_options": _object({}, include_usage=truth),
-        "presence_penalty": {"type": "number", "minimum": -2, "maximum": 2},
-        "frequency_penalty": {"type": "number", "minimum": -2, "maximum": 2},
-        "logit_bias": {"type": "object", "additionalProperties": {"type": "number"}},
-        "max_tokens": {"type": "integer", "minimum": 0},
-        "ignore_eos": {**truth, "description": "Go on past the tokens that end a text; for measurements."},
-    }
-    message = _object({"role": text, "content": text})
-    answered = {"id": text, "created": whole, "model": text, "object": text, "usage": usage}
-    choice = {"index": whole, "finish_reason": text}
-    return {
-        "OpenAiError": _object({"message": text, "type": text}, param=maybe, code=maybe),
-        "OpenAiModels": _object({"object": text, "data": _list_of(_object({"id": text, "object": text}))}),
-        "CompletionRequest": _object(
-            {"model": common["model"]},
-            prompt={"anyOf": [text, _list_of(text), _list_of(whole), _list_of(_list_of(whole))]},
-            echo=truth,
-            logprobs={"type": "integer", "minimum": 0, "maximum": 20},
-            **{name: schema for name, schema in common.items() if name != "model"},
-        ),
-        "Completion": _object({**answered, "choices": _list_of(_object({**choice, "text": text}))}),
-        "ChatRequest": _object(
-            {"model": common["model"], "messages": {**_list_of(message), "minItems": 1}},
-            logprobs=truth,
-            top_logprobs={"type": "integer", "minimum": 0, "maximum": 20},
-            max_completion_tokens={"type": "integer", "minimum": 0},
-            response_format=_object(
-                {"type": {"enum": ["text", "json_object", "json_schema"]}},
-                json_schema=_object({"name": text, "schema": {"type": "object"}}),
-            ),
-            **{name: schema for name, schema in common.items() if name != "model"},
-        ),
-        "ChatCompletion": _object({**answered, "choices": _list_of(_object({**choice, "message": message}))}),
-        "EmbeddingRequest": _object(
-            {"model": common["model"], "input": {"anyOf": [text, _list_of(text)]}},
-            encoding_format={"enum": ["float", "base64"]},
-        ),
-        "Embeddings": _object({"object": text, "model": text, "usage": {"type": "object"}, "data": {"type": "array"}}),
-        "GenerateRequest": _object(
-            {"text_input": text},
-            parameters=_parameters(
-                **{name: common[name] for name in ("max_tokens", "temperature", "top_p", "seed", "stop", "ignore_eos")}
-            ),
-        ),
-        "Generated": _object({"model_name": text, "model_version": text, "text_output": text}),
-    }
-
-
-def _parameters(**offered: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": offered, "description": "Others are refused with 501."}
