@@ -13,7 +13,7 @@ import jsonschema
 import numpy as np
 import orjson
 import pytest
-from token_models import TEXT, token_model
+from token_models import token_model
 from tokenizers import Tokenizer
 
 from model_registry.text_input import TOKENIZER
@@ -380,4 +380,3 @@ def test_an_empty_prompt_begins_where_texts_do(loop: TokenLoop) -> None:
     assert (
         asking.one(prompt="", max_tokens=4, **GREEDY)["text"] == asking.one(prompt=[1], max_tokens=4, **GREEDY)["text"]
     )
-    assert TEXT

@@ -63,10 +63,6 @@ class GenerationLimits(Frozen):
     """What a version that continues text can do, as the front is told when it is loaded."""
 
     context: int
-    vocabulary: int
+    """Tokens of a text, prompt and answer."""
     chat: bool
     """Whether it has a template for conversations."""
-    schemas: bool
-    """Whether answers can be held to a JSON schema here."""
-    slots: int
-    """Texts at a time."""

@@ -19,11 +19,6 @@ _TOKENIZERS: dict[int, Any] = {}
 """llguidance's view of a tokenizer, made once in a process: it takes more than half a second."""
 
 
-def grammars_work() -> bool:
-    """Whether the library is there."""
-    return importlib.util.find_spec("llguidance") is not None
-
-
 class GrammarMask:
     """Where an answer stands in its grammar."""
 
@@ -51,7 +46,7 @@ def schema_mask(schema: str, tokenizer: Any, form: DecoderForm) -> GrammarMask:
     Raises:
         InvalidRequest: the schema is none, the grammar engine cannot take it, or there is none; says why.
     """
-    if not grammars_work():
+    if importlib.util.find_spec("llguidance") is None:
         raise InvalidRequest("response_format needs the library llguidance: pip install 'winnow-mlops[llm]'")
     from llguidance import LLMatcher, LLTokenizer
 

@@ -14,7 +14,7 @@ import orjson
 from pydantic import ValidationError
 
 from serving.decoding.generation_order import GenerationLimits, GenerationOrder, GenerationPart, ToldToken
-from serving.decoding.grammar_mask import grammars_work, schema_mask
+from serving.decoding.grammar_mask import schema_mask
 from serving.decoding.prefix_cache import PIECE, PrefixCache, piece_names
 from serving.decoding.prompt_reader import PromptReader
 from serving.decoding.spoken_text import SpokenText
@@ -88,10 +88,6 @@ class Continued:
         for token, row in zip(tokens, logits, strict=False):
             self._tell(token, row)
 
-    def end_at_once(self) -> None:
-        """Nothing was to be added."""
-        self.finish = "length"
-
     def part(self) -> Answered:
         """What came since the part before."""
         said, self._said = "".join(self._said), []
@@ -124,9 +120,6 @@ class TokenLoop:
     Args:
         session: the model. ``reader``: of prompts.
         bounds: how much may be asked for.
-
-    Attributes:
-        tokens: made so far, ``steps``: in so many.
     """
 
     def __init__(self, session: TokenSession, reader: PromptReader, bounds: GenerationBounds) -> None:
@@ -137,18 +130,11 @@ class TokenLoop:
         self._live: list[Continued] = []
         """Texts by their slots."""
         self._prefixes = PrefixCache(bounds.prefix_bytes)
-        self.tokens = self.steps = 0
 
     @property
     def limits(self) -> GenerationLimits:
         """What the front is told."""
-        return GenerationLimits(
-            context=self._session.context,
-            vocabulary=self._session.form.vocabulary,
-            chat=self._reader.chats,
-            schemas=grammars_work(),
-            slots=self._session.slots,
-        )
+        return GenerationLimits(context=self._session.context, chat=self._reader.chats)
 
     @property
     def idle(self) -> bool:
@@ -244,10 +230,9 @@ class TokenLoop:
         self._live.append(text)
         self._keep_prefix(text)
         if text.most == 0:
-            text.end_at_once()
+            text.finish = "length"  # nothing was to be added
         else:
             text.take(logits[-1], self._session.form.end)
-            self.tokens += 1
         return self._say([text])
 
     def _keep_prefix(self, text: Continued) -> None:
@@ -264,7 +249,6 @@ class TokenLoop:
         for text, row in zip(texts, logits, strict=True):
             text.seen += 1
             text.take(row, self._session.form.end)
-        self.tokens, self.steps = self.tokens + len(texts), self.steps + 1
         return self._say(texts)
 
     def _say(self, texts: Sequence[Continued]) -> list[Answered]:

@@ -95,6 +95,7 @@ def unpack_asked(frame: bytes) -> list[Asked]:
     """The requests of a whole frame. Raises MalformedFrame."""
     count, at = _count(frame), _HEAD.size
     body, found = at + count * _ASKED.size, list[Asked]()
+    _room(body, frame, count)
     view = memoryview(frame)
     for _ in range(count):
         number, size, json_bytes, packing, began = _ASKED.unpack_from(frame, at)
@@ -108,8 +109,7 @@ def unpack_answered(frame: bytes) -> tuple[list[Answered], EngineWork]:
     """The answers of a whole frame. Raises MalformedFrame."""
     count, at = _count(frame), _HEAD.size + _WORK.size
     body, found = at + count * _ANSWERED.size, list[Answered]()
-    if body > len(frame):
-        raise MalformedFrame(f"a frame of {len(frame)} bytes says that it has {count} entries")
+    _room(body, frame, count)
     work = EngineWork(*_WORK.unpack_from(frame, _HEAD.size))
     for _ in range(count):
         number, size, json_bytes, status, packing = _ANSWERED.unpack_from(frame, at)
@@ -156,9 +156,13 @@ def _count(frame: bytes) -> int:
     if len(frame) < _HEAD.size or _size(frame) != len(frame):
         raise MalformedFrame(f"{len(frame)} bytes are no whole frame")
     count: int = _HEAD.unpack_from(frame)[1]
-    if _HEAD.size + count * min(_ASKED.size, _ANSWERED.size) > len(frame):
-        raise MalformedFrame(f"a frame of {len(frame)} bytes says that it has {count} entries")
     return count
+
+
+def _room(end: int, frame: bytes, count: int) -> None:
+    """The heads of all entries, which end there, must be in the frame."""
+    if end > len(frame):
+        raise MalformedFrame(f"a frame of {len(frame)} bytes says that it has {count} entries")
 
 
 def _whole(end: int, frame: bytes) -> None:

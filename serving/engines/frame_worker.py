@@ -68,7 +68,7 @@ class FrameWorker:
         began = time.perf_counter()
         engine, certificate = _load(order)
         model, version = order["model"], order["version"]
-        self.engine = self._engine = engine
+        self.engine = engine
         self._limits, self._name = limits, (model, version)
         self.runner = BatchRunner(engine, certificate, limits.rows_per_run)
         self._quick = QuickReader(engine.served, engine.outputs, limits)
@@ -145,16 +145,16 @@ class FrameWorker:
 
     def _read_strictly(self, asked: Asked, body: bytes | memoryview) -> InferRequest:
         content = bytes(body) if asked.json_bytes == -1 else body
-        parse = partial(parse_request, outputs=self._engine.outputs, limits=self._limits, json_bytes=asked.json_bytes)
+        parse = partial(parse_request, outputs=self.engine.outputs, limits=self._limits, json_bytes=asked.json_bytes)
         try:
-            request = parse(content, self._engine.served)
+            request = parse(content, self.engine.served)
         except InvalidRequest:
-            if self._engine.served == self._engine.inputs:
+            if self.engine.served == self.engine.inputs:
                 raise
             with suppress(InvalidRequest):  # ids, as they are recorded and measured
-                return parse(content, self._engine.inputs)
+                return parse(content, self.engine.inputs)
             raise
-        inputs = self._engine.tokenized(request.inputs)
+        inputs = self.engine.tokenized(request.inputs)
         return request if inputs is request.inputs else request._replace(inputs=dict(inputs))
 
     def _run_quick(self, pairs: list[tuple[Asked, QuickRequest]]) -> _Done:
