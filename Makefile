@@ -13,7 +13,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster test test-fast test-quick test-slow coverage lint types clean lock
+.PHONY: help setup demo demo-cluster test test-fast test-quick test-slow explore coverage lint types clean lock
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -58,6 +58,9 @@ test-slow: setup ## the other tests
 
 coverage: setup ## all tests, and which lines they never reach; they take longer so
 	@$(PYTEST) --cov --cov-report=term:skip-covered
+
+explore: setup ## tests that draw their examples, with new ones each time; what one finds is a fault
+	@$(PYTEST) -m "not slow" --hypothesis-profile=explore $$(grep -l '^from hypothesis' tests/test_*.py)
 
 lint: setup ## ruff: rules and format
 	@$(BIN)/ruff check .

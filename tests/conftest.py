@@ -34,7 +34,9 @@ from tasks.running import launch
 os.environ.update(QUIET)  # as every launcher does
 
 # How long an example takes says something about the machine, nothing about the code.
-hypothesis.settings.register_profile("winnow", deadline=None)
+# A run says something about the code alone, so it draws the same examples each time; the nightly one draws new ones.
+hypothesis.settings.register_profile("winnow", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("explore", deadline=None, max_examples=500)
 hypothesis.settings.load_profile("winnow")
 
 MLFLOW_USER = {"MLFLOW_TRACKING_USERNAME": "tester", "MLFLOW_TRACKING_PASSWORD": "only-for-tests"}

@@ -184,6 +184,10 @@ def test_any_change_is_read_alike_or_left_alone(data: st.DataObject, width: int,
     agree(body, spec(datatype, width))
 
 
+def test_numbers_whose_sum_is_too_large_are_numbers_all_the_same() -> None:
+    assert agree(orjson.dumps(request(3, datatype="FP64", data=[1.7e308] * 6)), spec("FP64", 3))
+
+
 @given(st.binary(max_size=100), st.integers(0, 6000), st.integers(0, 255))
 def test_damaged_bodies_are_read_alike_or_left_alone(data: bytes, place: int, byte: int) -> None:
     good = bytearray(orjson.dumps(request(1000)))

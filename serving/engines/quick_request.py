@@ -19,7 +19,7 @@ import simdjson
 from model_registry.variant import TensorSpec
 from serving.exceptions import ServingError
 from serving.limits import RequestLimits
-from serving.protocol import parse_request
+from serving.protocol import all_finite, parse_request
 from serving.tensors import NUMPY, Array
 
 _MEMBERS = {"name", "shape", "datatype", "data"}
@@ -80,7 +80,7 @@ class QuickReader:
             joined = self._joined([request.elements for request in requests])
         except OverflowError:
             return None
-        if self._dtype.kind == "f" and not math.isfinite(joined.sum(dtype=np.float64)):
+        if self._dtype.kind == "f" and not all_finite(joined):
             return None
         return joined.reshape((-1, *self._tail))
 

@@ -66,7 +66,7 @@ def _plain_body(answered: Answered) -> bytes | memoryview | None:
 def _differ(a: Array, b: Array, tolerance: float) -> tuple[Array, float]:
     known = np.isfinite(a) & np.isfinite(b)
     scale = max(float(np.abs(a[np.isfinite(a)]).max(initial=0.0)), 1e-12)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         apart = np.abs(a - b) / scale
     bad = np.where(known, apart > tolerance, np.isfinite(a) | np.isfinite(b))
     return bad, float(apart[known].max(initial=0.0))
