@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
+from serving.decoding.generation_order import GenerationPart
 from serving.engines.engine_frames import CHOOSE, EngineWork
 from serving.engines.infer_job import InferJob
 
@@ -44,8 +45,7 @@ class Histogram:
 class VersionStats:
     """Counters of one version; every request is in ``statuses`` once.
 
-    ``prompt_tokens``, ``cached_tokens``, ``made_tokens``: of texts that were continued; ``first_token_seconds``: from a
-    request to its first one.
+    ``tokens``: of texts that were continued, by kind; ``first_token_seconds``: from a request to its first one.
 
     ``input_us``, ``run_us``, ``output_us``: microseconds of reading requests, of the model and of writing answers,
     summed over all frames.
@@ -56,7 +56,7 @@ class VersionStats:
         self.request_seconds, self.queue_seconds = Histogram(SECONDS), Histogram(SECONDS)
         self.frame_rows = Histogram(ROWS)
         self.first_token_seconds = Histogram(SECONDS)
-        self.prompt_tokens = self.cached_tokens = self.made_tokens = 0
+        self.tokens: Counter[str] = Counter()
         self.failed_seconds = 0.0
         self.rows = self.runs = self.input_us = self.run_us = self.output_us = 0
         self.last = 0.0
@@ -84,11 +84,15 @@ class VersionStats:
             self.frame_rows.add(work.rows)
             self.last = time.time()
 
-    def continued(self, prompt: int, cached: int, made: int) -> None:
-        """A text was continued: tokens of its prompt, how many of those were known already, and tokens made."""
-        self.prompt_tokens += prompt
-        self.cached_tokens += cached
-        self.made_tokens += made
+    def continued(self, last: GenerationPart) -> None:
+        """A text was continued to its end; its last part has the counts."""
+        self.tokens.update(
+            prompt=last.prompt_tokens,
+            cached=last.cached_tokens,
+            made=last.completion_tokens,
+            accepted=last.accepted_tokens,
+            rejected=last.rejected_tokens,
+        )
 
     def refused(self, status: int) -> None:
         """A request ended without an engine's answer."""
@@ -159,7 +163,8 @@ def version_metrics(found: Iterable[VersionNow]) -> Iterator[Metric]:
     engines = GaugeMetricFamily("winnow_engines", "Engine processes that can answer.", labels=LABELS)
     tokens = CounterMetricFamily(
         "winnow_tokens",
-        "Of texts that were continued: prompt (all of them), cached (of those, not read again), made.",
+        "Of texts that were continued: prompt (all of them), cached (of those, not read again), made; and of guessed "
+        "ones: accepted (of those made), rejected.",
         labels=(*LABELS, "kind"),
     )
     first = HistogramMetricFamily(
@@ -174,10 +179,9 @@ def version_metrics(found: Iterable[VersionNow]) -> Iterator[Metric]:
         runs.add_metric(labels, stats.runs)
         for part, microseconds in (("input", stats.input_us), ("model", stats.run_us), ("output", stats.output_us)):
             work.add_metric([*labels, part], microseconds / 1e6)
-        if stats.prompt_tokens:
-            counts = {"prompt": stats.prompt_tokens, "cached": stats.cached_tokens, "made": stats.made_tokens}
-            for kind, count in counts.items():
-                tokens.add_metric([*labels, kind], count)
+        for kind, count in stats.tokens.items():
+            tokens.add_metric([*labels, kind], count)
+        if stats.tokens:
             first.add_metric(labels, stats.first_token_seconds.buckets, stats.first_token_seconds.total)
         for family, counted in (
             (whole, stats.request_seconds),

@@ -107,7 +107,7 @@ def test_several_answers_are_one_when_all_are_there() -> None:
         ("b", "stop"),
     ]
     stats = world.new.stats
-    assert (stats.prompt_tokens, stats.made_tokens, sum(stats.first_token_seconds.counts)) == (6, 3, 2)
+    assert (stats.tokens["prompt"], stats.tokens["made"], sum(stats.first_token_seconds.counts)) == (6, 3, 2)
 
 
 def test_what_a_client_has_is_not_told_again_when_an_engine_died() -> None:

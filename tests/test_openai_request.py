@@ -63,7 +63,10 @@ def test_what_a_conversation_asks_for() -> None:
     assert order.messages == ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "ab"})
     assert (order.max_tokens, order.logprobs, order.stop, order.logit_bias) == (7, 3, ("\n",), {5: -100.0})
     assert asked.chat and asked.stream and asked.usage and asked.logprobs
-    assert chat().orders[0].max_tokens is None
+    assert order.prediction == "x"
+    assert chat().orders[0].max_tokens is None and chat().orders[0].prediction is None
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    assert chat(prediction={"type": "content", "content": parts}).orders[0].prediction == "ab"
     assert json.loads(chat(response_format={"type": "json_object"}).orders[0].json_schema) == {"type": "object"}
     schema = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "array"}}}
     assert json.loads(chat(response_format=schema).orders[0].json_schema) == {"type": "array"}

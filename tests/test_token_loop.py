@@ -11,8 +11,8 @@ from typing import Any
 
 import jsonschema
 import numpy as np
-import orjson
 import pytest
+from asked_loop import Asking
 from token_models import token_model
 from tokenizers import Tokenizer
 
@@ -26,11 +26,9 @@ from serving.decoding.token_choice import TokenChoice, likeliest
 from serving.decoding.token_loop import TokenLoop
 from serving.decoding.token_worker import token_loop
 from serving.engine import Engine
-from serving.engines.engine_frames import PART, Asked
 from serving.exceptions import EngineLoadError, EngineRunError, InvalidRequest
 from serving.limits import GenerationBounds
 
-Told = dict[str, Any]
 GREEDY = {"temperature": 0.0, "ignore_end": True}
 
 
@@ -44,39 +42,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Path]:
 @pytest.fixture
 def loop(engine: tuple[Engine, Path]) -> TokenLoop:
     return token_loop(*engine, GenerationBounds(slots=4))
-
-
-class Asking:
-    """Asks a loop, and puts together what it says."""
-
-    def __init__(self, loop: TokenLoop) -> None:
-        self.loop, self.told, self._next = loop, dict[int, Told](), 0
-
-    def ask(self, **order: Any) -> int:
-        self._next += 1
-        refused = self.loop.ask(Asked(self._next, orjson.dumps(order), -1, 0, 0.0))
-        self.told[self._next] = {"text": "", "tokens": [], "finish": None}
-        if refused is not None:
-            self.told[self._next] = {"status": refused.status, **orjson.loads(refused.body)}
-        return self._next
-
-    def turn(self) -> None:
-        for answered in self.loop.turn():
-            told, said = self.told[answered.number], orjson.loads(answered.body)
-            if answered.status not in (PART, 200):
-                told |= {"status": answered.status, **said}
-                continue
-            said["text"], said["tokens"] = told["text"] + said["text"], told["tokens"] + said["tokens"]
-            told |= said
-
-    def finish(self) -> None:
-        while not self.loop.idle:
-            self.turn()
-
-    def one(self, **order: Any) -> Told:
-        number = self.ask(**order)
-        self.finish()
-        return self.told[number]
 
 
 PROMPTS = ["The quick", "dog, and the dog does not", "fox " * 20, "a", "over the lazy dog " * 6]
@@ -105,7 +70,9 @@ def test_a_text_is_the_same_alone_and_beside_any_others(engine: tuple[Engine, Pa
             assert asking.told[number]["tokens"] == told["tokens"]  # to the bit
 
 
-@pytest.mark.parametrize("length", [1, 2, 3, PIECE - 1, PIECE, PIECE + 1, 63, 64, 65, 66, 127, 128, 129, 130])
+@pytest.mark.parametrize(
+    "length", [1, 2, 3, PIECE - 1, PIECE, PIECE + 1, *(33, 34, 49, 63, 64, 65, 66, 97, 127, 128, 130)]
+)
 def test_prompts_of_any_length_are_continued_as_the_model_scores_them(engine: tuple[Engine, Path], length: int) -> None:
     ids = np.random.default_rng(length).integers(1, 300, length).tolist()
     asking = Asking(token_loop(*engine))
@@ -128,10 +95,10 @@ def test_who_goes_leaves_room_at_once_and_changes_nobody_s_text(loop: TokenLoop,
     wanted = [Asking(token_loop(*engine)).one(**order)["text"] for order in orders()]
     asking = Asking(loop)
     numbers = [asking.ask(**order) for order in orders()]
-    while len(loop._live) < 3:
+    while len(loop._texts.together) < 3:
         asking.turn()
     loop.drop(numbers[1])
-    assert len(loop._live) == 2
+    assert len(loop._texts.together) == 2
     loop.drop(numbers[4])  # it has not begun
     asking.finish()
     assert [asking.told[number]["text"] for number in (numbers[0], numbers[2], numbers[3])] == [
@@ -152,7 +119,7 @@ def test_texts_wait_for_a_slot_and_for_memory_and_are_refused_beyond_that(engine
     refused = asking.told[asking.ask(prompt="x", **GREEDY)]
     assert refused["status"] == 429 and refused["retry_after"] == 1.0 and "2 texts wait" in refused["error"]
     asking.turn()
-    assert len(asking.loop._live) == 2 and len(asking.loop._waiting) == 1  # 60 tokens hold two of them
+    assert len(asking.loop._texts.together) == 2 and len(asking.loop._waiting) == 1  # 60 tokens hold two of them
     asking.finish()
     assert [asking.told[number]["finish"] for number in numbers] == ["length"] * 3
     assert asking.told[numbers[2]]["completion_tokens"] == 110  # what the context has room for

@@ -37,6 +37,9 @@ class GenerationOrder(Frozen):
     """Go on past tokens that end a text; for measurements."""
     json_schema: str | None = None
     """The JSON schema that the answer must fit."""
+    prediction: str | None = None
+    """What the answer may be, in whole or in parts. With one, tokens are guessed and verified, several at a time; an
+    empty one guesses by the prompt alone. None: nothing is guessed."""
 
 
 class ToldToken(Frozen):
@@ -57,6 +60,9 @@ class GenerationPart(Frozen):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    accepted_tokens: int = 0
+    rejected_tokens: int = 0
+    """Guessed ones, by what became of them."""
 
 
 class GenerationLimits(Frozen):

@@ -86,6 +86,13 @@ class PromptReader:
             found = [first]
         return found
 
+    def predicted(self, order: GenerationOrder) -> list[int]:
+        """Tokens of the order's prediction, no more than an answer can have."""
+        if not order.prediction:
+            return []
+        found: list[int] = self.tokenizer.encode(order.prediction, add_special_tokens=False).ids
+        return found[: self.form.context]
+
     def piece(self, token: int) -> tuple[str, bytes]:
         """What a token stands for by itself, as text and as bytes (half a character has no text of its own)."""
         text = self.tokenizer.decode([token], skip_special_tokens=False)

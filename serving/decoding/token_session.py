@@ -1,10 +1,10 @@
 """Steps of a decoder over several texts whose keys and values lie in one buffer for each layer, and stay there.
 
 A text has a slot, a row of every buffer; ONNX Runtime reads the past from it and writes the new tokens behind it, so
-nothing is copied. No step is computed for one row of one token: kernels for a single row round otherwise than those for
-several (activations are int8), and answers would depend on who else is asking. A text that is alone is computed beside
-another slot; prompts are read in pieces of at least two tokens. Then a prompt in whatever pieces, and a step beside
-whatever others, give the same bits.
+nothing is copied. Kernels for a single row round otherwise than those for several (activations are int8), and one row
+that is left over behind whole tiles (the last of 33, for one) is a single row too. So a text that is alone is computed
+beside another slot, and prompts are read an even number of tokens at a time. Then a prompt in whatever pieces, and a
+step beside whatever others, give the same bits, and answers do not depend on who else is asking.
 """
 
 from __future__ import annotations
@@ -46,17 +46,20 @@ class TokenSession:
         """Read a piece of a prompt, tokens that follow ``at`` others of the slot's text.
 
         Args:
-            tokens: two at least, but for a text of one token.
+            tokens: best an even number of them. With an odd one another token is read behind them, where the context
+                has room; whatever comes next is written over it.
             wanted: the number of last tokens of which the logits are wanted.
 
         Returns:
             Logits [wanted, vocabulary].
         """
-        if len(tokens) == 1:  # beside one that the next step writes over
-            alone: Array = self._run(np.array([[*tokens, 0]], np.int64), [at], slot, wanted=2)[0, :1]
-            return alone
-        found: Array = self._run(np.array([tokens], np.int64), [at + len(tokens) - 1], slot, wanted=wanted)[0]
-        return found
+        odd = len(tokens) % 2 and at + len(tokens) < self.context
+        read = [*tokens, 0] if odd else list(tokens)
+        last = len(read) - len(tokens) + wanted
+        answered = min(last + last % 2, len(read))
+        found = self._run(np.array([read], np.int64), [at + len(read) - 1], slot, wanted=answered)[0]
+        logits: Array = found[answered - last : answered - last + wanted]
+        return logits
 
     def step(self, tokens: Sequence[int], seen: Sequence[int], *, beside: int = 0) -> Array:
         """One more token of each of the first slots.

@@ -100,7 +100,7 @@ class Continuation:
         if self._who is not None:  # as they are made: who hangs up has had them
             self._who.owe(choice.prompt + choice.completion - before)
         if last:
-            stats.continued(choice.prompt, choice.cached, choice.completion)
+            stats.continued(part)
         self._open -= last
         if not self._open:
             self._tell_trial(200)

@@ -27,6 +27,8 @@ class ToldChoice:
     prompt: int = 0
     cached: int = 0
     completion: int = 0
+    accepted: int = 0
+    rejected: int = 0
 
     def add(self, part: GenerationPart) -> None:
         """What came next."""
@@ -34,6 +36,7 @@ class ToldChoice:
         self.tokens += part.tokens
         self.finish = part.finish
         self.prompt, self.cached, self.completion = part.prompt_tokens, part.cached_tokens, part.completion_tokens
+        self.accepted, self.rejected = part.accepted_tokens, part.rejected_tokens
 
 
 class OpenAiWriter:
@@ -126,12 +129,18 @@ class OpenAiWriter:
     def _usage(self, choices: Sequence[ToldChoice]) -> dict[str, Any]:
         prompts = choices[:: self._request.choices]  # answers to one prompt read it once
         prompt, made = sum(c.prompt for c in prompts), sum(c.completion for c in choices)
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": prompt,
             "completion_tokens": made,
             "total_tokens": prompt + made,
             "prompt_tokens_details": {"cached_tokens": sum(c.cached for c in prompts)},
         }
+        if any(order.prediction is not None for order in self._request.orders):
+            usage["completion_tokens_details"] = {
+                "accepted_prediction_tokens": sum(c.accepted for c in choices),
+                "rejected_prediction_tokens": sum(c.rejected for c in choices),
+            }
+        return usage
 
 
 class GenerateWriter:

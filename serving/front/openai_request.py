@@ -56,7 +56,7 @@ def read_completion(body: bytes, bounds: GenerationBounds) -> ContinueRequest:
     if given.get("best_of") not in (None, count):
         raise InvalidRequest(f"best_of {given['best_of']!r} is not offered: ask for n answers and choose")
     most = given.get("max_tokens")
-    common = {"echo": _truth(given, "echo"), "logprobs": logprobs}
+    common = {"echo": _truth(given, "echo"), "logprobs": logprobs, "prediction": _prediction(given.get("prediction"))}
     common["max_tokens"] = _DEFAULT_TOKENS if most is None else most
     return _request(given, [{"prompt": prompt, **common} for prompt in prompts], bounds, chat=False)
 
@@ -75,6 +75,7 @@ def read_chat(body: bytes, bounds: GenerationBounds) -> ContinueRequest:
         "logprobs": (top or 0) if _truth(given, "logprobs") else None,
         "max_tokens": given.get("max_completion_tokens", given.get("max_tokens")),
         "json_schema": _schema(given.get("response_format")),
+        "prediction": _prediction(given.get("prediction")),
     }
     if given.get("modalities") not in (None, ["text"]):
         raise InvalidRequest("modalities other than text are not offered")
@@ -194,16 +195,29 @@ def _truth(given: Mapping[str, Any], name: str) -> bool:
 def _message(given: Any) -> dict[str, Any]:
     if not isinstance(given, dict) or not isinstance(given.get("role"), str):
         raise InvalidRequest("a message must be an object with a role and a content")
-    content = given.get("content")
+    content = _text_of(given.get("content"), "a message")
+    role = "system" if given["role"] == "developer" else given["role"]
+    return {"role": role, "content": content}
+
+
+def _text_of(content: Any, whose: str) -> str:
+    """Text as such, or in parts."""
     if isinstance(content, list):
         wrong = [part for part in content if not isinstance(part, dict) or part.get("type") != "text"]
         if wrong:
-            raise InvalidRequest("messages with other parts than text are not offered")
+            raise InvalidRequest(f"other parts than text are not offered in {whose}")
         content = "".join(str(part.get("text", "")) for part in content)
     if not isinstance(content, str):
-        raise InvalidRequest(f"the content of a message must be text, got {type(content).__name__}")
-    role = "system" if given["role"] == "developer" else given["role"]
-    return {"role": role, "content": content}
+        raise InvalidRequest(f"the content of {whose} must be text, got {type(content).__name__}")
+    return content
+
+
+def _prediction(given: Any) -> str | None:
+    if given is None:
+        return None
+    if not isinstance(given, dict) or given.get("type") != "content":
+        raise InvalidRequest("prediction must be {type: content, content: what the answer may be}")
+    return _text_of(given.get("content"), "a prediction")
 
 
 def _schema(given: Any) -> str | None:

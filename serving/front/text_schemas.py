@@ -36,6 +36,10 @@ def text_schemas() -> dict[str, Any]:
         "seed": whole,
         "stop": {"anyOf": [text, {**list_schema(text), "maxItems": GenerationBounds.stops}]},
         "stream": truth,
+        "prediction": {
+            **object_schema({"type": {"const": "content"}, "content": text}),
+            "description": "What the answer may be, in whole or in parts: what is right of it costs less time.",
+        },
         "stream_options": object_schema({}, include_usage=truth),
         "presence_penalty": {"type": "number", "minimum": -2, "maximum": 2},
         "frequency_penalty": {"type": "number", "minimum": -2, "maximum": 2},
