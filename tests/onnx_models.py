@@ -54,6 +54,17 @@ def save(
     )
 
 
+def hungry(folder: Path, *, gigabytes: int = 8) -> Variant:
+    """A file of 300 bytes that asks for so much memory as soon as it is loaded."""
+    x, y = (TensorSpec(name=name, datatype="FP32", shape=(-1, 2)) for name in "xy")
+    nodes = [
+        helper.make_node("ConstantOfShape", ["size"], ["large"], value=helper.make_tensor("v", 1, [1], [0.5])),
+        helper.make_node("ReduceMean", ["large"], ["mean"], keepdims=0),
+        helper.make_node("Add", ["x", "mean"], ["y"]),
+    ]
+    return save(folder, nodes, [x], [y], [constant("size", np.array([gigabytes << 28]))])
+
+
 def digits(folder: Path, *, seed: int = 0, bias: float = 0.0, runtime: RuntimeSpec | None = None) -> Variant:
     """A 64-32-10 classifier of 8x8 images with labels "0" to "9", random weights, ``bias`` added to every logit."""
     rng = np.random.default_rng(seed)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 from endpoint_process import ASK, endpoint
-from onnx_models import digits, numbered, publish
+from onnx_models import digits, hungry, numbered, publish
 from test_serving_endpoint import IMAGE, start
 
 from model_registry.store import Store
@@ -35,6 +35,17 @@ def test_without_isolation_models_run_in_the_front_and_all_else_is_as_ever(store
         assert stats["inference_count"] == 8001
         assert running.terminate() == 0
         assert not any("Traceback" in line for line in running.log)
+
+
+def test_what_cannot_be_loaded_takes_nothing_with_it(store: Store, tmp_path: Path) -> None:
+    good = numbered(store, tmp_path, 1)
+    bad = publish(store, tmp_path / "hungry", hungry(tmp_path / "hungry"))
+    with endpoint(tmp_path / "home", WINNOW_ENDPOINT_ISOLATION="none") as running:
+        running.deploy("m", "1", good.digest)
+        refused = running.admin("PUT", "/admin/models/m/versions/2", {"digest": bad.digest})
+        assert refused.status_code >= 400 and "while it is loaded" in refused.json()["error"]
+        assert running.infer("m", ASK).json()["outputs"][0]["data"] == [1.0, 1.0]
+        assert not psutil.Process(running.process.pid).children(recursive=True)
 
 
 def test_an_isolation_that_is_not_there_is_refused() -> None:

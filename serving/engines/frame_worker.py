@@ -33,6 +33,7 @@ from serving.engines.engine_frames import (
     pack_answered,
     unpack_asked,
 )
+from serving.engines.load_memory import bounded_memory, loading_bytes
 from serving.engines.packed_body import LEAST_PACKED, packed_body, unpacked_body
 from serving.engines.quick_request import QuickReader, QuickRequest
 from serving.exceptions import EngineRunError, InferenceTimedOut, InvalidRequest, ServingError, Unsupported
@@ -264,14 +265,15 @@ def _load(order: dict[str, Any]) -> tuple[Engine, BatchCertificate]:
         except BaseException as error:  # noqa: BLE001 - raised again below, in the main thread
             failed.append(error)
 
-    if variant.runtime.intra_op_threads == 1 and sys.platform == "linux":
-        thread = threading.Thread(target=behind)
-        thread.start()
-        thread.join()
-    else:
-        load()
-    if failed:
-        raise failed[0]
+    with bounded_memory(variant, loading_bytes(variant)):
+        if variant.runtime.intra_op_threads == 1 and sys.platform == "linux":
+            thread = threading.Thread(target=behind)
+            thread.start()
+            thread.join()
+        else:
+            load()
+        if failed:
+            raise failed[0]
     return found[0]
 
 

@@ -1,8 +1,8 @@
 """An engine in the front's own process, for ``WINNOW_ENDPOINT_ISOLATION=none``.
 
 It saves the way to another process and back, which for a single connection is most of the time; a model that crashes,
-or takes long, then takes everything with it. It looks to the front like any other engine: its transport runs what is
-sent.
+or takes long, then takes everything with it, so each is tried in a process of its own first. It looks to the front like
+any other engine: its transport runs what is sent.
 """
 
 from __future__ import annotations
@@ -16,17 +16,25 @@ from typing import Any, cast
 from model_registry.variant import Variant
 from serving.engines.engine_link import EngineLink, Heard
 from serving.engines.frame_worker import FrameWorker
+from serving.engines.nursery_link import Nursery
 from serving.limits import RequestLimits
 
 
 async def start_inline(
     folder: Path, variant: Variant, heard: Heard, limits: RequestLimits, *, name: tuple[str, str]
 ) -> EngineLink:
-    """Load and warm the variant here, beside whatever is being answered.
+    """Load and warm the variant in a process that is thrown away, and then here, beside whatever is being answered.
 
     Raises:
         CpuClassMismatch, UnsafeModel, EngineLoadError, ManifestMismatch: the variant cannot be run here.
+        LoadFailed: it takes too long, or kills its process.
     """
+    nursery = Nursery()
+    try:
+        trial = await EngineLink.start(nursery, folder, variant, _unheard, name=name, seconds=limits.load_seconds)
+        await trial.stop()
+    finally:
+        await nursery.close()
     manifest = variant.model_dump(mode="json", by_alias=True)
     order = {"folder": str(folder.absolute()), "variant": manifest, "model": name[0], "version": name[1]}
     worker = await asyncio.to_thread(FrameWorker, order, limits)
@@ -34,6 +42,10 @@ async def start_inline(
     link.pid = os.getpid()
     link.begin(cast(asyncio.Transport, _InlineTransport(worker, link)), worker.ready)
     return link
+
+
+def _unheard(*_: object) -> None:
+    """Nobody asks an engine that is tried."""
 
 
 class _InlineTransport:
