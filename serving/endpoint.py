@@ -18,8 +18,10 @@ from pathlib import Path
 
 from model_registry.audit_log import AuditLog
 from model_registry.store import Store
+from serving.acceptors.acceptor_keeper import AcceptorKeeper
 from serving.champions import LedgerReader, StoredReleases, load_champions
 from serving.endpoint_watch import EndpointWatch
+from serving.event_loop import bound_socket, listen, loop_factory
 from serving.followed_ledger import follow_ledger
 from serving.front.admin_plane import AdminPlane
 from serving.front.data_plane import DataPlane
@@ -41,9 +43,8 @@ from serving.telemetry.trace_settings import TracesMisconfigured, traces_are_wan
 from serving.tls import Tls, TlsMisconfigured
 from serving.variant_cache import VariantCache
 
-_BACKLOG = 2048
 _SWEEP_SECONDS = 0.5
-_HANDSHAKE_SECONDS = 10.0
+_MOST_ACCEPTORS = 64
 log = logging.getLogger("winnow.serving")
 
 
@@ -78,6 +79,8 @@ class EndpointSettings:
     """Whether a span of each inference request is sent to the collector that OpenTelemetry's own variables name."""
     isolated: bool = True
     """Whether models run in processes of their own, and not in the front's."""
+    acceptors: int = 0
+    """Processes that hold the clients' connections for the front; 0: it holds them itself."""
     cpu_hour_cost: float | None = None
     """Of one core for an hour; None: no costs are shown."""
     samples: SampleOrder | None = None
@@ -95,8 +98,8 @@ class EndpointSettings:
         """From WINNOW_ENDPOINT_HOST, WINNOW_ENDPOINT_PORT, WINNOW_ADMIN_HOST, WINNOW_ADMIN_PORT, WINNOW_ADMIN_TOKEN,
         WINNOW_GRPC_PORT, WINNOW_HOME, WINNOW_KEYS, WINNOW_TLS_CERTIFICATE, WINNOW_TLS_KEY, WINNOW_TLS_CLIENTS,
         WINNOW_JWT_KEYS, WINNOW_JWT_ISSUER, WINNOW_JWT_AUDIENCE, WINNOW_ACCESS_LOG, OTEL_EXPORTER_OTLP_ENDPOINT,
-        WINNOW_ENDPOINT_ISOLATION, WINNOW_SERVE, WINNOW_FOLLOW_SECONDS, WINNOW_CPU_HOUR_COST, WINNOW_SAMPLE,
-        WINNOW_SAMPLE_DAYS and WINNOW_ENDPOINT_UNPROTECTED.
+        WINNOW_ENDPOINT_ISOLATION, WINNOW_ENDPOINT_ACCEPTORS, WINNOW_SERVE, WINNOW_FOLLOW_SECONDS, WINNOW_CPU_HOUR_COST,
+        WINNOW_SAMPLE, WINNOW_SAMPLE_DAYS and WINNOW_ENDPOINT_UNPROTECTED.
 
         Raises:
             EndpointMisconfigured: one of them cannot be, or a listener would be open to the network unprotected.
@@ -119,6 +122,7 @@ class EndpointSettings:
             access_log=os.environ.get("WINNOW_ACCESS_LOG", ""),
             traced=_traced(),
             isolated=_isolated(),
+            acceptors=_acceptors(),
             cpu_hour_cost=_cost(),
             samples=_samples(),
             pinned=_pinned(),
@@ -171,7 +175,7 @@ def run_endpoint(
         configure_log()
     except ValueError as error:
         raise EndpointMisconfigured(str(error)) from error
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(serve(settings, ledger, listening))
 
 
@@ -194,17 +198,18 @@ async def serve(
     data = DataPlane(rollout, settings.limits, keys, samples)
     data.watch = requests = _watch(settings)
     grpc = None if settings.grpc_port is None else GrpcKeeper(_grpc_order(settings, settings.grpc_port), data.connect)
-    watch = EndpointWatch(rollout, data, keys, cpu_hour_cost=settings.cpu_hour_cost)
+    files = [file for file in (settings.certificate, settings.certificate_key, settings.client_authorities) if file]
+    acceptors = AcceptorKeeper(settings.acceptors, sockets[0], files, data.connect)
+    watch = EndpointWatch(rollout, data, keys, acceptors, cpu_hour_cost=settings.cpu_hour_cost)
     admin = AdminPlane(rollout, settings.admin_token, AuditLog(settings.home / "audit.jsonl"), watch, grpc)
     services: list[RoutedService] = [data, admin]
     loop = asyncio.get_running_loop()
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    listeners = [
-        await _listener(services[0], sockets[0], tls),
-        await _listener(services[1], sockets[1], None),
-    ]
+    listeners = [await listen(admin.connect, sockets[1], None)]
+    if not settings.acceptors:
+        listeners.append(await listen(data.connect, sockets[0], tls))
     champions = ledger or (lambda: settings.pinned or _ledger())
     remembered = RememberedChampions(settings.home / "served.txt")
     beside = [
@@ -212,6 +217,7 @@ async def serve(
         asyncio.create_task(tick_for_ever(*services)),
         asyncio.create_task(_sweep_for_ever(rollout, remembered, tls)),
         asyncio.create_task(keys.keep()),
+        asyncio.create_task(acceptors.keep()),
         *([] if requests is None else [asyncio.create_task(requests.keep())]),
         *([] if grpc is None else [asyncio.create_task(grpc.keep())]),
         *([] if samples is None else [asyncio.create_task(samples.keep())]),
@@ -228,10 +234,12 @@ async def serve(
         log.info("stopping: requests in flight are finished first")
         for listener in listeners:
             listener.close()
+        acceptors.stop()
         beside[0].cancel()
         if grpc is not None:  # first, for its calls end here
             await grpc.stop(settings.limits.drain_seconds)
         await asyncio.gather(*(service.drain(settings.limits.drain_seconds) for service in services))
+        await acceptors.close()
         if samples is not None:  # last, for these were answered until now
             await samples.stop()
     finally:
@@ -242,15 +250,6 @@ async def serve(
         if requests is not None:
             await requests.close()
     log.info("stopped")
-
-
-async def _listener(service: RoutedService, sock: socket.socket, tls: Tls | None) -> asyncio.Server:
-    loop = asyncio.get_running_loop()
-    if tls is None:
-        return await loop.create_server(service.connect, sock=sock, backlog=_BACKLOG)
-    return await loop.create_server(
-        service.connect, sock=sock, backlog=_BACKLOG, ssl=tls.context, ssl_handshake_timeout=_HANDSHAKE_SECONDS
-    )
 
 
 async def _sweep_for_ever(rollout: Rollout, remembered: RememberedChampions, tls: Tls | None) -> None:
@@ -272,19 +271,12 @@ def _report(task: asyncio.Task[None]) -> None:
 
 
 def _listen(host: str, port: int, variable: str) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        sock.bind((host, port))
-        sock.listen(_BACKLOG)  # at once: whoever reads "serving on" may connect, and no other process gets the port
+        return bound_socket(host, port)
     except OSError as error:
-        sock.close()
         raise EndpointMisconfigured(
             f"cannot listen on {host} port {port}: {error.strerror}; end what uses it, or set {variable}"
         ) from error
-    sock.set_inheritable(False)
-    return sock
 
 
 def _grpc_order(settings: EndpointSettings, port: int) -> GrpcOrder:
@@ -303,14 +295,6 @@ def _url(sock: socket.socket, secure: bool = False) -> str:
     return f"http{'s' if secure else ''}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:  # not Linux
-        return None
-    return uvloop.new_event_loop
-
-
 def _isolated() -> bool:
     value = os.environ.get("WINNOW_ENDPOINT_ISOLATION", "process")
     if value not in ("process", "none"):
@@ -318,6 +302,13 @@ def _isolated() -> bool:
             f"WINNOW_ENDPOINT_ISOLATION is {value!r}; set it to process (models in processes of their own), or none"
         )
     return value == "process"
+
+
+def _acceptors() -> int:
+    value = os.environ.get("WINNOW_ENDPOINT_ACCEPTORS", "0")
+    if not value.isdecimal() or int(value[:3]) > _MOST_ACCEPTORS:
+        raise EndpointMisconfigured(f"WINNOW_ENDPOINT_ACCEPTORS is {value!r}; set it to 0 to {_MOST_ACCEPTORS}")
+    return int(value)
 
 
 def _cost() -> float | None:

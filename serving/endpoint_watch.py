@@ -11,6 +11,7 @@ from prometheus_client import ProcessCollector
 from prometheus_client.core import CollectorRegistry, CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 
+from serving.acceptors.acceptor_keeper import AcceptorKeeper
 from serving.cpu_accounts import CpuAccounts, VersionUse, process_use
 from serving.front.data_plane import DataPlane
 from serving.key_ring import KeyRing
@@ -29,8 +30,17 @@ class EndpointWatch:
         cpu_hour_cost: of one core for an hour, in any currency; None: no costs are shown.
     """
 
-    def __init__(self, rollout: Rollout, data: DataPlane, keys: KeyRing, *, cpu_hour_cost: float | None = None) -> None:
+    def __init__(
+        self,
+        rollout: Rollout,
+        data: DataPlane,
+        keys: KeyRing,
+        acceptors: AcceptorKeeper,
+        *,
+        cpu_hour_cost: float | None = None,
+    ) -> None:
         self._rollout, self._data, self.keys, self._cpu_hour_cost = rollout, data, keys, cpu_hour_cost
+        self._acceptors = acceptors
         self._started, self._cpu_began = time.time(), time.process_time()
         self._accounts = CpuAccounts()
         self._registry = CollectorRegistry(auto_describe=False)
@@ -54,10 +64,11 @@ class EndpointWatch:
                 version |= self._of_version(loaded[version["version"]])
         use = process_use(os.getpid())
         front = {
-            "cpu_seconds": time.process_time(),
+            "cpu_seconds": self._front_seconds(),
             "resident_bytes": None if use is None else use.resident_bytes,
             "connections": len(self._data.connections),
             "shed": self._data.shed,
+            "acceptors": self._acceptors.describe(),
         }
         return {
             **described,
@@ -153,9 +164,14 @@ class EndpointWatch:
         requests, all_requests = version.stats.requests, self._data.counts.total
         if not requests or not all_requests:
             return {}
-        front = (time.process_time() - self._cpu_began) / all_requests
+        front = (self._front_seconds() - self._cpu_began) / all_requests
         parts = {"front": 1e6 * front}
         return parts if use is None else {**parts, "engine": 1e6 * use.serving_seconds / requests}
+
+    def _front_seconds(self) -> float:
+        """CPU time of the front, and of its acceptors that are there."""
+        uses = [process_use(pid) for pid in self._acceptors.pids]
+        return time.process_time() + sum(use.cpu_seconds for use in uses if use is not None)
 
     def _cost(self, parts: dict[str, float]) -> float:
         assert self._cpu_hour_cost is not None

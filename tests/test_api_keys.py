@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 import ssl
 import stat
@@ -18,12 +17,10 @@ import pytest
 from click.testing import CliRunner
 from conftest import Server
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 from endpoint_process import ASK, TOKEN, Endpoint, endpoint
 from onnx_models import numbered
 from patience import wait_for
+from server_certificate import server_certificate
 from test_serving_endpoint import start
 
 from flows.commands.command_keys import audit_command, keys_command
@@ -326,7 +323,7 @@ def test_what_is_done_by_the_admin_listener_is_written_down(served: tuple[Endpoi
 
 def test_an_outside_address_wants_tls_and_keys(tmp_path: Path) -> None:
     outside = {"WINNOW_ENDPOINT_HOST": "0.0.0.0", "WINNOW_HOME": str(tmp_path)}
-    certificate, key, _ = certificates(tmp_path, "server")
+    certificate, key, _ = server_certificate(tmp_path, "server")
     tls = {"WINNOW_TLS_CERTIFICATE": str(certificate), "WINNOW_TLS_KEY": str(key)}
     for settings, message in (
         (outside, "WINNOW_ENDPOINT_UNPROTECTED=1"),
@@ -340,35 +337,10 @@ def test_an_outside_address_wants_tls_and_keys(tmp_path: Path) -> None:
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr
 
 
-def certificates(folder: Path, name: str) -> tuple[Path, Path, x509.Certificate]:
-    """A certificate that signs itself, for 127.0.0.1, and its key."""
-    folder.mkdir(exist_ok=True)
-    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    certificate, key_file = folder / f"{name}.pem", folder / f"{name}.key"
-    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    key_file.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return certificate, key_file, made
-
-
 def test_tls_with_clients_certificates_and_a_renewal_while_it_runs(store: Store, tmp_path: Path) -> None:
     one = numbered(store, tmp_path, 1)
-    certificate, key, first = certificates(tmp_path / "tls", "server")
-    client, client_key, _ = certificates(tmp_path / "tls", "client")
+    certificate, key, first = server_certificate(tmp_path / "tls", "server")
+    client, client_key, _ = server_certificate(tmp_path / "tls", "client")
     settings: dict[str, Any] = {
         "WINNOW_TLS_CERTIFICATE": str(certificate),
         "WINNOW_TLS_KEY": str(key),
@@ -399,7 +371,7 @@ def test_tls_with_clients_certificates_and_a_renewal_while_it_runs(store: Store,
         with httpx.Client(verify=known) as http:
             url = running.url.replace("127.0.0.1", "localhost")
             held = http.get(f"{url}/v2/health/live")
-            fresh, fresh_key, second = certificates(tmp_path / "fresh", "server")
+            fresh, fresh_key, second = server_certificate(tmp_path / "fresh", "server")
             key.write_bytes(b"broken")
             running.wait_log("the certificate stays as it was")
             fresh_key.replace(key)

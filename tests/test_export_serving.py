@@ -21,7 +21,7 @@ from measurements import measured
 from memory_store import Memory
 from onnx_models import answer, digits, filled, identities, publish, slow
 from patience import PATIENCE
-from test_api_keys import certificates
+from server_certificate import server_certificate
 from winnow_command import WINNOW, environment
 
 from flows.exporting.exported_version import ExportedVersion, Needs, NotExportable
@@ -360,7 +360,7 @@ def test_what_the_deployment_starts_serves_its_version_alone(store: Store, tmp_p
     inside = tmp_path / "inside"
     settings = {entry["name"]: entry.get("value", "") for entry in container["env"]}
     settings = {name: value.replace("/etc/", f"{inside}/etc/") for name, value in settings.items()}
-    certificate, key, _ = certificates(inside, "server")
+    certificate, key, _ = server_certificate(inside, "server")
     for made, name in ((certificate, "WINNOW_TLS_CERTIFICATE"), (key, "WINNOW_TLS_KEY")):
         Path(settings[name]).parent.mkdir(parents=True, exist_ok=True)
         made.replace(settings[name])

@@ -18,7 +18,7 @@ from conftest import Server
 from endpoint_process import Endpoint, endpoint
 from onnx_models import digits, publish
 from patience import PATIENCE, wait_for
-from test_api_keys import certificates
+from server_certificate import server_certificate
 
 from model_registry.api_keys import KeyFile
 from model_registry.store import Store
@@ -255,7 +255,7 @@ def test_a_killed_grpc_process_is_back_and_http_never_left(
 def test_grpc_with_keys_and_tls(served: tuple[Endpoint, Engine], theirs: str, tmp_path: Path) -> None:
     """By the rules of HTTP, and with its certificate; the process ends with the endpoint."""
     running, _ = served
-    certificate, key, _ = certificates(tmp_path / "tls", "server")
+    certificate, key, _ = server_certificate(tmp_path / "tls", "server")
     text = KeyFile(tmp_path / "home" / "keys.json").add("a", models=("digits",))[1]
     tls: dict[str, Any] = {
         "WINNOW_TLS_CERTIFICATE": str(certificate),

@@ -44,7 +44,7 @@ from benchmarks.serving.own_endpoint import (
 from benchmarks.serving.serving_models import MODELS, ServedModel
 from model_registry.variant import Variant
 
-_SCRIPT = """
+WRK_SCRIPT = """
 wrk.method = "POST"
 local file = io.open(os.getenv("BODY"), "rb")
 wrk.body = file:read("*a")
@@ -162,7 +162,7 @@ def under_load(server: Served, model: ServedModel, folder: Path, connections: in
     """A round of load on one server."""
     body, json_bytes = model.binary_body() if server.binary else (model.json_body(), -1)
     (folder / "body").write_bytes(body)
-    (folder / "load.lua").write_text(_SCRIPT)
+    (folder / "load.lua").write_text(WRK_SCRIPT)
     environment = {
         **os.environ,
         "BODY": str(folder / "body"),

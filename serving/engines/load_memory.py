@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from model_registry.sizes import GB, size_text
 from model_registry.variant import Variant
 from serving.exceptions import EngineLoadError
 
-_LEAST = 2 << 30
+_LEAST = 2 * GB
 _TIMES = 10
 """How many times its files a model may take: they are read, parsed, unpacked and packed for the kernels."""
 _STATUS = Path("/proc/self/status")
@@ -47,7 +48,7 @@ def bounded_memory(variant: Variant, allowed: int) -> Iterator[None]:
     except Exception as error:
         if isinstance(error, MemoryError) or "bad_alloc" in str(error) or "allocate memory" in str(error):
             raise EngineLoadError(
-                f"variant {variant.name!r} asks for more than the {allowed / 2**30:.1f} GiB that it may take while it "
+                f"variant {variant.name!r} asks for more than the {size_text(allowed)} that it may take while it "
                 "is loaded; look for constants or shapes of that size in its graph"
             ) from error
         raise

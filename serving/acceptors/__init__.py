@@ -1,0 +1,1 @@
+"""Processes that hold the clients' connections for a front that has too much to do: sockets and TLS, nothing else."""
