@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -31,7 +32,7 @@ def digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 def network() -> bytes:
     """Two convolutions of random filters, and a last layer that least squares found on half of the digits."""
     random, (images, targets) = np.random.default_rng(0), digits()
-    weights = {
+    weights: dict[str, NDArray[Any]] = {
         "w1": random.normal(0, 0.4, (12, 1, 3, 3)),
         "b1": random.normal(0, 0.2, 12),
         "w2": random.normal(0, 0.15, (24, 12, 3, 3)),
@@ -55,7 +56,7 @@ def network() -> bytes:
     return _file(nodes, weights, "logits", 10)
 
 
-def _file(nodes: list[NodeProto], weights: dict[str, NDArray[np.float64]], output: str, width: int) -> bytes:
+def _file(nodes: list[NodeProto], weights: dict[str, NDArray[Any]], output: str, width: int) -> bytes:
     graph = helper.make_graph(
         nodes,
         "digits",
