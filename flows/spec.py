@@ -125,7 +125,7 @@ class PipelineSpec(Frozen):
         description="other machines that the released variant is compiled for, each form proven against the answers of "
         "ONNX Runtime to the whole test split. xla: StableHLO for TPUs, GPUs and CPUs. fpga: Verilog, "
         "for small int8 models with scales that are powers of two. halves: two ONNX files in a row, for a model that "
-        "fits no single machine",
+        "fits no single machine. cuda, tensorrt: the file on this machine's GPU, by ONNX Runtime",
     )
     limits: dict[STAGES, Limits] = Field(default_factory=dict, description="time and memory limits by stage")
 

@@ -57,6 +57,9 @@ def find_garbage(store: Store, *, days: float, now: float) -> list[GarbageItem]:
     with ThreadPoolExecutor(max_workers=8) as pool:
         content = dict(zip(lasting, pool.map(lambda key: _read(store, key), lasting), strict=True))
         wanted = _wanted(content)
+        forms = [key for key, _, _ in records if key.startswith("targets/") and _variant_of(key) in wanted]
+        for text in pool.map(lambda key: _read(store, key), forms):  # variants that run on another machine
+            wanted |= {found.decode() for found in _HASH.findall(text)}
         stays = {key for key, _, _ in records if key in young or key in content or _variant_of(key) in wanted}
         rest = [key for key in stays if key not in content]
         texts = [*pool.map(lambda key: _read(store, key), rest), *(content[key] for key in content if key in young)]

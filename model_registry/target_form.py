@@ -11,9 +11,9 @@ from model_registry.measurement import Digest
 from model_registry.store import Store
 from model_registry.variant import Record
 
-Target = Literal["xla", "fpga", "halves"]
+Target = Literal["xla", "fpga", "halves", "cuda", "tensorrt"]
 """``xla``: StableHLO, which TPUs, GPUs and CPUs compile for themselves. ``fpga``: Verilog. ``halves``: two ONNX files,
-for two machines."""
+for two machines. ``cuda``, ``tensorrt``: the ONNX file under ONNX Runtime's providers for GPUs."""
 
 
 class TargetForm(Record):
@@ -22,6 +22,8 @@ class TargetForm(Record):
     target: Target
     digest: Digest
     """Of the ONNX variant."""
+    variant: Digest | None = None
+    """Of the variant that runs the same file on the target, where that is one of ONNX Runtime's providers."""
     state: Literal["proven", "refused"]
     reason: str
     """A sentence: what was compared and found, or why there is no such form."""

@@ -143,6 +143,12 @@ class RuntimeSpec(Frozen):
     """Whether ONNX Runtime keeps freed memory for the next request; without it memory shrinks and requests slow."""
     disabled_optimizers: tuple[Annotated[str, Field(pattern=r"^[A-Z][A-Za-z0-9]{0,63}$")], ...] = ()
     """Graph optimizers of ONNX Runtime that are left out, by their names there, such as ``NchwcTransformer``."""
+    gpu_class: str | None = None
+    """GPU class a variant for a GPU was proven on (model_registry/gpu_class.py); None where it runs on the CPU."""
+    precision: Literal["fp32", "tf32", "fp16", "bf16", "int8"] = "fp32"
+    """What a GPU may compute in besides the types of the file; see :mod:`model_registry.provider_options`."""
+    cuda_graph: bool = False
+    """Whether a GPU replays the launches of the first run: for inputs and outputs of fixed shape."""
 
     @model_serializer(mode="wrap")
     def _written(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -153,7 +159,7 @@ class RuntimeSpec(Frozen):
         return {name: value for name, value in written.items() if name not in unset}
 
 
-_LATER_FIELDS = ("arena", "disabled_optimizers")
+_LATER_FIELDS = ("arena", "disabled_optimizers", "gpu_class", "precision", "cuda_graph")
 """Fields of RuntimeSpec that came after the first release."""
 
 

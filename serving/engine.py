@@ -15,9 +15,12 @@ import numpy as np
 from model_registry.answer_labels import ONE_OF_SEVERAL, ONE_PER_WORD, SEVERAL_AT_ONCE
 from model_registry.cpu_class import require_cpu_class
 from model_registry.decoder_form import LOGITS, MOST, SEEN, TOKENS, WANTED, DecoderForm, score_tokens
+from model_registry.gpu_class import require_gpu_class
 from model_registry.missing_values import MISSING_VALUES
+from model_registry.provider_options import TENSORRT, engine_folder, provider_options, runs_on_gpu
 from model_registry.text_input import DECODER
 from model_registry.variant import RuntimeSpec, TensorSpec, Variant
+from serving.bound_session import BoundSession, fixed_shapes
 from serving.exceptions import EngineLoadError, EngineRunError
 from serving.labelled import Labelling
 from serving.onnx_safety import check_onnx
@@ -58,6 +61,7 @@ class Engine:
         ManifestMismatch: a file is not the one of the manifest.
         UnsafeModel: the ONNX file refers to data outside itself.
         CpuClassMismatch: the variant was quantized for another kind of CPU.
+        GpuClassMismatch: the variant was proven on another kind of GPU.
         EngineLoadError: ONNX Runtime refuses it, or it does not do what its manifest says.
     """
 
@@ -65,9 +69,11 @@ class Engine:
         if variant.format != "onnx":
             raise EngineLoadError(f"variant {variant.name!r} is {variant.format}, not onnx; export it first")
         require_cpu_class(variant.runtime.cpu_class, f"variant {variant.name!r}")
+        _check_gpu(variant)
         self.variant = variant
         self.decoder = _load_decoder(folder, variant)
         self.session = _new_session(folder, variant, threads or variant.runtime.intra_op_threads, self.decoder)
+        self._bound = BoundSession(self.session, variant.inputs, variant.outputs) if _may_be_bound(variant) else None
         self.graph_outputs = tuple(spec.name for spec in variant.outputs)
         gaps = self._load_gaps(folder)
         self.inputs = tuple(spec.model_copy(update={"missing": spec.name in gaps}) for spec in variant.inputs)
@@ -108,7 +114,7 @@ class Engine:
 
     def _ask(self, names: Sequence[str], feed: Mapping[str, Array]) -> Sequence[Array]:
         if self.decoder is None:
-            answers: Sequence[Array] = self.session.run(names, feed)
+            answers: Sequence[Array] = (self._bound or self.session).run(names, feed)
             return answers
         return [
             score_tokens(lambda names, feeds: self.session.run(list(names), dict(feeds)), self.decoder, feed[TOKENS])
@@ -190,29 +196,72 @@ def _load_decoder(folder: Path, variant: Variant) -> DecoderForm | None:
     return form
 
 
+def _check_gpu(variant: Variant) -> None:
+    """Before anything is read: whether this machine has the GPU that the variant was proven on."""
+    runtime, what = variant.runtime, f"variant {variant.name!r}"
+    if runs_on_gpu(runtime) and runtime.gpu_class is None:
+        raise EngineLoadError(
+            f"{what} is for {runtime.provider} and names no GPU that it was proven on: make it with targets: [cuda] "
+            "or [tensorrt] on a machine that has one"
+        )
+    _require_provider(variant)
+    require_gpu_class(runtime.gpu_class, what)
+    if runtime.cuda_graph and not fixed_shapes((*variant.inputs, *variant.outputs)):
+        raise EngineLoadError(
+            f"{what} asks for a CUDA graph, which replays one shape, and has free dimensions: fix them, the batch too, "
+            "or leave cuda_graph out"
+        )
+
+
+def _may_be_bound(variant: Variant) -> bool:
+    return runs_on_gpu(variant.runtime) and fixed_shapes((*variant.inputs, *variant.outputs))
+
+
+def _require_provider(variant: Variant) -> None:
+    if variant.runtime.provider not in onnxruntime.get_available_providers():
+        raise EngineLoadError(
+            f"variant {variant.name!r} needs {variant.runtime.provider}; this onnxruntime offers "
+            f"{onnxruntime.get_available_providers()}: install the build that has it, or deploy another variant"
+        )
+
+
 def _new_session(folder: Path, variant: Variant, threads: int, decoder: DecoderForm | None) -> Any:
     # The very bytes that were hashed are the ones that run: nothing is opened twice.
     data = read_verified(folder, variant.file(MODEL))
     check_onnx(data)
-    return _session(data, variant, _options(variant.runtime, threads), decoder)
+    return _session(data, variant, _options(variant.runtime, threads), _compiled(folder, variant.runtime), decoder)
 
 
-def _session(data: bytes, variant: Variant, options: Any, decoder: DecoderForm | None) -> Any:
-    """A session that does what the manifest says."""
+def _compiled(folder: Path, runtime: RuntimeSpec) -> Path | None:
+    """Folder for what TensorRT compiles, made if it is to be there; None: nothing is kept."""
+    kept = engine_folder(folder, runtime.gpu_class) if runtime.provider == TENSORRT and runtime.gpu_class else None
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+    return kept
+
+
+def _session(data: bytes, variant: Variant, options: Any, kept: Path | None, decoder: DecoderForm | None) -> Any:
+    """A session that does what the manifest says; ``kept``: folder for compiled engines."""
     runtime = variant.runtime
-    if runtime.provider not in onnxruntime.get_available_providers():
-        raise EngineLoadError(
-            f"variant {variant.name!r} needs {runtime.provider}; this onnxruntime offers "
-            f"{onnxruntime.get_available_providers()}: install the build that has it, or deploy another variant"
-        )
+    if runs_on_gpu(runtime):
+        onnxruntime.preload_dlls()  # those of NVIDIA's wheels, which no loader finds by itself
     try:
         session = onnxruntime.InferenceSession(
-            data, options, providers=[runtime.provider], disabled_optimizers=list(runtime.disabled_optimizers)
+            data,
+            options,
+            providers=[(runtime.provider, provider_options(runtime, kept))],
+            disabled_optimizers=list(runtime.disabled_optimizers),
+            enable_fallback=0,  # else ONNX Runtime tries again with other providers, also while it runs
         )
     except Exception as error:  # as above: no common base class
         raise EngineLoadError(
             f"ONNX Runtime {onnxruntime.__version__} cannot load variant {variant.name!r}: {error}"
         ) from error
+    if session.get_providers()[0] != runtime.provider:
+        raise EngineLoadError(
+            f"variant {variant.name!r} needs {runtime.provider}, which did not start: ONNX Runtime "
+            f"{onnxruntime.__version__} found no CUDA, cuDNN or TensorRT that fits; install them"
+        )
     if decoder is None:
         _compare("input", variant.inputs, session.get_inputs())
         _compare("output", variant.outputs, session.get_outputs())

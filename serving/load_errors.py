@@ -7,6 +7,7 @@ import logging
 from pydantic import ValidationError
 
 from model_registry.cpu_class import CpuClassMismatch
+from model_registry.gpu_class import GpuClassMismatch
 from model_registry.manifest import ManifestMismatch
 from model_registry.store import CorruptObject, ObjectMissing, StoreError
 from model_registry.store_errors import BucketMissing, StoreDenied, StoreRefused, StoreUnavailable
@@ -29,6 +30,7 @@ _REFUSED = (
     CorruptObject,
     UnsafeModel,
     CpuClassMismatch,
+    GpuClassMismatch,
     EngineLoadError,
     ManifestMismatch,
     NewerRecord,

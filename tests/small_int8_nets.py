@@ -87,7 +87,7 @@ def int8(
         percentile=99.9,
         per_channel=True,
         reduce_range=True,
-        signed_activations=False,
+        activations="uint8",
     )
     return snap_scales(quantized, prepared, most=64) if powers_of_two else quantized, prepared
 

@@ -223,7 +223,7 @@ def test_shared_and_computed_weights_go_through_export_and_int8(
         percentile=99.9,
         per_channel=True,
         reduce_range=sums_saturate(cpu_class()),
-        signed_activations=False,
+        activations="uint8",
     )
     before = prepared.SerializeToString()
     dynamic = quantize_dynamically(prepared, per_channel=True, reduce_range=sums_saturate(cpu_class()))

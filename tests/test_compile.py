@@ -124,22 +124,22 @@ def test_what_is_not_installed_is_said_before_anything_is_trained(monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("answer", "exact", "state", "differing"),
+    ("answer", "tolerance", "state", "differing"),
     [
-        (2.0, True, "proven", 0),
-        (2.00001, False, "proven", 5),
-        (2.00001, True, "refused", 5),
-        (2.1, False, "refused", 5),
+        (2.0, 0.0, "proven", 0),
+        (2.00001, 1e-5, "proven", 5),
+        (2.00001, 0.0, "refused", 5),
+        (2.1, 1e-5, "refused", 5),
     ],
 )
-def test_a_proof_counts_what_differs(answer: float, exact: bool, state: str, differing: int) -> None:
+def test_a_proof_counts_what_differs(answer: float, tolerance: float, state: str, differing: int) -> None:
     def run(*inputs: Any) -> tuple[Any, ...]:
         (rows,) = inputs
         return (np.where(rows < 5, np.float32(answer), np.float32(4)),)
 
     rows = np.arange(20, dtype=np.float32)
     wanted = np.where(rows < 5, np.float32(2), np.float32(4))
-    proof = prove(run, [rows], [wanted], batch=6, exact=exact)
+    proof = prove(run, [rows], [wanted], batch=6, tolerance=tolerance)
     assert (proof["state"], proof["differing"], proof["rows"], proof["values"]) == (state, differing, 20, 20)
 
 
@@ -147,5 +147,5 @@ def test_not_a_number_is_like_itself_alone() -> None:
     one = np.array([np.nan, np.nan, 0.0, np.inf], np.float32)
     other = np.array([np.nan, 1.0, -0.0, np.inf], np.float32)
     assert different(one, other).tolist() == [False, True, False, False]
-    proof = prove(lambda x: (one,), [one], [other], batch=4, exact=False)
+    proof = prove(lambda x: (one,), [one], [other], batch=4, tolerance=1e-5)
     assert proof["state"] == "refused"

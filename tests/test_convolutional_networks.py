@@ -106,7 +106,7 @@ def test_they_are_pruned_exported_and_quantized_whole(network: Network, tmp_path
         percentile=99.9,
         per_channel=True,
         reduce_range=sums_saturate(cpu_class()),
-        signed_activations=False,
+        activations="uint8",
     )
     share = int8_share(prepared, quantized, {"image": (1, *SHAPE)})
     assert (share.share, share.fp32_layers) == (1.0, ())

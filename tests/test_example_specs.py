@@ -48,8 +48,10 @@ EXAMPLES = {
     "images": Example((*SHORT, WIDE, STATIC, "workload.arguments.source=shapes/pictures"), CHAIN),
     "bring": Example((*DISTILL, *PRUNE, WIDE, SMALL_DIGITS, STATIC, "teacher.weights=digits.pt"), CHAIN),
     "bring_onnx": Example(
-        (WIDE, SMALL_DIGITS, "teacher.weights=digits.onnx"),
-        frozenset({"teacher", "teacher.int8-static", "teacher.int8-dynamic", "teacher.weights8"}),
+        (WIDE, SMALL_DIGITS, "teacher.weights=digits.onnx", "quantize.methods=[static,symmetric,dynamic,weights8]"),
+        frozenset(
+            {"teacher", *(f"teacher.{form}" for form in ("int8-static", "int8-symmetric", "int8-dynamic", "weights8"))}
+        ),
     ),
     "digits_budget": Example(
         (

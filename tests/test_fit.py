@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +18,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from patience import PATIENCE
 from torch import Tensor, nn
 
 from tasks.distill import DistillSpec
 from tasks.qat import QatSpec
-from tasks.running.errors import SpecError, TrainingDiverged, WorkloadError
+from tasks.running import errors
+from tasks.running.errors import SpecError, StageOutOfMemory, TrainingDiverged, WorkloadError
 from tasks.torch_models.fit import Fitted, _batches, _used, fit
 from tasks.torch_models.fit_amp import amp_dtype
 from tasks.torch_models.fit_checkpoint import unpack
@@ -304,6 +312,45 @@ def test_an_accelerator_of_any_name_is_found(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_device_that_is_not_there_is_told(device: str) -> None:
     with pytest.raises(SpecError, match=rf"device '{device}' is not there.*use auto"):
         run(taught("Blobs"), device=device)
+
+
+def test_a_full_accelerator_offers_a_smaller_batch() -> None:
+    def hungry(outputs: Tensor) -> Tensor:
+        if len(outputs) > 2:  # two rows are asked about first
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has 80 GiB")
+        return outputs
+
+    said = r"memory of cpu is full while training on batches of 32 rows \(CUDA out .*2\.00 GiB\.\); set batch_size: 16,"
+    with pytest.raises(StageOutOfMemory, match=said):
+        run(taught("Blobs"), model=Wrong(hungry))
+
+
+def test_no_kind_of_accelerator_is_named_where_any_would_do() -> None:
+    """torch.accelerator is whichever there is; only CUDA has devices that lack bf16."""
+    named = {
+        path.name
+        for folder in ("torch_models", "running")
+        for path in (Path(errors.__file__).parent.parent / folder).glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("cuda", "xpu", "mps")
+    }
+    assert named == {"fit_amp.py"}
+
+
+def test_a_training_runs_on_an_accelerator_that_nobody_has_heard_of() -> None:
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("accelerator_script.py"))],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["devices"] == ["imagined"] and found["largest"] < 1e-5
+    here, there = found["curves"]
+    assert [row["val_metric"] for row in here] == [row["val_metric"] for row in there]
+    assert [row["train_loss"] for row in here] == pytest.approx([row["train_loss"] for row in there], rel=1e-5)
 
 
 def test_frozen_parameters_stay() -> None:

@@ -58,7 +58,7 @@ def quantized(folder: Path, *, per_channel: bool = True, excluded: int | None = 
         percentile=99.99,
         per_channel=per_channel,
         reduce_range=sums_saturate(cpu_class()),
-        signed_activations=False,
+        activations="uint8",
         excluded=frozenset() if excluded is None else frozenset({layers[excluded]}),
     )
 

@@ -13,6 +13,7 @@ from model_registry.ledger import Ledger
 from model_registry.manifest import canonical_json
 from model_registry.recording import record, replay
 from model_registry.store import ObjectMissing, Store
+from model_registry.target_form import TargetForm, save_target
 from model_registry.variant import TensorSpec, Variant
 from model_registry.versions import Versions
 from tasks.report.run_report import load_run, save_run
@@ -35,6 +36,20 @@ def made(store: Store, name: str) -> Variant:
 
 def kinds(garbage: list[GarbageItem]) -> dict[str, int]:
     return {kind: sum(item.kind == kind for item in garbage) for kind in sorted({item.kind for item in garbage})}
+
+
+def test_a_variant_for_a_gpu_stays_as_long_as_the_one_it_was_made_of(store: Store) -> None:
+    registered, forgotten = (made(store, name) for name in ("registered", "rest"))
+    on_gpu = [made(store, f"{variant.name}.cuda") for variant in (registered, forgotten)]
+    for variant, form in zip((registered, forgotten), on_gpu, strict=True):
+        found = TargetForm(target="cuda", digest=variant.digest, variant=form.digest, state="proven", reason="equal")
+        save_target(store, found)
+    ledger = Ledger(store)
+    ledger.commit(ledger.begin("m", 1, registered.digest, expected_champion_seq=0))
+    remove_garbage(store, find_garbage(store, days=30, now=time.time() + LATER))
+    assert store.load_variant(on_gpu[0].digest) == on_gpu[0] and store.has_blob(on_gpu[0].file("model.onnx"))
+    with pytest.raises(ObjectMissing):
+        store.load_variant(on_gpu[1].digest)
 
 
 def test_what_is_young_stays(store: Store) -> None:

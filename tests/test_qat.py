@@ -101,7 +101,7 @@ def statically(file: bytes, rows: Tensor, folder: Path, excluded: set[str] | Non
         percentile=99.9,
         per_channel=True,
         reduce_range=sums_saturate(cpu_class()),
-        signed_activations=False,
+        activations="uint8",
         excluded=frozenset(excluded or ()),
     )
     return strip(quantized, merge_equal=True)

@@ -178,7 +178,7 @@ def test_an_encoder_is_imported_trained_and_written(tmp_path: Path) -> None:
         percentile=99.9,
         per_channel=True,
         reduce_range=sums_saturate(cpu_class()),
-        signed_activations=False,
+        activations="uint8",
     )
     file = strip(quantized, merge_equal=True)
     module = TorchGraph(onnx.load_from_string(file))

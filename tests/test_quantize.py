@@ -89,7 +89,7 @@ def statically(file: bytes, folder: Path, **kwargs: Any) -> tuple[ModelProto, Mo
         "percentile": 99.9,
         "per_channel": True,
         "reduce_range": sums_saturate(cpu_class()),
-        "signed_activations": False,
+        "activations": "uint8",
     }
     return prepared, quantize_statically(prepared, RowReader(rows()), folder, **{**options, **kwargs})
 
@@ -224,7 +224,7 @@ def test_products_of_activations_stay_in_float(tmp_path: Path) -> None:
         percentile=99.9,
         per_channel=False,
         reduce_range=sums_saturate(cpu_class()),
-        signed_activations=False,
+        activations="uint8",
     )
     share = int8_share(prepared, quantized, {"image": (1, 4, 4)})
     assert (share.quantized, share.quantizable) == (1, 1)

@@ -62,7 +62,7 @@ def test_exactly_the_layer_that_ruins_int8_stays_in_fp32(tmp_path: Path) -> None
         percentile=99.9,
         per_channel=True,
         reduce_range=sums_saturate(cpu_class()),
-        signed_activations=False,
+        activations="uint8",
         correct_biases=False,
     )
 

@@ -50,7 +50,7 @@ def quantized(made: ModelProto, folder: Path, *, method: str = "minmax", rows: o
     build, _ = static_recipe(
         prepare(file, folder), feeds, top_answers(file, feeds), folder, method=method, percentile=99.0,
         per_channel=True,
-        reduce_range=True, signed_activations=False, correct_biases=False,
+        reduce_range=True, activations="uint8", correct_biases=False,
     )  # fmt: skip
     found = build(frozenset())
     float_biases(found)

@@ -81,7 +81,7 @@ def test_auto_leaves_minmax_only_for_something_nearer(outliers: tuple[bytes, Mod
             percentile=99.9,
             per_channel=True,
             reduce_range=sums_saturate(cpu_class()),
-            signed_activations=False,
+            activations="uint8",
             correct_biases=False,
         )
         (tmp_path / "ranges-minmax.json").unlink(missing_ok=True)
@@ -128,7 +128,7 @@ def test_stored_ranges_give_the_same_model_as_fresh_ones(outliers: tuple[bytes, 
                 percentile=99.9,
                 per_channel=True,
                 reduce_range=sums_saturate(cpu_class()),
-                signed_activations=False,
+                activations="uint8",
                 ranges=tmp_path / "ranges.json",
             ).SerializeToString()
         )
@@ -162,7 +162,7 @@ def test_reduce_range_is_what_keeps_a_models_sums_whole(outliers: tuple[bytes, M
             percentile=99.9,
             per_channel=True,
             reduce_range=reduce_range,
-            signed_activations=False,
+            activations="uint8",
         )
         found[reduce_range] = saturating_layers(quantized)
         assert agree(top_answers(file, images(64)), top_answers(quantized.SerializeToString(), images(64))).error < 0.05

@@ -26,7 +26,7 @@ def statically(prepared: ModelProto, folder: Path, **kwargs: Any) -> ModelProto:
         "percentile": 99.9,
         "per_channel": True,
         "reduce_range": False,
-        "signed_activations": False,
+        "activations": "uint8",
     }
     return quantize_statically(prepared, RowReader(images()), folder, **{**options, **kwargs})
 

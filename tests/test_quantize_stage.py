@@ -120,6 +120,13 @@ def test_every_form_with_accuracy_control_and_a_plain_one_beside_it(store: Store
     assert other.values["variants"][other.variant.digest]["agreement"] > 0.95
 
 
+def test_the_symmetric_form_is_one_like_the_others(store: Store, job: Job) -> None:
+    made = quantize.task.fn(job, QuantizeSpec(methods=("symmetric",)), data=splits(store), parent=classifier(store))
+    assert made.variant.name == "net.int8-symmetric" and made.by_role("symmetric") == made.variant
+    assert made.values["calibration_rows"] == 96 and made.values["symmetric"] == {"calibration_method": "minmax"}
+    assert made.variant.runtime.cpu_class == cpu_class()
+
+
 def test_scales_that_are_powers_of_two_stay_so_to_the_end(store: Store, job: Job) -> None:
     spec = QuantizeSpec(methods=("static",), scales="power_of_two", bias_correction=True)
     made = quantize.task.fn(job, spec, data=splits(store), parent=classifier(store))

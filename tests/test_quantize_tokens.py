@@ -32,7 +32,7 @@ def test_one_convolution_does_not_make_a_transformer_convolutional(network: type
         percentile=99.9,
         per_channel=True,
         reduce_range=False,
-        signed_activations=False,
+        activations="uint8",
     )
     kinds = [node.op_type for node in quantized.graph.node]
     assert kinds.count("QuantizeLinear") <= 2 * len(

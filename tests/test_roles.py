@@ -142,7 +142,7 @@ def test_families_of_a_plot_are_known_by_digest() -> None:
 
 
 def test_a_name_is_a_label_and_a_form() -> None:
-    for form in ("static", "dynamic", "qat", "weights8", "weights4", "fp16", "fp32"):
+    for form in ("static", "symmetric", "dynamic", "qat", "weights8", "weights4", "fp16", "fp32"):
         assert name_parts(form_name("width0.5", form))[0] == "width0.5"
     assert form_name("student", "static") == "student.int8-static"
     assert name_parts("width0.5") == ("width0.5", "") and name_parts(".fp32") == (".fp32", "")

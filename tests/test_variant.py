@@ -50,6 +50,9 @@ def test_names_are_labels_and_the_order_of_files_does_not_count() -> None:
         {"runtime": RuntimeSpec(graph_optimization="basic")},
         {"runtime": RuntimeSpec(arena=False)},
         {"runtime": RuntimeSpec(disabled_optimizers=("NchwcTransformer",))},
+        {"runtime": RuntimeSpec(gpu_class="nvidia-h200/sm90/driver580")},
+        {"runtime": RuntimeSpec(precision="fp16")},
+        {"runtime": RuntimeSpec(cuda_graph=True)},
         {"format": "torch"},
     ],
 )

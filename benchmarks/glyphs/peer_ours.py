@@ -57,7 +57,7 @@ def recipe(file: bytes, feeds: Feeds, folder: Path, *, careful: bool) -> tuple[A
         percentile=99.99,
         per_channel=True,
         reduce_range=sums_saturate(cpu_class()),
-        signed_activations=cpu_class().startswith("aarch64/"),
+        activations="int8" if cpu_class().startswith("aarch64/") else "uint8",
         correct_biases=careful,
     )
     return prepared, build, notes | decided

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from flows.exporting.exported_version import ExportedVersion, NotExportable
+from model_registry.datatypes import NUMPY_NAMES, Datatype
+from model_registry.provider_options import provider_options
 from model_registry.store import Store
 from model_registry.target_form import Target, TargetForm, load_target
 from model_registry.variant import Variant
@@ -34,27 +37,39 @@ def write_target(exported: ExportedVersion, store: Store, folder: Path, target: 
     told = {"model": exported.model, "version": exported.version, **form.model_dump(mode="json", by_alias=True)}
     (folder / PROOF).write_text(json.dumps(told, indent=2) + "\n")
     if target in _ASK:
-        (folder / "ask.py").write_text(_ASK[target].format(**_words(exported, form)))
+        provider = _provider(store, form)
+        (folder / "ask.py").write_text(_ASK[target].format(**_words(exported, form, provider)))
     return form
 
 
-def _words(exported: ExportedVersion, form: TargetForm) -> dict[str, str]:
+def _provider(store: Store, form: TargetForm) -> str:
+    """The provider of ONNX Runtime that the form runs on, as its sessions are told; '' where it runs on none."""
+    if form.variant is None:
+        return ""
+    runtime = store.load_variant(form.variant).runtime.model_copy(update={"cuda_graph": False})  # that takes more code
+    return repr((runtime.provider, provider_options(runtime)))
+
+
+def _words(exported: ExportedVersion, form: TargetForm, provider: str) -> dict[str, str]:
     return {
         "name": f"Version {exported.version} of {exported.model}",
         "reason": form.reason,
-        "inputs": _tensors(exported.variant),
+        "inputs": _tensors(exported.variant, _XLA_NAMES if form.target == "xla" else NUMPY_NAMES),
         "names": repr([spec.name for spec in exported.variant.inputs]),
         "outputs": str(len(exported.variant.outputs)),
+        "device": form.device,
+        "pin": f"{exported.model}/{exported.version}@{form.variant}",
+        "provider": provider,
     }
 
 
-def _tensors(variant: Variant) -> str:
+def _tensors(variant: Variant, names: Mapping[Datatype, str]) -> str:
     """An example of each input, a row of zeros."""
     rows = [(spec.datatype, [1, *(1 if n == -1 else n for n in spec.shape[1:])]) for spec in variant.inputs]
-    return ", ".join(f'np.zeros({shape}, "{_NAMES[datatype]}")' for datatype, shape in rows)
+    return ", ".join(f'np.zeros({shape}, "{names[datatype]}")' for datatype, shape in rows)
 
 
-_NAMES = {
+_XLA_NAMES: dict[Datatype, str] = {
     "BOOL": "bool",
     "FP16": "float16",
     "FP32": "float32",
@@ -103,4 +118,20 @@ with socket.create_connection((sys.argv[1], int(sys.argv[2]))) as line:
     send_array(line, between)
     print([receive_array(line) for _ in range({outputs})])
 '''
-_ASK: dict[str, str] = {"xla": _XLA, "halves": _HALVES}
+_GPU = '''"""{name} on the GPU {device}: {reason}.
+
+pip install onnxruntime-gpu after all else. The endpoint serves it there, and on no other kind of GPU:
+winnow serve --pin {pin}
+"""
+
+import numpy as np
+import onnxruntime
+
+options = onnxruntime.SessionOptions()
+options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+onnxruntime.preload_dlls()
+session = onnxruntime.InferenceSession("model.onnx", options, providers=[{provider}], enable_fallback=0)
+names, inputs = {names}, [{inputs}]  # raw rows, as the endpoint takes them
+print(session.run(None, dict(zip(names, inputs))))
+'''
+_ASK: dict[str, str] = {"xla": _XLA, "halves": _HALVES, "cuda": _GPU, "tensorrt": _GPU}

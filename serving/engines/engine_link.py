@@ -15,6 +15,7 @@ from typing import Any, cast
 import orjson
 
 from model_registry.cpu_class import CpuClassMismatch
+from model_registry.gpu_class import GpuClassMismatch
 from model_registry.manifest import ManifestMismatch
 from model_registry.variant import TensorSpec, Variant
 from serving.decoding.generation_order import GenerationLimits
@@ -37,7 +38,7 @@ from serving.onnx_safety import UnsafeModel
 _END_SECONDS = 5.0
 _STATUS_SECONDS = 0.5
 """How long after its connection the nursery may tell how an engine ended."""
-_LOAD_ERRORS = {kind.__name__: kind for kind in (CpuClassMismatch, UnsafeModel)}
+_LOAD_ERRORS = {kind.__name__: kind for kind in (CpuClassMismatch, GpuClassMismatch, UnsafeModel)}
 log = logging.getLogger("winnow.serving")
 
 Heard = Callable[["EngineLink", list[tuple[InferJob, int]], EngineWork], None]
@@ -100,7 +101,7 @@ class EngineLink(asyncio.Protocol):
             seconds: how long that may take.
 
         Raises:
-            CpuClassMismatch, UnsafeModel, EngineLoadError: the variant cannot be run here.
+            CpuClassMismatch, GpuClassMismatch, UnsafeModel, EngineLoadError: the variant cannot be run here.
             LoadFailed: it took longer than ``seconds`` or the process died; the process is ended.
         """
         link = cls(heard)

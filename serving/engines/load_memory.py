@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from model_registry.provider_options import runs_on_gpu
 from model_registry.sizes import GB, size_text
 from model_registry.variant import Variant
 from serving.exceptions import EngineLoadError
@@ -28,12 +29,14 @@ def loading_bytes(variant: Variant) -> int:
 
 @contextmanager
 def bounded_memory(variant: Variant, allowed: int) -> Iterator[None]:
-    """Refuse this process more than ``allowed`` bytes of private memory beside what it has (Linux; elsewhere nothing).
+    """Refuse this process more than ``allowed`` bytes of private memory beside what it has.
+
+    Elsewhere than on Linux nothing is refused, nor to a variant for GPUs, whose driver reserves more than it uses.
 
     Raises:
         EngineLoadError: more was asked for.
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or runs_on_gpu(variant.runtime):
         yield
         return
     import resource

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import Any
 
 from model_registry.store import Store
 from model_registry.target_form import Target, TargetForm, save_target
@@ -17,7 +19,7 @@ from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome, Stage
 from tasks.running.stage_cache import run_stage
 
-_LIBRARIES = {"xla": ("jax",), "fpga": ("da4ml",), "halves": ()}
+_LIBRARIES = {"xla": ("jax",), "fpga": ("da4ml",)}
 """What a target needs to be installed, by pip."""
 _PROGRAMS = {"fpga": ("verilator", "g++", "make")}
 """And from the system."""
@@ -41,10 +43,10 @@ STAGE = Stage(
 
 
 def require_targets(targets: Sequence[Target]) -> None:
-    """Refuse targets whose libraries are not installed; called before anything is trained.
+    """Refuse targets whose libraries or machine are not there; called before anything is trained.
 
     Raises:
-        SpecError: names what to install.
+        SpecError: names what to install, or what the machine lacks.
     """
     for target in targets:
         absent = [name for name in _PROGRAMS.get(target, ()) if shutil.which(name) is None]
@@ -53,12 +55,13 @@ def require_targets(targets: Sequence[Target]) -> None:
                 f"targets: {target} needs {', '.join(absent)}, which this machine does not have: "
                 f"apt install {' '.join(absent)}, or remove it from targets"
             )
-        missing = [name for name in _LIBRARIES[target] if find_spec(name) is None]
+        missing = [name for name in _LIBRARIES.get(target, ()) if find_spec(name) is None]
         if missing:
             raise SpecError(
                 f"targets: {target} needs {', '.join(missing)}, which is not installed: "
                 f"pip install 'winnow-mlops[{target}]', or remove it from targets"
             )
+        _gpu_of(target)
 
 
 @step(STAGE)
@@ -68,15 +71,17 @@ def compile_target(job: Job, target: Target, *, data: DataRef, variant: Variant)
     A form that cannot be made, or that answers otherwise, is no error: :func:`target_form` says why there is none.
 
     Files: ``model.stablehlo`` (see :mod:`tasks.compile.xla_program`), ``rtl.tar.gz``
-    (:mod:`tasks.compile.fpga_target`), or ``first.onnx``, ``second.onnx`` and ``second.py``
-    (:mod:`tasks.compile.halves_target`).
+    (:mod:`tasks.compile.fpga_target`), ``first.onnx``, ``second.onnx`` and ``second.py``
+    (:mod:`tasks.compile.halves_target`), or ``model.onnx`` and ``variant.json`` (:mod:`tasks.compile.gpu_target`).
 
     Values: ``form``, a TargetForm.
     """
     split = split_inputs(job, data)["test"]
-    extra = {"inputs": split.model_dump(mode="json")}
+    extra: dict[str, Any] = {"inputs": split.model_dump(mode="json")}
+    if gpu := _gpu_of(target):
+        extra["gpu"] = gpu
     spec = CompileSpec(target=target)
-    stage = replace(STAGE, libraries=(*STAGE.libraries, *_LIBRARIES[target]))
+    stage = replace(STAGE, libraries=(*STAGE.libraries, *_LIBRARIES.get(target, ())))
     try:
         outcome = run_stage(stage, job, spec, data=data, inputs={"variant": variant}, extra=extra, label=target)
     except TargetUnsupported as refusal:
@@ -85,6 +90,15 @@ def compile_target(job: Job, target: Target, *, data: DataRef, variant: Variant)
         raise
     save_target(Store(job.store), target_form(outcome))
     return outcome
+
+
+def _gpu_of(target: Target) -> str:
+    """Class of the GPU that the target runs on; '' for targets that need none."""
+    if target not in ("cuda", "tensorrt"):
+        return ""
+    provider = importlib.import_module("tasks.compile.gpu_provider")  # imports onnxruntime
+    found: str = provider.require_gpu(target)
+    return found
 
 
 def target_form(outcome: Outcome) -> TargetForm:

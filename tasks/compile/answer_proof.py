@@ -21,7 +21,7 @@ def prove(
     wanted: Sequence[Array],
     *,
     batch: int,
-    exact: bool,
+    tolerance: float = 0.0,
 ) -> dict[str, Any]:
     """Ask about every row, and compare.
 
@@ -30,7 +30,7 @@ def prove(
         inputs: each [rows, ...].
         wanted: what ONNX Runtime answers, each output [rows, ...].
         batch: rows that are asked about together, as ONNX Runtime was.
-        exact: whether the same bits are demanded; else :data:`TOLERANCE` is allowed.
+        tolerance: the largest difference allowed, relative to the largest magnitude of the output; 0: the same bits.
 
     Returns:
         Fields of a TargetForm: ``state``, ``reason``, ``rows``, ``values``, ``differing``, ``largest_difference``,
@@ -47,11 +47,10 @@ def prove(
             if other.any():
                 gap = np.abs(answer[other].astype(np.float64) - truth[other].astype(np.float64)) / scale
                 largest = max(largest, float(np.where(np.isnan(gap), np.inf, gap).max()))
-    tolerance = 0.0 if exact else TOLERANCE
     values = sum(output.size for output in wanted)
     found_text = f"{count_text(differing)} of {count_text(values)} values of {count_text(rows)} test rows differ"
-    if differing and not exact:
-        found_text += f", by {largest:.1e} of the largest at most; {TOLERANCE:g} is allowed"
+    if differing and tolerance:
+        found_text += f", by {largest:.1e} of the largest at most; {tolerance:g} is allowed"
     return {
         "state": "proven" if largest <= tolerance else "refused",
         "reason": found_text,

@@ -29,11 +29,15 @@ class FormRequest:
     folder: Path
     """For files on the way."""
     progress: Callable[[float, str], None]
+    gpu: str = ""
+    """Class of the GPU that is asked, for targets that run on one."""
 
 
 @dataclass(frozen=True)
 class MadeForm:
-    """``fields``: of a TargetForm, without those that are the same for all targets. ``contents``: its files by name."""
+    """``fields``: of a TargetForm, without those that are the same for all targets. ``contents``: its files by name.
+    ``variant``: what is served in its place, of the same files, where that is an ONNX variant too."""
 
     fields: dict[str, Any]
     contents: dict[str, bytes]
+    variant: Variant | None = None

@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 import jax
 
-from tasks.compile.answer_proof import prove
+from tasks.compile.answer_proof import TOLERANCE, prove
 from tasks.compile.form_request import FormRequest, MadeForm
 from tasks.compile.runtime_answers import as_run
 from tasks.compile.xla_program import PLATFORMS, call_program, xla_program
@@ -23,7 +23,8 @@ def make_xla(asked: FormRequest) -> MadeForm:
     made = xla_program(as_run(asked.file, asked.folder), asked.variant.inputs)
     asked.progress(0.3, f"asking about {len(asked.inputs[0])} rows")
     run = call_program(made.artifact)
-    proof = prove(run, asked.inputs, asked.wanted, batch=asked.batch, exact=not made.float_operators)
+    tolerance = TOLERANCE if made.float_operators else 0.0
+    proof = prove(run, asked.inputs, asked.wanted, batch=asked.batch, tolerance=tolerance)
     named = ", ".join(made.float_operators)
     fields = {
         "device": jax.devices()[0].platform,

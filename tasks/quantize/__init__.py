@@ -36,13 +36,15 @@ class AccuracyControl(Frozen):
 class QuantizeSpec(Frozen):
     """Quantization with ONNX Runtime, after training."""
 
-    methods: tuple[Literal["static", "dynamic", "weights8", "weights4", "fp16", "bf16"], ...] = Field(
+    methods: tuple[Literal["static", "symmetric", "dynamic", "weights8", "weights4", "fp16", "bf16"], ...] = Field(
         default=("static", "dynamic"),
         min_length=1,
         description="variants to make. static: int8 weights and activations, with ranges from the calibration split. "
-        "dynamic: int8 MatMul and Gemm only, each row by its own range at run time. weights8, weights4: weights only, "
-        "for size (convolutions, and in weights8 small products, are int8 in the file and run in fp32). fp16: for "
-        "accelerators; smaller but not faster on CPUs. bf16: skipped while ONNX Runtime cannot run it on CPUs",
+        "symmetric: the same with zero points of 0 and float biases, as TensorRT and NPUs take it; "
+        "slower on CPUs. dynamic: int8 MatMul and Gemm only, each row by its own range at run time. weights8, "
+        "weights4: weights only, for size (convolutions, and in weights8 small products, are int8 in the file and run "
+        "in fp32). fp16: for accelerators; smaller but not faster on CPUs. bf16: skipped while ONNX Runtime cannot run "
+        "it on CPUs",
     )
     calibration_samples: int = Field(
         default=256,
@@ -52,8 +54,8 @@ class QuantizeSpec(Frozen):
     )
     calibration_method: Literal["minmax", "percentile", "entropy", "auto"] = Field(
         default="minmax",
-        description="how static finds the range of an activation; auto: minmax, unless another one is nearer to fp32 "
-        "on the calibration rows",
+        description="how static and symmetric find the range of an activation; auto: minmax, unless another one "
+        "is nearer to fp32 on the calibration rows",
     )
     percentile: float = Field(
         default=99.99,
@@ -66,13 +68,13 @@ class QuantizeSpec(Frozen):
     )
     scales: Literal["any", "power_of_two"] = Field(
         default="any",
-        description="for static: power_of_two raises each scale to the next power of two, which costs a little "
-        "accuracy; hardware shifts then instead of multiplying (targets: fpga)",
+        description="for static and symmetric: power_of_two raises each scale to the next power of two, which costs "
+        "a little accuracy; hardware shifts then instead of multiplying (targets: fpga)",
     )
     tables: Literal[4, 8] = Field(
         default=8,
-        description="number of bits of tables that are looked up, such as those of tokens, in static, dynamic and "
-        "weights8 (in weights4 always 4)",
+        description="number of bits of tables that are looked up, such as those of tokens, in static, symmetric, "
+        "dynamic and weights8 (in weights4 always 4)",
     )
     vocabulary: Literal["all", "train"] = Field(
         default="all",
@@ -86,7 +88,7 @@ class QuantizeSpec(Frozen):
     )
     bias_correction: bool = Field(
         default=False,
-        description="for static: correct the biases by what rounding shifts on average, where that helps",
+        description="for static and symmetric: correct the biases by what rounding shifts on average, where that helps",
     )
     accuracy_control: AccuracyControl | None = Field(
         default=None, description="keep the layers in fp32 that cost too much accuracy; absent: quantize all of them"
@@ -107,7 +109,7 @@ STAGE = Stage(
 def quantize(job: Job, spec: QuantizeSpec, *, data: DataRef, parent: Variant, label: str = "") -> Outcome:
     """Make ``<model>.int8-static`` and ``<model>.int8-dynamic`` of ``<model>.fp32`` or a user's own ONNX file.
 
-    Other methods give ``<model>.weights8``, ``<model>.weights4`` and ``<model>.fp16``.
+    Other methods give ``<model>.int8-symmetric``, ``<model>.weights8``, ``<model>.weights4`` and ``<model>.fp16``.
 
     Args:
         label: instead of the model's name, where one parent is quantized in several ways.
@@ -118,7 +120,8 @@ def quantize(job: Job, spec: QuantizeSpec, *, data: DataRef, parent: Variant, la
     layers, ``share`` of the multiply-accumulates in int8 (or int4, fp16), ``fp32_layers``, ``agreement`` with the
     parent on the calibration rows), ``skipped`` (method to reason), ``warnings``, ``calibration_rows``,
     ``reduce_range``; ``trimmed`` tables (``table``, ``input``, ``rows``, ``kept``, share of ``unknown`` ids);
-    ``calibration_method`` used by static, and ``calibration_errors`` where it was chosen; ``equalization``,
+    ``calibration_method`` used by static, and ``calibration_errors`` where it was chosen (those of symmetric in
+    ``symmetric``); ``equalization``,
     ``bias_correction`` and ``accuracy_control`` (by method: ``steps``, ``fp32_groups``, ``fp32_share`` of the
     multiply-accumulates, ``drop``) where they are asked for.
 

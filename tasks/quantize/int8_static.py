@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import onnx
@@ -20,6 +20,8 @@ _METHODS = {
     "percentile": CalibrationMethod.Percentile,
     "entropy": CalibrationMethod.Entropy,
 }
+Activations = Literal["uint8", "int8", "symmetric"]
+"""``uint8`` for x86, ``int8`` for ARM; ``symmetric``: int8 around 0, which has a bit less after a ReLU."""
 _PRODUCTS = ["Gemm", "MatMul"]
 # Between convolutions the activations should stay int8: operators that have int8 kernels or just move values.
 _AROUND_CONVOLUTIONS = [
@@ -37,7 +39,7 @@ def quantize_statically(
     percentile: float,
     per_channel: bool,
     reduce_range: bool,
-    signed_activations: bool,
+    activations: Activations,
     excluded: frozenset[str] = frozenset(),
     ranges: Path | None = None,
 ) -> ModelProto:
@@ -47,7 +49,7 @@ def quantize_statically(
         model: prepared by :func:`tasks.quantize.prepared_graph.prepare`.
         method: minmax, percentile (of ``percentile`` percent) or entropy.
         reduce_range: weights in 7 bits, for CPUs whose 16-bit sums saturate.
-        signed_activations: int8 activations (ARM) instead of uint8 (x86).
+        activations: their type; symmetric ones have zero points of 0.
         excluded: names of nodes that stay in fp32.
         ranges: a file for the ranges of the activations: written if it is not there, else read instead of calibrating.
             One per model and method.
@@ -56,7 +58,10 @@ def quantize_statically(
     # cost accuracy in int8 and ran 1.5 times slower; nor does a MatMul gain from rounding what is added to a bias next.
     constant = {node.name for node in quantizable(model)}
     left = [n.name for n in model.graph.node if n.op_type in _PRODUCTS and n.name not in constant]
-    options: dict[str, Any] = {"OpTypesToExcludeOutputQuantization": ["MatMul"]}
+    options: dict[str, Any] = {
+        "OpTypesToExcludeOutputQuantization": ["MatMul"],
+        "ActivationSymmetric": activations == "symmetric",
+    }
     if method == "percentile":
         options["CalibPercentile"] = percentile
     read, written = folder / "prepared.onnx", folder / "static.onnx"
@@ -74,7 +79,7 @@ def quantize_statically(
         op_types_to_quantize=operators,
         per_channel=per_channel,
         reduce_range=reduce_range,
-        activation_type=QuantType.QInt8 if signed_activations else QuantType.QUInt8,
+        activation_type=QuantType.QUInt8 if activations == "uint8" else QuantType.QInt8,
         weight_type=QuantType.QInt8,
         nodes_to_exclude=[*left, *sorted(excluded)],
         calibrate_method=_METHODS[method],

@@ -18,6 +18,7 @@ from tasks.quantize.decoder_forms import decoder_forms, decoder_scores
 from tasks.quantize.metric_drop import drop_of_agreement, drop_of_metric
 from tasks.quantize.quantized_forms import Control, FormBuilder, QuantizedForm, Quantizing
 from tasks.quantize.raw_rows import read_rows
+from tasks.quantize.static_recipe import STATIC
 from tasks.running.child import Child, Result
 from tasks.running.errors import WorkloadError
 from tasks.running.splits import TARGET, read_split
@@ -39,7 +40,7 @@ def main(child: Child) -> Result:
     label = child.extra.get("label") or name_parts(parent.name)[0]
     if any(file.path == DECODER for file in parent.files):
         return _decoder(child, label)
-    calibrated = "static" in spec["methods"]
+    calibrated = not STATIC.isdisjoint(spec["methods"])
     file = child.store.fetch_bytes(parent.file("model.onnx"))
     feeds, rows = _calibration_rows(child, stratify=calibrated and child.data.task in CHOICES)
     wanted = top_answers(file, feeds)
@@ -102,10 +103,10 @@ def _decoder(child: Child, label: str) -> Result:
 
 
 def _calibration_rows(child: Child, *, stratify: bool) -> tuple[Feeds, NDArray[np.int64]]:
-    """The calibration rows that are used, and their numbers in the split: drawn only where static needs them."""
+    """The calibration rows that are used, and their numbers in the split: drawn only where ranges need them."""
     feeds, targets = _read(child, "calibration")
     rows = np.arange(min(len(targets), child.spec["calibration_samples"]))
-    if "static" in child.spec["methods"]:
+    if not STATIC.isdisjoint(child.spec["methods"]):
         rows = choose_rows(targets, child.spec["calibration_samples"], stratify=stratify, seed=child.job.seed)
     return {name: values[rows] for name, values in feeds.items()}, rows
 

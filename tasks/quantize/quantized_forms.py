@@ -24,13 +24,15 @@ from tasks.quantize.equalization import equalize
 from tasks.quantize.half_precision import to_half, why_it_does_not_load
 from tasks.quantize.int8_dynamic import quantize_dynamically
 from tasks.quantize.int8_share import int8_share
+from tasks.quantize.int8_static import Activations
 from tasks.quantize.layer_groups import layer_groups
 from tasks.quantize.metric_drop import Drop
 from tasks.quantize.power_of_two import snap_scales
 from tasks.quantize.prepared_graph import prepare, why_not
 from tasks.quantize.recurrent_weights import round_recurrent_weights
 from tasks.quantize.saturation import saturating_layers
-from tasks.quantize.static_recipe import Build, static_recipe
+from tasks.quantize.static_recipe import STATIC, Build, static_recipe
+from tasks.quantize.symmetric_form import suit_accelerators
 from tasks.quantize.table_rows import round_tables
 from tasks.quantize.trimmed_tables import trim_tables
 from tasks.quantize.weight_only import quantize_weights, runs_as_float
@@ -143,6 +145,8 @@ class FormBuilder:
         if method == "static":
             float_biases(quantized)
             fold_byte_inputs(quantized)
+        elif method == "symmetric":
+            suit_accelerators(quantized)
         data = strip(quantized, merge_equal=True)
         reason = why_it_does_not_load(data) if method == "fp16" else ""
         share = int8_share(self._plain if method == "fp16" else self._prepared, quantized, self.shapes)
@@ -150,7 +154,7 @@ class FormBuilder:
             reason = "accuracy control put every layer back to fp32: a larger max_drop is needed"
         if reason:
             return reason
-        if method == "static" and self._saturates and (layers := saturating_layers(quantized)):
+        if method in STATIC and self._saturates and (layers := saturating_layers(quantized)):
             self.notes["warnings"].append(f"16-bit sums of {len(layers)} int8 layers may saturate: {', '.join(layers)}")
         facts = {
             "parameters": self._cost.parameters,
@@ -159,7 +163,7 @@ class FormBuilder:
             **asdict(share),
             **asdict(agree(self.wanted, top_answers(data, self.feeds))),
         }
-        if method in ("static", "dynamic"):
+        if method in (*STATIC, "dynamic"):
             facts["fp32_layers"] = [*facts["fp32_layers"], *(f"{layer} (from int8 weights)" for layer in recurrent)]
         # Floats are computed alike everywhere; kernels of int8 and int4 weights may round activations to int8 too.
         any_cpu = method == "fp16" or (method == "weights8" and runs_as_float(quantized))
@@ -182,12 +186,12 @@ class FormBuilder:
                 self.notes["warnings"].append(
                     f"equalization is left out: it changed the fp32 answers by {error:.2g} of their size"
                 )
-        corrected = self.quantizing.bias_correction and "static" in self.quantizing.methods
+        corrected = self.quantizing.bias_correction and not STATIC.isdisjoint(self.quantizing.methods)
         return add_biases(prepared) if corrected else prepared
 
     def _build(self, method: str) -> Build:
         prepared, quantizing = self._prepared, self.quantizing
-        if method == "static":
+        if method in STATIC:
             build, notes = static_recipe(
                 prepared,
                 self.feeds,
@@ -197,10 +201,10 @@ class FormBuilder:
                 percentile=quantizing.percentile,
                 per_channel=quantizing.per_channel,
                 reduce_range=self._saturates,
-                signed_activations=cpu_class().startswith("aarch64/"),
+                activations=_activations(method),
                 correct_biases=quantizing.bias_correction,
             )
-            self.notes.update(notes)
+            self.notes.update(notes if method == "static" else {method: notes})
             if quantizing.scales == "any":
                 return build
             most = 64 if self._saturates else 127
@@ -235,3 +239,9 @@ class FormBuilder:
         del report["excluded"]
         self.notes.setdefault("accuracy_control", {})[method] = report
         return build(found.excluded)
+
+
+def _activations(method: str) -> Activations:
+    if method == "symmetric":
+        return "symmetric"
+    return "int8" if cpu_class().startswith("aarch64/") else "uint8"

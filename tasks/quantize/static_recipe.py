@@ -14,8 +14,10 @@ from tasks.quantize.agreement import agree, top_answers
 from tasks.quantize.bias_correction import bias_shifts, shift_biases
 from tasks.quantize.calibration import Feeds, RowReader
 from tasks.quantize.calibration_choice import choose_method
-from tasks.quantize.int8_static import quantize_statically
+from tasks.quantize.int8_static import Activations, quantize_statically
 
+STATIC = frozenset({"static", "symmetric"})
+"""Methods with ranges from the calibration rows."""
 Build = Callable[[frozenset[str]], ModelProto]
 """Makes the quantized model with these nodes left in fp32."""
 
@@ -30,7 +32,7 @@ def static_recipe(
     percentile: float,
     per_channel: bool,
     reduce_range: bool,
-    signed_activations: bool,
+    activations: Activations,
     correct_biases: bool,
 ) -> tuple[Build, dict[str, Any]]:
     """How to build the model, calibrated once however often it is built.
@@ -55,7 +57,7 @@ def static_recipe(
             percentile=percentile,
             per_channel=per_channel,
             reduce_range=reduce_range,
-            signed_activations=signed_activations,
+            activations=activations,
             excluded=excluded,
             ranges=folder / f"ranges-{method}.json",
         )

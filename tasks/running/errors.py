@@ -122,7 +122,7 @@ class StageTimedOut(WinnowError, TimeoutError):
 
 
 class StageOutOfMemory(WinnowError):
-    """A stage grew past its memory limit and was ended."""
+    """A stage grew past its memory limit and was ended, or an accelerator had no more memory for it."""
 
 
 class RunUnreadable(WinnowError):

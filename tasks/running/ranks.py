@@ -120,10 +120,10 @@ def joined(number: int, count: int, *, meeting: Path, seconds: float) -> Iterato
         RankLost: not all of them came.
     """
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # they are on one machine: nothing listens outside of it
-    cuda = _has_gpu(number, count)
+    backend = _backend(_has_accelerator(number, count))
     with others_there("did not find the other ranks"):
         dist.init_process_group(
-            "nccl" if cuda else "gloo",
+            backend,
             init_method=meeting.as_uri(),
             rank=number,
             world_size=count,
@@ -160,7 +160,7 @@ def by_environment(*, wanted: bool, cpu: bool, seconds: float = 600.0) -> Iterat
         # A prefix of its own: what the group before has left in the store leads to sockets that are closed.
         store = dist.PrefixStore(f"winnow-{next(_meetings)}", store)  # type: ignore[attr-defined]
         dist.init_process_group(
-            "nccl" if not cpu and _has_gpu(local, here) else "gloo",
+            _backend(not cpu and _has_accelerator(local, here)),
             store=store,
             rank=number,
             world_size=count,
@@ -192,12 +192,18 @@ def _place(environment: Mapping[str, str]) -> Ranks | None:
     return Ranks(number, count)
 
 
-def _has_gpu(number: int, count: int) -> bool:
-    """Whether each of the processes on this machine has a GPU of its own; this one then uses that of its number."""
-    found = torch.cuda.is_available() and torch.cuda.device_count() >= count
+def _has_accelerator(number: int, count: int) -> bool:
+    """Whether each process on this machine has an accelerator of its own; this one then uses that of its number."""
+    found = torch.accelerator.is_available() and torch.accelerator.device_count() >= count
     if found:
-        torch.cuda.set_device(number)
+        torch.accelerator.set_device_index(number)
     return found
+
+
+def _backend(accelerated: bool) -> str:
+    """How the processes talk: gloo on CPUs, else what the accelerator's own is, NCCL on NVIDIA's GPUs."""
+    device = torch.accelerator.current_accelerator() if accelerated else None
+    return "gloo" if device is None else str(dist.get_default_backend_for_device(device))
 
 
 @contextlib.contextmanager
@@ -239,7 +245,8 @@ def _exchanged(sums: list[Tensor], peer: int) -> list[Tensor]:
 
 def _broadcast(value: Tensor, rank: int) -> Tensor:
     """The value as that rank has it."""
-    carried = value.cuda() if dist.get_backend() == "nccl" else value
+    device = torch.accelerator.current_accelerator() if dist.get_backend() != "gloo" else None
+    carried = value if device is None else value.to(device)
     with others_there(f"lost rank {rank}, or another"):
         dist.broadcast(carried, src=rank)
     return carried.to(value.device)

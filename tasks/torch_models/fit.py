@@ -22,6 +22,7 @@ from tasks.running.source_hash import closure_hash
 from tasks.torch_models.fit_amp import Amp, amp_dtype
 from tasks.torch_models.fit_checkpoint import Checkpoints
 from tasks.torch_models.fit_layout import channels_last
+from tasks.torch_models.fit_memory import smaller_batch_offered
 from tasks.torch_models.fit_rows import Rows, answers, call_model, describe_tensor, judge, torch_device
 from tasks.torch_models.fit_seeding import derive, reproducible, seed_everything
 from tasks.torch_models.fit_state import FitState, History
@@ -102,11 +103,14 @@ def fit(
         TrainingDiverged: the loss became NaN or infinite; names epoch and batch.
         WorkloadError: the model does not take what the workload gives it, or answers something else than [N, ...].
         SpecError: the device is not there; shards do not fit the batches or the processes, or the engine the model.
+        StageOutOfMemory: the accelerator has no more memory; offers a smaller batch.
         RankLost, RanksDisagree: of the processes that share the training.
     """
     wanted = training.shards > 1 or training.engine is not None
     with by_environment(wanted=wanted, cpu=device == "cpu") as ranks:
-        return _fit(model, data, training, objective, views, seed, (torch_device(device), ranks), checkpoints, progress)
+        where = torch_device(device)
+        with smaller_batch_offered(training.batch_size, where):
+            return _fit(model, data, training, objective, views, seed, (where, ranks), checkpoints, progress)
 
 
 def _fit(

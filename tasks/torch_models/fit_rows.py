@@ -159,6 +159,8 @@ def call_model(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     shapes = ", ".join(f"{name} {describe_tensor(value)}" for name, value in inputs.items())
     try:
         outputs = model(**inputs)
+    except torch.OutOfMemoryError:  # a RuntimeError that says nothing against the model
+        raise
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         if transport_failed(error):  # the model's weights are split among processes
             raise RankLost(f"this rank lost another: {error}") from error
