@@ -88,3 +88,29 @@ def test_it_is_proven_in_the_terms_of_language_models(ran: tuple[Winnow, dict[st
     said = report["continuations"]
     assert said["prompts"] == min(32, report["decision"]["samples"]) and len(said["shown"]) == 6
     assert 0 <= said["alike"]["value"] <= said["kept"]["value"] <= 1
+
+
+SEARCH = (
+    "search={minutes: 5, shrink: [0.7], students: [], rungs: 1, trials: 1, qat: false}",
+    *("model=searched-smol", "prune={epochs: 1, batch_size: 32}", "budget.max_choice_drop=null", "objective=size"),
+)
+
+
+def test_a_search_finds_the_smallest_form(ran: tuple[Winnow, dict[str, Any]]) -> None:
+    command, _ = ran
+    report = command.report("smol", *(part for override in (*SMALL, *SEARCH) for part in ("--set", override)))
+    assert report["status"] == "released"
+    candidates = {row["name"]: row for row in report["search"]["candidates"]}
+    assert set(candidates) == {"teacher", "pruned70"}
+    assert all(row["state"] != "failed" for row in candidates.values()), candidates
+    forms = [form for row in candidates.values() for form in row["forms"] if not form["fails"]]
+    assert min(form["bytes"] for form in forms) == report_row(report)["bytes"]
+    assert report["chosen"] == report["search"]["best"] and report["continuations"]["prompts"] > 6
+    assert "weights4" in report_row(report)["name"]
+
+
+def report_row(report: dict[str, Any]) -> dict[str, Any]:
+    """The chosen variant."""
+    (row,) = (row for row in report["variants"] if row["digest"] == report["chosen"])
+    found: dict[str, Any] = row
+    return found
