@@ -13,6 +13,7 @@ from flows.ahead import draw_ahead, import_ahead
 from flows.champion import refused_decision, standing_champion
 from flows.conclusion import concluding
 from flows.example_request import curl_line
+from flows.language_limits import refuse_misplaced
 from flows.lineage import Made, MadeStep
 from flows.ongoing_run import OngoingRun, make_job, open_run
 from flows.rehearsal import settle, try_stages, worth_trying
@@ -27,7 +28,7 @@ from tasks.data import check_data, data_ref, understood
 from tasks.distill import distill
 from tasks.evidence.split_uses import note_use, worn_text
 from tasks.export import export
-from tasks.measure import measure, measurement_of
+from tasks.measure import ContinueSpec, continuations_in, continue_texts, measure, measurement_of
 from tasks.prune import prune
 from tasks.qat import qat
 from tasks.quantize import quantize
@@ -83,6 +84,7 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
     data = check_data(job, spec.data)
     import_ahead(data)
     checked = data_ref(data)
+    refuse_misplaced(spec, checked)
 
     settled = settle(job, spec, checked)  # brought, or untrained
     checked = settled_data(checked, settled)
@@ -170,6 +172,8 @@ def release(run: OngoingRun, made: Made) -> RunReport:
             lambda: note_use(run.store, checked.split("test").file, decision, run_id=job.run_id, model=job.model)
         )
         run.warn(worn_text(uses))
+    if decision is not None and checked.language is not None and decision.chosen != made.baseline.digest:
+        show_continuations(run, made, decision.chosen)
     draw_ahead(run.report)
     rows = made.rows(run.report.chosen, decision.front if decision else ())
     tracked = run.show(lambda: track(job, data=checked, rows=rows, origin=run.origin, links=run.report.links))
@@ -214,6 +218,17 @@ def compare_with_rival(run: OngoingRun, spec: RivalSpec, data: DataRef) -> None:
     except CANDIDATE_FAILURES as error:
         run.journal.failures.clear()
         run.warn(f"there is no rival to compare with: {type(error).__name__}: {error}")
+
+
+def show_continuations(run: OngoingRun, made: Made, chosen: str) -> None:
+    """Put what the chosen model and the baseline say into the report. It decides nothing, as the rival."""
+    variant, baseline = made.of(chosen).variant, made.of(made.baseline.digest).variant
+    try:
+        found = continue_texts(run.job, ContinueSpec(), data=made.checked, variant=variant, baseline=baseline)
+        run.update(continuations=continuations_in(found))
+    except CANDIDATE_FAILURES as error:
+        run.journal.failures.clear()
+        run.warn(f"continuations cannot be shown: {type(error).__name__}: {error}")
 
 
 def plan(spec: PipelineSpec) -> list[PlanLine]:

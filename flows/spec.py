@@ -52,6 +52,7 @@ STAGES = Literal[
     "qat",
     "allocate",
     "clock",
+    "continue",
     "measure",
     "rival",
     "validate",

@@ -9,6 +9,10 @@ from pydantic.fields import FieldInfo
 SAME = {
     "budget.max_accuracy_drop": "gates.margin",
     "budget.max_relative_drop": "gates.relative_margin",
+    "budget.max_nats_increase": "gates.margin",
+    "budget.max_choice_drop": "gates.max_choice_drop",
+    "budget.min_tokens_per_second": "gates.min_tokens_per_second",
+    "budget.max_ttft_ms": "gates.max_ttft_ms",
     "budget.p95_ms": "gates.max_p95_ms",
     "budget.max_bytes": "gates.max_bytes",
     "budget.min_speedup": "gates.min_speedup",
@@ -57,9 +61,13 @@ def budgeted(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _two_margins(document: dict[str, Any]) -> list[str]:
-    """What is wrong where the loss is limited in the metric's unit and as a share of the metric too."""
+    """What is wrong where the loss is limited twice: in nats and as a drop, or in the metric's unit and as a share."""
     relative = [key for key in ("budget.max_relative_drop", "gates.relative_margin") if said(document, key) is not None]
-    absolute = [key for key in ("budget.max_accuracy_drop", "gates.margin") if said(document, key) is not None]
+    own = ("budget.max_accuracy_drop", "budget.max_nats_increase")
+    absolute = [key for key in (*own, "gates.margin") if said(document, key) is not None]
+    if set(own) <= set(absolute):
+        values = " and ".join(f"{key} {said(document, key)!r}" for key in own)
+        return [f"{values} are the same limit; remove one"]
     if not relative or not absolute:
         return []
     values = " and ".join(f"{key} {said(document, key)!r}" for key in (absolute[0], relative[0]))

@@ -133,6 +133,37 @@ class Clocked(Frozen):
         return self.tail_share * baseline.p95_ms
 
 
+class TokenSpeed(Frozen):
+    """How fast a model continues a text, by the loop that serves, in turns with the baseline; intervals 95 %.
+
+    A text that is alone is computed beside a second one (see :mod:`serving.decoding.token_session`), so two at a time
+    get as many tokens each.
+    """
+
+    prompt_tokens: int = Field(ge=1)
+    """Of the prompts that were read: as long as a row of the data, where the context holds it and the answer."""
+    new_tokens: int = Field(ge=1)
+    """Of each answer, after the first one."""
+    prefill: Throughput
+    """Tokens of a prompt per second."""
+    decode: Throughput
+    """Tokens of one answer per second, after the first one."""
+    ttft_ms: float
+    """From a prompt to the first token of its answer, in milliseconds: the median."""
+    ttft_interval: Interval
+    prefill_speedup: Speedup | None = None
+    """Against the baseline; None for the baseline itself."""
+    decode_speedup: Speedup | None = None
+
+    def decode_beside(self, baseline: TokenSpeed) -> float:
+        """Tokens per second as a limit looks at them: the baseline's own, times the speed-up in turns with it."""
+        return self.decode.value if self.decode_speedup is None else baseline.decode.value * self.decode_speedup.value
+
+    def ttft_beside(self, baseline: TokenSpeed) -> float:
+        """Milliseconds to the first token, likewise."""
+        return self.ttft_ms if self.prefill_speedup is None else baseline.ttft_ms / self.prefill_speedup.value
+
+
 class Measurement(Record):
     """All numbers of one variant on one split and one machine."""
 
@@ -156,6 +187,10 @@ class Measurement(Record):
     metric: MetricEstimate
     accuracy: float | None = None
     """Share of right answers, for classifiers whatever the metric; None elsewhere."""
+    bits_per_byte: float | None = None
+    """What a byte of text costs; None for models that do not continue text."""
+    token_speed: TokenSpeed | None = None
+    """How fast it continues text; None likewise."""
     per_class: dict[str, MetricEstimate] = Field(default_factory=dict)
     """The metric within each true class, by label."""
     paired: PairedComparison | None = None

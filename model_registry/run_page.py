@@ -148,7 +148,15 @@ def metrics(measurement: Measurement) -> dict[str, float]:
         "macs": m.macs,
         "peak_rss_mb": m.peak_rss_bytes / MB,
         "cpu_seconds": m.cpu_seconds,
+        "bits_per_byte": m.bits_per_byte,
     }
+    if m.token_speed is not None:
+        speed = m.token_speed
+        found |= {
+            "tokens_per_second": speed.decode.value,
+            "prompt_tokens_per_second": speed.prefill.value,
+            "ttft_ms": speed.ttft_ms,
+        }
     return {key: _rounded(float(value)) for key, value in found.items() if value is not None}
 
 
@@ -288,6 +296,15 @@ def variant_note(row: VariantRun) -> str:
         f"| p95 | {m.p95_ms:.3f} ms | {_interval(m.latency_interval.p95, 3)} |",
         f"| throughput | {m.throughput.value:.0f} /s | {_interval(m.throughput.interval, 0)} |",
     ]
+    if m.bits_per_byte is not None:
+        lines.insert(5, f"| bits per byte | {m.bits_per_byte:.4f} | |")
+    if m.token_speed is not None:
+        speed = m.token_speed
+        lines += [
+            f"| tokens of an answer | {speed.decode.value:.1f} /s | {_interval(speed.decode.interval, 1)} |",
+            f"| tokens of a prompt | {speed.prefill.value:.0f} /s | {_interval(speed.prefill.interval, 0)} |",
+            f"| first token | {speed.ttft_ms:.1f} ms | {_interval(speed.ttft_interval, 1)} |",
+        ]
     if m.speedup is not None:
         lines.append(f"| speed-up | {m.speedup.value:.2f}x | {_interval(m.speedup.interval, 2)} |")
     if m.paired is not None:

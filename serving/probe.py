@@ -17,10 +17,16 @@ from pydantic import Field
 
 from model_registry.answering import AnsweringFailed, AskedProcess, answer_requests
 from model_registry.cpu_class import CPUINFO, cpu_class
-from model_registry.measurement import Clocked, Hardware, LatencyIntervals, Speedup, Throughput
+from model_registry.decoder_form import TOKENS
+from model_registry.measurement import Clocked, Hardware, LatencyIntervals, Speedup, Throughput, TokenSpeed
 from model_registry.variant import Frozen, TensorSpec, Variant
+from serving.decoding.prompt_reader import PromptReader
+from serving.decoding.token_loop import TokenLoop
+from serving.decoding.token_worker import token_loop
 from serving.engine import Engine
+from serving.limits import GenerationBounds
 from serving.probe_latency import EngineTiming, ModelAlone, compare_engines, compare_many, pinned
+from serving.probe_tokens import TIMED, continue_greedily, time_loops
 from serving.quiet_runtime import onnxruntime
 from serving.tensors import NUMPY, Array
 
@@ -51,6 +57,18 @@ class ProbeRequest(Frozen):
     predict_batch: int = Field(default=32, ge=1, description="samples per run when the whole split is predicted")
     predict_seconds: float = Field(default=0.5, ge=0, description="the split is predicted again until this has passed")
     seed: int = Field(default=0, ge=0, description="of the order of blocks and of the bootstrap")
+
+
+class GreedyRequest(Frozen):
+    """What two variants are to continue; fields as in :class:`ProbeRequest`."""
+
+    prompts: tuple[tuple[int, ...], ...] = Field(min_length=1, max_length=64, description="tokens of each text")
+    tokens: int = Field(ge=1, description="of each answer, at most")
+    variant: Variant
+    folder: Path
+    baseline: Variant
+    baseline_folder: Path | None = None
+    threads: int = Field(default=1, ge=1)
 
 
 class ClockRequest(Frozen):
@@ -85,6 +103,8 @@ class ProbeResult(Frozen):
     """None where variant and baseline are the same."""
     tail_share: float | None
     """None likewise."""
+    token_speed: TokenSpeed | None
+    """None for models that do not continue text."""
     cpu_seconds: float
     """CPU seconds per 1000 samples, all threads, at ``predict_batch``."""
     peak_rss_bytes: int
@@ -100,7 +120,7 @@ class Probe:
 
     def __init__(self) -> None:
         self._clean: AskedProcess | None = None
-        self._baseline: tuple[str, int, Engine] | None = None
+        self._baseline: tuple[str, int, Engine, PromptReader | None] | None = None
 
     def measure(self, request: ProbeRequest) -> ProbeResult:
         """Predict the split in a clean process, then time variant and baseline in turns.
@@ -115,8 +135,9 @@ class Probe:
         with pinned(request.threads) as cpus:
             same = request.variant.digest == request.baseline.digest
             baseline = None if same else self._load_baseline(request)
+            engine = Engine(request.folder, request.variant, threads=request.threads)
             comparison = compare_engines(
-                ModelAlone(Engine(request.folder, request.variant, threads=request.threads)),
+                ModelAlone(engine),
                 ModelAlone(baseline) if baseline else None,
                 _requests(arrays, request.batch),
                 batch=request.batch,
@@ -127,6 +148,7 @@ class Probe:
                 least=request.least,
                 cpus=cpus,
             )
+            speed = self._time_tokens(request, engine, baseline, arrays) if engine.decoder else None
         return ProbeResult(
             samples=found["samples"],
             batch=request.batch,
@@ -136,6 +158,7 @@ class Probe:
             baseline_timing=comparison.baseline,
             speedup=comparison.speedup,
             tail_share=comparison.tail_share,
+            token_speed=speed,
             cpu_seconds=found["cpu_seconds"] * 1000 / found["samples"],
             peak_rss_bytes=found["peak_rss_bytes"],
             loaded_rss_bytes=found["loaded_rss_bytes"],
@@ -180,6 +203,22 @@ class Probe:
             for (variant, _), (timing, speedup, share) in zip(request.clocked, timed, strict=True)
         ]
 
+    def continue_texts(self, request: GreedyRequest) -> dict[str, list[list[tuple[int, ...]]]]:
+        """What ``variant`` and ``baseline`` say after each prompt, greedily: the bytes of each token.
+
+        Raises:
+            EngineRunError: a prompt and its answer are longer than the context.
+            EngineLoadError, CpuClassMismatch, ManifestMismatch: as :class:`serving.engine.Engine`.
+        """
+        longest = max(map(len, request.prompts)) + request.tokens
+        bounds = GenerationBounds(context=longest)
+        engine = Engine(request.folder, request.variant, threads=request.threads)
+        loops = {
+            "variant": token_loop(engine, request.folder, bounds),
+            "baseline": self._baseline_loop(request, bounds),
+        }
+        return {role: continue_greedily(loop, request.prompts, request.tokens) for role, loop in loops.items()}
+
     def get_ready(self) -> None:
         """Have a clean process waiting, and return when it has done its imports."""
         if self._clean is None:
@@ -216,13 +255,35 @@ class Probe:
                 self.close()  # it has loaded a variant: no other would be measured cleanly
         return found
 
-    def _load_baseline(self, request: ProbeRequest | ClockRequest) -> Engine:
+    def _time_tokens(
+        self, request: ProbeRequest, engine: Engine, baseline: Engine | None, arrays: dict[str, Array]
+    ) -> TokenSpeed:
+        """Both continue beginnings of the split's texts, in turns."""
+        return time_loops(
+            token_loop(engine, request.folder, TIMED),
+            None if baseline is None else self._baseline_loop(request, TIMED),
+            arrays[TOKENS][:MAX_REQUESTS].tolist(),
+            rounds=request.rounds,
+            seconds=request.seconds,
+            seed=request.seed,
+        )
+
+    def _baseline_loop(self, request: ProbeRequest | GreedyRequest, bounds: GenerationBounds) -> TokenLoop:
+        """What continues texts by the baseline, whose files may be gone by now."""
+        engine = self._load_baseline(request)
+        assert self._baseline is not None and self._baseline[3] is not None
+        return token_loop(engine, self._baseline[3], bounds)
+
+    def _load_baseline(self, request: ProbeRequest | ClockRequest | GreedyRequest) -> Engine:
         """The baseline's engine: one instance for all variants, as they are all compared with the same."""
         wanted = (request.baseline.digest, request.threads)
         if self._baseline is None or self._baseline[:2] != wanted:
             if request.baseline_folder is None:
                 raise ProbeError(f"baseline {request.baseline.name!r} is not loaded; name the folder of its files")
-            self._baseline = (*wanted, Engine(request.baseline_folder, request.baseline, threads=request.threads))
+            engine = Engine(request.baseline_folder, request.baseline, threads=request.threads)
+            form, folder = engine.decoder, request.baseline_folder
+            reader = None if form is None else PromptReader(folder, request.baseline, form)
+            self._baseline = (*wanted, engine, reader)
         return self._baseline[2]
 
 
@@ -283,6 +344,8 @@ def main() -> None:
         if "clocked" in request:
             found = probe.clock(ClockRequest.model_validate(request))
             return {"clocked": [each.model_dump(mode="json") for each in found]}
+        if "prompts" in request:
+            return dict(probe.continue_texts(GreedyRequest.model_validate(request)))
         return probe.measure(ProbeRequest.model_validate(request)).model_dump(mode="json")
 
     answer_requests(answer, come_to_rest=probe.get_ready)

@@ -137,7 +137,7 @@ def compare_engines(
     return Comparison(
         variant=timings[0],
         baseline=timings[-1],
-        speedup=None if baseline is None else _speedup(medians[1] / medians[0], draws),
+        speedup=None if baseline is None else median_speedup(medians[1] / medians[0], draws),
         tail_share=None if baseline is None else timings[0].p95_ms / timings[1].p95_ms,
         rounds=rounds,
         requests_per_block=blocks[0].shape[1],
@@ -167,7 +167,7 @@ def compare_many(
     draws = rng.integers(0, rounds, size=(RESAMPLES, rounds))
     whole, tail = np.median(reference, axis=1), _timing(reference, batch, draws).p95_ms
     timings = [_timing(block, batch, draws) for block in blocks]
-    speedups = [_speedup(whole / np.median(block, axis=1), draws) for block in blocks]
+    speedups = [median_speedup(whole / np.median(block, axis=1), draws) for block in blocks]
     return [(timing, speedup, timing.p95_ms / tail) for timing, speedup in zip(timings, speedups, strict=True)]
 
 
@@ -232,17 +232,18 @@ def _timing(block: Floats, batch: int, draws: npt.NDArray[np.int64]) -> EngineTi
         requests=block.size,
         p50_ms=float(np.median(p50)),
         p95_ms=float(np.percentile(block, 95) * 1e3),
-        latency_interval=LatencyIntervals(p50=_interval(p50, draws), p95=_tail_interval(block * 1e3, draws)),
-        throughput=Throughput(value=float(np.median(throughput)), interval=_interval(throughput, draws)),
+        latency_interval=LatencyIntervals(p50=median_interval(p50, draws), p95=_tail_interval(block * 1e3, draws)),
+        throughput=Throughput(value=float(np.median(throughput)), interval=median_interval(throughput, draws)),
     )
 
 
-def _speedup(ratios: Floats, draws: npt.NDArray[np.int64]) -> Speedup:
-    interval = _interval(ratios, draws)
+def median_speedup(ratios: Floats, draws: npt.NDArray[np.int64]) -> Speedup:
+    """Of ratios [rounds], baseline over variant; ``draws`` [resamples, rounds] are rounds drawn with replacement."""
+    interval = median_interval(ratios, draws)
     return Speedup(value=float(np.median(ratios)), interval=interval, verdict=speedup_verdict(interval))
 
 
-def _interval(values: Floats, draws: npt.NDArray[np.int64]) -> Interval:
+def median_interval(values: Floats, draws: npt.NDArray[np.int64]) -> Interval:
     """Percentile bootstrap of the median over rounds (Efron and Tibshirani 1993, chapter 13)."""
     low, high = np.percentile(np.median(values[draws], axis=1), [2.5, 97.5])
     return float(low), float(high)

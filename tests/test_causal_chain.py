@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,19 @@ from typing import Any
 import pytest
 from conftest import RunningStack
 from forked_runs import Forks
-from test_causal_lm import texts
+from test_causal_lm import questions, texts
 from winnow_command import Winnow
 
 import winnow
 
 SMALL = (
     "workload.path=winnow:CausalLM",
-    "workload.arguments={source: texts, tokens: 16, vocabulary: 300}",
+    "workload.arguments={source: texts, tokens: 16, vocabulary: 300, questions: questions.jsonl}",
     *("teacher=null", "train={epochs: 2, batch_size: 32, learning_rate: 0.003, scale: {width: 0.34}}"),
     "distill={epochs: 1, batch_size: 32, control: false, scale: {layers: half, width: 0.34}}",
     "prune={epochs: 1, ratio: 0.3, batch_size: 32}",
-    *("budget.max_accuracy_drop=2", "measure.rounds=5", "measure.seconds=0.1", "gates.floor=null"),
+    *("budget.max_nats_increase=2", "budget.max_choice_drop=0.9", "budget.min_tokens_per_second=1"),
+    *("budget.max_ttft_ms=60000", "measure.rounds=5", "measure.seconds=0.1", "gates.floor=null"),
 )
 
 
@@ -29,6 +31,7 @@ SMALL = (
 def ran(stack: RunningStack, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> tuple[Winnow, dict[str, Any]]:
     command = Winnow(tmp_path_factory.mktemp("causal"), stack.home, forks)
     texts(command.folder / "texts", 120)
+    questions(command.folder / "questions.jsonl", 20)
     return command, command.report("smol", *(part for override in SMALL for part in ("--set", override)))
 
 
@@ -65,4 +68,49 @@ def test_the_page_shows_it(ran: tuple[Winnow, dict[str, Any]]) -> None:
     page = next(Path(command.folder).rglob("report.html"), None) or next(
         (command.home / "runs" / report["run_id"]).rglob("report.html")
     )
-    assert "nats" in page.read_text()
+    assert "nats" in page.read_text() and "bits per byte" in page.read_text()
+
+
+def test_it_is_proven_in_the_terms_of_language_models(ran: tuple[Winnow, dict[str, Any]]) -> None:
+    _, report = ran
+    gates = {gate["gate"]: gate for gate in report["decision"]["gates"]}
+    assert all(gates[name]["passed"] for name in ("choices", "decoding", "first_token", "non_inferior_to_baseline"))
+    assert not gates["enough_questions"]["passed"] and gates["enough_questions"]["severity"] == "warning"
+    scored = {each["role"]: each for each in report["decision"]["scored"]}
+    assert scored["chosen"]["choices"]["to_baseline"]["samples"] == 20
+    assert scored["baseline"]["choices"]["to_baseline"] is None
+    for row in report["variants"]:
+        speed = row["token_speed"]
+        assert speed["prompt_tokens"] == 16 and speed["ttft_ms"] > 0 and speed["decode"]["value"] > 1
+        assert (speed["decode_speedup"] is None) is (row["digest"] == report["baseline"])
+        nats, bits = row["metric"]["value"], row["bits_per_byte"]
+        assert 0.1 < bits < nats / math.log(2)  # a token has more than a byte
+    said = report["continuations"]
+    assert said["prompts"] == min(32, report["decision"]["samples"]) and len(said["shown"]) == 6
+    assert 0 <= said["alike"]["value"] <= said["kept"]["value"] <= 1
+
+
+SEARCH = (
+    "search={minutes: 5, shrink: [0.7], students: [], rungs: 1, trials: 1, qat: false}",
+    *("model=searched-smol", "prune={epochs: 1, batch_size: 32}", "budget.max_choice_drop=null", "objective=size"),
+)
+
+
+def test_a_search_finds_the_smallest_form(ran: tuple[Winnow, dict[str, Any]]) -> None:
+    command, _ = ran
+    report = command.report("smol", *(part for override in (*SMALL, *SEARCH) for part in ("--set", override)))
+    assert report["status"] == "released"
+    candidates = {row["name"]: row for row in report["search"]["candidates"]}
+    assert set(candidates) == {"teacher", "pruned70"}
+    assert all(row["state"] != "failed" for row in candidates.values()), candidates
+    forms = [form for row in candidates.values() for form in row["forms"] if not form["fails"]]
+    assert min(form["bytes"] for form in forms) == report_row(report)["bytes"]
+    assert report["chosen"] == report["search"]["best"] and report["continuations"]["prompts"] > 6
+    assert "weights4" in report_row(report)["name"]
+
+
+def report_row(report: dict[str, Any]) -> dict[str, Any]:
+    """The chosen variant."""
+    (row,) = (row for row in report["variants"] if row["digest"] == report["chosen"])
+    found: dict[str, Any] = row
+    return found

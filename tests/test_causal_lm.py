@@ -38,6 +38,17 @@ def texts(folder: Path, count: int = 40) -> Path:
     return folder
 
 
+def questions(path: Path, count: int) -> Path:
+    """Questions of which anything is the answer."""
+    words = sorted(set(TEXT.split()))
+    lines = [
+        {"question": f"{number} The {words[number % 7]}", "choices": [*words[:2], "dog 1"], "answer": number % 3}
+        for number in range(count)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
 def workload(folder: Path, **arguments: object) -> CausalLM:
     given = {"tokens": 16, "vocabulary": 300, **arguments}
     return CausalLM(str(texts(folder / "texts")), **given)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from flows.calls.run_result import RunResult
 from flows.reaching import reach_store
 from tasks.report.run_records import find_run
-from tasks.report.run_report import RunReport
+from tasks.report.run_report import RunReport, VariantRow
 from tasks.running.errors import WinnowError
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ def variants_of(model_or_run: str | RunResult) -> DataFrame:
         is both better and faster); the metric under its own name, with ``_low`` and ``_high`` of its 95 % interval;
         ``bytes``; ``smaller``: times, against the baseline; ``p50_ms``, ``p95_ms``; ``speedup``, ``speedup_low``,
         ``speedup_high``: times, from rounds interleaved with the baseline, NaN for itself; ``samples_per_second``;
-        ``peak_rss_bytes``; ``parameters``; ``macs`` per sample; ``digest``. Numbers are of the validation split.
+        ``peak_rss_bytes``; ``parameters``; ``macs`` per sample; ``digest``; of language models also ``bits_per_byte``,
+        ``tokens_per_second`` (of one answer) and ``ttft_ms``. Numbers are of the validation split.
 
     Raises:
         WinnowError: there is no run or model of that name.
@@ -99,6 +100,14 @@ def variant_frame(report: RunReport) -> DataFrame:
             "macs": row.macs,
             "digest": row.digest,
         }
+        | _language(row)
         for row in report.variants
     ]
     return pandas.DataFrame(rows)
+
+
+def _language(row: VariantRow) -> dict[str, Any]:
+    if row.bits_per_byte is None or row.token_speed is None:
+        return {}
+    speed = row.token_speed
+    return {"bits_per_byte": row.bits_per_byte, "tokens_per_second": speed.decode.value, "ttft_ms": speed.ttft_ms}

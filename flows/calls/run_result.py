@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from model_registry.sizes import size_text
-from tasks.evidence.number_text import metric_range, metric_text
+from tasks.evidence.number_text import bits_text, metric_range, metric_text
 from tasks.report.headline import headline
 from tasks.report.ratio_text import faster_text, smaller_text
 from tasks.report.run_report import RunReport, VariantRow
@@ -78,7 +78,8 @@ def _table(report: RunReport) -> str:
     for row in shortlist(report):
         cells = [
             row.name + (" (baseline)" if row is baseline else ""),
-            f"{metric_text(row.metric.value, name)} ({metric_range(row.metric.interval, name)})",
+            f"{metric_text(row.metric.value, name)} ({metric_range(row.metric.interval, name)})"
+            + (f", {bits_text(row.bits_per_byte)}" if row.bits_per_byte is not None else ""),
             size_text(row.bytes),
             smaller_text(row, baseline),
             faster_text(row),

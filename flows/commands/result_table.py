@@ -155,6 +155,8 @@ def _variants(report: RunReport, columns: Sequence[str], *, stacked: bool) -> Ta
     table.add_column("variant", no_wrap=True)
     if not stacked:
         table.add_column("stage", no_wrap=True)
+    if any(row.bits_per_byte is not None for row in report.variants) and "metric" in columns:
+        columns = ("metric", "bits/byte", *columns[1:])
     for column in columns:
         title = report.metric.name if column == "metric" and report.metric else column
         interval = f"{end}[dim]\\[95 %][/]" if column in ("metric", "p50 ms", "p95 ms") else ""
@@ -180,6 +182,7 @@ def _cells(report: RunReport, row: VariantRow, end: str) -> dict[str, str]:
     baseline = report.row(report.baseline)
     return {
         "metric": f"{metric_text(row.metric.value, name)}{end}[dim]{metric_range(row.metric.interval, name)}[/]",
+        "bits/byte": "" if row.bits_per_byte is None else f"{row.bits_per_byte:.4g}",
         "size": size_text(row.bytes),
         "p50 ms": f"{ms_text(row.p50_ms)}{end}[dim]{ms_range(row.latency_interval.p50)}[/]",
         "p95 ms": f"{ms_text(row.p95_ms)}{end}[dim]{ms_range(row.latency_interval.p95)}[/]",

@@ -27,6 +27,33 @@ class BudgetSpec(Frozen):
         "(0.01: the error may grow by one percent; where higher is better, the metric may fall by one percent of its "
         "value)",
     )
+    max_nats_increase: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="max_accuracy_drop under the name that it has for language models: how much more a token may cost, "
+        "in nats",
+    )
+    max_choice_drop: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="of a language model with questions: largest loss of multiple-choice accuracy against the baseline "
+        "(0.02: two points), by the sum of log-probabilities; its one-sided 95 % bound must stay within",
+    )
+    min_tokens_per_second: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="of a language model: tokens per second that one answer must have at least, after its first token",
+    )
+    max_ttft_ms: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="of a language model: largest acceptable time from a prompt, as long as a row, to the first token "
+        "of its answer, in ms",
+    )
     p95_ms: float | None = Field(
         default=None, gt=0, description="largest acceptable 95th percentile of the latency, in ms"
     )

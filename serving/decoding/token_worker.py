@@ -32,13 +32,17 @@ _NOTHING = EngineWork(0, 0, 0, 0, 0, False)
 _TAKEN = _NOTHING._replace(done=True)
 
 
-def token_loop(engine: Engine, folder: Path, bounds: GenerationBounds | None = None) -> TokenLoop:
-    """What continues texts by this engine, tried once."""
+def token_loop(engine: Engine, files: Path | PromptReader, bounds: GenerationBounds | None = None) -> TokenLoop:
+    """What continues texts by this engine, tried once.
+
+    Args:
+        files: folder of the variant's files, or what has read of them how prompts are read.
+    """
     assert engine.decoder is not None
     bounds = bounds or GenerationBounds()
     context = min(engine.decoder.context, bounds.context)
     session = TokenSession(engine, slots=bounds.slots, context=context)
-    reader = PromptReader(folder, engine.variant, engine.decoder)
+    reader = files if isinstance(files, PromptReader) else PromptReader(files, engine.variant, engine.decoder)
     session.read(0, [0, 0], at=0)  # the first call takes longer
     session.step([0, 0], [2, 2])
     return TokenLoop(session, reader, bounds)

@@ -13,9 +13,9 @@ from tasks.readers.reading import Reading
 from tasks.running.child import Child, Result
 from tasks.running.errors import DataCheckFailed
 from tasks.running.files_read import watched_reading
-from tasks.running.splits import TARGET, Columns, ColumnSpec, DataRef, SplitRef
+from tasks.running.splits import TARGET, Columns, ColumnSpec, DataRef, LanguageRef, SplitRef
 from tasks.running.task_kind import TaskKind
-from tasks.workloads.workload import Workload, load_workload
+from tasks.workloads.workload import Workload, choice_rows, continues_text, load_workload
 
 if TYPE_CHECKING:
     from tasks.data.checking import Checked
@@ -30,9 +30,9 @@ def main(child: Child) -> Result:
     module = child.job.workload.path.partition(":")[0]
     with watched_reading(module, child.job.workload.folder) as reads:
         given = given_splits(workload)
-    splits = storable(given.splits)
+    splits, language = storable(given.splits), _language(child, workload)
     child.progress(0.2, "storing the splits")
-    data = _store(child, workload, splits)
+    data = _store(child, workload, splits).model_copy(update={"language": language})
     child.progress(0.3, "checking")
     # Great Expectations takes seconds to import; data that cannot even be read is refused before.
     from tasks.data.check_splits import check_splits
@@ -67,7 +67,8 @@ def main(child: Child) -> Result:
         "rows": {split.name: split.rows for split in data.splits},
         "read": reads.noted(),
     }
-    return Result(values=values, files=(*(split.file for split in data.splits), page))
+    asked = (language.questions,) if language is not None and language.questions is not None else ()
+    return Result(values=values, files=(*(split.file for split in data.splits), page, *asked))
 
 
 def _store(child: Child, workload: Workload, splits: dict[str, Columns]) -> DataRef:
@@ -83,6 +84,16 @@ def _store(child: Child, workload: Workload, splits: dict[str, Columns]) -> Data
         metric=workload.metric_ref(train[TARGET]),
         labels=workload.labels(),
     )
+
+
+def _language(child: Child, workload: Workload) -> LanguageRef | None:
+    if not continues_text(workload):
+        return None
+    rows = choice_rows(workload)
+    if rows is None:
+        return LanguageRef()
+    stored = child.store.publish_bytes(npz_bytes(vars(rows)), "questions.npz")
+    return LanguageRef(questions=stored, count=int(rows.question[-1]) + 1)
 
 
 def _column(values: np.ndarray) -> ColumnSpec:

@@ -9,11 +9,12 @@ from pydantic import Field
 from model_registry.manifest import FileEntry
 from model_registry.measurement import ClassLoss, MetricEstimate, PairedComparison
 from model_registry.variant import Frozen, Record
+from tasks.evidence.choice_scores import ChoiceScores
 from tasks.evidence.number_text import gate_number
 from tasks.evidence.split_gap import SplitGap
 
 Severity = Literal["critical", "warning"]
-Unit = Literal["loss", "metric", "ms", "bytes", "ratio", "samples"]
+Unit = Literal["loss", "metric", "ms", "bytes", "ratio", "samples", "points", "tokens/s"]
 
 
 class GateRow(Frozen):
@@ -46,11 +47,15 @@ class Scored(Frozen):
     name: str
     role: str
     metric: MetricEstimate
+    bits_per_byte: float | None = None
+    """Of texts; None for models that do not continue any."""
     per_class: dict[str, MetricEstimate] = Field(default_factory=dict)
     class_losses: dict[str, ClassLoss] = Field(default_factory=dict)
     """Against the baseline, by label."""
     to_baseline: PairedComparison | None = None
     to_champion: PairedComparison | None = None
+    choices: ChoiceScores | None = None
+    """Of a language model with questions, on the test split's use alone."""
 
 
 class SequenceMember(Frozen):

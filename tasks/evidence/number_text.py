@@ -40,6 +40,11 @@ def points(value: float, metric: str) -> str:
     return (f"{three_digits(100 * value)} points" if is_share(metric) else f"{value:.4g}").replace("-", "−")
 
 
+def bits_text(bits: float) -> str:
+    """``0.812 bits per byte``."""
+    return f"{bits:.4g} bits per byte"
+
+
 def share_of_baseline(share: float) -> str:
     """A margin that is relative to the baseline: ``1 % of the baseline's metric``."""
     return f"{100 * share:.3g} % of the baseline's metric"
@@ -79,7 +84,8 @@ def times_text(ratio: float) -> str:
 
 
 def gate_number(value: float, unit: str, metric: str) -> str:
-    """A gate's number in its unit: ``loss``, ``metric``, ``ms``, ``bytes``, ``ratio`` or ``samples``."""
+    """A gate's number in its unit: ``loss``, ``metric``, ``ms``, ``bytes``, ``ratio``, ``samples``, ``points`` or
+    ``tokens/s``."""
     if value != value:
         return "missing"
     if unit == "loss":
@@ -91,4 +97,6 @@ def gate_number(value: float, unit: str, metric: str) -> str:
         "bytes": size_text(value),
         "ratio": f"{value:.2f}×",
         "samples": f"{value:.0f}",
+        "points": points(value, "accuracy"),
+        "tokens/s": f"{three_digits(value)} tokens/s",
     }[unit]

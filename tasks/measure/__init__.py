@@ -8,6 +8,7 @@ from pydantic import Field
 
 from model_registry.measurement import Clocked, Measurement
 from model_registry.variant import Frozen, Variant
+from tasks.evidence.continuations import Continuations
 from tasks.evidence.split_inputs import split_inputs
 from tasks.running.policy import step
 from tasks.running.splits import DataRef
@@ -69,6 +70,25 @@ CLOCK = Stage(
 )
 
 
+CONTINUE = Stage(
+    name="continue",
+    pool="numbers",
+    entry="tasks.measure.continue_child:main",
+    libraries=("onnxruntime", "numpy", "tokenizers"),
+    device_matters=False,
+    workload_matters=False,
+    cpu_class_matters=True,
+)
+
+
+class ContinueSpec(Frozen):
+    """How many texts are continued, and how far."""
+
+    prompts: int = Field(default=32, ge=1, le=64, description="beginnings of texts that both models continue")
+    tokens: int = Field(default=48, ge=1, description="of each answer, at most")
+    shown: int = Field(default=6, ge=0, description="answers that the report shows side by side")
+
+
 class ClockSpec(Frozen):
     """How files are timed whose weights mean nothing yet."""
 
@@ -116,6 +136,23 @@ def clock(
     extra = {"inputs": split.model_dump(mode="json") if split else None}
     inputs = {"baseline": baseline, **{f"variant{number}": v for number, v in enumerate(variants)}}
     return run_stage(CLOCK, job, spec, data=data, inputs=inputs, extra=extra, label=label)
+
+
+@step(CONTINUE)
+def continue_texts(job: Job, spec: ContinueSpec, *, data: DataRef, variant: Variant, baseline: Variant) -> Outcome:
+    """Have beginnings of the test split's texts continued by a language model and by its baseline, greedily.
+
+    Returns:
+        The outcome; :func:`continuations_in` reads what they say from it.
+    """
+    extra = {"inputs": split_inputs(job, data)["test"].model_dump(mode="json")}
+    inputs = {"variant": variant, "baseline": baseline}
+    return run_stage(CONTINUE, job, spec, data=data, inputs=inputs, extra=extra, label=variant.name)
+
+
+def continuations_in(outcome: Outcome) -> Continuations:
+    """What is in an outcome of :func:`continue_texts`; KeyError if it was only planned."""
+    return Continuations.model_validate(outcome.values["continuations"])
 
 
 def clocked_in(outcome: Outcome) -> dict[str, Clocked]:

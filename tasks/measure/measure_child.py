@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import onnx
 
+from model_registry.decoder_form import TOKENS
 from model_registry.manifest import FileEntry
-from model_registry.measurement import Hardware, LatencyIntervals, Measurement, Speedup, Throughput
+from model_registry.measurement import Hardware, LatencyIntervals, Measurement, Speedup, Throughput, TokenSpeed
 from model_registry.variant import Variant
 from tasks.evidence.arrays import Array, fetch_arrays, publish_arrays
 from tasks.evidence.class_loss import class_losses
 from tasks.evidence.paired import Scores, compare_paired, summarise_pairs
 from tasks.evidence.scoring import per_class, score
+from tasks.evidence.text_bytes import bits_per_byte
 from tasks.measure.kept_answers import kept_answers
 from tasks.measure.probe_process import ProbeProcess, probe_process
 from tasks.onnx_models.onnx_cost import onnx_cost
@@ -31,6 +33,7 @@ def main(child: Child) -> Result:
     inputs = child.store.fetch(FileEntry.model_validate(child.extra["inputs"]), child.workdir / "inputs.npz")
     with np.load(inputs, allow_pickle=False) as archive:
         targets = archive[TARGET]
+        tokens = archive[TOKENS] if TOKENS in archive else np.empty((0, 0), np.int64)
     reference = _baseline_scores(child)
 
     with probe_process() as probe:
@@ -47,6 +50,7 @@ def main(child: Child) -> Result:
             stage=variant.stage,
             split=child.extra["split"],
             samples=len(scores),
+            bits_per_byte=bits_per_byte(child.store, variant, outputs, tokens),
             data=child.data.fingerprint,
             predict_batch=child.spec["predict_batch"],
             **evidence,
@@ -96,6 +100,7 @@ def _numbers(probed: dict[str, Any]) -> dict[str, Any]:
         "latency_interval": LatencyIntervals.model_validate(probed["latency_interval"]),
         "throughput": Throughput.model_validate(probed["throughput"]),
         "speedup": Speedup.model_validate(probed["speedup"]) if probed["speedup"] else None,
+        "token_speed": TokenSpeed.model_validate(probed["token_speed"]) if probed["token_speed"] else None,
     }
 
 

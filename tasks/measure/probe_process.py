@@ -85,6 +85,20 @@ class ProbeProcess:
         found = self._ask(store, workdir, names, baseline, baseline, threads, request)
         return [Clocked.model_validate(each) for each in found["clocked"]]
 
+    def continue_texts(
+        self, store: Store, workdir: Path, *, variant: Variant, baseline: Variant, threads: int, **request: Any
+    ) -> dict[str, list[list[list[int]]]]:
+        """What ``variant`` and ``baseline`` say, the bytes of each token after each prompt; see :meth:`measure`.
+
+        Args:
+            request: further fields of :class:`serving.probe.GreedyRequest`.
+        """
+        request |= {
+            "variant": variant.model_dump(mode="json", by_alias=True),
+            "folder": str(store.materialise(variant.files, workdir / "variant")),
+        }
+        return self._ask(store, workdir, variant.name, baseline, baseline, threads, request)
+
     def _ask(
         self,
         store: Store,

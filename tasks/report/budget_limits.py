@@ -14,7 +14,7 @@ from tasks.report.run_report import RunReport
 @dataclass(frozen=True)
 class BudgetLimits:
     """None: not limited. ``margin`` is a loss of the metric, in its own unit, ``share`` of the baseline's metric where
-    that was said; ``speedup`` and ``shrink`` are minima."""
+    that was said; ``speedup``, ``shrink`` and ``tokens_per_second`` are minima."""
 
     margin: float | None
     p95_ms: float | None
@@ -22,6 +22,8 @@ class BudgetLimits:
     speedup: float | None = None
     shrink: float | None = None
     share: float | None = None
+    tokens_per_second: float | None = None
+    ttft_ms: float | None = None
 
     def text(self, metric: str) -> str:
         """All of them in words; '' without any."""
@@ -31,6 +33,8 @@ class BudgetLimits:
             f"file at most {size_text(self.bytes)}" if self.bytes is not None else "",
             f"at least {self.speedup:g}× as fast" if self.speedup is not None else "",
             f"file at least {self.shrink:g}× smaller" if self.shrink is not None else "",
+            f"at least {self.tokens_per_second:g} tokens/s" if self.tokens_per_second is not None else "",
+            f"first token within {ms_text(self.ttft_ms)} ms" if self.ttft_ms is not None else "",
         ]
         return ", ".join(part for part in parts if part)
 
@@ -84,7 +88,8 @@ def limits_of(report: RunReport) -> BudgetLimits:
         _number(budget.get("max_relative_drop"), gates.get("relative_margin")),
         report.row(report.baseline),
     )
-    margin = _number(budget.get("max_accuracy_drop"), gates.get("margin"))
+    drop = next((budget[key] for key in ("max_accuracy_drop", "max_nats_increase") if budget.get(key)), None)
+    margin = _number(drop, gates.get("margin"))
     if share is not None:
         margin = share * abs(baseline.metric.value) if baseline else None
     return BudgetLimits(
@@ -94,6 +99,8 @@ def limits_of(report: RunReport) -> BudgetLimits:
         speedup=_number(budget.get("min_speedup"), gates.get("min_speedup")),
         shrink=_number(budget.get("min_shrink"), gates.get("min_shrink")),
         share=share,
+        tokens_per_second=_number(budget.get("min_tokens_per_second"), gates.get("min_tokens_per_second")),
+        ttft_ms=_number(budget.get("max_ttft_ms"), gates.get("max_ttft_ms")),
     )
 
 

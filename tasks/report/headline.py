@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from model_registry.sizes import size_text
-from tasks.evidence.number_text import count_text, difference_text, metric_text, ms_text, points, times_text
+from tasks.evidence.decision import Scored
+from tasks.evidence.number_text import bits_text, count_text, difference_text, metric_text, ms_text, points, times_text
 from tasks.report.run_report import RunReport, VariantRow
 from tasks.report.search_view import search_verdict
 
@@ -45,6 +47,8 @@ def tiles(report: RunReport) -> list[Tile]:
         if chosen.digest != baseline.digest
         else "validation"
     )
+    if chosen.bits_per_byte is not None:
+        change = f"{bits_text(chosen.bits_per_byte)}; {change}"
     return [
         Tile(name, metric_text(chosen.metric.value, name), change),
         Tile("latency p50", f"{ms_text(chosen.p50_ms)} ms", _speed(chosen, baseline)),
@@ -108,8 +112,13 @@ def _proof(report: RunReport) -> str:
     return (
         f"On {paired.samples} test samples its {name} differs by {difference_text(paired.difference, name)}, "
         f"and with 95 % confidence it loses less than {points(max(paired.bound, 0.0), name)} "
-        f"(margin {points(margin, name)}). "
+        f"(margin {points(margin, name)}). {_bits(scored)}"
     )
+
+
+def _bits(scored: Mapping[str, Scored]) -> str:
+    own, other = (scored[role].bits_per_byte if role in scored else None for role in ("chosen", "baseline"))
+    return f"That is {bits_text(own)}; the baseline takes {other:.4g}. " if own and other else ""
 
 
 def _change(before: float, after: float, less: str, more: str) -> str:

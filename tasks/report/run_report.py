@@ -16,11 +16,13 @@ from model_registry.measurement import (
     MetricEstimate,
     PairedComparison,
     Speedup,
+    TokenSpeed,
 )
 from model_registry.owner import Owner
 from model_registry.store import Store
 from model_registry.target_form import TargetForm
 from model_registry.variant import Frozen, Record
+from tasks.evidence.continuations import Continuations
 from tasks.evidence.decision import Decision
 from tasks.evidence.pareto import pareto_digests
 from tasks.evidence.search_summary import SearchSummary
@@ -62,6 +64,9 @@ class VariantRow(Frozen):
     parents: tuple[str, ...] = ()
     bytes: int
     metric: MetricValue
+    bits_per_byte: float | None = None
+    """Of texts, where the model continues some."""
+    token_speed: TokenSpeed | None = None
     accuracy: float | None
     p50_ms: float
     p95_ms: float
@@ -128,6 +133,8 @@ class RunReport(Record):
     """What a search tried and why it ended; None where the spec gave the ratios."""
     layers: ChosenLayers | None = None
     """What became of the chosen variant's layers; None where nothing was pruned or quantized."""
+    continuations: Continuations | None = None
+    """What the chosen language model and the baseline say after the same beginnings; None elsewhere."""
     targets: tuple[TargetForm, ...] = ()
     """The chosen variant in the forms that other machines run."""
     error: RunError | None = None
@@ -216,6 +223,8 @@ def _row(m: Measurement, parents: tuple[str, ...], *, pareto: bool, control: boo
         parents=parents,
         bytes=m.bytes,
         metric=_value(m.metric),
+        bits_per_byte=m.bits_per_byte,
+        token_speed=m.token_speed,
         accuracy=m.accuracy,
         p50_ms=m.p50_ms,
         p95_ms=m.p95_ms,

@@ -45,6 +45,14 @@ class MetricRef(Frozen):
     builtin: bool
 
 
+class LanguageRef(Frozen):
+    """Of texts that a language model continues: the questions with several answers that it is asked, if any, as an npz
+    of :class:`tasks.workloads.choice_questions.ChoiceRows`, and how many they are."""
+
+    questions: FileEntry | None = None
+    count: int = 0
+
+
 class DataRef(Frozen):
     """Data that passed its checks. ``fingerprint`` is the hash of the splits' content.
 
@@ -57,6 +65,8 @@ class DataRef(Frozen):
     task: TaskKind
     metric: MetricRef
     labels: tuple[str, ...] | None = None
+    language: LanguageRef | None = None
+    """None where the model does not continue text."""
 
     def split(self, name: str) -> SplitRef:
         """The split of that name; KeyError names those there are."""

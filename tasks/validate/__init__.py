@@ -82,6 +82,8 @@ def validate(
         "reason": choice.reason,
         "predict_batch": predict_batch,
     }
+    if data.language is not None and data.language.questions is not None:
+        extra["questions"] = data.language.questions.model_dump(mode="json")
     try:
         # A champion chosen again has nobody to be compared with, and the answer of its own release is reused.
         first = inputs if among else inputs | opponent

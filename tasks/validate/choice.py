@@ -122,6 +122,7 @@ def scored(measurement: Measurement, *, role: str, to_champion: PairedComparison
         name=measurement.name,
         role=role,
         metric=measurement.metric,
+        bits_per_byte=measurement.bits_per_byte,
         per_class=measurement.per_class,
         class_losses=measurement.class_losses,
         to_baseline=measurement.paired,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 from model_registry.measurement import Clocked, Measurement
 from tasks.evidence.class_loss import fewest_samples
 from tasks.evidence.decision import GateRow, Scored
 from tasks.evidence.mean_bound import FEWEST
 from tasks.validate.gate_spec import GateSpec
 
+FEWEST_QUESTIONS = 1000
+"""With so many a 95 % interval of the share of right answers is about six points wide."""
 _SPEEDUP = "speed-up over the baseline, lower end of the 95 % interval"
 
 
@@ -38,6 +42,7 @@ def gate_rows(
             GateRow(gate="floor", meaning=name, value=value, limit=spec.floor, unit="metric", at_most=not higher)
         )
     rows += [*_class_rows(spec, variant), *_sample_rows(variant)]
+    rows += [*_choice_rows(spec, variant), *_token_rows(spec, costs, baseline_costs)]
     rows += structural_rows(spec, costs, baseline_costs=baseline_costs)
     if costs.speedup is not None and spec.min_speedup is None:
         # Not everybody compresses for speed, so this one only warns.
@@ -70,6 +75,39 @@ def structural_rows(
         limit = spec.min_shrink
         rows.append(GateRow(gate="shrink", meaning=meaning, value=ratio, limit=limit, unit="ratio", at_most=False))
     return tuple(rows)
+
+
+def _token_rows(spec: GateSpec, costs: Measurement, baseline_costs: Measurement) -> list[GateRow]:
+    """How fast a text is continued; the number is missing, which no gate lets pass, where it was not measured."""
+    speed, reference = costs.token_speed, baseline_costs.token_speed
+    rows = list[GateRow]()
+    if spec.min_tokens_per_second is not None:
+        meaning = "tokens of an answer per second: the baseline's, times the speed-up in turns with it"
+        value = speed.decode_beside(reference) if speed and reference else math.nan
+        limit = spec.min_tokens_per_second
+        rows.append(GateRow(gate="decoding", meaning=meaning, value=value, limit=limit, unit="tokens/s", at_most=False))
+    if spec.max_ttft_ms is not None:
+        prompt = f"a prompt of {speed.prompt_tokens} tokens" if speed else "a prompt"
+        meaning = f"from {prompt} to the first token: the baseline's time, by the speed-up in turns with it"
+        value = speed.ttft_beside(reference) if speed and reference else math.nan
+        rows.append(GateRow(gate="first_token", meaning=meaning, value=value, limit=spec.max_ttft_ms, unit="ms"))
+    return rows
+
+
+def _choice_rows(spec: GateSpec, variant: Scored) -> list[GateRow]:
+    """What is lost of right answers to the questions, where the split has any."""
+    paired = variant.choices.to_baseline if variant.choices else None
+    if paired is None:
+        return []
+    rows = list[GateRow]()
+    if spec.max_choice_drop is not None:
+        meaning = f"95 % bound of the loss of right answers to the same {paired.samples} questions"
+        limit = spec.max_choice_drop
+        rows.append(GateRow(gate="choices", meaning=meaning, value=paired.bound, limit=limit, unit="points"))
+    if paired.samples < FEWEST_QUESTIONS:
+        meaning = "questions: with fewer the share of right answers is known to some points only"
+        rows.append(_too_few("enough_questions", meaning, paired.samples, FEWEST_QUESTIONS))
+    return rows
 
 
 def _class_rows(spec: GateSpec, variant: Scored) -> list[GateRow]:

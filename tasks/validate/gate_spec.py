@@ -67,6 +67,27 @@ class GateSpec(Frozen):
         description="what budget.min_shrink says",
         json_schema_extra={"deprecated": True},
     )
+    max_choice_drop: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="what budget.max_choice_drop says",
+        json_schema_extra={"deprecated": True},
+    )
+    min_tokens_per_second: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="what budget.min_tokens_per_second says",
+        json_schema_extra={"deprecated": True},
+    )
+    max_ttft_ms: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="what budget.max_ttft_ms says",
+        json_schema_extra={"deprecated": True},
+    )
     objective: Objective = Field(
         default="latency", description="older name of objective", json_schema_extra={"deprecated": True}
     )

@@ -5,18 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
+from model_registry.decoder_form import TOKENS
 from model_registry.manifest import FileEntry
 from model_registry.measurement import Measurement
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.evidence.arrays import Array, fetch_arrays
+from tasks.evidence.choice_scores import right_answers
 from tasks.evidence.decision import Decision, GateResult, GateRow, Scored, SequenceMember
 from tasks.evidence.flipped import publish_flips
 from tasks.evidence.paired import Scores
 from tasks.evidence.predicting import predict_file
 from tasks.evidence.scoring import counted_rows, score
 from tasks.evidence.split_gap import SplitGap, split_gap
+from tasks.evidence.text_bytes import bits_per_byte
 from tasks.running.child import Child, Result
 from tasks.running.errors import GateFailed
 from tasks.running.splits import TARGET
@@ -25,6 +29,7 @@ from tasks.validate.gate_rows import gate_rows
 from tasks.validate.gate_spec import GateSpec
 from tasks.validate.scored_roles import scored_roles
 from tasks.validate.sequence import passed_in_order
+from tasks.workloads.choice_questions import ChoiceRows
 
 
 def main(child: Child) -> Result:
@@ -51,7 +56,8 @@ def main(child: Child) -> Result:
         variant = child.inputs[f"candidate-{len(trials) + 1}"]
         split.ask(variant, "the candidate")
         importing.join()
-        scored = scored_roles({"chosen": variant, **others}, split.scores, split.targets, child.data)
+        roles = {"chosen": variant, **others}
+        scored = scored_roles(roles, split.scores, split.targets, child.data, bits=split.bits, answers=split.answers)
         rows = gate_rows(spec, scored["chosen"], scored["baseline"], member, baseline_costs=costs)
         gates = _run_gates(member.name, rows)
         gap = _gap(child, split, member, costs)
@@ -93,6 +99,10 @@ class _TestSplit:
     arrays: dict[str, Array]
     outputs: dict[str, Array] = field(default_factory=dict)
     scores: dict[str, Scores] = field(default_factory=dict)
+    bits: dict[str, float | None] = field(default_factory=dict)
+    """Of a language model: for each byte of text."""
+    answers: dict[str, tuple[Scores, Scores]] = field(default_factory=dict)
+    """To the questions, if there are any."""
 
     @property
     def targets(self) -> Array:
@@ -108,6 +118,19 @@ class _TestSplit:
         outputs = predict_file(child.store, variant, self.arrays, child.workdir, batch=batch)
         self.scores[variant.digest] = score(child.data, child.job.workload, outputs, self.targets, name=variant.name)
         self.outputs[variant.digest] = outputs
+        if TOKENS in self.arrays:
+            self.bits[variant.digest] = bits_per_byte(child.store, variant, outputs, self.arrays[TOKENS])
+        if (rows := self._questions) is not None:
+            child.progress(
+                0.1 + 0.8 * (done + 0.5) / (len(child.inputs) + 1), f"{role} {variant.name} is asked questions"
+            )
+            said = predict_file(child.store, variant, {TOKENS: rows.tokens}, child.workdir / "questions", batch=batch)
+            self.answers[variant.digest] = right_answers(rows, said)
+
+    @cached_property
+    def _questions(self) -> ChoiceRows | None:
+        stored = self.child.extra.get("questions")
+        return ChoiceRows(**fetch_arrays(self.child.store, FileEntry.model_validate(stored))) if stored else None
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from tasks.readers.sources import local
 from tasks.readers.splitting import Divided
 from tasks.running.errors import DataReadError, SpecError
 from tasks.running.splits import SPLITS, TARGET, Columns
+from tasks.workloads.choice_questions import ChoiceRows, encode_questions, read_questions
 from tasks.workloads.text_tokenizer import END, new_causal_tokenizer, read_tokenizer, tokenizer_of
 from tasks.workloads.workload import Metric
 
@@ -57,6 +58,8 @@ class CausalLM:
         rows: of train, at most.
         vocabulary: tokens of a tokenizer that is trained here.
         seed: of the division into splits.
+        questions: a file of JSON lines with ``question``, ``choices`` and ``answer`` (the right one's text, or its
+            number from 0). The gates ask them, once, and nothing is trained on them.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class CausalLM:
         rows: int = 20_000,
         vocabulary: int = 4096,
         seed: int = 0,
+        questions: str | None = None,
     ) -> None:
         if not 8 <= tokens <= 4096:
             raise DataReadError(f"tokens {tokens!r} must be from 8 to 4096")
@@ -77,6 +81,7 @@ class CausalLM:
             raise DataReadError(f"rows {rows!r} must be at least 2")
         self.source, self.text, self.decoder = source, text, decoder
         self.tokens, self.rows, self.vocabulary, self.seed = tokens, rows, vocabulary, seed
+        self.questions = questions
 
     def read(self) -> dict[str, list[str]]:
         """The texts by split, or all under ``all``."""
@@ -161,6 +166,24 @@ class CausalLM:
         with local(self.decoder) as path:
             file = _gguf(path)
             return read_chat_template(path) if file is None else GgufFile(file).chat_template()
+
+    def choice_questions(self) -> ChoiceRows | None:
+        """The questions as rows of tokens; None where there are none.
+
+        Raises:
+            DataReadError: a line is no question, or too long for the context.
+        """
+        if self.questions is None:
+            return None
+        shape = self._shape
+        begin = shape.begin if shape.begin is not None else next(iter(shape.end), None)
+        return encode_questions(
+            read_questions(self.questions),
+            self._tokenizer,
+            begin=begin,
+            context=shape.context,
+            source=self.questions,
+        )
 
     # -- what is read ---------------------------------------------------------------------------------------------
     @cached_property

@@ -17,7 +17,7 @@ class StandardLibrary(CausalLM):
 
     Args:
         packages: those of these packages or modules of it only, such as ``[json, email]``; absent: all.
-        decoder, tokens, rows, vocabulary: as for :class:`tasks.workloads.causal_lm.CausalLM`.
+        decoder, tokens, rows, vocabulary, questions: as for :class:`tasks.workloads.causal_lm.CausalLM`.
     """
 
     def __init__(
@@ -27,8 +27,11 @@ class StandardLibrary(CausalLM):
         tokens: int = 128,
         rows: int = 20_000,
         vocabulary: int = 4096,
+        questions: str | None = None,
     ) -> None:
-        super().__init__("standard library", decoder=decoder, tokens=tokens, rows=rows, vocabulary=vocabulary)
+        super().__init__(
+            "standard library", decoder=decoder, tokens=tokens, rows=rows, vocabulary=vocabulary, questions=questions
+        )
         self.packages = packages
 
     def read(self) -> dict[str, list[str]]:

@@ -28,6 +28,7 @@ from tasks.running.source_hash import FIRST_PARTY
 from tasks.running.splits import SPLITS, TARGET, Columns, MetricRef
 from tasks.running.stage import WorkloadRef
 from tasks.running.task_kind import BY_SIGMOID, TaskKind, kind_by_shape
+from tasks.workloads.choice_questions import ChoiceRows
 from tasks.workloads.sample_scores import (
     Scores,
     accuracy_scores,
@@ -255,12 +256,24 @@ def causal_assets(workload: Workload) -> tuple[str, str | None]:
         WorkloadError: the workload has no causal_tokenizer().
     """
     user = workload.user
-    if not hasattr(user, "causal_tokenizer"):
+    if not continues_text(workload):
         raise WorkloadError(
             f"{workload.ref.path}.model() makes a CausalDecoder, whose tokens only causal_tokenizer() explains: return "
             "tokenizer.json from it, as a text"
         )
     return user.causal_tokenizer(), user.chat_template() if hasattr(user, "chat_template") else None
+
+
+def choice_rows(workload: Workload) -> ChoiceRows | None:
+    """Questions with several answers that a language model is asked; None where there are none."""
+    user = workload.user
+    found: ChoiceRows | None = user.choice_questions() if hasattr(user, "choice_questions") else None
+    return found
+
+
+def continues_text(workload: Workload) -> bool:
+    """Whether its model is a language model."""
+    return hasattr(workload.user, "causal_tokenizer")
 
 
 def _task_of(ref: WorkloadRef, outputs: Any, targets: Any, *, whole: bool) -> TaskKind:

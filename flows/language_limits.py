@@ -1,0 +1,52 @@
+"""Limits that only language models have are refused where they cannot be looked at, before anything is trained."""
+
+from __future__ import annotations
+
+from flows.spec import PipelineSpec
+from tasks.evidence.proportion import loss_bound, samples_needed
+from tasks.running.errors import GateFailed, SpecError
+from tasks.running.splits import DataRef
+
+
+def refuse_misplaced(spec: PipelineSpec, data: DataRef) -> None:
+    """Refuse a budget for language models where there is none, or of nats where the metric is another one.
+
+    Raises:
+        SpecError: names the key, its value, and what to say instead.
+        GateFailed: there are too few questions to ever prove that so little is lost.
+    """
+    gates, budget = spec.gates, spec.budget
+    said = {
+        "max_nats_increase": budget.max_nats_increase if budget else None,
+        "max_choice_drop": gates.max_choice_drop,
+        "min_tokens_per_second": gates.min_tokens_per_second,
+        "max_ttft_ms": gates.max_ttft_ms,
+    }
+    named = [f"budget.{key} {value:g}" for key, value in said.items() if value is not None]
+    if named and data.language is None:
+        raise SpecError(
+            f"{', '.join(named)}: only a language model has such a limit, and {spec.workload.path} makes none; use "
+            "max_accuracy_drop, p95_ms or min_speedup"
+        )
+    if said["max_nats_increase"] is not None and data.metric.name != "nats":
+        raise SpecError(
+            f"budget.max_nats_increase {said['max_nats_increase']:g} is of the metric nats, and {spec.workload.path} "
+            f"is judged by {data.metric.name}; use max_accuracy_drop, in its unit"
+        )
+    drop = said["max_choice_drop"]
+    if drop is None or data.language is None:
+        return
+    count = data.language.count
+    if not count:
+        raise SpecError(
+            f"budget.max_choice_drop {drop:g} is of answers to questions, and the workload has none; name a file of "
+            "them as the argument questions, or remove the key"
+        )
+    if loss_bound(0, 0, count) > drop:
+        raise GateFailed(
+            f"budget.max_choice_drop {drop:g} can never be proven on {count} questions: even a variant with the very "
+            f"same answers leaves a 95 % bound of {loss_bound(0, 0, count):.4f}. It takes at least "
+            f"{samples_needed(drop)} questions; bring more, or set it to {loss_bound(0, 0, count):.4f} or more",
+            needed=samples_needed(drop),
+            samples=count,
+        )
