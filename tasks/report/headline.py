@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from model_registry.sizes import size_text
+from model_registry.measurement import Speedup
+from model_registry.sizes import size_text, three_digits
 from tasks.evidence.decision import Scored
 from tasks.evidence.number_text import bits_text, count_text, difference_text, metric_text, ms_text, points, times_text
 from tasks.report.run_report import RunReport, VariantRow
@@ -51,7 +52,7 @@ def tiles(report: RunReport) -> list[Tile]:
         change = f"{bits_text(chosen.bits_per_byte)}; {change}"
     return [
         Tile(name, metric_text(chosen.metric.value, name), change),
-        Tile("latency p50", f"{ms_text(chosen.p50_ms)} ms", _speed(chosen, baseline)),
+        _speed_tile(chosen, baseline),
         Tile("file size", size_text(chosen.bytes), _change(baseline.bytes, chosen.bytes, "smaller", "larger")),
         Tile(
             "peak memory",
@@ -60,6 +61,12 @@ def tiles(report: RunReport) -> list[Tile]:
         ),
         Tile("parameters", count_text(chosen.parameters), f"{count_text(baseline.parameters)} in the baseline"),
     ]
+
+
+def _speed_tile(chosen: VariantRow, baseline: VariantRow) -> Tile:
+    if chosen.token_speed is not None:
+        return Tile("answers", f"{three_digits(chosen.token_speed.decode.value)} tokens/s", _speed(chosen, baseline))
+    return Tile("latency p50", f"{ms_text(chosen.p50_ms)} ms", _speed(chosen, baseline))
 
 
 def _sentence(report: RunReport, state: str) -> str:
@@ -95,12 +102,21 @@ def _gains(chosen: VariantRow, baseline: VariantRow) -> str:
 
 
 def _speed(chosen: VariantRow, baseline: VariantRow) -> str:
-    """From interleaved rounds where there are any: two separate medians compare the machine's moods."""
+    """From interleaved rounds where there are any: two separate medians compare the machine's moods. What continues
+    text is told by that: to score whole rows is mostly reading prompts."""
+    said = chosen.token_speed
+    if said is not None and said.decode_speedup is not None and said.prefill_speedup is not None:
+        answers, prompts = _times(said.decode_speedup), _times(said.prefill_speedup)
+        return f"its answers come {answers}, prompts are read {prompts}"
     if chosen.speedup is None:
         return _change(baseline.p50_ms, chosen.p50_ms, "faster", "slower")
-    if chosen.speedup.verdict == "not distinguishable":
+    return _times(chosen.speedup)
+
+
+def _times(speedup: Speedup) -> str:
+    if speedup.verdict == "not distinguishable":
         return "as fast as the baseline, within noise"
-    return _change(chosen.speedup.value, 1.0, "faster", "slower")
+    return _change(speedup.value, 1.0, "faster", "slower")
 
 
 def _proof(report: RunReport) -> str:
