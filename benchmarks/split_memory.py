@@ -1,9 +1,11 @@
-"""How much memory a run's processes take for each megabyte of data: the chain at two sizes of generated images.
+"""How much memory a run's processes take for each megabyte of data: the chain at several sizes of generated data.
 
-    python benchmarks/split_memory.py
+    python benchmarks/split_memory.py          images that splits() returns, 20 and 170 MB
+    python benchmarks/split_memory.py parts    a table in files, at 1, 4 and 16 times 10 MB
 
-Starts a stack of its own. The table shows, per process, the peak of its resident memory at both sizes, and how much
-the difference is for each megabyte of data (as the arrays of all four splits). docs/memory.md has the result.
+Starts a stack of its own. The table shows, per process, the peak of its memory at each size (without what is mapped
+from files and can be read again), and how much the difference of the last two is for each megabyte of data (as the
+arrays of all four splits). docs/memory.md has the result.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +30,8 @@ sys.path.append(str(HERE.parent))
 from benchmarks.own_stack import own_stack, unwind_on_signals  # noqa: E402
 
 MEGABYTES = (20, 170)
+PARTS = (10, 40, 160)
+FILES, COLUMNS = 8, 40
 SHARES = {"train": 0.7, "calibration": 0.02, "validation": 0.14, "test": 0.14}
 PROCESSES = {
     "great_expectations": "data, validate",
@@ -35,10 +41,12 @@ PROCESSES = {
     "/winnow run": "the run itself",
 }
 """A word of the command line, and what such a process does; the first that fits counts."""
+IMAGES = 'path: "split_memory:Noise", folder: "{folder}", arguments: {{megabytes: {megabytes}}}'
+TABLE = 'path: "winnow:Tabular", arguments: {{source: "{folder}/*.parquet", target: answer}}'
 SPEC = """
 schema: 1
 model: memory-{megabytes}
-workload: {{path: "split_memory:Noise", folder: "{folder}", arguments: {{megabytes: {megabytes}}}}}
+workload: {{{workload}}}
 train: {{epochs: 1, batch_size: 1024}}
 distill: {{epochs: 1, batch_size: 1024}}
 prune: {{epochs: 1, ratio: 0.5, batch_size: 1024, batchnorm_batches: 5}}
@@ -82,24 +90,43 @@ class Small(nn.Module):
         return logits
 
 
-def main() -> None:
-    """Run both sizes and print the table."""
+def main(parts: bool) -> None:
+    """Run all sizes and print the table."""
     unwind_on_signals()
-    peaks = {}
+    peaks, seconds = {}, {}
+    sizes = PARTS if parts else MEGABYTES
     with tempfile.TemporaryDirectory() as folder, own_stack(Path(folder) / "home") as stack:
-        for megabytes in MEGABYTES:
+        for megabytes in sizes:
+            source = write_table(Path(folder) / f"table-{megabytes}", megabytes) if parts else HERE
+            workload = (TABLE if parts else IMAGES).format(folder=source, megabytes=megabytes)
             spec = Path(folder) / f"{megabytes}.yaml"
-            spec.write_text(SPEC.format(megabytes=megabytes, folder=HERE))
+            spec.write_text(SPEC.format(megabytes=megabytes, workload=workload))
+            began = time.monotonic()
             with Watch() as watch:
-                code, _ = stack.relay("run", str(spec), "--no-deploy", "--json")
+                code, said = stack.relay("run", str(spec), "--no-deploy", "--json")
             if code:
-                raise SystemExit(f"the run of {megabytes} MB ended with {code}")
-            peaks[megabytes] = watch.peaks
-    small, large = MEGABYTES
-    print(f"| process | {small} MB of data | {large} MB of data | per MB of data |\n|---|--:|--:|--:|")
+                raise SystemExit(f"the run of {megabytes} MB ended with {code}: {said.decode()[-2000:]}")
+            peaks[megabytes], seconds[megabytes] = watch.peaks, time.monotonic() - began
+    print(f"| process | {' | '.join(f'{size} MB of data' for size in sizes)} | per MB of data |")
+    print(f"|---|{'--:|' * (len(sizes) + 1)}")
+    small, large = sizes[-2:]
     for process in dict.fromkeys(PROCESSES.values()):
-        first, second = peaks[small].get(process, 0) / 1e6, peaks[large].get(process, 0) / 1e6
-        print(f"| {process} | {first:.0f} MB | {second:.0f} MB | {(second - first) / (large - small):.1f} MB |")
+        found = {size: peaks[size].get(process, 0) / 1e6 for size in sizes}
+        told = " | ".join(f"{value:.0f} MB" for value in found.values())
+        print(f"| {process} | {told} | {(found[large] - found[small]) / (large - small):.2f} MB |")
+    print(f"| (seconds) | {' | '.join(f'{value:.0f}' for value in seconds.values())} | |")
+
+
+def write_table(folder: Path, megabytes: int) -> Path:
+    """Files of 40 columns of noise and an answer; ``megabytes`` as the FP32 that is trained on."""
+    folder.mkdir()
+    rows = megabytes * 1_000_000 // (4 * COLUMNS) // FILES
+    for number in range(FILES):
+        values = np.random.default_rng(number).normal(size=(rows, COLUMNS)).astype(np.float32)
+        columns: dict[str, pa.Array] = {f"c{place:02}": pa.array(values[:, place]) for place in range(COLUMNS)}
+        columns["answer"] = pa.array((values[:, :3].sum(axis=1) > 0).astype(np.int64))
+        pq.write_table(pa.table(columns), folder / f"{number}.parquet", row_group_size=10_000)
+    return folder
 
 
 class Watch:
@@ -122,17 +149,17 @@ class Watch:
         while not self._over.is_set():
             for process in psutil.Process().children(recursive=True):
                 try:
-                    line, resident = " ".join(process.cmdline()), process.memory_info().rss
+                    line, sizes = " ".join(process.cmdline()), process.memory_info()
                 except psutil.NoSuchProcess:
                     continue
                 what = next((kind for word, kind in PROCESSES.items() if word in line), None)
                 if what is not None:
-                    self.peaks[what] = max(self.peaks.get(what, 0), resident)
+                    self.peaks[what] = max(self.peaks.get(what, 0), sizes.rss - sizes.shared)
             time.sleep(0.05)
 
 
 if __name__ == "__main__":
     try:
-        main()
+        main(parts=sys.argv[1:] == ["parts"])
     except subprocess.CalledProcessError as error:
         raise SystemExit(f"the stack did not start: {error}") from error
