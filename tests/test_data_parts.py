@@ -162,7 +162,7 @@ def test_one_object_or_twenty_give_one_fingerprint_and_one_model(store: Store) -
     )
     assert one == many and weights == same
     assert one.known is not None and one.known["classes"] == ["no", "yes"]
-    assert checked.values["reading"][0].endswith("*.parquet: 1 files, 900 rows. Numbers: 'size'. Text: 'town'.")
+    assert checked.values["reading"][0].endswith("*.parquet: 1 file, 900 rows. Numbers: 'size'. Text: 'town'.")
     assert any("= source row 7 (missing)" in warning for warning in checked.values["warnings"])
 
 

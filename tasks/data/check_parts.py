@@ -177,11 +177,11 @@ class _Merged:
         assert self._whole is not None
         for place, one in enumerate(self._whole.results):
             found = self._found.get(place)
-            one.success = found is None or (not found.could_not_run and _mostly_met(one))
-            if one.success:
-                checked.passed += 1
+            if found is None or (not found.could_not_run and _mostly_met(one)):
+                one.success, checked.passed = True, checked.passed + 1
             else:
-                checked.findings.append(found)  # type: ignore[arg-type]
+                one.success = False
+                checked.findings.append(found)
         self._whole.success = all(one.success for one in self._whole.results)
         checked.results[self._split] = self._whole
 
@@ -200,7 +200,8 @@ def _mostly_met(one: ExpectationValidationResult) -> bool:
     """As Great Expectations decides it for one frame: of the values that are there, ``mostly`` are as expected."""
     there = one.result.get("element_count", 0) - one.result.get("missing_count", 0)
     met = there - one.result.get("unexpected_count", 0)
-    return there == 0 or met / there >= float(one.expectation_config.kwargs.get("mostly", 1.0))
+    mostly: float = one.expectation_config.kwargs.get("mostly", 1.0)
+    return bool(there == 0 or met / there >= mostly)
 
 
 def _joined(before: Finding, more: Finding) -> Finding:

@@ -28,10 +28,9 @@ class GatheredRows:
 
     Attributes:
         names: of the columns, in the order of the first file.
-        files: their names, in order.
+        codes, answers: numbers of the texts of each column, and of the target, in the order in which they came.
 
-    A number is kept as 64 bits, a text as its number in the order in which texts came; both are made the model's only
-    when train is known.
+    Numbers are kept as 64 bits and texts by their codes: what they are to the model is known when all rows are there.
     """
 
     def __init__(self, folder: Path, source: str, first: Columns, findings: tuple[str, ...]) -> None:
@@ -39,7 +38,8 @@ class GatheredRows:
         self.texts = sorted(name for name, values in first.items() if values.dtype.kind == "U")
         self.numbers = sorted(set(first) - set(self.texts))
         self.files = part_names(source)
-        self.codes: dict[str, dict[str, int]] = {name: {} for name in (*self.texts, TARGET)}
+        self.codes: dict[str, dict[str, int]] = {name: {} for name in self.texts}
+        self.answers: dict[str, int] = {}
         self._target_type: np.dtype[Any] | None = None
         self.rows, self.unlabelled = 0, 0
         fields = [*KEYS, ("numbers", "<f8", (len(self.numbers),)), ("codes", "<i4", (len(self.texts),))]
@@ -49,7 +49,8 @@ class GatheredRows:
     @property
     def reading(self) -> Reading:
         kinds = {name: "text" if name in self.texts else "numbers" for name in self.names}
-        facts = f"{self.source}: {len(self.files)} files, {self.rows} rows. {kinds_sentence(kinds)}"
+        files = f"{len(self.files)} file{'s' * (len(self.files) != 1)}"
+        facts = f"{self.source}: {files}, {self.rows} rows. {kinds_sentence(kinds)}"
         left = (f"{self.source}: {self.unlabelled} rows without a target were left out",) if self.unlabelled else ()
         return Reading((facts,), (*self._findings, *left))
 
@@ -65,12 +66,12 @@ class GatheredRows:
         for place, name in enumerate(self.numbers):
             rows["numbers"][:, place] = self._number(columns[name], name, block)
         for place, name in enumerate(self.texts):
-            rows["codes"][:, place] = self._coded(columns[name], name, block)
+            rows["codes"][:, place] = self._coded(columns[name], name, block, self.codes[name], _MAX_TEXTS)
         rows["target"] = self._target(target, block)
         rows["hash"], rows["draw"] = hash_rows(self._content(rows), seed)
         rows["answer"] = (rows["target"] + 0.0).view("<u8")
-        if self.codes[TARGET]:
-            rows["answer"] = _hashes(self.codes[TARGET])[rows["target"].astype(np.intp)]
+        if self.answers:
+            rows["answer"] = _hashes(self.answers)[rows["target"].astype(np.intp)]
         rows["row"] = block.first + kept
         self.rows += len(rows)
         self.unlabelled += block.rows - len(kept)
@@ -82,7 +83,7 @@ class GatheredRows:
         Raises:
             DataReadError: too few rows, too many classes or categories, or a text to predict as a number.
         """
-        spelled = bool(self.codes[TARGET])
+        spelled = bool(self.answers)
         whole = self._target_type is not None and self._target_type.kind in "iub"
         tally = TrainTally(task, texts=spelled, whole=whole, most=_MAX_CLASSES)
         scale, target_scale = tally.scales(self.buckets)
@@ -133,8 +134,8 @@ class GatheredRows:
 
     def _labels(self, values: NDArray[np.float64]) -> list[str]:
         """What target values are called."""
-        if self.codes[TARGET]:
-            texts = list(self.codes[TARGET])
+        if self.answers:
+            texts = list(self.answers)
             return [texts[int(value)] for value in values.tolist()]
         return [str(value) for value in values.astype(self._target_type).tolist()]
 
@@ -156,30 +157,30 @@ class GatheredRows:
         numbers = values.astype(np.float64)
         return np.where(np.isfinite(numbers), numbers, np.nan)
 
-    def _coded(self, values: NDArray[Any], name: str, block: RowBlock, most: int = _MAX_TEXTS) -> NDArray[np.int32]:
+    def _coded(
+        self, values: NDArray[Any], name: str, block: RowBlock, codes: dict[str, int], most: int
+    ) -> NDArray[np.int32]:
         if values.dtype.kind != "U":
             if not is_missing(values).all():
                 raise _other_kind(block, name, "numbers", "text")
             values = np.full(len(values), "")
         texts, inverse = np.unique(values, return_inverse=True)
-        codes = self.codes[name]
         found = [codes.setdefault(text if text.strip() else "", len(codes)) for text in texts.tolist()]
         if len(codes) > most:
             raise DataReadError(
-                f"column {name!r} of {self.source} has more than {most} different texts; leave it out by `drop`, or "
-                "encode it as numbers"
+                f"{self.source}: {name} has more than {most} different texts; leave it out by `drop`, or encode it as "
+                "numbers"
             )
         return np.array(found, dtype=np.int32)[inverse]
 
     def _target(self, values: NDArray[Any], block: RowBlock) -> NDArray[np.float64]:
         before = self._target_type
         if before is not None and (before.kind == "U") != (values.dtype.kind == "U"):
-            raise _other_kind(
-                block, "the target", *(("text", "numbers") if before.kind != "U" else ("numbers", "text"))
-            )
+            here, there = ("numbers", "text") if before.kind == "U" else ("text", "numbers")
+            raise _other_kind(block, "the target", here, there)
         self._target_type = values.dtype if before is None or before.kind == "U" else np.result_type(before, values)
         if values.dtype.kind == "U":
-            return self._coded(values, TARGET, block, _MAX_CLASSES).astype(np.float64)
+            return self._coded(values, "the target", block, self.answers, _MAX_CLASSES).astype(np.float64)
         if values.dtype.kind in "iu" and len(values) and max(abs(int(values.min())), abs(int(values.max()))) > _EXACT:
             raise DataReadError(f"{block.name}: the target has whole numbers beyond 2**53, which are no longer exact")
         return values.astype(np.float64)

@@ -72,15 +72,15 @@ class TrainTally:
         Raises:
             DataReadError: there are too many classes.
         """
-        count, total = np.zeros(0), np.zeros(0)
+        count, total = np.zeros(1), np.zeros(1)
         for rows in buckets:
             places = drawn_splits(rows["draw"], FRACTIONS)
             self.rows = {name: self.rows[name] + len(places[name]) for name in FRACTIONS}
             train = rows[places["train"]]
             self._look(train)
             values = _side_by_side(train)
-            count = np.isfinite(values).sum(axis=0) + (count if len(count) else 0)
-            total = np.nansum(values, axis=0) + (total if len(total) else 0)
+            count = count + np.isfinite(values).sum(axis=0)
+            total = total + np.nansum(values, axis=0)
         mean = total / np.maximum(count, 1)
         squares = np.zeros(len(mean))
         for rows in buckets:
