@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import platform
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -306,10 +307,13 @@ def hardware() -> Hardware:
 
 def _inputs(path: Path, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
     """The split's arrays by input name, in the model's datatypes; all of one length, at least one row."""
-    with np.load(path, allow_pickle=False) as archive:
-        if missing := [spec.name for spec in specs if spec.name not in archive]:
-            raise ProbeError(f"the split has no column {missing}; it has {sorted(archive)}")
-        raw = {spec.name: archive[spec.name] for spec in specs}
+    with zipfile.ZipFile(path) as archive, tempfile.TemporaryDirectory() as folder:
+        there = {name.removesuffix(".npy") for name in archive.namelist()}
+        if missing := [spec.name for spec in specs if spec.name not in there]:
+            raise ProbeError(f"the split has no column {missing}; it has {sorted(there)}")
+        files = {spec.name: archive.extract(f"{spec.name}.npy", folder) for spec in specs}
+        # Mapped, as a split may be larger than the memory; the files go with the arrays.
+        raw = {n: np.asarray(np.load(file, mmap_mode="r", allow_pickle=False)) for n, file in files.items()}
     for spec in specs:
         shape, wanted = raw[spec.name].shape, spec.shape
         fits = len(shape) == len(wanted) and all(w in (-1, s) for w, s in zip(wanted[1:], shape[1:], strict=True))
@@ -325,7 +329,7 @@ def _inputs(path: Path, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
             )
     if len(lengths := {len(array) for array in raw.values()}) != 1 or 0 in lengths:
         raise ProbeError(f"the split's columns hold {sorted(lengths)} rows; they must be equally long and not empty")
-    return {spec.name: raw[spec.name].astype(NUMPY[spec.datatype]) for spec in specs}
+    return {spec.name: raw[spec.name].astype(NUMPY[spec.datatype], copy=False) for spec in specs}
 
 
 def _requests(arrays: dict[str, Array], batch: int) -> list[dict[str, Array]]:

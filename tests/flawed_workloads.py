@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
@@ -38,6 +41,19 @@ class Flawed:
 
     def labels(self) -> list[str]:
         return ["<b>ant</b>", "bee", "cat"]
+
+
+class InThreeParts(Flawed):
+    """The same rows in three partitions."""
+
+    def partitions(self, folder: Path) -> Iterator[dict[str, Columns]]:
+        assert list(folder.iterdir()) == []
+        splits = self.splits()
+        for part in range(3):
+            yield {
+                name: {column: np.array_split(values, 3)[part] for column, values in columns.items()}
+                for name, columns in splits.items()
+            }
 
 
 def flaw_none(splits: dict[str, Columns]) -> None:

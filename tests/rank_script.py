@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -20,8 +21,10 @@ from torch import Tensor, nn
 from model_registry.manifest import hash_bytes
 from tasks.running.errors import RanksDisagree
 from tasks.running.ranks import Ranks, joined
+from tasks.running.splits import Columns
 from tasks.torch_models.fit import Fitted, fit
 from tasks.torch_models.fit_checkpoint import pack
+from tasks.torch_models.fit_rows import predict
 from tasks.torch_models.objective import TrainingBatch
 from tasks.torch_models.torch_variant import build
 from tasks.torch_models.training import Training
@@ -81,11 +84,23 @@ class Half(nn.Module):
 CASES = ("dropout", "batchnorm", "augmented", "views", "objective", "unused", "sgd", "regression")
 
 
-def trained(case: str, checkpoints: Kept | None = None, *, seed: int = 0) -> tuple[nn.Module, Fitted]:
+def from_disk(columns: Columns, folder: Path) -> Columns:
+    """The same columns, mapped from files."""
+    folder.mkdir(parents=True)
+    for name, values in columns.items():
+        np.save(folder / f"{name}.npy", values)
+    return {name: np.asarray(np.load(folder / f"{name}.npy", mmap_mode="c")) for name in columns}
+
+
+def trained(
+    case: str, checkpoints: Kept | None = None, *, seed: int = 0, mapped: Path | None = None
+) -> tuple[nn.Module, Fitted]:
     names = {"dropout": "Blobs", "batchnorm": "Squares", "augmented": "NoisyBlobs", "views": "NoisyBlobs"}
     name = names.get(case, "Sums" if case == "regression" else "Blobs")
     workload = taught(name, **({"dropout": 0.3} if case in ("dropout", "sgd") else {}))
     splits = workload.splits()
+    if mapped is not None:
+        splits = {name: from_disk(splits[name], mapped / name) for name in ("train", "validation")}
     data = TrainingData(workload, splits["train"], splits["validation"])
     torch.manual_seed(0)
     model = Half() if case == "unused" else build(workload, "teacher", {}, seed=seed)
@@ -113,6 +128,11 @@ def work(here: int, number: int, folder: Path) -> dict[str, str]:
     model, fitted = trained("dropout", kept)
     assert fitted.resumed_at == (here != 2)
     found["dropout, resumed"] = digest(model, fitted)
+    model, fitted = trained("batchnorm", mapped=folder / f"mapped-{here}-{number}")
+    found["batchnorm, mapped"] = digest(model, fitted)
+    workload = taught("Squares")
+    columns = from_disk(workload.splits()["train"], folder / f"asked-{here}-{number}")
+    found["answers"] = hash_bytes(predict(model, workload=workload, columns=columns, device="cpu").tobytes())
     torch.set_num_threads(2)
     found["batchnorm, two threads"] = digest(*trained("batchnorm"))
     torch.set_num_threads(1)

@@ -55,7 +55,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [*CASES, "dropout, resumed", "batchnorm, two threads"])
+@pytest.mark.parametrize("case", [*CASES, "dropout, resumed", "batchnorm, two threads", "batchnorm, mapped", "answers"])
 def test_the_bits_do_not_depend_on_the_number_of_processes(case: str, found: dict[int, list[dict[str, str]]]) -> None:
     digests = {ranked[case] for ranks in found.values() for ranked in ranks}
     assert len(digests) == 1

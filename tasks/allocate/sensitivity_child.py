@@ -19,7 +19,7 @@ from tasks.workloads.workload import Workload, load_workload
 
 def main(child: Child) -> Result:
     """Read the parent's structure and measure the damage of narrowing each of its groups, on calibration rows."""
-    workload = load_workload(child.job.workload)
+    workload = load_workload(child.job.workload, child.data.known)
     columns = read_split(child.store, child.data, "calibration")
     model = load(child.store, child.inputs["parent"], workload=workload)
     values = _facts(child, workload, columns, model)

@@ -11,7 +11,7 @@ from tasks.workloads.workload import load_workload
 
 def main(child: Child) -> Result:
     """Ask each teacher about each split and view that a training will want."""
-    workload = load_workload(child.job.workload)
+    workload = load_workload(child.job.workload, child.data.known)
     splits = {name: read_split(child.store, child.data, name) for name in ("validation", "train")}
     questions: list[tuple[str, View | None]] = [("validation", None)] if child.spec["validation"] else []
     views = wanted_views(workload, child.spec["views"], child.job.seed)

@@ -21,8 +21,8 @@ _TRACED_ROWS = 2
 def main(child: Child) -> Result:
     """Cut the parent, measure BatchNorm's statistics again, and publish it."""
     spec, parent = child.spec, child.inputs["parent"]
-    workload = load_workload(child.job.workload)
-    data = TrainingData.read(child.store, child.data, workload)
+    workload = load_workload(child.job.workload, child.data.known)
+    data = TrainingData.read(child.store, child.data, workload, child.workdir / "splits")
     where = torch_device(child.job.device)
     model = load(child.store, parent, workload=workload).to(where)
     rows = Rows(workload, data.train, where)

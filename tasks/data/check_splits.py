@@ -17,7 +17,7 @@ from tasks.data.expectations import (
     schema_expectations,
     split_expectations,
 )
-from tasks.data.frames import MAX_CLASSES, class_frame, class_name, schema_frame, split_frame
+from tasks.data.frames import MAX_CLASSES, class_counts, class_frame, classes_there_may_be, schema_frame, split_frame
 from tasks.data.repeats import find_repeats
 from tasks.running.splits import TARGET, Columns
 from tasks.running.task_kind import CHOICES, TaskKind
@@ -49,15 +49,13 @@ def check_splits(
     Raises:
         WorkloadError: the workload's frame has another number of rows than its split.
     """
-    spec = spec | {"missing": spec["missing"] or ("warn" if fills_missing else "fail")}
+    spec = settled_spec(spec, fills_missing=fills_missing)
     repeats = find_repeats(splits)
     frames = {name: split_frame(columns, repeats[name], labels, own_frame(columns)) for name, columns in splits.items()}
     classes = None
     target = splits["train"][TARGET]
-    if task in CHOICES and target.ndim == 1 and np.issubdtype(target.dtype, np.integer):
-        highest = int(target.max())
-        count = len(labels) if labels is not None else max(highest, 0) + 1
-        classes = [class_name(value, labels) for value in range(count)]
+    if has_classes(task, target):
+        classes = classes_there_may_be(int(target.max()), labels)
     assets = {"types": (schema_frame(splits), schema_expectations())}
     signs = column_frame(given or splits, own_frame)
     if len(signs):
@@ -65,5 +63,18 @@ def check_splits(
     for name, frame in frames.items():
         assets[name] = (frame, split_expectations(frame, frames["train"], classes, spec))
     if classes is not None and len(classes) <= MAX_CLASSES:
-        assets["classes"] = (class_frame(splits, labels), class_expectations(spec))
+        assets["classes"] = (
+            class_frame({n: class_counts(c[TARGET]) for n, c in splits.items()}, labels),
+            class_expectations(spec),
+        )
     return run_checks(assets, source_rows)
+
+
+def has_classes(task: TaskKind, target: NDArray[Any]) -> bool:
+    """Whether each row's target is one class."""
+    return task in CHOICES and target.ndim == 1 and bool(np.issubdtype(target.dtype, np.integer))
+
+
+def settled_spec(spec: dict[str, Any], *, fills_missing: bool) -> dict[str, Any]:
+    """The fields of DataSpec, with what is done about missing values where the user did not say."""
+    return spec | {"missing": spec["missing"] or ("warn" if fills_missing else "fail")}

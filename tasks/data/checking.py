@@ -16,8 +16,12 @@ from numpy.typing import NDArray
 
 from tasks.data.frames import REPEATS
 
-_SHOWN = 10
+SHOWN = 10
 """Rows named in a finding."""
+
+
+Assets = dict[str, tuple[pd.DataFrame, list[Expectation]]]
+"""Frames, and what is expected of them."""
 
 
 @dataclass(frozen=True)
@@ -73,51 +77,61 @@ class Checked:
         parts += [f"{stuck} critical check{'s' * (stuck != 1)} could not run"] if stuck else []
         return " and ".join(parts)
 
+    def sort(self) -> None:
+        """Bring the findings that stop a run to the front."""
+        self.findings.sort(key=lambda finding: finding.severity != "critical")
+
     def of(self, severity: str) -> list[Finding]:
         return [finding for finding in self.findings if finding.severity == severity]
 
 
-def run_checks(
-    assets: dict[str, tuple[pd.DataFrame, list[Expectation]]], source_rows: Mapping[str, NDArray[Any]] | None = None
-) -> Checked:
+def run_checks(assets: Assets, source_rows: Mapping[str, NDArray[Any]] | None = None) -> Checked:
     """Validate every frame against its expectations.
 
     Args:
         assets: frame and expectations by name (a split, ``types``, ``classes``).
         source_rows: per split, where its rows come from.
     """
+    checked = Checked(results=validate_frames(assets))
+    for name, result in checked.results.items():
+        for one in result.to_json_dict()["results"]:
+            if one["success"]:
+                checked.passed += 1
+            else:
+                checked.findings.append(finding_of(name, one, assets[name][0], (source_rows or {}).get(name)))
+    checked.sort()
+    return checked
+
+
+def validate_frames(assets: Assets) -> dict[str, ExpectationSuiteValidationResult]:
+    """Great Expectations' own results by name, of those that are expected something of."""
     # Notes about metrics of columns that are not there; we report these ourselves.
     logging.getLogger("great_expectations").setLevel(logging.CRITICAL)
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False}
     source = context.data_sources.add_pandas("splits")
-    checked = Checked()
+    results = {}
     for name, (frame, expectations) in assets.items():
         if not expectations:
             continue
         batch = source.add_dataframe_asset(name).add_batch_definition_whole_dataframe("all")
         suite = context.suites.add(gx.ExpectationSuite(name=name, expectations=expectations))
         definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
-        result = definition.run(
+        results[name] = definition.run(
             batch_parameters={"dataframe": frame},
-            result_format={"result_format": "COMPLETE", "partial_unexpected_count": _SHOWN},
+            result_format={"result_format": "COMPLETE", "partial_unexpected_count": SHOWN},
         )
-        checked.results[name] = result
-        for one in result.to_json_dict()["results"]:
-            if one["success"]:
-                checked.passed += 1
-            else:
-                checked.findings.append(_finding(name, one, frame, (source_rows or {}).get(name)))
-    order = {"critical": 0, "warning": 1}
-    checked.findings.sort(key=lambda finding: order[finding.severity])
-    return checked
+    return results
 
 
-def _finding(asset: str, one: dict[str, Any], frame: pd.DataFrame, source: NDArray[Any] | None) -> Finding:
+def finding_of(
+    asset: str, one: dict[str, Any], frame: pd.DataFrame, source: NDArray[Any] | None, *, first: int = 0
+) -> Finding:
+    """What an expectation's result says, as JSON, of the frame whose first row has this number in its split."""
     config, result = one["expectation_config"], one["result"]
     arguments, meta = config["kwargs"], config["meta"]
     column = str(arguments.get("column") or arguments.get("column_A") or "")
-    rows = tuple(int(row) for row in (result.get("unexpected_index_list") or [])[:_SHOWN])
+    rows = tuple(int(row) for row in (result.get("unexpected_index_list") or [])[:SHOWN])
     trouble = _exception(one.get("exception_info") or {})
     if trouble:
         trouble += f" There are {[str(name) for name in frame.columns if name not in REPEATS]}"
@@ -133,7 +147,7 @@ def _finding(asset: str, one: dict[str, Any], frame: pd.DataFrame, source: NDArr
         count=int(result.get("unexpected_count") or 0),
         rows=rows if numbered and not trouble else (),
         examples=() if trouble else examples,
-        source_rows=() if trouble or source is None else tuple(_source(source[row]) for row in rows),
+        source_rows=() if trouble or source is None else tuple(_source(source[row - first]) for row in rows),
         could_not_run=trouble,
     )
 
@@ -148,7 +162,7 @@ def _examples(column: str, rows: tuple[int, ...], result: dict[str, Any], frame:
         return tuple(_short(frame.loc[row, column]) for row in rows)
     if result.get("missing_list") or result.get("partial_missing_list"):
         missing = result.get("missing_list") or result["partial_missing_list"]
-        return (f"none of {', '.join(_short(value) for value in missing[:_SHOWN])}",)
+        return (f"none of {', '.join(_short(value) for value in missing[:SHOWN])}",)
     return (_short(result.get("observed_value")),)
 
 

@@ -31,12 +31,13 @@ _FAR, _HIGH = 0.25, 0.9
 """Or if it is this often right, and by so much more than the next best column."""
 
 
-def column_frame(splits: dict[str, Columns], own_frame: OwnFrame) -> pd.DataFrame:
+def column_frame(splits: dict[str, Columns], own_frame: OwnFrame, *, rows: int | None = None) -> pd.DataFrame:
     """A row per column, its signs in words where they show, else None; without rows where nothing is a column.
 
     Args:
         splits: as the workload gives them, before they are stored.
         own_frame: the workload's frame of a split, or None: then each input [rows] and [rows, values] is looked at.
+        rows: that there are in all, where the splits hold a part of them.
     """
     import pandas as pd
 
@@ -47,7 +48,7 @@ def column_frame(splits: dict[str, Columns], own_frame: OwnFrame) -> pd.DataFram
         {
             "column": name,
             "rounded": _rounded(columns["train"][name]),
-            "counts rows": _counts_rows(np.concatenate([there[name] for there in columns.values()])),
+            "counts rows": _counts_rows(np.concatenate([there[name] for there in columns.values()]), rows),
             "gives the answer": answers.get(name),
         }
         for name in names
@@ -96,7 +97,7 @@ def _rounded(values: NDArray[Any]) -> str | None:
     return f"{different} different values, {left} left in float32" if lost > _COARSE * spread else None
 
 
-def _counts_rows(values: NDArray[Any]) -> str | None:
+def _counts_rows(values: NDArray[Any], rows: int | None) -> str | None:
     if len(values) < _FEWEST or values.dtype.kind == "b" or len(np.unique(values)) < len(values):
         return None
     if values.dtype.kind == "U":
@@ -104,7 +105,7 @@ def _counts_rows(values: NDArray[Any]) -> str | None:
     if not np.isfinite(values).all() or (values != np.floor(values)).any():
         return None
     low, high = values.min(), values.max()
-    if float(high) - float(low) >= 2 * len(values):
+    if float(high) - float(low) >= 2 * (rows or len(values)):
         return None
     return f"{len(values)} different whole numbers in as many rows, from {low:.0f} to {high:.0f}"
 

@@ -22,6 +22,8 @@ _WEAKER = {"fail": "warn", "warn": "skip"}
 _STRAYS = (0.01, 3)
 """Rows that may be unlike those of train before it is reported: this share, and in small splits this many."""
 
+_MORE_ROWS = "bring more rows, or lower data.min_rows"
+
 _REPEATS = {
     "duplicates": ("duplicate_of", "No sample is in this split twice", "drop the repeated rows"),
     "leakage": (
@@ -118,40 +120,65 @@ def split_expectations(
     """
     found = [_rows(spec["min_rows"])]
     if classes is not None:
-        found += _target(classes)
-    if classes is not None and frame is train:
-        several = DataCheck("classes", "critical", "bring rows of another class: one alone needs no model")
-        found.append(
-            several(
-                gxe.ExpectColumnUniqueValueCountToBeBetween, "There are two classes or more", column=TARGET, min_value=2
-            )
-        )
+        found += present_classes(classes, train=frame is train)
+    return found + row_expectations(frame, train, classes, spec, rows=len(frame))
+
+
+def size_expectations(spec: dict[str, Any]) -> list[Expectation]:
+    """For a frame with a row per split, and how many rows it has as ``rows``."""
+    check = DataCheck("rows", "critical", _MORE_ROWS)
+    says = f"There are at least {spec['min_rows']} rows"
+    return [check(gxe.ExpectColumnValuesToBeBetween, says, column="rows", min_value=spec["min_rows"])]
+
+
+def row_expectations(
+    frame: pd.DataFrame, train: pd.DataFrame, classes: list[str] | None, spec: dict[str, Any], *, rows: int
+) -> list[Expectation]:
+    """What is expected of each row of a split, for its frame or for that of a part of it.
+
+    Args:
+        train: a frame with the same columns and ranges as train; ``frame`` itself where that is of train.
+        rows: of the whole split.
+        The others as for :func:`split_expectations`.
+    """
+    found = [] if classes is None else [_known_classes(classes)]
     for name, (column, description, remedy) in _REPEATS.items():
         if spec[name] != "skip":
             check = DataCheck(name, _SEVERITY[spec[name]], f"{remedy}, or set data.{name}: {_WEAKER[spec[name]]}")
             found.append(check(gxe.ExpectColumnValuesToBeNull, description, column=column))
     for column in frame.columns:
         if column not in (*REPEATS, *([TARGET] if classes is not None else [])):
-            found += _column(str(column), frame, train, spec)
+            found += _column(str(column), frame, train, spec, rows)
     found += list(_ranges(frame, spec["ranges"]))
     return found
 
 
 def _rows(least: int) -> Expectation:
-    check = DataCheck("rows", "critical", "bring more rows, or lower data.min_rows")
+    check = DataCheck("rows", "critical", _MORE_ROWS)
     return check(gxe.ExpectTableRowCountToBeBetween, f"There are at least {least} rows", min_value=least)
 
 
-def _target(classes: list[str]) -> list[Expectation]:
+def _known_classes(classes: list[str]) -> Expectation:
     valid = DataCheck("target", "critical", "number the classes from 0 without gaps, as many as there are labels")
+    return valid(gxe.ExpectColumnValuesToBeInSet, "Every target is a known class", column=TARGET, value_set=classes)
+
+
+def present_classes(classes: list[str], *, train: bool) -> list[Expectation]:
+    """About a split's classes together: a frame with each that occurs, at least once, as ``target``."""
     present = DataCheck("classes", "warning", "give every split rows of every class")
-    return [
-        valid(gxe.ExpectColumnValuesToBeInSet, "Every target is a known class", column=TARGET, value_set=classes),
-        present(gxe.ExpectColumnDistinctValuesToContainSet, "Every class occurs", column=TARGET, value_set=classes),
+    found = [
+        present(gxe.ExpectColumnDistinctValuesToContainSet, "Every class occurs", column=TARGET, value_set=classes)
     ]
+    if train:
+        several = DataCheck("classes", "critical", "bring rows of another class: one alone needs no model")
+        says = "There are two classes or more"
+        found.append(several(gxe.ExpectColumnUniqueValueCountToBeBetween, says, column=TARGET, min_value=2))
+    return found
 
 
-def _column(column: str, frame: pd.DataFrame, train: pd.DataFrame, spec: dict[str, Any]) -> Iterator[Expectation]:
+def _column(
+    column: str, frame: pd.DataFrame, train: pd.DataFrame, spec: dict[str, Any], rows: int
+) -> Iterator[Expectation]:
     if spec["missing"] != "skip":
         where = "where preprocess fills values in, " if spec["missing"] == "fail" else ""
         remedy = f"repair or drop these rows, or {where}set data.missing: {_WEAKER[spec['missing']]}"
@@ -167,7 +194,7 @@ def _column(column: str, frame: pd.DataFrame, train: pd.DataFrame, spec: dict[st
         _SEVERITY[spec["unfamiliar"]],
         "look whether these rows come from elsewhere; widen data.range_tolerance if they are right",
     )
-    mostly = max(0.0, 1 - max(_STRAYS[0], _STRAYS[1] / len(frame)) - 1e-9)
+    mostly = max(0.0, 1 - max(_STRAYS[0], _STRAYS[1] / rows) - 1e-9)
     if not pd.api.types.is_numeric_dtype(train[column]):
         known = sorted(train[column].dropna().unique().tolist())
         yield check(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -77,17 +78,28 @@ def schema_frame(splits: dict[str, Columns]) -> pd.DataFrame:
     )
 
 
-def class_frame(splits: dict[str, Columns], labels: tuple[str, ...] | None) -> pd.DataFrame:
+def class_counts(target: NDArray[Any]) -> dict[int, int]:
+    """How many rows [rows] each class has, by its number, ascending."""
+    classes, counts = np.unique(target, return_counts=True)
+    return {int(value): count for value, count in zip(classes.tolist(), counts.tolist(), strict=True)}
+
+
+def class_frame(counts: Mapping[str, Mapping[int, int]], labels: tuple[str, ...] | None) -> pd.DataFrame:
     """One row per split and class: how many rows it has, and how that compares with the most frequent class."""
     import pandas as pd
 
     lines: list[dict[str, Any]] = []
-    for split, columns in splits.items():
-        classes, counts = np.unique(columns[TARGET], return_counts=True)
-        for value, count in zip(classes.tolist(), counts.tolist(), strict=True):
-            name = class_name(int(value), labels)
-            lines.append({"split": split, "class": name, "rows": count, "share of largest": count / counts.max()})
+    for split, rows in counts.items():
+        for value, count in rows.items():
+            name = class_name(value, labels)
+            lines.append({"split": split, "class": name, "rows": count, "share of largest": count / max(rows.values())})
     return pd.DataFrame(lines)
+
+
+def classes_there_may_be(highest: int, labels: tuple[str, ...] | None) -> list[str]:
+    """The classes that targets may have: those of the labels, else 0 up to the highest in train."""
+    count = len(labels) if labels is not None else max(highest, 0) + 1
+    return [class_name(value, labels) for value in range(count)]
 
 
 def class_name(value: int, labels: tuple[str, ...] | None) -> str:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Any
 
 import numpy as np
 
@@ -48,10 +51,27 @@ def npz_bytes(columns: Columns) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for name in sorted(columns):
-            info = zipfile.ZipInfo(f"{name}.npy", date_time=_EPOCH)
-            with archive.open(info, "w", force_zip64=True) as stream:
-                np.lib.format.write_array(stream, np.ascontiguousarray(columns[name]), allow_pickle=False)
+            values = np.ascontiguousarray(columns[name])
+            with npy_member(archive, name, values.dtype, values.shape) as stream:
+                stream.write(values.data)
     return buffer.getvalue()
+
+
+@contextmanager
+def npy_member(
+    archive: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> Iterator[IO[bytes]]:
+    """A member for an array of that type and shape, its header written; what is left is the values in C order."""
+    info = zipfile.ZipInfo(f"{name}.npy", date_time=_EPOCH)
+    head = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    with archive.open(info, "w", force_zip64=True) as stream:
+        np.lib.format.write_array_header_1_0(stream, head)
+        yield stream
+
+
+def lacks_values(values: np.ndarray) -> bool:
+    """Whether a column is NaN somewhere."""
+    return values.dtype.kind == "f" and bool(np.isnan(values).any())
 
 
 def _typed(values: np.ndarray, column: str) -> np.ndarray:

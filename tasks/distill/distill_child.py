@@ -37,8 +37,8 @@ from tasks.workloads.workload import Workload, load_workload
 def main(child: Child) -> Result:
     """Train the student and its control, publish them, and say what the teacher was good for."""
     spec, label = child.spec, child.extra.get("name", "")
-    workload = load_workload(child.job.workload)
-    data = TrainingData.read(child.store, child.data, workload)
+    workload = load_workload(child.job.workload, child.data.known)
+    data = TrainingData.read(child.store, child.data, workload, child.workdir / "splits")
     model, inherited = _begin(child, workload)
     values: dict[str, Any] = {"metric": child.data.metric.name, "inherited": inherited}
     if not spec["epochs"]:  # only to be costed: what it answers says nothing yet

@@ -52,7 +52,7 @@ def score(data: DataRef, workload: WorkloadRef, outputs: Array, targets: Array, 
     else:
         from tasks.workloads.workload import load_workload  # imports torch: only for a metric of the user's own
 
-        scores = load_workload(workload).scores(outputs, targets)
+        scores = load_workload(workload, data.known).scores(outputs, targets)
     wrong = np.flatnonzero(~np.isfinite(scores))
     broken = counted_rows(data, workload, targets)[wrong] if len(wrong) else wrong
     asked = outputs[broken] if len(scores) == len(outputs) else outputs  # of a search all rows decide
@@ -76,7 +76,7 @@ def counted_rows(data: DataRef, workload: WorkloadRef, targets: Array) -> NDArra
         return np.arange(len(targets))
     from tasks.workloads.workload import load_workload, rows_that_count
 
-    return rows_that_count(load_workload(workload), targets)
+    return rows_that_count(load_workload(workload, data.known), targets)
 
 
 def per_class(data: DataRef, scores: Scores, targets: Array) -> dict[str, MetricEstimate]:

@@ -15,7 +15,7 @@ MEASURED = ("calibration", "validation", "test")
 
 def main(child: Child) -> Result:
     """Publish ``calibration.npz``, ``validation.npz`` and ``test.npz``."""
-    workload = load_workload(child.job.workload)
+    workload = load_workload(child.job.workload, child.data.known)
     files = []
     for name in MEASURED:
         arrays = _raw(workload, read_split(child.store, child.data, name))

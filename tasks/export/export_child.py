@@ -35,7 +35,7 @@ _ROWS = max(BATCHES)
 def main(child: Child) -> Result:
     """Export the parent, prove it equal to the model, and publish it with its labels."""
     parent = child.inputs["parent"]
-    workload = load_workload(child.job.workload)
+    workload = load_workload(child.job.workload, child.data.known)
     child.progress(0.1, f"loading {parent.name}")
     model = load(child.store, parent, workload=workload)
     columns = read_split(child.store, child.data, "validation")

@@ -25,8 +25,8 @@ from tasks.workloads.workload import load_workload
 def main(child: Child) -> Result:
     """Prune the parent, fine-tune it with the teacher's help, and publish it with its plan."""
     spec, parent, name = child.spec, child.inputs["parent"], child.extra["name"]
-    workload = load_workload(child.job.workload)
-    data = TrainingData.read(child.store, child.data, workload)
+    workload = load_workload(child.job.workload, child.data.known)
+    data = TrainingData.read(child.store, child.data, workload, child.workdir / "splits")
     model = load(child.store, parent, workload=workload)
 
     narrowed = narrow(

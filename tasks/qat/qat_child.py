@@ -35,9 +35,9 @@ from tasks.workloads.workload import Workload, load_workload
 def main(child: Child) -> Result:
     """Train the int8 file, write it again, check that it answers as trained, and publish it with its curves."""
     parent = child.inputs["parent"]
-    users = load_workload(child.job.workload)
+    users = load_workload(child.job.workload, child.data.known)
     workload = RawWorkload(users)
-    data = TrainingData.read(child.store, child.data, workload)
+    data = TrainingData.read(child.store, child.data, workload, child.workdir / "splits")
     before = child.store.fetch_bytes(parent.file("model.onnx"))
     model = spell_out_byte_inputs(onnx.load_from_string(before))
     floats = _floats(child, model)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 
 from model_registry.datatypes import NUMPY_NAMES
@@ -12,6 +10,7 @@ from model_registry.store import Store
 from model_registry.variant import TensorSpec
 from tasks.quantize.calibration import Feeds
 from tasks.running.errors import CalibrationError
+from tasks.running.mapped_arrays import fetch_columns
 from tasks.running.splits import TARGET, Columns, DataRef, read_split
 from tasks.running.stage import WorkloadRef
 
@@ -35,7 +34,7 @@ def read_rows(
     Raises:
         CalibrationError: the model takes an input that the data does not have.
     """
-    columns = _stored(store, stored) if stored else _batched(read_split(store, data, split), workload)
+    columns = fetch_columns(store, stored) if stored else _batched(read_split(store, data, split), workload, data)
     targets = columns.pop(TARGET)
     wanted = {spec.name for spec in inputs}
     if not wanted <= columns.keys():
@@ -43,19 +42,15 @@ def read_rows(
             f"the ONNX file takes inputs {sorted(wanted)}, the data has {sorted(columns)}; "
             "rename the workload's inputs, or those of the file"
         )
-    return {s.name: columns[s.name].astype(NUMPY_NAMES[s.datatype]) for s in inputs}, targets
+    return {s.name: columns[s.name].astype(NUMPY_NAMES[s.datatype], copy=False) for s in inputs}, targets
 
 
-def _stored(store: Store, entry: FileEntry) -> Feeds:
-    with np.load(io.BytesIO(store.fetch_bytes(entry)), allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
-def _batched(columns: Columns, workload: WorkloadRef) -> Feeds:
+def _batched(columns: Columns, ref: WorkloadRef, data: DataRef) -> Feeds:
     import torch
 
     from tasks.workloads.workload import load_workload
 
+    workload = load_workload(ref, data.known)
     with torch.no_grad():
-        inputs, targets = load_workload(workload).batch({name: torch.from_numpy(v) for name, v in columns.items()})
+        inputs, targets = workload.batch({name: torch.from_numpy(v) for name, v in columns.items()})
     return {name: value.numpy() for name, value in inputs.items()} | {TARGET: targets.numpy()}

@@ -53,6 +53,17 @@ def keep_columns(columns: Columns, *, target: str, drop: Collection[str], where:
     return ReadColumns(kept, reading + Reading(facts, tuple(findings)), types)
 
 
+def require_target(columns: Columns, target: str, *, where: str) -> None:
+    """DataReadError where the data have no such column, or one of lists."""
+    if target not in columns:
+        raise DataReadError(
+            f"the data ({where}) has no column {target!r} to predict; it has {sorted(columns)}; "
+            "name one of them by `target`, or what separates the fields by `delimiter`"
+        )
+    if columns[target].ndim != 1:
+        raise DataReadError(f"column {target!r} holds lists; the target must be one value per row")
+
+
 def labelled_rows(
     table: ReadColumns, target: str, *, unlabelled: Unlabelled, where: str
 ) -> tuple[ReadColumns, NDArray[np.intp]]:

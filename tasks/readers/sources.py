@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -53,8 +54,9 @@ def fingerprint(arguments: dict[str, Any], base: Path) -> dict[str, str]:
     """What the files named in a workload's arguments hold, by their path in the arguments.
 
     Every text that names a local file or folder (below ``base``, else below the current folder) or starts with
-    ``s3://`` or ``package:`` counts, at any depth: local content by sha256, S3 objects by their names and etags. It
-    goes into the cache key of the data stage, so that changed data is noticed under an unchanged name.
+    ``s3://`` or ``package:`` counts, at any depth, and so does a pattern of files (``shards/*.parquet``): local content
+    by sha256, S3 objects by their names and etags. It goes into the cache key of the data stage, so that changed data
+    is noticed under an unchanged name.
 
     Raises:
         DataReadError: an s3:// source names nothing.
@@ -64,6 +66,9 @@ def fingerprint(arguments: dict[str, Any], base: Path) -> dict[str, str]:
         if value.startswith("s3://"):
             store = Store.from_environment()
             found[where] = hash_bytes(canonical_json(sorted(_etags(store, value).items())))
+        elif is_pattern(value) and (files := matching(value, base)):
+            hashes = [[Path(file).name, hash_file(Path(file))] for file in files]
+            found[where] = hash_bytes(canonical_json(hashes))
         elif value.startswith(_PACKAGE):
             found[where] = _folder_hash(package_folder(value.removeprefix(_PACKAGE)))
         elif value and len(value) < 4096 and "\0" not in value:
@@ -73,6 +78,47 @@ def fingerprint(arguments: dict[str, Any], base: Path) -> dict[str, str]:
             elif path.is_dir():
                 found[where] = _folder_hash(path)
     return found
+
+
+def is_pattern(source: str) -> bool:
+    """Whether the last part of a path or URI has a star, which stands for any part of a name."""
+    return "*" in source.rpartition("/")[2] and "*" not in source.rpartition("/")[0] and len(source) < 4096
+
+
+def matching(pattern: str, base: Path | None = None) -> list[str]:
+    """The files whose names fit a pattern, sorted: s3:// URIs, or local paths; [] where none does.
+
+    Args:
+        base: the folder of relative paths; None: they are looked for as :func:`local` does.
+
+    Raises:
+        DataReadError: there is no such bucket. StoreUnavailable, StoreDenied: as :func:`local`.
+    """
+    if pattern.startswith("s3://"):
+        return _matching_objects(Store.from_environment(), pattern)
+    place = Path(pattern).expanduser()
+    folders = [base, Path.cwd()] if base is not None else _search_folders()
+    for folder in folders:
+        beside = (folder / place.parent).iterdir() if (folder / place.parent).is_dir() else ()
+        found = [path for path in beside if _fits(path.name, place.name) and path.is_file()]
+        if found:
+            return sorted(map(str, found))
+    return []
+
+
+def _matching_objects(store: Store, pattern: str) -> list[str]:
+    beginning = pattern.partition("*")[0]
+    try:
+        listed = store.list_uri(beginning)
+    except (BucketMissing, ObjectMissing) as error:
+        raise DataReadError(f"{pattern}: there is no such bucket ({error}); check its name") from error
+    folder, _, name = pattern.rpartition("/")
+    return [uri for uri in listed if uri.rpartition("/")[0] == folder and _fits(uri.rpartition("/")[2], name)]
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Hidden files fit no pattern."""
+    return not name.startswith(".") and re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), name) is not None
 
 
 def _folder_hash(folder: Path) -> str:
@@ -92,9 +138,7 @@ def package_folder(name: str) -> Path:
 
 def _find(source: str) -> Path:
     path = Path(source).expanduser()
-    # The spec's folder is the last of sys.path: what a workload reads is found like the workload itself.
-    folders = [Path(folder) for folder in reversed(sys.path) if folder] + [Path.cwd()]
-    for folder in folders:
+    for folder in _search_folders():
         if (folder / path).exists():  # an absolute path replaces the folder
             return folder / path
     raise DataReadError(
@@ -103,8 +147,13 @@ def _find(source: str) -> Path:
     )
 
 
+def _search_folders() -> list[Path]:
+    # The spec's folder is the last of sys.path: what a workload reads is found like the workload itself.
+    return [Path(folder) for folder in reversed(sys.path) if folder] + [Path.cwd()]
+
+
 def _objects(store: Store, source: str) -> list[str]:
-    """The objects of a source: the one of exactly that name, or else all below it as a folder."""
+    """The objects of a source: the one of that name, those of a pattern, or else all below it as a folder."""
     below = source.rstrip("/") + "/"
     try:
         listed = store.list_uri(source.rstrip("/"))
@@ -112,6 +161,8 @@ def _objects(store: Store, source: str) -> list[str]:
         raise DataReadError(f"{source}: there is no such bucket ({error}); check its name") from error
     if source in listed:
         return [source]
+    if is_pattern(source) and (found := _matching_objects(store, source)):
+        return found
     objects = [uri for uri in listed if uri.startswith(below) and not uri.endswith("/")]
     if not objects:
         raise DataReadError(f"{source} names no object and no folder with objects; check bucket and key")

@@ -24,7 +24,7 @@ _TIMED = 64
 def main(child: Child) -> Result:
     """Ask an untrained teacher about two rows, compare its answers with all targets, and publish it."""
     scale = child.spec["scale"]
-    workload = load_workload(child.job.workload)
+    workload = load_workload(child.job.workload, child.data.known)
     if is_trained(workload):
         raise WorkloadError(
             f"the model of {workload.ref.path} is trained already, and training it again would only spoil it: write "

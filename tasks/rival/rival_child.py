@@ -20,7 +20,7 @@ from tasks.workloads.workload import Workload, load_workload, own_tokenizer
 
 def main(child: Child) -> Result:
     """Train the trees on the training split and judge them by the workload's own metric on the test split."""
-    workload = load_workload(child.job.workload)
+    workload = load_workload(child.job.workload, child.data.known)
     if (tokenizer := own_tokenizer(workload)) is not None:
         return Result(values=_words(child, workload, tokenizer[0]))
     (train, targets), (test, wanted) = (

@@ -7,15 +7,14 @@ Where a kernel does not (CONFIG_PROC_CHILDREN), the process itself is all that c
 from __future__ import annotations
 
 import contextlib
-import os
 from pathlib import Path
 
 _PROC = Path("/proc")
-_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of the process and of all below it; what they share counts for each."""
+    """Resident memory of the process and of all below it, without what lies in files and can be read again from there
+    (libraries, mapped data): the system takes that away when it needs the room. What they share counts for each."""
     return sum(map(_resident, (pid, *_descendants(pid))))
 
 
@@ -40,6 +39,7 @@ def _children(pid: int) -> list[int]:
 
 def _resident(pid: int) -> int:
     try:
-        return int((_PROC / str(pid) / "statm").read_text().split()[1]) * _PAGE
-    except (OSError, IndexError):  # it has ended, or is about to
+        sizes = dict(line.split(":", 1) for line in (_PROC / str(pid) / "status").read_text().splitlines())
+        return sum(1024 * int(sizes[name].split()[0]) for name in ("RssAnon", "RssShmem"))
+    except (OSError, KeyError):  # it has ended, or is about to
         return 0

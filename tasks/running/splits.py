@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterable
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from model_registry.manifest import FileEntry
 from model_registry.store import Store
 from model_registry.variant import Frozen, TensorSpec
+from tasks.running.mapped_arrays import fetch_columns
 from tasks.running.task_kind import TaskKind
 
 Columns = dict[str, NDArray[np.generic]]
@@ -67,6 +68,8 @@ class DataRef(Frozen):
     labels: tuple[str, ...] | None = None
     language: LanguageRef | None = None
     """None where the model does not continue text."""
+    known: dict[str, Any] | None = None
+    """What the workload learned from all rows and its models need; None where it looks at its data itself."""
 
     def split(self, name: str) -> SplitRef:
         """The split of that name; KeyError names those there are."""
@@ -80,7 +83,13 @@ class DataRef(Frozen):
         return [spec.name for spec in inputs if spec.name in self.columns and self.columns[spec.name].missing]
 
 
-def read_split(store: Store, data: DataRef, name: str) -> Columns:
-    """The arrays of a split, verified against its hash; raises CorruptObject or ObjectMissing like the store."""
-    with np.load(io.BytesIO(store.fetch_bytes(data.split(name).file)), allow_pickle=False) as archive:
-        return {column: archive[column] for column in archive.files}
+def read_split(store: Store, data: DataRef, name: str, folder: Path | None = None) -> Columns:
+    """The arrays of a split, verified against its hash; large ones are mapped, see :func:`fetch_columns`.
+
+    Args:
+        folder: where the files of a large split stay for other processes of the stage; None: they go with the arrays.
+
+    Raises:
+        CorruptObject, ObjectMissing: as the store raises them.
+    """
+    return fetch_columns(store, data.split(name).file, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from model_registry.store import Store
 from tasks.running.splits import Columns, DataRef, read_split
@@ -21,10 +22,14 @@ class TrainingData:
     validation: Columns
 
     @classmethod
-    def read(cls, store: Store, data: DataRef, workload: Workload) -> TrainingData:
-        """The splits as they were checked.
+    def read(cls, store: Store, data: DataRef, workload: Workload, folder: Path | None = None) -> TrainingData:
+        """The splits as they were checked. Large ones are mapped: each process reads the rows that it trains on.
+
+        Args:
+            folder: of the stage, where processes that train together share one copy of large splits.
 
         Raises:
             CorruptObject, ObjectMissing: as the store raises them.
         """
-        return cls(workload, read_split(store, data, "train"), read_split(store, data, "validation"))
+        train, validation = (read_split(store, data, name, folder) for name in ("train", "validation"))
+        return cls(workload, train, validation)

@@ -35,7 +35,7 @@ _ROWS = 3
 
 def main(child: Child) -> Result:
     """Read the file as what it is, and check that it fits workload and data."""
-    workload = load_workload(child.job.workload)
+    workload = load_workload(child.job.workload, child.data.known)
     splits = {name: read_split(child.store, child.data, name) for name in SPLITS}
     if child.spec["weights"] is None:
         return _bring_weights(child, None, workload, splits)

@@ -16,8 +16,8 @@ from tasks.workloads.workload import load_workload
 def main(child: Child) -> Result:
     """Train the workload's model in the role of teacher, and publish it with its curves."""
     scale = child.spec["scale"]
-    workload = load_workload(child.job.workload)
-    data = TrainingData.read(child.store, child.data, workload)
+    workload = load_workload(child.job.workload, child.data.known)
+    data = TrainingData.read(child.store, child.data, workload, child.workdir / "splits")
     model = build(workload, "teacher", scale, seed=child.job.seed)
 
     fitted = fit(

@@ -31,6 +31,11 @@ class WorkloadProtocol(Protocol):
       it is refused.
     - ``tokenizer() -> str``: ``tokenizer.json`` by which texts become the one input, token ids [N, length]; it travels
       with the model, and clients send text. ``texts``, no method: how many a row is, 1 or 2.
+    - ``partitions(folder) -> iterator``: the splits in parts, for data larger than the memory, each a dictionary like
+      that of ``splits()``, which is then not called. The same parts in the same order each time; equal rows in the same
+      one, because repeated samples are looked for within a part. ``folder`` is an empty one for files of your own. With
+      ``known() -> dict`` and ``recall(dict)``, plain JSON, what was learned from all rows (class names, scales) is
+      handed to the processes that train, so that they need not look again. None in place of parts: ``splits()``.
     - ``dynamic_dims() -> dict``: dimensions besides the batch that vary, ``{"tokens": {1: "sequence"}}``.
     """
 

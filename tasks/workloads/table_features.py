@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -55,12 +55,7 @@ class TableFeatures:
         found = {}
         for name, values in self._flat("train").items():
             if values.dtype.kind == "U":
-                found[name] = sorted(set(values[~is_missing(values)].tolist()))
-                if len(found[name]) > _MAX_CATEGORIES:
-                    raise DataReadError(
-                        f"column {name!r} has {len(found[name])} different texts, at most {_MAX_CATEGORIES} can be "
-                        "categories; leave it out by `drop`, or encode it as numbers"
-                    )
+                found[name] = checked_categories(name, values[~is_missing(values)].tolist())
         return found
 
     @cached_property
@@ -123,13 +118,29 @@ class TableFeatures:
         return {name: there[name] for name in self.names}
 
     def _flat(self, split: str) -> Columns:
-        found: Columns = {}
-        for name, values in self._splits[split].items():
-            if name == self._target:
-                continue
-            if values.ndim == 1:
-                found[name] = values
-            else:
-                flat = values.reshape(len(values), -1)
-                found |= {f"{name}[{i}]": flat[:, i] for i in range(flat.shape[1])}
-        return found
+        return flat_columns(self._splits[split], self._target)
+
+
+def flat_columns(columns: Columns, target: str) -> Columns:
+    """The columns besides the target, [rows] each: lists as ``name[0]``, ``name[1]``, ..."""
+    found: Columns = {}
+    for name, values in columns.items():
+        if name == target:
+            continue
+        if values.ndim == 1:
+            found[name] = values
+        else:
+            flat = values.reshape(len(values), -1)
+            found |= {f"{name}[{i}]": flat[:, i] for i in range(flat.shape[1])}
+    return found
+
+
+def checked_categories(name: str, texts: Iterable[str]) -> list[str]:
+    """The different texts of a column, sorted, without the empty one; DataReadError where they are too many."""
+    found = sorted({text for text in texts if text.strip()})
+    if len(found) > _MAX_CATEGORIES:
+        raise DataReadError(
+            f"column {name!r} has {len(found)} different texts, at most {_MAX_CATEGORIES} can be "
+            "categories; leave it out by `drop`, or encode it as numbers"
+        )
+    return found

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tasks.readers.kept_columns import Unlabelled, keep_columns, labelled_rows
+from tasks.readers.kept_columns import Unlabelled, keep_columns, labelled_rows, require_target
 from tasks.readers.reading import ReadColumns, Reading
+from tasks.readers.source_parts import in_parts
 from tasks.readers.splitting import Divided, complete, split_columns
 from tasks.running.errors import DataReadError
 from tasks.running.splits import SPLITS, TARGET, Columns
+from tasks.workloads.table_facts import MAX_INTEGER_CLASSES, KnownFeatures, TableFacts, TableTask
 from tasks.workloads.table_features import ColumnScale, TableFeatures
+from tasks.workloads.table_parts import TableParts
 from tasks.workloads.workload import ACCURACY, Inputs, Metric
 
 if TYPE_CHECKING:
     import pandas as pd
-
-_MAX_INTEGER_CLASSES = 100
 
 
 class Tabular:
@@ -37,7 +39,8 @@ class Tabular:
 
     Args:
         source: one file, divided into splits, or a file per split (``{train: a.csv, test: b.csv}``; the splits that
-            are not named are taken out of train).
+            are not named are taken out of train), or a pattern of files (``s3://bucket/shards/*.parquet``) that
+            together may be larger than the memory: each row is then divided by what it holds, not by its target.
         target: name of the column to predict. Text and integers are classes, numbers with a fraction are predicted.
         task: ``classification`` or ``regression``, where that rule is wrong (integers with more than 100 different
             values are predicted as numbers).
@@ -55,7 +58,7 @@ class Tabular:
         self,
         source: str | Mapping[str, str],
         target: str = TARGET,
-        task: Literal["auto", "classification", "regression"] = "auto",
+        task: TableTask = "auto",
         drop: Sequence[str] = (),
         seed: int = 0,
         unlabelled: Unlabelled = "refuse",
@@ -72,6 +75,11 @@ class Tabular:
         self.seed = seed
         self.unlabelled = unlabelled
         self.form: dict[str, Any] = {"delimiter": delimiter, "decimal": decimal, "missing": tuple(missing)}
+        self._parts: TableParts | None = None
+        if isinstance(source, str) and in_parts(source):
+            self._parts = TableParts(
+                source, target=target, task=task, drop=self.drop, seed=seed, unlabelled=unlabelled, form=self.form
+            )
 
     def read(self) -> dict[str, Columns]:
         """The columns as the files have them, by split, or all under ``all``."""
@@ -86,11 +94,26 @@ class Tabular:
 
     # -- what a workload answers ----------------------------------------------------------------------------------
     def splits(self) -> dict[str, Columns]:
+        if self._parts is not None:
+            return self._parts.whole()
         encoded: dict[str, Columns] = {
             name: {"features": self._features.encode(name), TARGET: self._encode_target(columns[self.target])}
             for name, columns in self._raw.items()
         }
         return Divided(encoded, self._raw.source_rows, self._raw.reading)
+
+    def partitions(self, folder: Path) -> Iterator[Divided] | None:
+        """The splits in parts where the source is a pattern of files."""
+        return None if self._parts is None else self._parts.divided(folder)
+
+    def known(self) -> dict[str, Any] | None:
+        """What the rows of all files tell."""
+        return None if self._parts is None else self._parts.facts.model_dump(mode="json")
+
+    def recall(self, known: dict[str, Any]) -> None:
+        """Take what :meth:`known` said, and read no files for it."""
+        if self._parts is not None:
+            self._parts.facts = TableFacts.model_validate(known)
 
     def model(self, role: str, width: float = 1.0) -> nn.Module:
         """A SimpleNet; for regression it answers in the target's own unit."""
@@ -164,19 +187,13 @@ class Tabular:
 
     @cached_property
     def _features(self) -> TableFeatures:
-        return TableFeatures(self._raw, self.target)
+        return TableFeatures(self._raw, self.target) if self._parts is None else KnownFeatures(self._parts.facts)
 
     @cached_property
     def _raw(self) -> Divided:
         kept, rows = dict[str, ReadColumns](), {}
         for split, columns in self.read().items():
-            if self.target not in columns:
-                raise DataReadError(
-                    f"the data ({split}) has no column {self.target!r} to predict; it has {sorted(columns)}; "
-                    "name one of them by `target`, or what separates the fields by `delimiter`"
-                )
-            if columns[self.target].ndim != 1:
-                raise DataReadError(f"column {self.target!r} holds lists; the target must be one value per row")
+            require_target(columns, self.target, where=split)
             where = self.source if isinstance(self.source, str) else f"{self.source[split]} ({split})"
             table = keep_columns(columns, target=self.target, drop=self.drop, where=where)
             kept[split], rows[split] = labelled_rows(table, self.target, unlabelled=self.unlabelled, where=where)
@@ -188,19 +205,25 @@ class Tabular:
 
     @cached_property
     def _is_classification(self) -> bool:
+        if self._parts is not None:
+            return self._parts.facts.classes is not None
         values = self._raw["train"][self.target]
         if self.task != "auto":
             return self.task == "classification"
         if np.issubdtype(values.dtype, np.integer):
-            return len(np.unique(values)) <= _MAX_INTEGER_CLASSES
+            return len(np.unique(values)) <= MAX_INTEGER_CLASSES
         return not np.issubdtype(values.dtype, np.floating)
 
     @cached_property
     def _classes(self) -> list[str]:
+        if self._parts is not None:
+            return list(self._parts.facts.classes or ())
         return [str(value) for value in np.unique(self._raw["train"][self.target]).tolist()]
 
     @cached_property
     def _target_scale(self) -> ColumnScale:
+        if self._parts is not None:
+            return self._parts.facts.target_scale
         return ColumnScale.of(self._encode_target(self._raw["train"][self.target])[:, None])
 
     def _encode_target(self, values: NDArray[Any]) -> NDArray[Any]:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -120,17 +121,7 @@ class Workload:
         Raises:
             WorkloadError: a split or the target is missing, or columns differ in length.
         """
-        splits = self.user.splits()
-        wrong = [f"split {name!r} is missing" for name in SPLITS if name not in splits]
-        for name, columns in splits.items():
-            lengths = {column: len(values) for column, values in columns.items()}
-            if TARGET not in columns:
-                wrong.append(f"split {name!r} has no column {TARGET!r}; it has {sorted(columns)}")
-            if len(set(lengths.values())) > 1:
-                wrong.append(f"columns of split {name!r} differ in length: {lengths}")
-        if wrong:
-            raise WorkloadError(f"{self.ref.path}.splits(): " + "; ".join(wrong))
-        return {name: {c: np.asarray(v) for c, v in splits[name].items()} for name in SPLITS}
+        return as_arrays(self.user.splits(), f"{self.ref.path}.splits()")
 
     def batch(self, columns: dict[str, Tensor]) -> tuple[Inputs, Tensor]:
         """Columns of some rows to (inputs by name, targets). Default: every column but the target is an input."""
@@ -232,6 +223,35 @@ class Workload:
         return dict(self.user.dynamic_dims()) if hasattr(self.user, "dynamic_dims") else {}
 
 
+def as_arrays(splits: Mapping[str, Any], source: str) -> dict[str, Columns]:
+    """What ``source`` gave for splits, as arrays; raises as :meth:`Workload.splits`."""
+    wrong = [f"split {name!r} is missing" for name in SPLITS if name not in splits]
+    for name, columns in splits.items():
+        lengths = {column: len(values) for column, values in columns.items()}
+        if TARGET not in columns:
+            wrong.append(f"split {name!r} has no column {TARGET!r}; it has {sorted(columns)}")
+        if len(set(lengths.values())) > 1:
+            wrong.append(f"columns of split {name!r} differ in length: {lengths}")
+    if wrong:
+        raise WorkloadError(f"{source}: " + "; ".join(wrong))
+    return {name: {c: np.asarray(v) for c, v in splits[name].items()} for name in SPLITS}
+
+
+def own_partitions(workload: Workload, folder: Path) -> Iterator[Mapping[str, Any]] | None:
+    """The splits in parts, as the user's object gives them; None where :meth:`Workload.splits` gives all at once.
+
+    Args:
+        folder: an empty one, for files that are wanted while parts are taken.
+    """
+    user = workload.user
+    return user.partitions(folder) if hasattr(user, "partitions") else None
+
+
+def learned_of_rows(workload: Workload) -> dict[str, Any] | None:
+    """What it learned from all rows and its models need, as JSON, for :func:`load_workload`; None: nothing."""
+    return workload.user.known() if hasattr(workload.user, "known") else None
+
+
 def own_tokenizer(workload: Workload) -> tuple[str, int] | None:
     """``tokenizer.json`` by which texts become the one input, and how many texts a row is; None for other data."""
     user = workload.user
@@ -281,8 +301,11 @@ def _task_of(ref: WorkloadRef, outputs: Any, targets: Any, *, whole: bool) -> Ta
     return ref.task or kind_by_shape(tuple(outputs.shape), tuple(targets.shape), whole=whole)
 
 
-def load_workload(ref: WorkloadRef) -> Workload:
+def load_workload(ref: WorkloadRef, known: dict[str, Any] | None = None) -> Workload:
     """Import the class, make the object, and check all of it.
+
+    Args:
+        known: what :func:`learned_of_rows` said when the data were checked: it need not look at all of them again.
 
     Raises:
         WorkloadError: says everything that is missing or wrong, with an example.
@@ -329,4 +352,7 @@ def load_workload(ref: WorkloadRef) -> Workload:
             f"workload {ref.path}: its arguments {ref.arguments} do not fit "
             f"{class_name}{inspect.signature(found)}: {error}"
         ) from error
-    return Workload(user, ref)
+    workload = Workload(user, ref)
+    if known is not None:
+        workload.user.recall(known)
+    return workload

@@ -1,0 +1,107 @@
+"""A source in parts: the files that a pattern names, one after another, a block of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.readers.arrow_columns import to_columns
+from tasks.readers.reading import ReadColumns
+from tasks.readers.sources import is_pattern, local, matching
+from tasks.readers.tables import read_table
+from tasks.running.errors import DataReadError
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+_BLOCK_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class RowBlock:
+    """Neighbouring rows of one file.
+
+    Attributes:
+        name: of the file.
+        start: the number of the first row in it. ``first``: among the rows of all files.
+    """
+
+    name: str
+    start: int
+    first: int
+    columns: ReadColumns
+
+    @property
+    def rows(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+
+def in_parts(source: object) -> bool:
+    """Whether a source is a pattern, such as ``s3://bucket/shards/*.parquet``."""
+    return isinstance(source, str) and is_pattern(source)
+
+
+def part_names(source: str) -> list[str]:
+    """The files of a pattern, local paths or s3:// URIs, sorted; DataReadError where it names none."""
+    found = matching(source)
+    if not found:
+        raise DataReadError(
+            f"{source} names no file; the star stands for any part of a file's name, in the last part of the path"
+        )
+    return found
+
+
+def read_blocks(
+    source: str, *, delimiter: str | None = None, decimal: str | None = None, missing: Sequence[str] = ()
+) -> Iterator[RowBlock]:
+    """The rows of all files in the order of their names; arguments as for :func:`read_table`.
+
+    Parquet is read some rows at a time; a file of another kind is one block, so it must fit the memory. A file in S3
+    lies on the disk while it is read.
+
+    Raises:
+        DataReadError: a file cannot be read.
+    """
+    before = 0
+    for name in part_names(source):
+        start = 0
+        if name.lower().endswith(".parquet"):
+            blocks = _parquet_blocks(name)
+        else:
+            blocks = iter([read_table(name, delimiter=delimiter, decimal=decimal, missing=missing)])
+        for columns in blocks:
+            block = RowBlock(name, start, before + start, columns)
+            yield block
+            start += block.rows
+        before += start
+
+
+def _parquet_blocks(source: str) -> Iterator[ReadColumns]:
+    with local(source) as path:
+        yield from _read_parquet(path)
+
+
+def _read_parquet(path: Path) -> Iterator[ReadColumns]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            if not file.metadata.num_rows:
+                raise DataReadError(f"{path} holds no rows, at least one is needed; check that the file is complete")
+            for batch in file.iter_batches(batch_size=_block_rows(file)):
+                yield to_columns(pa.Table.from_batches([batch]), path)
+    except pa.ArrowMemoryError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        raise DataReadError(
+            f"{path} cannot be read as Parquet: {error}. Check that it was copied whole; "
+            "a file of another kind needs its own extension"
+        ) from error
+
+
+def _block_rows(file: pq.ParquetFile) -> int:
+    group = file.metadata.row_group(0)
+    return max(256, int(_BLOCK_BYTES * group.num_rows // max(group.total_byte_size, 1)))
