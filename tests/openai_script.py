@@ -27,6 +27,11 @@ def main() -> None:
     )
     found["streamed"] = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
     found["stream usage"] = chunks[-1].usage.completion_tokens if chunks[-1].usage else None
+    for name, text in (("predicted", found["chat"]), ("predicted wrongly", "nothing like it")):
+        given: Any = {"type": "content", "content": text}
+        guessed = client.chat.completions.create(messages=said, max_tokens=9, prediction=given, **common)
+        details = guessed.usage.completion_tokens_details if guessed.usage else None
+        found[name] = [guessed.choices[0].message.content, details.accepted_prediction_tokens if details else None]
     scored = client.completions.create(prompt=[[5, 6, 7], [8, 9]], echo=True, logprobs=1, max_tokens=0, **common)
     found["echo"] = [
         [score is None for score in (choice.logprobs.token_logprobs if choice.logprobs else None) or []]

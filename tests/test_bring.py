@@ -168,7 +168,7 @@ def test_tied_tensors_may_be_stored_under_one_name(
         return model
 
     monkeypatch.setattr(workload.user, "model", tied)
-    monkeypatch.setattr(bring_child, "load_workload", lambda ref: workload)
+    monkeypatch.setattr(bring_child, "load_workload", lambda ref, known: workload)
     tensors = {n: v for n, v in tied("teacher").state_dict().items() if not n.startswith("second")}
     safetensors.torch.save_file(tensors, tmp_path / "w")
     assert bring(store, workload, tmp_path / "w").variants[0].name == "teacher"

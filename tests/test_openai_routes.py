@@ -85,6 +85,8 @@ def test_openai_s_own_client_gets_what_it_asks_for(served: Endpoint, request: py
     ]
     assert found["chat"] == found["streamed"] and len(found["chat"]) > 3
     assert found["logprobs"] == [2] * 9 and found["stream usage"] == 9 and found["usage"] > 9
+    assert found["predicted"][0] == found["predicted wrongly"][0]  # a prediction decides nothing
+    assert isinstance(found["predicted"][1], int)
     assert found["echo"] == [[True, False, False], [True, False]]
     assert isinstance(json.loads(found["schema"])["a"], bool)
     assert {name: kind for name, (kind, _) in found["errors"].items()} == {

@@ -358,6 +358,7 @@ def test_a_port_of_the_environment_that_is_none_is_told(stubbed: StubbedStack, m
 
 
 def test_a_company_proxy_is_not_asked_for_loopback(stubbed: StubbedStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)  # of a stack of the tests before
     monkeypatch.setenv("no_proxy", "intra.example")
     stubbed.start()
     environment = stubbed.environment()

@@ -62,6 +62,7 @@ PEERS = {
         (("bentoml==1.4.40", _RUNTIME, "numpy"),), ("bentoml", "serve", "peer_bentoml:Peer", "--port", "PORT"), "/infer"
     ),
     "mlserver": Peer((("mlserver==1.7.1", _RUNTIME, "numpy"),), ("mlserver", "start", "FOLDER"), "/v2/models/m/infer"),
+    "ray_serve": Peer((("ray[serve]==2.60.0", _RUNTIME, "numpy"),), ("python", "peer_ray_serve.py"), "/infer"),
     # Triton has a Python within, of Debian or Ubuntu, that takes only their own modules of the standard library.
     "pytriton": Peer(
         (("nvidia-pytriton==0.7.0", _RUNTIME),),
