@@ -1,6 +1,6 @@
 """The model behind Ray Serve, batched, on a cluster of its own: ``peer_ray_serve.py``."""
 
-# mypy: disable-error-code="import-not-found,misc,no-any-return,untyped-decorator"
+# mypy: disable-error-code="attr-defined,import-not-found,misc,no-any-return,untyped-decorator"
 from __future__ import annotations
 
 import signal
