@@ -6,8 +6,11 @@ import asyncio
 import os
 import signal
 import sys
+import time
 
 from model_registry.quiet import QUIET
+
+_HEALTHY_SECONDS, _LONGEST_PAUSE = 60.0, 30.0
 
 
 async def start_beside(
@@ -27,6 +30,29 @@ async def start_beside(
         pass_fds=(descriptor,),
         env={**{name: value for name, value in os.environ.items() if not name.startswith(without)}, **QUIET},
     )
+
+
+class RestartPause:
+    """How long a process that ended stays away: longer each time, but briefly after one that had been well.
+
+    Args:
+        first: seconds.
+    """
+
+    def __init__(self, first: float) -> None:
+        self._first, self._seconds = first, 0.0
+        self._began = time.monotonic()
+
+    def begin(self) -> None:
+        """The process is started now."""
+        self._began = time.monotonic()
+
+    def after(self) -> float:
+        """It has ended: seconds until it is started again."""
+        self._seconds = min(max(2 * self._seconds, self._first), _LONGEST_PAUSE)
+        if time.monotonic() - self._began > _HEALTHY_SECONDS:
+            self._seconds = self._first
+        return self._seconds
 
 
 def how_it_ended(status: int) -> str:

@@ -6,15 +6,14 @@ import asyncio
 import contextlib
 import logging
 import socket
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from serving.acceptors.accepted_connections import AcceptorLink
-from serving.side_process import how_it_ended, start_beside
+from serving.side_process import RestartPause, how_it_ended, start_beside
 
-_HEALTHY_SECONDS, _LONGEST_PAUSE, _FIRST_PAUSE = 60.0, 30.0, 0.25
+_FIRST_PAUSE = 0.25
 _START_SECONDS, _END_SECONDS = 60.0, 5.0
 _NOT_FOR_IT = ("AWS_", "OTEL_", "WINNOW_ADMIN_TOKEN")
 """What it has no use for, and what nobody who gets into it shall find."""
@@ -71,28 +70,27 @@ class AcceptorKeeper:
                 process.kill()
 
     async def _keep(self, slot: _Slot) -> None:
-        pause = 0.0
+        pause = RestartPause(_FIRST_PAUSE)
         while not self._stopping:
-            since = time.monotonic()
+            pause.begin()
             try:
                 how = await self._run(slot)
             except OSError as error:  # no descriptors or memory left
                 how = f"no process can be started: {error.strerror}"
             if self._stopping:
                 return
-            pause = min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
-            if time.monotonic() - since > _HEALTHY_SECONDS:
-                pause = _FIRST_PAUSE
+            seconds = pause.after()
             slot.fault = how
-            log.error("an acceptor's %s; it is started again in %g s", how, pause)
-            await asyncio.sleep(pause)
+            log.error("an acceptor's %s; it is started again in %g s", how, seconds)
+            await asyncio.sleep(seconds)
             slot.restarts += 1
 
     async def _run(self, slot: _Slot) -> str:
         """Start it, and how it ended."""
         loop = asyncio.get_running_loop()
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
+        with contextlib.ExitStack() as undone:
+            undone.callback(ours.close)
             with theirs:
                 slot.process = process = await start_beside(
                     "serving.acceptors.acceptor_process", theirs.fileno(), *self._files, without=_NOT_FOR_IT
@@ -100,9 +98,7 @@ class AcceptorKeeper:
             with contextlib.suppress(BrokenPipeError):  # ended already, as is found below
                 socket.send_fds(ours, [b"\x00"], [self._listening.fileno()])
             ours.setblocking(False)
-        except BaseException:
-            ours.close()
-            raise
+            undone.pop_all()  # from now on it is the transport's
         _, slot.link = await loop.connect_accepted_socket(lambda: AcceptorLink(self._connect), ours)
         slot.link.ready.add_done_callback(slot.began)
         late = loop.call_later(_START_SECONDS, slot.give_up)

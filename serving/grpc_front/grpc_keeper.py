@@ -6,16 +6,15 @@ import asyncio
 import contextlib
 import logging
 import socket
-import time
 from collections.abc import Callable
 from typing import Any, Literal
 
 import orjson
 
 from serving.grpc_front.grpc_order import LONGEST_MESSAGE, GrpcOrder
-from serving.side_process import how_it_ended, start_beside
+from serving.side_process import RestartPause, how_it_ended, start_beside
 
-_HEALTHY_SECONDS, _LONGEST_PAUSE, _FIRST_PAUSE = 60.0, 30.0, 0.25
+_FIRST_PAUSE = 0.25
 _START_SECONDS, _END_SECONDS = 60.0, 5.0
 _NOT_FOR_IT = ("AWS_", "OTEL_", "WINNOW_ADMIN_TOKEN")
 """What it has no use for, and what nobody who gets into it shall find."""
@@ -60,9 +59,9 @@ class GrpcKeeper:
 
     async def keep(self) -> None:
         """Keep it running until :meth:`stop`."""
-        pause = 0.0
+        pause = RestartPause(_FIRST_PAUSE)
         while True:
-            since = time.monotonic()
+            pause.begin()
             try:
                 how = await self._run()
             except OSError as error:  # no descriptors or memory left
@@ -70,11 +69,9 @@ class GrpcKeeper:
             if self._stopping:
                 return
             self.state, self.reason, self.pid = "starting", self._cause or how, None
-            pause = min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
-            if time.monotonic() - since > _HEALTHY_SECONDS:
-                pause = _FIRST_PAUSE
-            log.error("gRPC: %s; its process is started again in %g s", self.reason, pause)
-            await asyncio.sleep(pause)
+            seconds = pause.after()
+            log.error("gRPC: %s; its process is started again in %g s", self.reason, seconds)
+            await asyncio.sleep(seconds)
             self.restarts += 1
 
     async def stop(self, seconds: float) -> None:

@@ -18,11 +18,11 @@ from serving.key_ring import Principal
 from serving.loaded_version import LoadedVersion
 from serving.sampling.sample_frames import Sample, SampledBody, pack_sample
 from serving.sampling.sample_order import SampleOrder
-from serving.side_process import how_it_ended, start_beside
+from serving.side_process import RestartPause, how_it_ended, start_beside
 
 MOST_BYTES = 16 << 20
 """Of samples that the process has not taken yet; beyond that they are lost."""
-_HEALTHY_SECONDS, _LONGEST_PAUSE, _FIRST_PAUSE = 60.0, 30.0, 0.5
+_FIRST_PAUSE = 0.5
 _END_SECONDS = 10.0
 _NOT_FOR_IT = ("WINNOW_ADMIN_TOKEN", "WINNOW_TLS_")
 log = logging.getLogger("winnow.serving")
@@ -87,9 +87,9 @@ class SampleKeeper:
 
     async def keep(self) -> None:
         """Keep the process running until :meth:`stop`."""
-        pause = 0.0
+        pause = RestartPause(_FIRST_PAUSE)
         while not self._stopping:
-            since = time.monotonic()
+            pause.begin()
             try:
                 how = await self._run()
             except OSError as error:  # no descriptors or memory left
@@ -97,11 +97,9 @@ class SampleKeeper:
             if self._stopping:
                 return
             self.fault = f"samples are not written: {how}"
-            pause = min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
-            if time.monotonic() - since > _HEALTHY_SECONDS:
-                pause = _FIRST_PAUSE
-            log.error("%s; the process is started again in %g s", self.fault, pause)
-            await asyncio.sleep(pause)
+            seconds = pause.after()
+            log.error("%s; the process is started again in %g s", self.fault, seconds)
+            await asyncio.sleep(seconds)
 
     async def stop(self) -> None:
         """Have it write what it has, and end; what takes too long is lost."""
