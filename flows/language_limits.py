@@ -1,4 +1,4 @@
-"""Limits that only language models have are refused where they cannot be looked at, before anything is trained."""
+"""What only language models have is refused where there is none, before anything is trained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tasks.running.splits import DataRef
 
 
 def refuse_misplaced(spec: PipelineSpec, data: DataRef) -> None:
-    """Refuse a budget for language models where there is none, or of nats where the metric is another one.
+    """Refuse a budget or a form for language models where there is none, or of nats where the metric is another one.
 
     Raises:
         SpecError: names the key, its value, and what to say instead.
@@ -27,6 +27,11 @@ def refuse_misplaced(spec: PipelineSpec, data: DataRef) -> None:
         raise SpecError(
             f"{', '.join(named)}: only a language model has such a limit, and {spec.workload.path} makes none; use "
             "max_accuracy_drop, p95_ms or min_speedup"
+        )
+    if spec.quantize is not None and spec.quantize.kv_cache != "float32" and data.language is None:
+        raise SpecError(
+            f"quantize.kv_cache {spec.quantize.kv_cache}: only a model that continues text keeps keys and values, and "
+            f"{spec.workload.path} makes none; remove the key"
         )
     if said["max_nats_increase"] is not None and data.metric.name != "nats":
         raise SpecError(
