@@ -38,7 +38,7 @@ from tasks.quantize.decoder_weights import decoder_products, quantize_decoder, t
 from tasks.running.errors import QatParityFailed, QatUnsupported, SpecError
 from tasks.running.launch import kept_processes
 from tasks.running.splits import TARGET, Columns, LanguageRef
-from tasks.running.stage import Job, WorkloadRef
+from tasks.running.stage import Job, Parallel, WorkloadRef
 from tasks.torch_models.fit import Fitted, fit
 from tasks.torch_models.model_structure import ModelStructure
 from tasks.torch_models.objective import Hard
@@ -262,6 +262,9 @@ def test_a_decoder_s_variant_is_trained(store: Store, tmp_path: Path) -> None:
     assert [json.loads(line)["epoch"] for line in store.fetch_bytes(entry).splitlines()] == [1, 2]
     with pytest.raises(QatUnsupported, match="is a decoder, and what it was made of or its teacher is no torch model"):
         qat.task.fn(job, spec, data=data, parent=made.variant, teacher=teacher, float_parent=fp32)
+    split_up = job.model_copy(update={"parallel": Parallel(exact=False, processes=2)})
+    with pytest.raises(QatUnsupported, match="torch's engines do not train weights on a grid"):
+        qat.task.fn(split_up, spec, data=data, parent=made.variant, teacher=teacher, float_parent=teacher)
 
 
 @pytest.mark.parametrize(

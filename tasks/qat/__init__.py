@@ -81,7 +81,8 @@ def qat(
     ``epochs``, ``best_epoch``, ``val_metric``, ``val_loss``, ``stopped_early``.
 
     Raises:
-        QatUnsupported: the file has an operator or a way of quantizing that cannot be trained.
+        QatUnsupported: the file has an operator or a way of quantizing that cannot be trained; or of a decoder, the
+            float_parent or the teacher is no torch model, or torch's engines are to train it.
         QatParityFailed: the file written does not answer as the module that was trained, or a decoder's before that.
         TrainingDiverged: the loss became NaN or infinite.
     """
@@ -95,6 +96,11 @@ def qat(
             raise QatUnsupported(
                 f"{parent.name} is a decoder, and what it was made of or its teacher is no torch model; qat needs "
                 "both: bring weights, not an ONNX file"
+            )
+        if job.engine is not None:
+            raise QatUnsupported(
+                f"qat of {parent.name} with parallel.exact false: torch's engines do not train weights on a grid; use "
+                "parallel.shards, or leave parallel out"
             )
         stage = replace(STAGE, entry="tasks.qat.low_bits_child:main", yields=(form_name(model, "weights4-qat"),))
     return run_stage(stage, job, spec, data=data, inputs=inputs, label=label or model)

@@ -127,11 +127,11 @@ def put_back(model: CausalDecoder, file: ModelProto) -> ModelProto:
 
 def _weights(model: CausalDecoder, file: ModelProto) -> Iterator[_FileWeight]:
     """The file's weights in its order, which is the model's; a table that the head shares once."""
-    values = {i.name: i for i in file.graph.initializer}
+    dims = {i.name: list(i.dims) for i in file.graph.initializer}
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     left = iter([model.words, *linears])
     for node in file.graph.node:
-        found = _weight_in(node, {name: list(value.dims) for name, value in values.items()})
+        found = _weight_in(node, dims)
         if found is None or (node.output[0] == "logits" and model.head is None):
             continue
         name, bits, count, length = found
