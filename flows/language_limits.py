@@ -9,8 +9,8 @@ from tasks.running.splits import DataRef
 
 
 def refuse_misplaced(spec: PipelineSpec, data: DataRef) -> None:
-    """Refuse a budget for language models where there is none, or of nats where the metric is another one, and training
-    of 4 bits where there are none.
+    """Refuse a budget or a form for language models where there is none, or of nats where the metric is another one,
+    and training of 4 bits where there are none.
 
     Raises:
         SpecError: names the key, its value, and what to say instead.
@@ -28,6 +28,11 @@ def refuse_misplaced(spec: PipelineSpec, data: DataRef) -> None:
         raise SpecError(
             f"{', '.join(named)}: only a language model has such a limit, and {spec.workload.path} makes none; use "
             "max_accuracy_drop, p95_ms or min_speedup"
+        )
+    if spec.quantize is not None and spec.quantize.kv_cache != "float32" and data.language is None:
+        raise SpecError(
+            f"quantize.kv_cache {spec.quantize.kv_cache}: only a model that continues text keeps keys and values, and "
+            f"{spec.workload.path} makes none; remove the key"
         )
     if said["max_nats_increase"] is not None and data.metric.name != "nats":
         raise SpecError(

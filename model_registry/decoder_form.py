@@ -2,7 +2,8 @@
 
 ``model.onnx`` takes ``tokens`` INT64 [N, length], ``seen`` INT32 [N] (tokens of each row up to and with its last one,
 less 1), ``most`` INT32 (the largest of them, plus 1), ``wanted`` INT64 [1] (for how many of the last tokens logits are
-wanted) and, for each layer, ``past.LAYER.key`` and ``past.LAYER.value`` FLOAT [N, heads, length before, head's size].
+wanted) and, for each layer, ``past.LAYER.key`` and ``past.LAYER.value`` [N, heads, length before, head's size], FLOAT
+or INT8.
 It answers ``logits`` [N, wanted, vocabulary] and ``present.LAYER.key`` and ``.value``. As a variant it is a model like
 any other, from ``tokens`` to ``log_probabilities``: those of each token after the first, given the ones before it.
 """
@@ -10,7 +11,7 @@ any other, from ``tokens`` to ``log_probabilities``: those of each token after t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,7 @@ SEEN, MOST, WANTED, LOGITS = "seen", "most", "wanted", "logits"
 _LOGITS = 1 << 24
 """Logits that are held at a time: 64 MiB."""
 
+KvCache = Literal["float32", "int8"]
 Run = Callable[[Sequence[str], Mapping[str, NDArray[Any]]], Sequence[NDArray[Any]]]
 """Asks a session for outputs, by inputs by name."""
 
@@ -40,11 +42,18 @@ class DecoderForm(Record):
     """The token that its texts begin with, if they do."""
     end: tuple[int, ...] = ()
     """Tokens that end what it says."""
+    kv_cache: KvCache = "float32"
+    """Type of its keys and values; int8: the file has a scale for each channel of a head."""
+
+    @property
+    def cache_type(self) -> np.dtype[Any]:
+        """The same for numpy."""
+        return np.dtype(self.kv_cache)
 
     @property
     def token_bytes(self) -> int:
         """Of the keys and values of one token."""
-        return self.layers * 2 * self.kv_heads * self.head_size * 4
+        return self.layers * 2 * self.kv_heads * self.head_size * self.cache_type.itemsize
 
     @property
     def past(self) -> tuple[str, ...]:
@@ -77,7 +86,7 @@ class DecoderForm(Record):
     def feeds(self, tokens: NDArray[np.int64], *, wanted: int) -> dict[str, NDArray[Any]]:
         """Inputs for the first tokens [N, length] of texts, with nothing before them."""
         rows, length = tokens.shape
-        nothing = np.zeros((rows, self.kv_heads, 0, self.head_size), np.float32)
+        nothing = np.zeros((rows, self.kv_heads, 0, self.head_size), self.cache_type)
         return {
             TOKENS: np.ascontiguousarray(tokens, np.int64),
             SEEN: np.full(rows, length - 1, np.int32),

@@ -4,64 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple, Protocol
 
-from model_registry.ledger import Ledger, LedgerError
-from model_registry.store import Store, StoreError
-from model_registry.variant_set import SetMember, VariantSets
+from model_registry.ledger import LedgerError
+from model_registry.store import StoreError
+from model_registry.variant_set import SetMember
 from serving.exceptions import Conflict, LoadRefused, NotFound, ServingError
 from serving.load_errors import public_text
+from serving.releases import LedgerReader, ReadReleases, Released, ServedChampion, read_releases
 from serving.rollout import Model, Rollout
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 log = logging.getLogger("winnow.serving")
 
 
-class ServedChampion(Protocol):
-    """A ledger entry, as far as the endpoint needs it."""
-
-    @property
-    def to_version(self) -> int: ...
-
-    @property
-    def digest(self) -> str: ...
-
-
-class LedgerReader(Protocol):
-    """The ledger, as far as the endpoint needs it; blocking."""
-
-    def models(self) -> list[str]: ...
-
-    def champion(self, model: str, /) -> ServedChampion | None: ...
-
-    def members(self, model: str, version: int, /) -> Sequence[SetMember]:
-        """Of the set that a version was registered in, itself included; empty for none."""
-
-
-class StoredReleases:
-    """What the store says of releases and sets."""
-
-    def __init__(self, store: Store) -> None:
-        ledger = Ledger(store)
-        self.models, self.champion, self._sets = ledger.models, ledger.champion, VariantSets(store)
-
-    def members(self, model: str, version: int, /) -> Sequence[SetMember]:
-        found = self._sets.of(model, version)
-        return () if found is None else found.beside(version)
-
-
-class Released(NamedTuple):
-    """Of a model: its champion, or what is wrong with its ledger; and the set of that version."""
-
-    champion: ServedChampion | LedgerError
-    members: Sequence[SetMember] = ()
-
-
-async def load_champions(
-    rollout: Rollout, ledger: Callable[[], LedgerReader], remembered: LedgerReader | None = None
-) -> None:
+async def load_champions(rollout: Rollout, read: ReadReleases, remembered: LedgerReader | None = None) -> None:
     """Bring every champion into service, then return; retries for as long as something is missing.
 
     A model that fails leaves its reason in the rollout while the others serve. A model that got traffic from the
@@ -73,7 +31,7 @@ async def load_champions(
     pause, stand_ins = FIRST_PAUSE, dict[str, str]()
     while True:
         try:
-            champions = await asyncio.to_thread(read_champions, ledger)
+            champions = await asyncio.to_thread(read)
         except (StoreError, LedgerError) as error:
             if rollout.waiting_for:
                 rollout.waiting_for = f"the ledger cannot be read: {public_text(error)}"
@@ -96,27 +54,12 @@ async def load_champions(
 
 async def _stand_in(rollout: Rollout, remembered: LedgerReader) -> dict[str, str]:
     """Serve what was served last; the versions that are, by model. With all of them the endpoint is ready."""
-    champions = read_champions(lambda: remembered)
+    champions = read_releases(remembered)
     done = await asyncio.gather(*(_serve_champion(rollout, model, c.champion) for model, c in champions.items()))
     if champions and all(done):
         rollout.waiting_for = rollout.waiting_detail = ""
     serving = {model: rollout.models[model].serving for model in champions}
     return {model: version for model, version in serving.items() if version is not None}
-
-
-def read_champions(ledger: Callable[[], LedgerReader]) -> dict[str, Released]:
-    """What is to be served; models never released are left out."""
-    book = ledger()
-    found: dict[str, Released] = {}
-    for model in book.models():
-        try:
-            champion = book.champion(model)
-        except LedgerError as error:
-            found[model] = Released(error)
-        else:
-            if champion is not None:
-                found[model] = Released(champion, book.members(model, champion.to_version))
-    return found
 
 
 async def _serve(rollout: Rollout, model: str, wanted: Released, stand_in: str | None) -> bool:

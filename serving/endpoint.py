@@ -14,12 +14,13 @@ import signal
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from model_registry.audit_log import AuditLog
-from model_registry.store import Store
 from serving.acceptors.acceptor_keeper import AcceptorKeeper
-from serving.champions import LedgerReader, StoredReleases, load_champions
+from serving.asked_store import ask_for_releases, ask_for_variant
+from serving.champions import load_champions
 from serving.endpoint_watch import EndpointWatch
 from serving.event_loop import bound_socket, listen, loop_factory
 from serving.followed_ledger import follow_ledger
@@ -32,6 +33,7 @@ from serving.issuer_keys import IssuerKeysUnusable, is_encrypted, is_url
 from serving.key_ring import KeyRing, TokenFinder
 from serving.limits import RequestLimits
 from serving.pinned_models import BadPin, PinnedModels
+from serving.releases import ReadReleases, read_releases, stored_releases
 from serving.remembered_champions import RememberedChampions
 from serving.rollout import Rollout
 from serving.sampling.sample_keeper import SampleKeeper
@@ -163,9 +165,7 @@ Listening = Callable[[str, str], None]
 """Is told the URLs of the data plane and of the admin listener, once both take connections."""
 
 
-def run_endpoint(
-    settings: EndpointSettings, ledger: Callable[[], LedgerReader] | None = None, listening: Listening | None = None
-) -> None:
+def run_endpoint(settings: EndpointSettings, listening: Listening | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain: listeners first, engine processes last.
 
     Raises:
@@ -176,16 +176,14 @@ def run_endpoint(
     except ValueError as error:
         raise EndpointMisconfigured(str(error)) from error
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
-        runner.run(serve(settings, ledger, listening))
+        runner.run(serve(settings, listening))
 
 
-async def serve(
-    settings: EndpointSettings, ledger: Callable[[], LedgerReader] | None = None, listening: Listening | None = None
-) -> None:
+async def serve(settings: EndpointSettings, listening: Listening | None = None) -> None:
     """The endpoint on the running event loop; see :func:`run_endpoint`."""
     tls = _tls(settings)
     rollout = Rollout(
-        VariantCache(settings.home / "endpoint-cache", Store.from_environment),
+        VariantCache(settings.home / "endpoint-cache", ask_for_variant),
         settings.limits,
         isolated=settings.isolated,
     )
@@ -210,7 +208,7 @@ async def serve(
     listeners = [await listen(admin.connect, sockets[1], None)]
     if not settings.acceptors:
         listeners.append(await listen(data.connect, sockets[0], tls))
-    champions = ledger or (lambda: settings.pinned or _ledger())
+    champions = _champions(settings)
     remembered = RememberedChampions(settings.home / "served.txt")
     beside = [
         asyncio.create_task(load_champions(rollout, champions, remembered.last)),
@@ -261,8 +259,12 @@ async def _sweep_for_ever(rollout: Rollout, remembered: RememberedChampions, tls
             tls.reload()
 
 
-def _ledger() -> LedgerReader:
-    return StoredReleases(Store.from_environment())
+def _champions(settings: EndpointSettings) -> ReadReleases:
+    """How it is known what to serve."""
+    if settings.pinned is not None:
+        return partial(read_releases, settings.pinned)
+    # A process for each of many looks would cost more than S3's client does here.
+    return ask_for_releases if settings.follow is None else stored_releases
 
 
 def _report(task: asyncio.Task[None]) -> None:

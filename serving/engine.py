@@ -32,6 +32,7 @@ from serving.word_labels import WordLabelling
 
 MODEL = "model.onnx"
 
+_CACHE_TYPES = {"float32": "tensor(float)", "int8": "tensor(int8)"}
 _LEVELS = {
     "disabled": onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
     "basic": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
@@ -268,6 +269,12 @@ def _session(data: bytes, variant: Variant, options: Any, kept: Path | None, dec
     else:
         _compare_names("inputs", (TOKENS, SEEN, MOST, WANTED, *decoder.past), session.get_inputs())
         _compare_names("outputs", (LOGITS, *decoder.present), session.get_outputs())
+        types, said = {i.type for i in session.get_inputs() if i.name in decoder.past}, _CACHE_TYPES[decoder.kv_cache]
+        if types != {said}:
+            raise EngineLoadError(
+                f"the graph keeps keys and values as {', '.join(sorted(types))}, and {DECODER} tells of {said}: "
+                "quantize it again"
+            )
         answered = session.get_outputs()[0].shape[-1]
         if answered != decoder.vocabulary:
             raise EngineLoadError(

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from model_registry.ledger import LedgerError
 from model_registry.store import StoreError
 from model_registry.variant_set import SetMember
-from serving.champions import LedgerReader, ServedChampion, read_champions, serve_set
+from serving.champions import serve_set
 from serving.exceptions import ServingError
+from serving.releases import ReadReleases, ServedChampion
 from serving.rollout import Rollout
 
 log = logging.getLogger("winnow.serving")
 
 
-async def follow_ledger(rollout: Rollout, ledger: Callable[[], LedgerReader], seconds: float) -> None:
+async def follow_ledger(rollout: Rollout, read: ReadReleases, seconds: float) -> None:
     """Look at the ledger every so many seconds, for ever; what fails is tried again at the next look.
 
     The new version is loaded beside the old one, gets the traffic when it is ready, and the old one, with its set, ends
@@ -33,7 +34,7 @@ async def follow_ledger(rollout: Rollout, ledger: Callable[[], LedgerReader], se
         if rollout.waiting_for:  # the start has not read it yet either, and goes on trying
             continue
         try:
-            champions = await asyncio.to_thread(read_champions, ledger)
+            champions = await asyncio.to_thread(read)
         except (StoreError, LedgerError) as error:
             log.warning("the ledger cannot be read, next look in %g s: %s", seconds, error)
             continue

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 
-from pydantic import ValidationError
-
 from model_registry.cpu_class import CpuClassMismatch
 from model_registry.gpu_class import GpuClassMismatch
 from model_registry.manifest import ManifestMismatch
@@ -14,7 +12,7 @@ from model_registry.store_errors import BucketMissing, StoreDenied, StoreRefused
 from model_registry.variant import NewerRecord
 from serving.exceptions import EngineLoadError, LoadFailed, LoadRefused, ServingError
 from serving.onnx_safety import UnsafeModel
-from serving.variant_cache import CacheUnusable
+from serving.variant_cache import CacheUnusable, ManifestAltered
 
 _PUBLIC: dict[type[Exception], str] = {
     ObjectMissing: "it is not in the store",
@@ -48,7 +46,7 @@ def public_text(error: Exception) -> str:
 
 def load_error(name: str, error: Exception) -> ServingError:
     """What is said of an error while a version is loaded: refused for good, or failed for now."""
-    if isinstance(error, ValidationError):
+    if isinstance(error, ManifestAltered):
         return LoadRefused(
             f"{name} cannot be served: the store's manifest does not hash to its name; register it again"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from serving.onnx_safety import check_onnx
 from serving.quiet_runtime import onnxruntime
 from serving.sample_values import SampleReader, as_text, only_row
 from serving.tensors import ONNX, Array
-from serving.variant_cache import VariantCache
+from serving.variant_cache import VariantCache, download_variant
 
 
 class LoadedModel:
@@ -45,7 +46,7 @@ class LoadedModel:
         """
         if store.load_variant(digest).format != "onnx":
             raise LoadRefused(f"{name}: the variant {digest[:12]} is no ONNX file; export it first")
-        folder, variant = VariantCache(cache, lambda: store).fetch(digest)
+        folder, variant = VariantCache(cache, partial(download_variant, store)).fetch(digest)
         return cls(Engine(folder, variant, threads=threads), name)
 
     @classmethod

@@ -33,7 +33,7 @@ class PinnedVersion:
 
 
 class PinnedModels:
-    """Answers as a ledger would (:class:`serving.champions.LedgerReader`) whose champions are given."""
+    """Answers as a ledger would (:class:`serving.releases.LedgerReader`) whose champions are given."""
 
     def __init__(self, pins: Mapping[str, PinnedVersion]) -> None:
         self._pins = dict(pins)

@@ -28,8 +28,13 @@ async def start_beside(
         stdin=asyncio.subprocess.DEVNULL,
         stderr=None,
         pass_fds=(descriptor,),
-        env={**{name: value for name, value in os.environ.items() if not name.startswith(without)}, **QUIET},
+        env=environment_beside(without),
     )
+
+
+def environment_beside(without: str | tuple[str, ...]) -> dict[str, str]:
+    """Our variables for a process beside us, but for those whose names begin so."""
+    return {**{name: value for name, value in os.environ.items() if not name.startswith(without)}, **QUIET}
 
 
 class RestartPause:

@@ -28,17 +28,39 @@ class CacheUnusable(Exception):
     """The cache folder cannot be written (disk full, rights). Make room, or set WINNOW_HOME elsewhere."""
 
 
+class ManifestAltered(Exception):
+    """The store's manifest of a variant does not hash to its name. Register the variant again."""
+
+
+def download_variant(store: Store, digest: str, folder: Path) -> None:
+    """Put the variant's manifest and files into a folder that is there.
+
+    Raises:
+        ObjectMissing, CorruptObject, StoreUnavailable, StoreDenied: from the store.
+        ManifestAltered, NewerRecord: its manifest cannot be used.
+        OSError: the disk does not take it.
+    """
+    try:
+        variant = store.load_variant(digest)
+    except ValidationError as error:
+        raise ManifestAltered(f"the manifest of {digest} in {store.uri} cannot be used: {error}") from error
+    if variant.digest != digest:
+        raise ManifestAltered(f"the manifest of {digest} in {store.uri} is that of {variant.digest}")
+    store.materialise(variant.files, folder / "files")
+    (folder / "variant.json").write_bytes(variant.to_json())
+
+
 class VariantCache:
     """Content-addressed; safe to use from several threads and by several processes.
 
     Args:
         root: the cache's folder; made on first use.
-        connect: gives the store; called only when something must be fetched.
+        download: puts the variant of a digest into a folder, as :func:`download_variant` does.
     """
 
-    def __init__(self, root: Path, connect: Callable[[], Store]) -> None:
+    def __init__(self, root: Path, download: Callable[[str, Path], None]) -> None:
         self._root = root
-        self._connect = connect
+        self._fetch_into = download
         self._locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
 
     def fetch(self, digest: str) -> tuple[Path, Variant]:
@@ -48,7 +70,7 @@ class VariantCache:
 
         Raises:
             ObjectMissing, CorruptObject, StoreUnavailable, StoreDenied: from the store.
-            ValidationError: the store's manifest was altered.
+            ManifestAltered, NewerRecord: the store's manifest cannot be used.
             CacheUnusable: the disk does not take it.
         """
         if not _DIGEST.fullmatch(digest):
@@ -65,33 +87,33 @@ class VariantCache:
         """The copy on disk, if it is there and right; a wrong one is removed."""
         folder = self._root / digest
         try:
-            variant = Variant.from_json((folder / "variant.json").read_bytes())
-            if variant.digest != digest:
-                raise ManifestMismatch(str(folder), extra=[], missing=[], changed=["variant.json"])
-            verify_folder(folder / "files", variant.files)
+            return self._read(digest)
         except FileNotFoundError:
             self._discard(folder)
             return None
         except (ManifestMismatch, NewerRecord, ValidationError):
             self._discard(folder)
             return None
+
+    def _read(self, digest: str) -> tuple[Path, Variant]:
+        folder = self._root / digest
+        variant = Variant.from_json((folder / "variant.json").read_bytes())
+        if variant.digest != digest:
+            raise ManifestMismatch(str(folder), extra=[], missing=[], changed=["variant.json"])
+        verify_folder(folder / "files", variant.files)
         return folder / "files", variant
 
     def _download(self, digest: str) -> tuple[Path, Variant]:
-        store = self._connect()
-        variant = store.load_variant(digest)
         self._root.mkdir(parents=True, exist_ok=True)
         self._sweep()
         partial = Path(tempfile.mkdtemp(dir=self._root, prefix=".partial-"))
         try:
-            store.materialise(variant.files, partial / "files")
-            (partial / "variant.json").write_bytes(variant.to_json())
+            self._fetch_into(digest, partial)
             if not (self._root / digest).exists():  # another process may have been faster
                 partial.rename(self._root / digest)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-        verify_folder(self._root / digest / "files", variant.files)
-        return self._root / digest / "files", variant
+        return self._read(digest)
 
     def _sweep(self) -> None:
         """Remove what a killed endpoint left half done."""

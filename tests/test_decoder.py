@@ -16,7 +16,7 @@ from decoder_folders import CONFIGS, CONTEXT, HEADS, KV_HEADS, LAYERS, SIZE, VOC
 from gguf import GGMLQuantizationType, GGUFWriter
 from gguf.quants import quantize
 
-from model_registry.decoder_form import DecoderForm, log_probabilities, score_tokens
+from model_registry.decoder_form import LOGITS, MOST, SEEN, DecoderForm, log_probabilities, score_tokens
 from model_registry.manifest import describe_files
 from model_registry.text_input import DECODER
 from model_registry.variant import Variant
@@ -27,6 +27,7 @@ from tasks.export.decoder_onnx import decoder_form, write_decoder
 from tasks.export.decoder_parity import check_decoder_parity
 from tasks.onnx_models.onnx_cost import onnx_cost
 from tasks.quantize.answer_rounding import input_products, round_by_answers
+from tasks.quantize.decoder_cache import channel_scales, shrink_cache
 from tasks.quantize.decoder_forms import decoder_forms, decoder_scores
 from tasks.quantize.decoder_weights import decoder_products, quantize_decoder, table_of
 from tasks.quantize.weight_only import round_blocks
@@ -231,7 +232,9 @@ def test_small_weights_answer_nearly_the_same(tmp_path: Path, kind: str) -> None
     model = decoder(tmp_path, kind)
     file, form = write_decoder(model), decoder_form(model)
     wanted = decoder_scores(file, form, ROWS)
-    made, skipped = decoder_forms(file, form, ROWS, wanted, ["weights8", "static", "weights4"], lambda *_: None)
+    made, skipped = decoder_forms(
+        file, form, ROWS, wanted, ["weights8", "static", "weights4"], "float32", lambda *_: None
+    )
     assert [each.method for each in made] == ["weights8", "weights4"]
     assert "weights8 and weights4 make it small" in skipped["static"]
     eight, four = made
@@ -253,6 +256,48 @@ def test_the_head_multiplies_with_the_very_bytes_that_tokens_are_looked_up_in(tm
     assert head.op_type == "MatMulNBits" and head.input[1] == by_kind["GatherBlockQuantized"].input[0]
     assert "words" not in {i.name for i in small.graph.initializer}
     assert sum(i.name == "words_int8" for i in small.graph.initializer) == 1
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gpt2"])
+def test_keys_and_values_in_int8_answer_nearly_the_same_and_in_whatever_pieces_the_same(
+    tmp_path: Path, kind: str
+) -> None:
+    model = decoder(tmp_path, kind)
+    file, form = write_decoder(model), decoder_form(model)
+    plain = onnx.load_from_string(file)
+    graph, small = shrink_cache(plain, form, channel_scales(plain, form, ROWS))
+    assert small.token_bytes * 4 == form.token_bytes
+    assert onnx_cost(graph).parameters == onnx_cost(plain).parameters
+    data = graph.SerializeToString()
+    found, wanted = decoder_scores(data, small, ROWS), decoder_scores(file, form, ROWS)
+    assert 0 < np.abs(found - wanted).mean() < 0.02 * np.abs(wanted).mean()
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    names, cache = [LOGITS, *small.present], dict[str, Any]()
+    whole = session.run(names, small.feeds(ROWS, wanted=24))
+    assert {value.dtype for value in whole[1:]} == {np.dtype(np.int8)}
+    for at in range(24):  # one token after the other
+        feeds = small.feeds(ROWS[:, at : at + 1], wanted=1) | cache
+        feeds |= {SEEN: np.full(len(ROWS), at, np.int32), MOST: np.array(at + 1, np.int32)}
+        logits, *present = session.run(names, feeds)
+        cache = dict(zip(small.past, present, strict=True))
+        np.testing.assert_allclose(logits[:, 0], whole[0][:, at], atol=1e-4)
+
+    (made,), _ = decoder_forms(file, form, ROWS, wanted, ["weights8"], "int8", lambda *_: None)
+    assert DecoderForm.from_json(made.assets[DECODER]) == small and made.facts["kv_cache"] == "int8"
+    assert made.facts["error"] < 0.05
+
+
+def test_a_channel_that_is_never_there_has_a_scale_too(tmp_path: Path) -> None:
+    model = decoder(tmp_path, "qwen2")
+    attention = model.layers["0"].attention
+    with torch.no_grad():
+        attention.value.weight[:3] = 0.0  # type: ignore[operator, union-attr]
+        attention.value.bias[:3] = 0.0  # type: ignore[operator, union-attr]
+    plain, form = onnx.load_from_string(write_decoder(model)), decoder_form(model)
+    scales = channel_scales(plain, form, ROWS)[form.past[1]]
+    np.testing.assert_array_equal(scales[:3], 1.0)
+    assert (scales[3:] > 0).all() and np.isfinite(scales).all()
 
 
 def test_ids_outside_the_table_never_reach_it(tmp_path: Path) -> None:
@@ -302,6 +347,10 @@ def test_the_engine_runs_it_like_any_model_and_no_row_depends_on_its_neighbours(
     ("change", "says"),
     [
         (lambda form: form.model_copy(update={"layers": 2}), "tells of the inputs .* and the graph has"),
+        (
+            lambda form: form.model_copy(update={"kv_cache": "int8"}),
+            r"keeps keys and values as tensor\(float\), and .* tells of tensor\(int8\)",
+        ),
         (lambda form: form.model_copy(update={"vocabulary": 301}), "answers logits of 300 tokens, and .* tells of 301"),
     ],
 )

@@ -66,6 +66,17 @@ def test_what_may_reach_the_margin_is_not_left_without_the_time_for_it() -> None
     assert move(known, *students, incumbent=2.0, seconds_left=150.0) == "s1", "it would win nothing"
 
 
+def test_what_is_nearly_proven_goes_on_before_a_hopeless_look() -> None:
+    known = made("middle", 2.0, rung=3, loss=0.003, spread=0.0024, seconds=40.0, finish=20.0)
+    look = Standing(name="s1", cost=1.5, last=4, kind="student", seconds=20.0)
+    assert move(known, look, incumbent=4.0, seconds_left=48.0) == "s1", "it has had its trainings"
+    longer = replace(known, longer=1, last=5, ahead=1.2)
+    assert move(longer, look, incumbent=4.0, seconds_left=48.0) == "middle", "no time is left for both"
+    assert move(longer, look, incumbent=4.0, seconds_left=300.0) == "s1"
+    assert move(longer, incumbent=4.0, seconds_left=300.0) == "middle"
+    assert move(replace(longer, ahead=1.0), incumbent=4.0, seconds_left=300.0) == "middle", "it is not hopeless"
+
+
 def test_looking_ends_where_its_time_does() -> None:
     known = made("middle", 2.0, rung=1, loss=0.003, seconds=90.0)
     students = [Standing(name="s1", cost=1.5, last=4, kind="student", seconds=20.0)]

@@ -34,6 +34,7 @@ from serving.probe_tokens import TIMED, continue_greedily, time_loops
 from tasks.evidence.choice_scores import choice_scores, right_answers
 from tasks.evidence.continuations import Continuations, compare_continuations
 from tasks.evidence.text_bytes import bits_per_byte, token_lengths
+from tasks.quantize import QuantizeSpec
 from tasks.report.pages import render_card, render_html
 from tasks.report.run_report import RunReport
 from tasks.running.errors import DataReadError, GateFailed, SpecError
@@ -286,6 +287,14 @@ def test_limits_of_language_models_are_gates() -> None:
 def test_limits_that_are_refused(budget: dict[str, Any], says: str) -> None:
     with pytest.raises(SpecError, match=says):
         spec(**budget)
+
+
+def test_small_keys_and_values_are_for_what_keeps_them() -> None:
+    made = spec(max_accuracy_drop=0.01)
+    small = made.model_copy(update={"quantize": QuantizeSpec(kv_cache="int8")})
+    refuse_misplaced(small, data(LanguageRef()))
+    with pytest.raises(SpecError, match=r"quantize.kv_cache int8: only a model that continues text keeps keys"):
+        refuse_misplaced(small, data(None, "accuracy"))
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from tasks.qat.low_bits_parity import check_low_bits, small_scores
 from tasks.qat.taught_decoder import TaughtDecoder, teaching_loss
 from tasks.quantize import QuantizeSpec, quantize
 from tasks.quantize.answer_rounding import input_products, round_by_answers
+from tasks.quantize.decoder_cache import channel_scales, shrink_cache
 from tasks.quantize.decoder_weights import decoder_products, quantize_decoder, table_of
 from tasks.running.errors import QatParityFailed, QatUnsupported, SpecError
 from tasks.running.launch import kept_processes
@@ -136,6 +137,8 @@ def test_the_model_has_the_file_s_weights_and_gives_them_back(tmp_path: Path, ki
     trainable = take_rounded(model, file)
     assert check_low_bits(model, file, decoder_form(model), ROWS) < 1e-4
     assert put_back(model, file).SerializeToString() == file.SerializeToString()
+    scales = channel_scales(onnx.load_from_string(write_decoder(model)), decoder_form(model), ROWS)
+    assert check_low_bits(model, *shrink_cache(file, decoder_form(model), scales), ROWS) < 1e-4
     weights = [p for p in model.parameters() if p.requires_grad and p.ndim == 2]
     assert trainable == sum(p.numel() for p in weights)
     tables = sum(p.numel() == VOCABULARY * 64 for p in weights)

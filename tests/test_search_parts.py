@@ -131,6 +131,21 @@ def test_int8_is_refined_only_where_it_alone_loses_too_much() -> None:
     assert not alone((0, 1), (0, 60), int8_ms=0.2), "fp32 is proven and cheaper"
 
 
+def test_what_lacks_certainty_alone_is_nearly_proven() -> None:
+    appraisal = appraise()
+
+    def nearly(flips: tuple[int, int], *losses: float) -> bool:
+        made = candidate(file("x.fp32", 0.1, flips))
+        made.losses = [*losses, (flips[1] - flips[0]) / 360]
+        return appraisal.nearly_proven(made)
+
+    assert nearly((5, 11), 0.1), "0.017 lost, and the bound is above 0.03"
+    assert not nearly((0, 1), 0.1), "it is proven"
+    assert not nearly((5, 31), 0.1), "it loses too much"
+    assert not nearly((5, 11), 0.016), "its latest training gained nothing"
+    assert nearly((5, 11)), "there was only one"
+
+
 def test_a_candidate_over_the_budget_or_beaten_is_not_trained() -> None:
     appraisal = appraise()
     planned = candidate(trained=False)
@@ -211,16 +226,54 @@ def test_the_last_rung_has_most_of_what_is_left() -> None:
     assert plan.epochs == (1, 3, 9)
     trained.rung, trained.epochs, trained.training_seconds = 2, [1, 4], 29.0  # 8 s each, and 5 to begin
     plan.left = 425.0
-    assert plan.next_epochs(trained) == 37  # three quarters of it, less what measuring takes
-    assert plan.seconds(trained) == pytest.approx(8 * 37 + 15)
-    assert plan.ahead(trained) == pytest.approx(41 / 4)
+    assert plan.next_epochs(trained) == 45  # nine tenths of it, less what measuring takes
+    assert plan.seconds(trained) == pytest.approx(8 * 45 + 15)
+    assert plan.ahead(trained) == pytest.approx(49 / 4)
     plan.gauged, trained.rung, trained.epochs = True, 1, [3]
-    assert plan.ahead(trained) == pytest.approx((3 + 3 + int((0.75 * (425 - 24) - 15) / 8)) / 3)
+    assert plan.ahead(trained) == pytest.approx((3 + 3 + int((0.9 * (425 - 24) - 15) / 8)) / 3)
     plan.left = 10.0
     trained.rung = 2
     assert plan.next_epochs(trained) == 1
     trained.rung = 3
     assert plan.ahead(trained) == 1.0
+
+
+def test_time_is_left_for_another_one_only_if_that_could_use_it() -> None:
+    trained, other = candidate(), candidate()
+    plan = TrainingPlan(setup(minutes=10), [trained, other])
+    trained.row_seconds = other.row_seconds = 0.01
+    plan.decide_epochs(trained)
+    for one in (trained, other):
+        one.rung, one.epochs, one.training_seconds = 2, [1, 4], 29.0  # 8 s each
+    plan.left = 425.0
+    assert plan.next_epochs(trained) == 45, "the other one is not known to come within the margin"
+    other.hoped = 3.5  # ten epochs and what measuring takes, 95 s
+    assert plan.next_epochs(trained) == 37, "three quarters: 106 s are left for it"
+    other.hoped = 4.5
+    assert plan.next_epochs(trained) == 45
+    other.hoped, other.rung = 3.5, 3
+    assert plan.next_epochs(trained) == 45, "it has had all its trainings"
+
+
+def test_what_is_nearly_proven_is_trained_on_in_smaller_steps() -> None:
+    trained = candidate()
+    plan = TrainingPlan(setup(minutes=10), [trained])
+    trained.row_seconds = 0.01
+    plan.decide_epochs(trained)
+    trained.rung, trained.epochs, trained.training_seconds = 3, [1, 4, 40], 293.0  # 8 s each
+    plan.left = 90.0
+    assert plan.rungs_of(trained) == 3 and plan.ahead(trained) == 1.0
+    trained.longer = 1
+    assert plan.rungs_of(trained) == 4
+    trained.enough = 1.5
+    assert plan.next_epochs(trained) == 8, "not the 20 that would do"
+    assert plan.ahead(trained) == pytest.approx(48 / 40)
+    assert plan.rung(trained).learning_rate == pytest.approx(plan.distilling.learning_rate * 8 / 40)
+    trained.enough = 1.04
+    assert plan.next_epochs(trained) == 2, "no more than it takes"
+    said = TrainingPlan(setup(minutes=10, distill={"learning_rate": 0.002}), [trained])
+    said.epochs, said.left = plan.epochs, plan.left
+    assert said.rung(trained).learning_rate == 0.002
 
 
 def test_an_epoch_takes_what_the_training_measured_and_not_its_share_of_what_comes_once() -> None:
@@ -240,7 +293,7 @@ def test_a_long_training_sees_more_views_than_the_short_ones_had() -> None:
     assert mixes[1]["views"] == 1, "as the first training has epochs"
     plan.decide_mix(mixes[1])
     trained.rung, trained.epochs, trained.training_seconds, plan.left = 2, [1, 4], 29.0, 425.0
-    assert plan.next_epochs(trained) == 27, "37 without 80 s for the teacher's answers"
+    assert plan.next_epochs(trained) == 35, "45 without 80 s for the teacher's answers"
     assert plan.rung(trained).views == 4
     plan.left = 160.0
     assert plan.rung(trained).views == 1, "a fifth of what is left"
@@ -283,7 +336,7 @@ def test_the_last_rung_is_no_longer_than_it_takes() -> None:
     trained.enough = 1.1
     assert plan.next_epochs(trained) == 3, "as many as the rung before"
     trained.enough = 100.0
-    assert plan.next_epochs(trained) == 37, "as there is time"
+    assert plan.next_epochs(trained) == 45, "as there is time"
 
 
 def test_epochs_of_the_spec_stay_as_they_are() -> None:

@@ -34,8 +34,20 @@ GREEDY = {"temperature": 0.0, "ignore_end": True}
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Path]:
-    folder = tmp_path_factory.mktemp("token-model")
-    variant = token_model(folder, context=160)
+    return _engine(tmp_path_factory.mktemp("token-model"))
+
+
+@pytest.fixture(scope="module", params=["float32", "int8"])
+def either(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, engine: tuple[Engine, Path]
+) -> tuple[Engine, Path]:
+    """With keys and values of each type."""
+    kept = request.param
+    return engine if kept == "float32" else _engine(tmp_path_factory.mktemp(kept), kv_cache=kept)
+
+
+def _engine(folder: Path, **form: Any) -> tuple[Engine, Path]:
+    variant = token_model(folder, context=160, **form)
     return Engine(folder / "variant", variant), folder / "variant"
 
 
@@ -53,7 +65,8 @@ def orders() -> Iterator[dict[str, Any]]:
         yield {"prompt": prompt, "max_tokens": 12, "ignore_end": True, "logprobs": 1, **drawn}
 
 
-def test_a_text_is_the_same_alone_and_beside_any_others(engine: tuple[Engine, Path]) -> None:
+def test_a_text_is_the_same_alone_and_beside_any_others(either: tuple[Engine, Path]) -> None:
+    engine = either
     alone = [Asking(token_loop(*engine, GenerationBounds(slots=4))).one(**order) for order in orders()]
     assert all(told["finish"] == "length" and told["completion_tokens"] == 12 for told in alone)
     assert len({told["text"] for told in alone}) == len(alone)
@@ -73,7 +86,8 @@ def test_a_text_is_the_same_alone_and_beside_any_others(engine: tuple[Engine, Pa
 @pytest.mark.parametrize(
     "length", [1, 2, 3, PIECE - 1, PIECE, PIECE + 1, *(33, 34, 49, 63, 64, 65, 66, 97, 127, 128, 130)]
 )
-def test_prompts_of_any_length_are_continued_as_the_model_scores_them(engine: tuple[Engine, Path], length: int) -> None:
+def test_prompts_of_any_length_are_continued_as_the_model_scores_them(either: tuple[Engine, Path], length: int) -> None:
+    engine = either
     ids = np.random.default_rng(length).integers(1, 300, length).tolist()
     asking = Asking(token_loop(*engine))
     found, again = (asking.one(prompt=ids, max_tokens=4, logprobs=0, **GREEDY) for _ in range(2))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 from decoder_folders import VOCABULARY, decoder_folder
 
@@ -12,6 +13,7 @@ from model_registry.manifest import describe_folder
 from model_registry.text_input import CHAT_TEMPLATE, DECODER, TOKENIZER
 from model_registry.variant import Variant
 from tasks.export.decoder_onnx import decoder_form, write_decoder
+from tasks.quantize.decoder_cache import channel_scales, shrink_cache
 from tasks.quantize.decoder_weights import decoder_products, quantize_decoder
 from tasks.workloads.causal_decoder import CausalDecoder
 from tasks.workloads.decoder_folder import read_decoder_folder
@@ -21,13 +23,18 @@ CHAT = "{% for message in messages %}<{{ message.role }}>{{ message.content }}{%
 TEXT = "The quick brown fox jumps over the lazy dog, and the dog does not mind at all. "
 
 
-def token_model(folder: Path, *, context: int = 64, template: str | None = CHAT, **form: Any) -> Variant:
+def token_model(
+    folder: Path, *, context: int = 64, template: str | None = CHAT, kv_cache: str = "float32", **form: Any
+) -> Variant:
     """A decoder with int8 weights, its tokenizer and its template."""
     found = read_decoder_folder(decoder_folder(folder / "hf", "qwen2", max_position_embeddings=context))
     model = found.into(CausalDecoder(found.shape)).eval()
     plain = onnx.load_from_string(write_decoder(model))
     small = quantize_decoder(plain, dict.fromkeys(decoder_products(plain), 8))
     said = decoder_form(model).model_copy(update={"end": (0,), "begin": 1, **form})
+    if kv_cache == "int8":
+        tokens = np.random.default_rng(0).integers(0, VOCABULARY, (8, 32))
+        small, said = shrink_cache(small, said, channel_scales(plain, said, tokens))
     home = folder / "variant"
     files = {
         "model.onnx": small.SerializeToString(deterministic=True),

@@ -47,15 +47,13 @@ def took(name):
 import serving.endpoint
 took("imports of the front")
 from pathlib import Path
-from model_registry.ledger import Ledger
-from model_registry.store import Store
+from serving.asked_store import ask_for_releases, ask_for_variant
 from serving.variant_cache import VariantCache
 began = time.perf_counter()
-book = Ledger(Store.from_environment())
-[book.champion(model) for model in book.models()]
-took("the ledger")
+ask_for_releases()
+took("the ledger, by a process that ends")
 began = time.perf_counter()
-folder, variant = VariantCache(Path(sys.argv[1]), Store.from_environment).fetch(sys.argv[2])
+folder, variant = VariantCache(Path(sys.argv[1]), ask_for_variant).fetch(sys.argv[2])
 took("check of the cached files")
 code = "import serving.engines.engine_nursery"
 subprocess.run([sys.executable, "-c", code], check=True)
@@ -106,7 +104,7 @@ def main() -> int:
 
 @contextmanager
 def s3(home: Path) -> Iterator[dict[str, str]]:
-    """An S3 server; what reaches it."""
+    """An S3 server with the buckets of an empty store; what reaches it."""
     home.mkdir(mode=0o700)
     secrets = Secrets()
     component = s3_server(home, Settings(ports={"s3": ports.pick(1)[0]}), secrets)
@@ -118,13 +116,16 @@ def s3(home: Path) -> Iterator[dict[str, str]]:
             if time.monotonic() > end:
                 raise TimeoutError("\n".join(daemon.tail(30)))
             time.sleep(0.1)
-        yield {
+        reachable = {
             "AWS_ACCESS_KEY_ID": secrets.access_key,
             "AWS_SECRET_ACCESS_KEY": secrets.secret_key,
             "AWS_ENDPOINT_URL_S3": component.url,
             "AWS_REGION": "us-east-1",
             "WINNOW_STORE": "s3://first",
         }
+        code = "from model_registry.store import Store; Store.from_environment().prepare()"
+        subprocess.run([sys.executable, "-c", code], env=outside(reachable), check=True)
+        yield reachable
     finally:
         daemon.end(grace=0)
         for left in component.litter:
@@ -136,7 +137,7 @@ def release(environment: dict[str, str], files: Path, variant: Variant) -> None:
     code = (
         "import sys; from pathlib import Path; from model_registry.ledger import Ledger; "
         "from model_registry.store import Store; from model_registry.variant import Variant; "
-        "store = Store.from_environment(); store.prepare(); store.publish_folder(Path(sys.argv[1])); "
+        "store = Store.from_environment(); store.publish_folder(Path(sys.argv[1])); "
         "variant = Variant.from_json(sys.stdin.buffer.read()); store.save_variant(variant); ledger = Ledger(store); "
         f"ledger.commit(ledger.begin({MODEL!r}, 1, variant.digest, expected_champion_seq=0))"
     )

@@ -5,7 +5,9 @@
 Requests of 1 to 64 rows in JSON and binary, and some that are refused, by a closed loop. All numbers are PSS: what
 several processes share counts in parts, and so less where other programs load ONNX Runtime too. After the first tenth,
 memory may grow by 5 %. A second version of the same variant shows what one more costs; what the processes hold is
-listed by mapping. Exit status 1 where memory grew, a request was lost, or an answer's status was none of 200 and 400.
+listed by mapping. The ledger is read from an S3 server of the benchmark's own, and names no model.
+
+Exit status 1 where memory grew, a request was lost, or an answer's status was none of 200 and 400.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import orjson
 import uvloop
 
 from benchmarks.own_stack import unwind_on_signals
+from benchmarks.serving.first_answer import s3
 from benchmarks.serving.open_loop import LoadClient, http_request
 from benchmarks.serving.own_endpoint import MODEL, OwnEndpoint, own_endpoint, process_tree, put_into_cache, until
 from benchmarks.serving.process_memory import pss_by_mapping, pss_mb, uss_mb
@@ -54,8 +57,8 @@ def main() -> int:
         home = Path(folder)
         variant = model.write(home / "files")
         put_into_cache(home / "home", variant, home / "files")
-        with own_endpoint(home / "home") as served:
-            until(lambda: served.admin("GET", ""))
+        with s3(home / "s3") as reachable, own_endpoint(home / "home", more=reachable) as served:
+            until(lambda: expect_ledger_was_read(served))
             time.sleep(1)
             empty = by_part(served)
             served.serve(variant)
@@ -104,6 +107,12 @@ async def measure(
         samples.append(await asyncio.to_thread(by_part, served))
     client.close()
     return samples, statuses, time.monotonic() - began
+
+
+def expect_ledger_was_read(served: OwnEndpoint) -> None:
+    """The process that reads it has ended then; raises OSError before."""
+    if reason := served.admin("GET", "")["waiting_for"]:
+        raise OSError(reason)
 
 
 def requests_of(model: ServedModel) -> list[bytes]:

@@ -121,7 +121,15 @@ class Appraisal:
             finish=self.plan.finish_seconds(candidate),
             kind=candidate.family,
             fresh=candidate.kind == "student",
+            longer=candidate.longer,
         )
+
+    def nearly_proven(self, candidate: Candidate) -> bool:
+        """Whether its loss is within the margin, fell in its latest training, and no file of it keeps the budget: what
+        is missing is certainty, or little."""
+        fell = len(candidate.losses) < 2 or candidate.losses[-1] < candidate.losses[-2]
+        proven = any(released(m) and self.passes(m) for m in candidate.forms)
+        return fell and not proven and candidate.losses[-1] <= self.gates.margin
 
     def _possible(self, candidate: Candidate, fits: bool) -> bool:
         """Whether a file keeps the limits of cost; of one that is only planned, whether it may."""

@@ -63,6 +63,8 @@ class Candidate:
         self.batch_size = found["batch_size"] if found and larger else None
 
     failure: str = ""
+    longer: int = 0
+    """Trainings of the whole model that it gets besides the rungs: its loss was within the margin, its bound not."""
     planned: float = 0.0
     """Expected cost, as the objective counts it, by the allocation that planned it; 0 where nothing was planned."""
     planned_bytes: float = 0.0

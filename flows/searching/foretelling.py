@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flows.searching.ladder_planner import planning_seconds
 from flows.searching.search_setup import SearchSetup
-from flows.searching.training_plan import MOST_EPOCHS, SHARE, mix_is_tried
+from flows.searching.training_plan import MOST_EPOCHS, MOST_SHARE, mix_is_tried
 from tasks.evidence.number_text import seconds_text
 from tasks.running.stage_plan import PlanLine
 
@@ -33,7 +33,7 @@ def foretell(setup: SearchSetup) -> list[PlanLine]:
         epochs = (
             f"{setup.distilling.epochs} epochs"
             if setup.says("epochs")
-            else f"the first one short, the last one at most {MOST_EPOCHS} epochs and {SHARE:.0%} of what is left"
+            else f"the first one short, the last one at most {MOST_EPOCHS} epochs and {MOST_SHARE:.0%} of what is left"
         )
         mix = "; the first one tells how much labels and teacher count" if mix_is_tried(setup) else ""
         limits = f"at most {settings.trials} trainings in {settings.minutes:g} min"

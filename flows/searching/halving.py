@@ -43,7 +43,8 @@ class Standing:
     last rung, as a multiple of those that it had. ``finish``: seconds of training after which its loss may lie well
     within the margin, if all goes well. ``kind``: losses are compared within one kind only, for what starts
     from the teacher's weights is far ahead after a short training, and what is shallower may lose less than what is
-    narrower and as cheap. ``fresh``: it starts from random weights.
+    narrower and as cheap. ``fresh``: it starts from random weights. ``longer``: trainings of the whole model that it
+    may have besides the rungs.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Standing:
     finish: float = float("inf")
     kind: str = ""
     fresh: bool = False
+    longer: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,9 @@ def next_move(
     open_ = [s for s in standings if s.possible and s.rung < s.last and s.seconds <= seconds_left and s.cost < worth]
     name = _choice(standings, open_, rules, anything_won=incumbent is not None)
     leader = min(
-        (s for s in open_ if 0 < s.rung < rules.rungs and s.finish <= seconds_left), key=lambda s: s.cost, default=None
+        (s for s in open_ if 0 < s.rung < rules.rungs + s.longer and s.finish <= seconds_left),
+        key=lambda s: s.cost,
+        default=None,
     )
     other = next((s for s in open_ if s.name == name), None)
     if leader is None or other is None or other is leader:
@@ -194,7 +198,7 @@ def _best_move(
             return name
     rest = [s for s in open_ if s.loss is not None]
     if anything_won:
-        rest = [s for s in rest if s.rung < rules.rungs and expected(s, rules) <= HOPELESS * rules.margin]
+        rest = [s for s in rest if s.rung < rules.rungs + s.longer and expected(s, rules) <= HOPELESS * rules.margin]
     return min(rest, key=lambda s: (expected(s, rules), s.cost, s.name)).name if rest else None
 
 

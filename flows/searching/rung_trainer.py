@@ -41,7 +41,7 @@ class RungTrainer:
             mixes: where there are several, the training is made with each, and this and all later ones with the best.
         """
         self.tally.count_training()
-        if candidate.rung >= self.setup.settings.rungs:
+        if candidate.rung >= self.plan.rungs_of(candidate):
             self.tally.attempt(candidate, lambda: self._tune(candidate))
             return
         if len(mixes) == 1:
@@ -63,7 +63,7 @@ class RungTrainer:
         setup, tally = self.setup, self.tally
         if not (setup.settings.control and winner and winner.kind != "teacher" and winner.rung):
             return {}
-        trained = min(winner.rung, setup.settings.rungs)
+        trained = min(winner.rung, self.plan.rungs_of(winner))
         taught, untrained = winner.float32, winner.untrained
         assert taught is not None and untrained is not None
         model = untrained
@@ -107,7 +107,7 @@ class RungTrainer:
 
     def _train(self, candidate: Candidate) -> None:
         """With the teachers' help; the files that were proven before are kept beside the new ones."""
-        setup, parent = self.setup, candidate.model
+        parent, rungs = candidate.model, self.plan.rungs_of(candidate)
         assert parent is not None
         label = f"{candidate.name}-r{candidate.rung + 1}"
         epochs = self.plan.next_epochs(candidate)
@@ -120,12 +120,15 @@ class RungTrainer:
             candidate.earlier += tuple(m for m in candidate.forms if released(m) and self.appraisal.passes(m))
         candidate.rung += 1
         self.plan.gauged = self.plan.gauged or candidate.rung > 1
-        self.forms.of_model(candidate, last=candidate.rung == setup.settings.rungs)
+        self.forms.of_model(candidate, last=candidate.rung == rungs)
         if candidate.int8 is None:  # nothing for quantization-aware training to begin with
-            candidate.last = setup.settings.rungs
-        if candidate.rung == setup.settings.rungs:
+            candidate.last = rungs
+        if candidate.rung == rungs:
             self.forms.refine(candidate, label)
         candidate.losses.append(min(loss_of(m) for m in candidate.forms))
+        if candidate.rung == rungs and not self.setup.says("epochs") and self.appraisal.nearly_proven(candidate):
+            candidate.longer += 1
+            candidate.last += 1
 
     def _tune(self, candidate: Candidate) -> None:
         """Quantization-aware training of its int8 file, if it has one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flows.searching.candidate import Candidate
@@ -15,10 +15,11 @@ from tasks.distill import DistillSpec
 from tasks.qat import QatSpec
 from tasks.running.task_kind import BY_SIGMOID, BY_SOFTMAX
 
-SHARE = 0.75
-"""Of the seconds that are left, for a candidate's last rung: if it fails, another one can be tried."""
-_HURRIED = 0.9
-"""The same where another one could not be tried any more."""
+_SHARED = 0.75
+"""Of the seconds that are left, for a candidate's last rung, where another one may still come well within the margin
+in the rest."""
+MOST_SHARE = 0.9
+"""The same where no other one may."""
 _SCOUTING = 0.03
 """Of the minutes, for the first training of all; other first rungs have as many epochs, or fewer that take as long."""
 _LOOKING = 1 / 3
@@ -47,10 +48,13 @@ class TrainingPlan:
 
     Where the spec does not say the epochs, the first rung of all is sized by the minutes, and a candidate's last one by
     what is left of them when it begins: short trainings say where to look, and most of the time goes to one answer.
+
+    Args:
+        candidates: those of the search, as it adds them: time is left for another one only if that could use it.
     """
 
-    def __init__(self, setup: SearchSetup) -> None:
-        self.setup = setup
+    def __init__(self, setup: SearchSetup, candidates: Sequence[Candidate] = ()) -> None:
+        self.setup, self._candidates = setup, candidates
         self.distilling: DistillSpec = setup.distilling.model_copy(update={"control": False})
         self._rows = setup.data.split("train").rows + _JUDGING * setup.data.split("validation").rows
         self.left = 60 * setup.settings.minutes
@@ -82,9 +86,13 @@ class TrainingPlan:
             begin = max(1, int(min(most, affordable)))
         self.epochs = tuple(max(1, round(begin * weight)) for weight in weights)
 
+    def rungs_of(self, candidate: Candidate) -> int:
+        """Trainings of its whole model, quantization-aware training not among them."""
+        return self.setup.settings.rungs + candidate.longer
+
     def next_epochs(self, candidate: Candidate) -> float:
         """Of the candidate's next training of the whole model; below 1: as large a share of the rows."""
-        planned = self.epochs[candidate.rung]
+        planned = self.epochs[min(candidate.rung, len(self.epochs) - 1)]
         if self.setup.says("epochs"):
             return planned
         hurried = self._hurried(candidate)
@@ -95,22 +103,21 @@ class TrainingPlan:
         before, epoch = candidate.epochs[-1] if candidate.epochs else 0, candidate.epoch_seconds(self._rows)
         if not epoch:
             return planned
-        seconds = (_HURRIED if hurried else SHARE) * self.left - _OVERHEAD
+        seconds = self._share(candidate) * self.left - _OVERHEAD
         more_views = (self._views(seconds / epoch) or 0) - (self.distilling.views or 0)
         affordable = int(
             (seconds - (self._views(seconds / epoch) or 0) * self._view_seconds * (more_views > 0)) / epoch
         )
         affordable = min(int(MOST_EPOCHS - before), affordable)
-        if candidate.epochs and math.isfinite(
-            candidate.enough
-        ):  # no more than it takes, but as many as the rung before
+        if candidate.epochs and math.isfinite(candidate.enough):  # no more than it takes
             more = math.ceil(candidate.epochs[-1] * (candidate.enough - 1))
-            affordable = min(affordable, max(more, self.epochs[candidate.rung - 1]))
+            least = 1 if candidate.longer else self.epochs[candidate.rung - 1]  # but as many as the rung before
+            affordable = min(affordable, max(more, least))
         return max(1, affordable)
 
     def ahead(self, candidate: Candidate) -> float:
         """Epochs that it will have had after its last rung, as a multiple of those that it had."""
-        had, rungs = candidate.epochs[-1] if candidate.epochs else 0, self.setup.settings.rungs
+        had, rungs = candidate.epochs[-1] if candidate.epochs else 0, self.rungs_of(candidate)
         if not self.epochs or not had or candidate.rung >= rungs:
             return 1.0
         if self._hurried(candidate):
@@ -134,6 +141,12 @@ class TrainingPlan:
         if not (epoch and had and math.isfinite(candidate.hoped)):
             return math.inf
         return max(0.0, candidate.hoped - 1) * had * epoch + _OVERHEAD
+
+    def _share(self, candidate: Candidate) -> float:
+        """Of the seconds that are left, for the candidate's last training."""
+        others = (c for c in self._candidates if c is not candidate and 0 < c.rung < self.rungs_of(c))
+        useful = any(self.finish_seconds(other) <= (1 - _SHARED) * self.left for other in others)
+        return _SHARED if useful and not self._hurried(candidate) else MOST_SHARE
 
     def _hurried(self, candidate: Candidate) -> bool:
         """Whether a short training now would leave too little time for the long one: then that is next."""
@@ -166,8 +179,13 @@ class TrainingPlan:
         self.distilling = self.distilling.model_copy(update=dict(mix))
 
     def rung(self, candidate: Candidate, mix: Mapping[str, Any] | None = None) -> DistillSpec:
-        """The candidate's next training."""
-        return self.training(candidate, self.next_epochs(candidate)).model_copy(update=dict(mix or {}))
+        """The candidate's next training; what is short after a long one takes smaller steps: large ones would undo more
+        than so few epochs restore."""
+        epochs = self.next_epochs(candidate)
+        update = dict(mix or {})
+        if candidate.longer and not self.setup.says("learning_rate"):
+            update["learning_rate"] = self.distilling.learning_rate * min(1.0, epochs / candidate.epochs[-1])
+        return self.training(candidate, epochs).model_copy(update=update)
 
     def training(self, candidate: Candidate, epochs: float) -> DistillSpec:
         """A training of the candidate of that many epochs; of less than one, a single one of as large a share."""
@@ -184,7 +202,7 @@ class TrainingPlan:
         spec, epoch = self.setup.tuning, candidate.epoch_seconds(self._rows)
         if self.setup.spec.qat is not None or not epoch:
             return spec
-        affordable = int((SHARE * self.left - _OVERHEAD) / epoch)
+        affordable = int((_SHARED * self.left - _OVERHEAD) / epoch)
         return spec.model_copy(update={"epochs": max(1, min(spec.epochs, affordable))})
 
     def seconds(self, candidate: Candidate) -> float:
@@ -194,7 +212,7 @@ class TrainingPlan:
             return 0.0
         if not self.epochs:
             return epoch + _OVERHEAD  # at least one
-        last = candidate.rung >= self.setup.settings.rungs
+        last = candidate.rung >= self.rungs_of(candidate)
         return epoch * (self.tuning_of(candidate).epochs if last else self.next_epochs(candidate)) + _OVERHEAD
 
     def _scouting_epochs(self, candidate: Candidate, rung: int) -> float:
@@ -209,11 +227,12 @@ class TrainingPlan:
 
     def _last_epochs(self, candidate: Candidate) -> int:
         """Of its last rung, if those between are made first."""
-        rungs, epoch = self.setup.settings.rungs, candidate.epoch_seconds(self._rows)
+        rungs, epoch = self.rungs_of(candidate), candidate.epoch_seconds(self._rows)
         if self.setup.says("epochs") or not epoch:
             return self.epochs[rungs - 1]
         between = sum(self._scouting_epochs(candidate, rung) for rung in range(candidate.rung, rungs - 1))
-        return max(1, min(MOST_EPOCHS, int((SHARE * (self.left - between * epoch) - _OVERHEAD) / epoch)))
+        seconds = self._share(candidate) * (self.left - between * epoch) - _OVERHEAD
+        return max(1, min(MOST_EPOCHS, int(seconds / epoch)))
 
 
 def questions_of(spec: DistillSpec) -> AskSpec | None:

@@ -16,7 +16,7 @@ class Workshop:
     """What appraises, makes and trains the candidates of one setup, and keeps one tally."""
 
     def __init__(self, setup: SearchSetup, tally: Tally) -> None:
-        self.setup, self.tally, self.plan = setup, tally, TrainingPlan(setup)
+        self.setup, self.tally, self.plan = setup, tally, TrainingPlan(setup, tally.candidates)
         self.appraisal = Appraisal(setup, measurement_of(tally.baseline), self.plan)
         forms = FormMaker(setup, tally, self.appraisal)
         self.maker = CandidateMaker(setup, tally, self.appraisal, forms)

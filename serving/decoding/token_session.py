@@ -19,7 +19,6 @@ from serving.engine import Engine
 from serving.exceptions import EngineRunError
 from serving.tensors import Array
 
-_FLOAT = 4
 _RELEASED = 64
 """Tokens of a text that has ended from which on its memory is given back to the system."""
 
@@ -38,9 +37,10 @@ class TokenSession:
         self.form, self._session = engine.decoder, engine.session
         self.slots, self.context = slots, context
         self._shape = (slots + 1, self.form.kv_heads, context, self.form.head_size)
-        self._maps = [mmap.mmap(-1, int(np.prod(self._shape)) * _FLOAT) for _ in self.form.past]
+        self._type = self.form.cache_type
+        self._maps = [mmap.mmap(-1, int(np.prod(self._shape)) * self._type.itemsize) for _ in self.form.past]
         """Memory that the system gives page by page when it is written to, and takes back when it is told to."""
-        self._buffers = [np.frombuffer(each, np.float32).reshape(self._shape) for each in self._maps]
+        self._buffers = [np.frombuffer(each, self._type).reshape(self._shape) for each in self._maps]
 
     def read(self, slot: int, tokens: Sequence[int], *, at: int, wanted: int = 1) -> Array:
         """Read a piece of a prompt, tokens that follow ``at`` others of the slot's text.
@@ -95,7 +95,7 @@ class TokenSession:
         """A text of that length has ended: give its memory back, unless it is hardly any."""
         if length < _RELEASED or not hasattr(mmap, "MADV_DONTNEED"):
             return
-        size = int(np.prod(self._shape[1:])) * _FLOAT
+        size = int(np.prod(self._shape[1:])) * self._type.itemsize
         start = -(-slot * size // mmap.PAGESIZE) * mmap.PAGESIZE
         whole = (slot * size + size - start) // mmap.PAGESIZE * mmap.PAGESIZE
         if whole > 0:
@@ -112,7 +112,7 @@ class TokenSession:
         binding.bind_output(LOGITS)
         for past, present, buffer in zip(self.form.past, self.form.present, self._buffers, strict=True):
             part = buffer[first : first + rows]
-            where = ("cpu", 0, np.float32, part.shape, part.ctypes.data)
+            where = ("cpu", 0, self._type.type, part.shape, part.ctypes.data)
             binding.bind_input(past, *where)
             binding.bind_output(present, *where)
         try:

@@ -25,7 +25,7 @@ _SCALES_AND_ZEROS = {
     "QLinearMatMul": (1, 2, 4, 5, 6, 7),
     "MatMulNBits": (2, 3),
     "GatherBlockQuantized": (2, 3),
-    "GroupQueryAttention": (7, 8),  # the cosines and sines of places
+    "GroupQueryAttention": (7, 8, 12, 13),  # the cosines and sines of places; scales of keys and values
 }
 _PASSING = ("Cast", "Reshape", "Unsqueeze", "Sub", "Concat", "BitwiseAnd", "BitShift", "Gather", "Slice")
 """What a weight of small numbers passes on its way to its scale, always as the first input."""

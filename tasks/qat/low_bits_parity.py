@@ -1,7 +1,8 @@
 """The gate between training and ONNX Runtime for decoders of 4 bits: the file must foretell as what was trained.
 
-The file that serves rounds activations to int8 inside its products (accuracy level 4), which was not trained and moves
-every answer a little; so the same bytes are asked with activations in fp32, where only the order of sums may differ.
+The file that serves rounds activations to int8 inside its products (accuracy level 4), and keys and values where they
+are kept so, which was not trained and moves every answer a little; so the same weights are asked with all of that in
+fp32, where only the order of sums may differ.
 """
 
 from __future__ import annotations
@@ -10,12 +11,16 @@ import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto
 
 from model_registry.decoder_form import DecoderForm, score_tokens
 from tasks.running.errors import QatParityFailed
 from tasks.workloads.causal_decoder import CausalDecoder
 
+_ROUNDING = ("accuracy_level", "k_quant_type", "v_quant_type", "kv_cache_bit_width")
+"""Attributes of MatMulNBits and GroupQueryAttention (ContribOperators.md) that have it round what is no weight."""
+_CACHE_SCALES = 12
+"""Where the scales of keys and values begin among the inputs of GroupQueryAttention."""
 _ALLOWED = 1e-3
 """Of log-probabilities up to 1; larger ones in proportion. Rounding of sums gives 1e-5 in small decoders."""
 
@@ -29,13 +34,8 @@ def check_low_bits(model: CausalDecoder, file: ModelProto, form: DecoderForm, to
     Raises:
         QatParityFailed: it is more than rounding explains.
     """
-    exact = ModelProto()
-    exact.CopyFrom(file)
-    for node in exact.graph.node:
-        for attribute in node.attribute:
-            if attribute.name == "accuracy_level":
-                attribute.i = 0
-    answers = small_scores(exact.SerializeToString(), form, tokens)
+    floats = form.model_copy(update={"kv_cache": "float32"})
+    answers = small_scores(_exact(file, form).SerializeToString(), floats, tokens)
     with torch.no_grad():
         trained = model(torch.from_numpy(tokens)).numpy()
     apart = np.abs(trained - answers)
@@ -50,6 +50,23 @@ def check_low_bits(model: CausalDecoder, file: ModelProto, form: DecoderForm, to
             beyond=beyond,
         )
     return largest
+
+
+def _exact(file: ModelProto, form: DecoderForm) -> ModelProto:
+    """The file with nothing rounded but its weights."""
+    result = ModelProto()
+    result.CopyFrom(file)
+    for node in result.graph.node:
+        kept = [attribute for attribute in node.attribute if attribute.name not in _ROUNDING]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        if node.op_type == "GroupQueryAttention":
+            del node.input[_CACHE_SCALES:]
+    cached = {*form.past, *form.present}
+    for value in (*result.graph.input, *result.graph.output):
+        if value.name in cached:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT
+    return result
 
 
 def small_scores(file: bytes, form: DecoderForm, tokens: NDArray[np.int64]) -> NDArray[np.float32]:

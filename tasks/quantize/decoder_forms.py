@@ -13,10 +13,12 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from model_registry.decoder_form import DecoderForm, score_tokens
+from model_registry.decoder_form import DecoderForm, KvCache, score_tokens
+from model_registry.text_input import DECODER
 from tasks.onnx_models.onnx_cost import onnx_cost
 from tasks.quantize.agreement import agree
 from tasks.quantize.answer_rounding import input_products, round_by_answers
+from tasks.quantize.decoder_cache import channel_scales, shrink_cache
 from tasks.quantize.decoder_weights import Rounded, block_of, decoder_products, quantize_decoder, table_of
 from tasks.quantize.quantized_forms import QuantizedForm
 
@@ -41,6 +43,7 @@ def decoder_forms(
     tokens: NDArray[np.int64],
     wanted: NDArray[np.float32],
     methods: Sequence[str],
+    kv_cache: KvCache,
     progress: Callable[[float, str], None],
 ) -> tuple[list[QuantizedForm], dict[str, str]]:
     """A form by each method that suits a decoder, and why others do not.
@@ -51,6 +54,7 @@ def decoder_forms(
     """
     model = onnx.load_from_string(file)
     made, skipped = list[QuantizedForm](), dict[str, str]()
+    scales = channel_scales(model, form, tokens) if kv_cache == "int8" else None
     for number, method in enumerate(methods):
         progress(number / len(methods), method)
         bits = _BITS.get(method)
@@ -63,7 +67,7 @@ def decoder_forms(
             if bits["all"] == 4:
                 products = input_products(model, form, tokens)
                 rounded = partial(_by_answers, products)
-            made.append(_form(model, form, tokens[: len(wanted)], wanted, method, bits, rounded))
+            made.append(_form(model, form, tokens[: len(wanted)], wanted, method, bits, rounded, scales))
     return made, skipped
 
 
@@ -75,6 +79,7 @@ def _form(
     method: str,
     bits: Mapping[str, int],
     rounded: Rounded | None,
+    scales: Mapping[str, NDArray[np.float32]] | None,
 ) -> QuantizedForm:
     table, products = table_of(model), decoder_products(model)
     lengths = {
@@ -82,7 +87,9 @@ def _form(
     }
     chosen = {name: bits["table" if name == table else "all"] for name in {*products, *filter(None, [table])}}
     chosen = {name: wide for name, wide in chosen.items() if block_of(lengths[name], wide) is not None}
-    quantized = quantize_decoder(model, chosen, rounded)
+    quantized, small_form = quantize_decoder(model, chosen, rounded), form
+    if scales is not None:
+        quantized, small_form = shrink_cache(quantized, form, scales)
     data = quantized.SerializeToString(deterministic=True)
     macs = {name: _size(model, name) for name in products}
     small = sum(macs[name] for name in products if name in chosen)
@@ -95,10 +102,11 @@ def _form(
         "quantizable": len(products),
         "share": small / sum(macs.values()),
         "fp32_layers": sorted(products.keys() - chosen.keys()),
-        **asdict(agree(wanted, decoder_scores(data, form, tokens))),
+        **asdict(agree(wanted, decoder_scores(data, small_form, tokens))),
         "agreement": None,
+        "kv_cache": small_form.kv_cache,
     }
-    return QuantizedForm(method, data, False, facts)
+    return QuantizedForm(method, data, False, facts, {DECODER: small_form.to_json()})
 
 
 def _by_answers(

@@ -87,6 +87,7 @@ def _decoder(child: Child, label: str) -> Result:
         tokens,
         wanted,
         spec["methods"],
+        spec["kv_cache"],
         lambda fraction, method: child.progress(fraction, f"{method} of {parent.name}"),
     )
     made = [(_publish(child, each, form_name(label, each.method)), each) for each in forms]
@@ -96,7 +97,7 @@ def _decoder(child: Child, label: str) -> Result:
         "warnings": [],
         "cpu_class": cpu_class(),
         "reduce_range": False,
-        "calibration_rows": len(tokens) if "weights4" in spec["methods"] else 0,
+        "calibration_rows": len(tokens) if "weights4" in spec["methods"] or spec["kv_cache"] == "int8" else 0,
     }
     roles = {each.method: variant.digest for variant, each in made}
     return Result(variants=tuple(variant for variant, _ in made), values=values, roles=roles)
@@ -165,12 +166,13 @@ def _compare(child: Child) -> list[str]:
 
 def _publish(child: Child, form: QuantizedForm, name: str) -> Variant:
     parent = child.inputs["parent"]
-    assets = (f for f in parent.files if f.path.startswith("assets/"))
+    kept = (f for f in parent.files if f.path.startswith("assets/") and f.path not in form.assets)
+    made = (child.store.publish_bytes(data, path) for path, data in form.assets.items())
     return Variant(
         name=name,
         stage="quantize",
         format="onnx",
-        files=(child.store.publish_bytes(form.data, "model.onnx"), *assets),
+        files=(child.store.publish_bytes(form.data, "model.onnx"), *kept, *made),
         inputs=parent.inputs,
         outputs=parent.outputs,
         runtime=parent.runtime.model_copy(update={"cpu_class": None if form.any_cpu else cpu_class()}),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +77,14 @@ class Control:
 
 @dataclass(frozen=True)
 class QuantizedForm:
-    """One file. ``any_cpu``: it is computed in floats alike on every class of CPU. ``facts``: as JSON."""
+    """One file. ``any_cpu``: it is computed in floats alike on every class of CPU. ``facts``: as JSON. ``assets``:
+    files that go with it in place of its parent's, by path."""
 
     method: str
     data: bytes
     any_cpu: bool
     facts: dict[str, Any]
+    assets: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class FormBuilder:
