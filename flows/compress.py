@@ -120,10 +120,13 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
         futures = [(v, quantize.submit(job, spec.quantize, data=checked, parent=v)) for v in floats]
         quantized = [MadeStep(future.result(), (model,)) for model, future in futures]
     if spec.qat:
-        static = [(s.parents[0], int8) for s in quantized if (int8 := s.outcome.by_role("static"))]
-        for model, int8 in static:
-            trained_on = qat(job, spec.qat, data=checked, parent=int8, teacher=teacher, float_parent=model)
-            quantized.append(MadeStep(trained_on, (int8, teacher)))
+        # Of a decoder's file it takes the torch model to tell which weight is which.
+        sources = {v.digest: e.parents[0] for e in exported if checked.language and e.parents for v in e.variants}
+        method = "weights4" if checked.language else "static"
+        for model, low in [(s.parents[0], low) for s in quantized if (low := s.outcome.by_role(method))]:
+            source = sources.get(model.digest, model)
+            trained_on = qat(job, spec.qat, data=checked, parent=low, teacher=teacher, float_parent=source)
+            quantized.append(MadeStep(trained_on, (low, teacher)))
 
     variants = [v for s in [*exported, *quantized] for v in s.variants]
     baseline = measure(job, spec.measure, data=checked, variant=variants[0])

@@ -1,4 +1,4 @@
-"""What only language models have is refused where there is none, before anything is trained."""
+"""What is asked of a language model and cannot be had, or of another model, is refused before anything is trained."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from tasks.running.splits import DataRef
 
 
 def refuse_misplaced(spec: PipelineSpec, data: DataRef) -> None:
-    """Refuse a budget or a form for language models where there is none, or of nats where the metric is another one.
+    """Refuse a budget or a form for language models where there is none, or of nats where the metric is another one,
+    and training of 4 bits where there are none.
 
     Raises:
         SpecError: names the key, its value, and what to say instead.
@@ -38,6 +39,17 @@ def refuse_misplaced(spec: PipelineSpec, data: DataRef) -> None:
             f"budget.max_nats_increase {said['max_nats_increase']:g} is of the metric nats, and {spec.workload.path} "
             f"is judged by {data.metric.name}; use max_accuracy_drop, in its unit"
         )
+    if spec.qat is not None and data.language is not None:
+        methods = spec.quantize.methods if spec.quantize else ()
+        if spec.search:
+            raise SpecError(
+                "qat: a search trains no language model's 4 bits; remove qat, or name the forms and no search"
+            )
+        if "weights4" not in methods:
+            raise SpecError(
+                f"qat trains what weights4 makes of a language model, and quantize.methods is [{', '.join(methods)}]; "
+                "add weights4, or remove qat"
+            )
     drop = said["max_choice_drop"]
     if drop is None or data.language is None:
         return

@@ -98,7 +98,9 @@ class PipelineSpec(Frozen):
         default=None, description="make int8 variants; absent: skipped, {}: with the defaults"
     )
     qat: QatSpec | None = Field(
-        default=None, description="quantization-aware training of the static int8 variants; absent: skipped"
+        default=None,
+        description="quantization-aware training of the static int8 variants, of a language model of weights4; absent: "
+        "skipped",
     )
     budget: BudgetSpec | None = Field(default=None, description="what the chosen variant may cost and lose; any subset")
     objective: Objective = Field(

@@ -22,6 +22,7 @@ SMALL = (
     *("teacher=null", "train={epochs: 2, batch_size: 32, learning_rate: 0.003, scale: {width: 0.34}}"),
     "distill={epochs: 1, batch_size: 32, control: false, scale: {layers: half, width: 0.34}}",
     "prune={epochs: 1, ratio: 0.3, batch_size: 32}",
+    "qat={epochs: 1, batch_size: 32, learning_rate: 0.01, alpha: 1}",
     *("budget.max_nats_increase=2", "budget.max_choice_drop=0.9", "budget.min_tokens_per_second=1"),
     *("budget.max_ttft_ms=60000", "measure.rounds=5", "measure.seconds=0.1", "gates.floor=null"),
 )
@@ -39,10 +40,10 @@ def test_a_decoder_is_trained_made_small_and_released(ran: tuple[Winnow, dict[st
     _, report = ran
     assert report["status"] == "released" and report["metric"]["name"] == "nats"
     names = {variant["name"] for variant in report["variants"]}
-    parts, forms = ("teacher", "student", "pruned"), ("fp32", "weights8", "weights4")
+    parts, forms = ("teacher", "student", "pruned"), ("fp32", "weights8", "weights4", "weights4-qat")
     assert names == {f"{part}.{form}" for part in parts for form in forms}
     (chosen,) = (row for row in report["variants"] if row["digest"] == report["chosen"])
-    assert chosen["name"] == "pruned.weights4"
+    assert chosen["name"] in ("pruned.weights4", "pruned.weights4-qat")  # of equal size
 
 
 def test_the_example_request_is_a_text_to_be_continued(ran: tuple[Winnow, dict[str, Any]]) -> None:
@@ -92,7 +93,8 @@ def test_it_is_proven_in_the_terms_of_language_models(ran: tuple[Winnow, dict[st
 
 SEARCH = (
     "search={minutes: 5, shrink: [0.7], students: [], rungs: 1, trials: 1, qat: false}",
-    *("model=searched-smol", "prune={epochs: 1, batch_size: 32}", "budget.max_choice_drop=null", "objective=size"),
+    *("model=searched-smol", "prune={epochs: 1, batch_size: 32}", "qat=null", "budget.max_choice_drop=null"),
+    "objective=size",
 )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from tasks.onnx_models.block_rows import pack_rows4, round_rows8
 from tasks.quantize.weight_only import round_blocks
 
 _OURS = "com.microsoft"
@@ -109,22 +110,6 @@ def _rows(
             numpy_helper.from_array(np.array([0, 0, length], np.int64), f"{name}_whole"),
         ]
     return name, count, length, bits, block
-
-
-def round_rows8(matrix: NDArray[Any], block: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Rows [N, K] as bytes around 128 [N, K / block, block] and a scale for each block [N, K / block]."""
-    split = matrix.reshape(len(matrix), -1, block)
-    scales = np.abs(split).max(axis=2) / np.float32(127)
-    scales = np.where(scales > 0, scales, np.float32(1)).astype(np.float32)
-    numbers = np.rint(split / scales[..., None]) + 128
-    return numbers.astype(np.uint8), scales
-
-
-def pack_rows4(values: NDArray[np.int8], scales: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Integers [N, K] as halves of bytes around 8, the first in the low half [N, K / block, block / 2]; the scales."""
-    numbers = (values.reshape(*scales.shape, -1) + 8).astype(np.uint8)
-    packed: NDArray[np.uint8] = (numbers[..., 0::2] | (numbers[..., 1::2] << 4)).astype(np.uint8)
-    return packed, scales
 
 
 def _to_nearest(_: str, matrix: NDArray[Any], block: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:

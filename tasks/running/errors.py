@@ -86,11 +86,11 @@ class CalibrationError(WinnowError):
 
 
 class QatUnsupported(WinnowError):
-    """The int8 file has an operator or a way of quantizing that cannot be trained; names node and operator."""
+    """The file has an operator or a way of quantizing that cannot be trained; names what."""
 
 
 class QatParityFailed(WinnowError):
-    """The int8 file that was written does not answer as the module that was trained."""
+    """The quantized file that was written does not answer as the module that was trained."""
 
 
 class GateFailed(WinnowError):

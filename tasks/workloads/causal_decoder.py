@@ -110,10 +110,14 @@ class CausalDecoder(nn.Module):
         found: Tensor = self.norm(hidden)
         return found
 
+    @property
+    def head_weight(self) -> Tensor:
+        """What turns states into logits, [vocabulary, features]; the table of tokens, where they share it."""
+        return self.words.weight if self.head is None else self.head.weight
+
     def logits(self, states: Tensor) -> Tensor:
         """Of the next token, [..., vocabulary], by what :meth:`states` gives."""
-        weight = self.words.weight if self.head is None else self.head.weight
-        return functional.linear(states, weight)
+        return functional.linear(states, self.head_weight)
 
 
 class DecoderLayer(nn.Module):
