@@ -262,9 +262,9 @@ def test_what_is_nearly_proven_is_trained_on_in_smaller_steps() -> None:
     plan.decide_epochs(trained)
     trained.rung, trained.epochs, trained.training_seconds = 3, [1, 4, 40], 293.0  # 8 s each
     plan.left = 90.0
-    assert plan.rungs_of(trained) == 3 and plan.ahead(trained) == 1.0
+    assert plan.setup.rungs_of(trained) == 3 and plan.ahead(trained) == 1.0
     trained.longer = 1
-    assert plan.rungs_of(trained) == 4
+    assert plan.setup.rungs_of(trained) == 4
     trained.enough = 1.5
     assert plan.next_epochs(trained) == 8, "not the 20 that would do"
     assert plan.ahead(trained) == pytest.approx(48 / 40)

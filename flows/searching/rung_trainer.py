@@ -41,7 +41,7 @@ class RungTrainer:
             mixes: where there are several, the training is made with each, and this and all later ones with the best.
         """
         self.tally.count_training()
-        if candidate.rung >= self.plan.rungs_of(candidate):
+        if candidate.rung >= self.setup.rungs_of(candidate):
             self.tally.attempt(candidate, lambda: self._tune(candidate))
             return
         if len(mixes) == 1:
@@ -63,7 +63,7 @@ class RungTrainer:
         setup, tally = self.setup, self.tally
         if not (setup.settings.control and winner and winner.kind != "teacher" and winner.rung):
             return {}
-        trained = min(winner.rung, self.plan.rungs_of(winner))
+        trained = min(winner.rung, self.setup.rungs_of(winner))
         taught, untrained = winner.float32, winner.untrained
         assert taught is not None and untrained is not None
         model = untrained
@@ -107,7 +107,7 @@ class RungTrainer:
 
     def _train(self, candidate: Candidate) -> None:
         """With the teachers' help; the files that were proven before are kept beside the new ones."""
-        parent, rungs = candidate.model, self.plan.rungs_of(candidate)
+        parent, rungs = candidate.model, self.setup.rungs_of(candidate)
         assert parent is not None
         label = f"{candidate.name}-r{candidate.rung + 1}"
         epochs = self.plan.next_epochs(candidate)

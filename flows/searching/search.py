@@ -157,7 +157,7 @@ def _train(shop: Workshop, moves: list[Candidate]) -> None:
     """Train the candidates a rung further; the first training of all decides how the others are made."""
     maker, plan, trainer = shop.maker, shop.plan, shop.trainer
     plan.decide_epochs(moves[0])
-    first = next((c for c in moves if c.rung < plan.rungs_of(c)), None)
+    first = next((c for c in moves if c.rung < shop.setup.rungs_of(c)), None)
     if first is not None and not plan.mixed:
         mixes = plan.mixes(maker.ladders.answer_seconds, maker.ladders.augments)
         left = shop.setup.settings.trials - shop.tally.trials

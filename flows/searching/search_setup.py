@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 
 from flows.searching.budget_spec import SearchSpec
+from flows.searching.candidate import Candidate
 from flows.spec import PipelineSpec
 from model_registry.variant import Variant
 from tasks.distill import DistillSpec
@@ -69,6 +70,10 @@ class SearchSetup:
     def says(self, key: str) -> bool:
         """Whether the spec itself says this about distillation; what it does not say is the search's to decide."""
         return self.spec.distill is not None and key in self.spec.distill.model_fields_set
+
+    def rungs_of(self, candidate: Candidate) -> int:
+        """Trainings of its whole model that a candidate may have, quantization-aware training not among them."""
+        return self.settings.rungs + candidate.longer
 
     @property
     def trainings(self) -> int:

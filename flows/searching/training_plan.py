@@ -86,10 +86,6 @@ class TrainingPlan:
             begin = max(1, int(min(most, affordable)))
         self.epochs = tuple(max(1, round(begin * weight)) for weight in weights)
 
-    def rungs_of(self, candidate: Candidate) -> int:
-        """Trainings of its whole model, quantization-aware training not among them."""
-        return self.setup.settings.rungs + candidate.longer
-
     def next_epochs(self, candidate: Candidate) -> float:
         """Of the candidate's next training of the whole model; below 1: as large a share of the rows."""
         planned = self.epochs[min(candidate.rung, len(self.epochs) - 1)]
@@ -117,13 +113,18 @@ class TrainingPlan:
 
     def ahead(self, candidate: Candidate) -> float:
         """Epochs that it will have had after its last rung, as a multiple of those that it had."""
-        had, rungs = candidate.epochs[-1] if candidate.epochs else 0, self.rungs_of(candidate)
+        had, rungs = candidate.epochs[-1] if candidate.epochs else 0, self.setup.rungs_of(candidate)
         if not self.epochs or not had or candidate.rung >= rungs:
             return 1.0
         if self._hurried(candidate):
             return (had + self.next_epochs(candidate)) / had
+        if candidate.rung == rungs - 1:
+            return (had + self.next_epochs(candidate)) / had
         between = sum(self._scouting_epochs(candidate, rung) for rung in range(candidate.rung, rungs - 1))
-        last = self.next_epochs(candidate) if candidate.rung == rungs - 1 else self._last_epochs(candidate)
+        last, epoch = float(self.epochs[rungs - 1]), candidate.epoch_seconds(self._rows)
+        if epoch and not self.setup.says("epochs"):
+            seconds = self._share(candidate) * (self.left - between * epoch) - _OVERHEAD
+            last = max(1, min(MOST_EPOCHS, int(seconds / epoch)))
         return (had + between + last) / had
 
     def _views(self, epochs: float) -> int | None:
@@ -144,7 +145,7 @@ class TrainingPlan:
 
     def _share(self, candidate: Candidate) -> float:
         """Of the seconds that are left, for the candidate's last training."""
-        others = (c for c in self._candidates if c is not candidate and 0 < c.rung < self.rungs_of(c))
+        others = (c for c in self._candidates if c is not candidate and 0 < c.rung < self.setup.rungs_of(c))
         useful = any(self.finish_seconds(other) <= (1 - _SHARED) * self.left for other in others)
         return _SHARED if useful and not self._hurried(candidate) else MOST_SHARE
 
@@ -212,7 +213,7 @@ class TrainingPlan:
             return 0.0
         if not self.epochs:
             return epoch + _OVERHEAD  # at least one
-        last = candidate.rung >= self.rungs_of(candidate)
+        last = candidate.rung >= self.setup.rungs_of(candidate)
         return epoch * (self.tuning_of(candidate).epochs if last else self.next_epochs(candidate)) + _OVERHEAD
 
     def _scouting_epochs(self, candidate: Candidate, rung: int) -> float:
@@ -224,15 +225,6 @@ class TrainingPlan:
         settings = self.setup.settings
         affordable = _SCOUTING * 60 * settings.minutes * settings.eta**rung / epoch
         return max(_LEAST_SHARE, min(planned, affordable if affordable < 1 else int(affordable)))
-
-    def _last_epochs(self, candidate: Candidate) -> int:
-        """Of its last rung, if those between are made first."""
-        rungs, epoch = self.rungs_of(candidate), candidate.epoch_seconds(self._rows)
-        if self.setup.says("epochs") or not epoch:
-            return self.epochs[rungs - 1]
-        between = sum(self._scouting_epochs(candidate, rung) for rung in range(candidate.rung, rungs - 1))
-        seconds = self._share(candidate) * (self.left - between * epoch) - _OVERHEAD
-        return max(1, min(MOST_EPOCHS, int(seconds / epoch)))
 
 
 def questions_of(spec: DistillSpec) -> AskSpec | None:
