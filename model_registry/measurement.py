@@ -213,7 +213,7 @@ class Measurement(Record):
     peak_rss_bytes: int = Field(ge=0)
     """Peak resident memory of a process that holds the serving engine and this one variant."""
     cpu_seconds: float = Field(ge=0)
-    """CPU seconds per 1000 samples."""
+    """CPU seconds per 1000 samples; of texts as long as they are, not as long as the model takes them."""
 
     bytes: int = Field(ge=0)
     """Size of the model file."""

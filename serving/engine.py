@@ -125,6 +125,11 @@ class Engine:
         """The graph's inputs of what a client sends: ids in place of texts."""
         return inputs if self._reader is None else self._reader(inputs)
 
+    @property
+    def filling(self) -> tuple[int, int] | None:
+        """As :attr:`serving.text_reader.TextReader.filling`; None for what reads no text."""
+        return None if self._reader is None else self._reader.filling
+
     def warm_up(self, runs: int = 2) -> None:
         """Run on zeros (free dimensions at 1), so that the first request does not pay for first-time work.
 

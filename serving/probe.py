@@ -107,7 +107,7 @@ class ProbeResult(Frozen):
     token_speed: TokenSpeed | None
     """None for models that do not continue text."""
     cpu_seconds: float
-    """CPU seconds per 1000 samples, all threads, at ``predict_batch``."""
+    """CPU seconds per 1000 samples, all threads, at ``predict_batch``; as in Measurement."""
     peak_rss_bytes: int
     loaded_rss_bytes: int
     load_seconds: float

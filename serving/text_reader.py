@@ -70,6 +70,17 @@ class TextReader:
         """The graph's input that the ids go to."""
         return self._source.input
 
+    @property
+    def filling(self) -> tuple[int, int] | None:
+        """The id that rows of a request are filled up with, and the multiple of tokens up to which they are.
+
+        None where an answer is as long as its row, or the tokenizer fills nothing up.
+        """
+        told = self._tokenizer.padding
+        if self._source.words or told is None:
+            return None
+        return int(told["pad_id"]), int(told["pad_to_multiple_of"] or 1)
+
 
 def load_text_reader(folder: Path, variant: Variant) -> TextReader | None:
     """What reads the variant's text; None where it takes none.

@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from patience import PATIENCE
 from torch import Tensor, nn
 
@@ -25,7 +23,7 @@ from tasks.distill import DistillSpec
 from tasks.qat import QatSpec
 from tasks.running import errors
 from tasks.running.errors import SpecError, StageOutOfMemory, TrainingDiverged, WorkloadError
-from tasks.torch_models.fit import Fitted, _batches, _used, fit
+from tasks.torch_models.fit import Fitted, _used, fit
 from tasks.torch_models.fit_amp import amp_dtype
 from tasks.torch_models.fit_checkpoint import unpack
 from tasks.torch_models.fit_rows import evaluate, predict, torch_device
@@ -424,16 +422,6 @@ def test_a_training_is_what_a_spec_says_about_it() -> None:
     assert Training.of(short, shards=4) == Training(
         shards=4, epochs=3, batch_size=64, learning_rate=1e-3, weight_decay=0.0
     )
-
-
-@given(rows=st.integers(2, 500), batch_size=st.integers(2, 64))
-@settings(max_examples=50, deadline=None)
-def test_every_row_is_seen_once_and_no_batch_is_tiny(rows: int, batch_size: int) -> None:
-    batches = _batches(rows, batch_size, torch.Generator().manual_seed(0))
-    assert sorted(torch.cat(batches).tolist()) == list(range(rows))
-    sizes = {len(batch) for batch in batches}
-    assert 2 <= min(sizes) <= max(sizes) <= max(batch_size, 3)
-    assert max(sizes) - min(sizes) <= 1
 
 
 def test_each_epoch_has_an_order_of_its_own() -> None:

@@ -16,11 +16,13 @@ import numpy as np
 import pytest
 from onnx_models import answer, digits, slow, wide
 from patience import PATIENCE
+from text_variants import measuring
 
 from model_registry.variant import Variant
 from serving.engine import Engine
 from serving.probe import Probe, ProbeError, ProbeRequest, ProbeResult
 from serving.probe_latency import NotEnoughCpus, compare_engines, pinned, speedup_verdict
+from serving.probe_resources import run
 from serving.tensors import Array
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone]  # processes that measure
@@ -141,6 +143,27 @@ def test_predictions_are_the_same_bytes_each_time(tmp_path: Path, probe: Probe) 
         probe.get_ready()
         found.append((tmp_path / "v.npy").read_bytes())
     assert found[0] == found[1]
+
+
+def test_texts_are_asked_as_long_as_the_endpoint_fills_them_up(tmp_path: Path) -> None:
+    variant = measuring(tmp_path / "v")
+    draw = np.random.default_rng(0)
+    tokens = np.zeros((300, 64), np.int64)
+    for row in tokens:
+        length = int(draw.integers(1, 65))
+        row[:length] = draw.integers(4, 9, length)
+    (tmp_path / "in").mkdir()
+    np.save(tmp_path / "in" / "tokens.npy", tokens)
+    request = {"folder": str(tmp_path / "v"), "variant": variant.model_dump(mode="json", by_alias=True)}
+    files = {"inputs": str(tmp_path / "in"), "outputs": str(tmp_path / "out.npy")}
+    assert run({**request, **files, "batch": 8, "seconds": 0.0})["samples"] == 300
+    sums, asked = np.load(tmp_path / "out.npy").T
+    np.testing.assert_array_equal(sums, tokens.sum(axis=1), "in the order of the rows")
+    needed = -(-(tokens != 0).sum(axis=1) // 16) * 16
+    assert set(asked[:16]) == {64}, "what may be recorded is asked as it will be asked again"
+    assert (asked[16:] >= needed[16:]).all()
+    assert (asked[16:] == needed[16:]).mean() > 0.9
+    assert {16, 32, 48, 64} == set(asked[16:].astype(int))
 
 
 def test_a_split_that_does_not_fit_is_named(tmp_path: Path, probe: Probe) -> None:

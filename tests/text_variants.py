@@ -56,6 +56,26 @@ def reading(folder: Path, *, texts: int = 1, most: int = 32, **more: str) -> Var
     )
 
 
+def measuring(folder: Path) -> Variant:
+    """Answers ``seen`` [N, 2]: the sum of a row's ids, and how long the rows were that it was asked with."""
+    nodes = [
+        helper.make_node("Cast", ["tokens"], ["ids"], to=1),
+        helper.make_node("ReduceSum", ["ids", "axes"], ["sum"], keepdims=1),
+        helper.make_node("Mul", ["ids", "nothing"], ["none"]),
+        helper.make_node("Add", ["none", "each"], ["ones"]),
+        helper.make_node("ReduceSum", ["ones", "axes"], ["length"], keepdims=1),
+        helper.make_node("Concat", ["sum", "length"], ["seen"], axis=1),
+    ]
+    constants = [
+        numpy_helper.from_array(np.array([1]), "axes"),
+        numpy_helper.from_array(np.array(0, np.float32), "nothing"),
+        numpy_helper.from_array(np.array(1, np.float32), "each"),
+    ]
+    seen = TensorSpec(name="seen", datatype="FP32", shape=(-1, 2))
+    variant = save(folder, nodes, [TOKENS], [seen], constants)
+    return _with_tokenizer(folder, variant, TextInput(input="tokens"), most=64, more={})
+
+
 def _with_tokenizer(folder: Path, variant: Variant, source: TextInput, *, most: int, more: dict[str, str]) -> Variant:
     write_tokenizer(folder)
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -46,7 +46,7 @@ def measure_damage(
         squared difference over the variance of the whole model's answers. It never falls as a group gets narrower.
     """
     model = pruner.model
-    batches = list(torch.tensor_split(torch.arange(rows.count), max(1, rows.count // _BATCH)))
+    batches = list(torch.tensor_split(rows.lengths.order(rows.count), max(1, rows.count // _BATCH)))
     with _batch_statistics(model), torch.no_grad():
         whole = _answers(model, rows, batches)
         damages: Damages = {}
@@ -62,7 +62,7 @@ def measure_damage(
 
 
 def _answers(model: nn.Module, rows: Rows, batches: list[Tensor]) -> Tensor:
-    return torch.cat([model(**rows(index, None).inputs).float() for index in batches])
+    return torch.cat([model(**rows(index, None, cut=True).inputs).float() for index in batches])
 
 
 def _damage(found: Tensor, whole: Tensor, task: TaskKind) -> float:

@@ -177,7 +177,7 @@ def _fit(
                 if progress is not None:
                     progress((done + step) / (epochs * steps), f"epoch {epoch}/{epochs}, {text}")
 
-            batches = [used[batch] for batch in _batches(len(used), training.batch_size, generator)]
+            batches = rows.lengths.batches(used, steps, generator)
             train_loss, lr = loop.epoch(epoch, batches, generator, rate, tell)
             val_loss, val_metric, better = judge(data.workload, *answers(model, judged))
             if not math.isfinite(val_loss):
@@ -271,7 +271,7 @@ class _Loop:
 
     def _loss(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """The objective of these rows [N] of the training split, a scalar."""
-        batch = self.rows(index, generator)
+        batch = self.rows(index, generator, cut=True)
         with torch.autocast(self.where.type, dtype=self.dtype, enabled=self.dtype is not None):
             outputs = self.model(**batch.inputs)
         return self.objective(outputs.float() if self.dtype is not None else outputs, batch)
@@ -323,11 +323,6 @@ def _used(rows: int, share: float, seed: int) -> Tensor:
         return torch.arange(rows)
     drawn = torch.randperm(rows, generator=torch.Generator().manual_seed(derive(seed, 0)))
     return drawn[: max(2, round(share * rows))]
-
-
-def _batches(rows: int, batch_size: int, generator: torch.Generator) -> list[Tensor]:
-    """Row numbers in random batches whose sizes differ by at most one."""
-    return list(torch.tensor_split(torch.randperm(rows, generator=generator), _steps(rows, batch_size)))
 
 
 def _steps(rows: int, batch_size: int) -> int:

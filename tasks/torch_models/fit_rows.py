@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from tasks.running.splits import Columns
 from tasks.torch_models.answer_text import describe_answer
 from tasks.torch_models.fit_layout import channels_last
 from tasks.torch_models.objective import TrainingBatch
+from tasks.torch_models.row_lengths import RowLengths
 from tasks.torch_models.views import View
 from tasks.workloads.workload import Inputs, Workload
 
@@ -50,24 +52,35 @@ def answers(model: nn.Module, rows: Rows) -> tuple[Outputs, Outputs]:
     """
     model.to(rows.where).eval()
     outputs, targets = [], []
-    step = _EVAL_ROWS.get(rows.where.type, _EVAL_ROWS["other"])
-    blocks, ranks = torch.split(torch.arange(rows.count), step), Ranks.current()
+    blocks, ranks = _blocks(rows), Ranks.current()
     if len(blocks) < ranks.count:
         ranks = Ranks()  # too few to share: each answers them all
     with torch.no_grad(), channels_last(model, rows(torch.arange(min(2, rows.count)), None).inputs):
         mine = ranks.share(len(blocks))
         for number in mine:
-            batch = rows(blocks[number], None)
+            batch = rows(blocks[number], None, cut=True)
             outputs.append(call_model(model, batch.inputs).float().cpu())
             targets.append(batch.targets.cpu())
         if len(mine) < -(-len(blocks) // ranks.count):
             # A model whose weights are split gathers them for each block: none may answer fewer than another.
-            call_model(model, rows(blocks[mine[0]], None).inputs)
+            call_model(model, rows(blocks[mine[0]], None, cut=True).inputs)
     counts = [
         sum(len(blocks[number]) for number in Ranks(rank, ranks.count).share(len(blocks)))
         for rank in range(ranks.count)
     ]
-    return ranks.collect(torch.cat(outputs), counts).numpy(), ranks.collect(torch.cat(targets), counts).numpy()
+    found, wanted = ranks.collect(torch.cat(outputs), counts), ranks.collect(torch.cat(targets), counts)
+    if rows.lengths:
+        back = torch.argsort(torch.cat(blocks))
+        found, wanted = found[back], wanted[back]
+    return found.numpy(), wanted.numpy()
+
+
+def _blocks(rows: Rows) -> list[Tensor]:
+    """All rows in blocks. Those of rows by their length lie anywhere: who shares them out then has equal work."""
+    blocks = torch.split(rows.lengths.order(rows.count), _EVAL_ROWS.get(rows.where.type, _EVAL_ROWS["other"]))
+    if not rows.lengths:
+        return [*blocks]
+    return [blocks[number] for number in torch.randperm(len(blocks), generator=torch.Generator().manual_seed(0))]
 
 
 def judge(workload: Workload, outputs: Outputs, targets: Outputs) -> tuple[float, float, Literal["higher", "lower"]]:
@@ -129,18 +142,31 @@ class Rows:
                     f"column {name!r} has dtype {values.dtype}, which torch cannot hold; make numbers of it in splits()"
                 ) from error
 
+    @cached_property
+    def lengths(self) -> RowLengths:
+        """By which batches are cut behind their longest row."""
+        return RowLengths(self.workload, self.columns)
+
     def show(self, view: View) -> None:
         """From now on every batch is of this view, whatever generator is given."""
         if view != self._view:
             self._shown, self._view = view.inputs(self.workload, self.columns), view
 
-    def __call__(self, index: Tensor, augment: torch.Generator | None) -> TrainingBatch:
-        """The rows of these numbers (int64 [N]): of the view that is shown; else augmented if a generator is given."""
+    def __call__(self, index: Tensor, augment: torch.Generator | None, *, cut: bool = False) -> TrainingBatch:
+        """The rows of these numbers (int64 [N]): of the view that is shown; else augmented if a generator is given.
+
+        Args:
+            cut: behind the longest of them, where the workload says what fills rows up; else as wide as the model is
+                measured.
+        """
         inputs, targets = self.workload.batch({n: v[index.to(v.device)] for n, v in self.columns.items()})
         if self._view is not None:
             inputs = {name: values[index] for name, values in self._shown.items()}
         elif augment is not None and self.workload.augments:
             inputs = self.workload.augment(inputs, augment)
+        if cut and self.lengths:
+            changed = self._view is not None or (augment is not None and self.workload.augments)
+            inputs = self.lengths.cut(inputs, index, changed=changed)
         inputs = {name: value.to(self.where) for name, value in inputs.items()}
         return TrainingBatch(self.workload.preprocess(inputs), targets.to(self.where), index, self._view)
 
@@ -148,7 +174,7 @@ class Rows:
         """At most ``count`` batches of random rows as they are, no row twice; a batch of one row is left out."""
         order = torch.randperm(self.count, generator=torch.Generator().manual_seed(seed))
         parts: tuple[Tensor, ...] = torch.split(order, batch_size)
-        return (self(part, None) for part in parts[:count] if len(part) > 1)
+        return (self(part, None, cut=True) for part in parts[:count] if len(part) > 1)
 
 
 def call_model(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

@@ -57,7 +57,7 @@ def row_seconds(model: nn.Module, rows: Rows, *, batch_size: int) -> float:
         model: on the device of the rows.
     """
     count = min(batch_size, rows.count)
-    index = torch.arange(count)
+    index = rows.lengths.usual(rows.count, count)
     trial = copy.deepcopy(model)
     sample = rows(torch.arange(min(2, rows.count)), None).inputs
     taken = []
@@ -65,7 +65,7 @@ def row_seconds(model: nn.Module, rows: Rows, *, batch_size: int) -> float:
         trial.train()
         for number in range(1 + _STEPS):
             began = time.perf_counter()
-            batch = rows(index, torch.Generator().manual_seed(number))
+            batch = rows(index, torch.Generator().manual_seed(number), cut=True)
             trial.zero_grad(set_to_none=True)
             loss = rows.workload.loss(trial(**batch.inputs), batch.targets)
             torch.autograd.backward(loss)
@@ -76,7 +76,7 @@ def row_seconds(model: nn.Module, rows: Rows, *, batch_size: int) -> float:
 
 def answer_seconds(model: nn.Module, rows: Rows, *, batch_size: int = 64) -> float:
     """Seconds per row of answering, as a teacher is asked; arguments as :func:`row_seconds`."""
-    batch = rows(torch.arange(min(batch_size, rows.count)), None)
+    batch = rows(rows.lengths.usual(rows.count, min(batch_size, rows.count)), None, cut=True)
     taken = []
     with worthwhile_threads(model, batch.inputs, batch_size), channels_last(model, batch.inputs), torch.no_grad():
         for _ in range(1 + _STEPS):

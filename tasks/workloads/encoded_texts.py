@@ -120,6 +120,10 @@ class EncodedTexts(ABC):
         """The number of tokens may vary from request to request."""
         return {"tokens": {1: "length"}}
 
+    def padding(self) -> dict[str, int]:
+        """Where a text has one answer, it does not depend on what fills the row up."""
+        return {"tokens": self._shape.pad}
+
     def prune_hints(self) -> dict[str, Any]:
         return {"ignore": ["head"]}
 

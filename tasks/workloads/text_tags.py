@@ -85,6 +85,10 @@ class TextTags(EncodedTexts):
         """The encoder with an answer for each token; arguments as for :meth:`tasks.workloads.text.Text.model`."""
         return self._new_encoder(len(self.labels()), layers, width, pooling="each")
 
+    def padding(self) -> dict[str, int]:
+        """Nothing: an answer is as long as its row."""
+        return {}
+
     def metric(self) -> Metric:
         labels = tuple(self.labels())
         if self.judged_by == "token_accuracy" or (self.judged_by is None and not marks_spans(labels)):

@@ -222,6 +222,22 @@ class Workload:
         """Dimensions besides the batch that vary, by input name: ``{"tokens": {1: "sequence"}}``."""
         return dict(self.user.dynamic_dims()) if hasattr(self.user, "dynamic_dims") else {}
 
+    def padding(self) -> dict[str, tuple[int, float]]:
+        """What rows are filled up with at their end, by input: along which dimension, and with which value.
+
+        Raises:
+            WorkloadError: ``dynamic_dims()`` does not name one dimension of such an input.
+        """
+        values = dict(self.user.padding()) if hasattr(self.user, "padding") else {}
+        dims = {name: [*self.dynamic_dims().get(name, {})] for name in values}
+        for name, found in dims.items():
+            if len(found) != 1:
+                raise WorkloadError(
+                    f"{self.ref.path}.padding() names input {name!r}, of which dynamic_dims() has the dimensions "
+                    f"{found}; there must be one, as in {{{name!r}: {{1: 'length'}}}}"
+                )
+        return {name: (dims[name][0], value) for name, value in values.items()}
+
 
 def as_arrays(splits: Mapping[str, Any], source: str) -> dict[str, Columns]:
     """What ``source`` gave for splits, as arrays; raises as :meth:`Workload.splits`."""
@@ -340,7 +356,7 @@ def load_workload(ref: WorkloadRef, known: dict[str, Any] | None = None) -> Work
     ]
     wrong += [
         f"{name!r} must be a method"
-        for name in ("batch", "preprocess", "augment", "loss", "metric", "labels", "frame", "prune_hints")
+        for name in ("batch", "preprocess", "augment", "loss", "metric", "labels", "frame", "prune_hints", "padding")
         if hasattr(found, name) and not callable(getattr(found, name))
     ]
     if wrong:
