@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tasks.workloads.workload import Inputs, Workload
+from tasks.workloads.workload import Inputs, Workload, row_filling
 
 _MULTIPLE = 8
 """Lengths are multiples of it, as matrix units of accelerators like them."""
@@ -31,7 +31,7 @@ class RowLengths:
     """
 
     def __init__(self, workload: Workload, columns: Mapping[str, Tensor]) -> None:
-        self._workload, self._filled = workload, workload.padding()
+        self._filled = row_filling(workload)
         rows = len(next(iter(columns.values())))
         blocks = torch.split(torch.arange(rows), _BLOCK) if self._filled else ()
         parts = [self._content(workload.batch({n: v[b.to(v.device)] for n, v in columns.items()})[0]) for b in blocks]

@@ -222,22 +222,6 @@ class Workload:
         """Dimensions besides the batch that vary, by input name: ``{"tokens": {1: "sequence"}}``."""
         return dict(self.user.dynamic_dims()) if hasattr(self.user, "dynamic_dims") else {}
 
-    def padding(self) -> dict[str, tuple[int, float]]:
-        """What rows are filled up with at their end, by input: along which dimension, and with which value.
-
-        Raises:
-            WorkloadError: ``dynamic_dims()`` does not name one dimension of such an input.
-        """
-        values = dict(self.user.padding()) if hasattr(self.user, "padding") else {}
-        dims = {name: [*self.dynamic_dims().get(name, {})] for name in values}
-        for name, found in dims.items():
-            if len(found) != 1:
-                raise WorkloadError(
-                    f"{self.ref.path}.padding() names input {name!r}, of which dynamic_dims() has the dimensions "
-                    f"{found}; there must be one, as in {{{name!r}: {{1: 'length'}}}}"
-                )
-        return {name: (dims[name][0], value) for name, value in values.items()}
-
 
 def as_arrays(splits: Mapping[str, Any], source: str) -> dict[str, Columns]:
     """What ``source`` gave for splits, as arrays; raises as :meth:`Workload.splits`."""
@@ -272,6 +256,23 @@ def own_tokenizer(workload: Workload) -> tuple[str, int] | None:
     """``tokenizer.json`` by which texts become the one input, and how many texts a row is; None for other data."""
     user = workload.user
     return (user.tokenizer(), int(getattr(user, "texts", 1))) if hasattr(user, "tokenizer") else None
+
+
+def row_filling(workload: Workload) -> dict[str, tuple[int, float]]:
+    """What rows are filled up with at their end, by input: along which dimension, and with which value.
+
+    Raises:
+        WorkloadError: ``dynamic_dims()`` does not name one dimension of such an input.
+    """
+    values = dict(workload.user.padding()) if hasattr(workload.user, "padding") else {}
+    dims = {name: [*workload.dynamic_dims().get(name, {})] for name in values}
+    for name, found in dims.items():
+        if len(found) != 1:
+            raise WorkloadError(
+                f"{workload.ref.path}.padding() names input {name!r}, of which dynamic_dims() has the dimensions "
+                f"{found}; there must be one, as in {{{name!r}: {{1: 'length'}}}}"
+            )
+    return {name: (dims[name][0], value) for name, value in values.items()}
 
 
 def rows_that_count(workload: Workload, targets: NDArray[Any]) -> NDArray[np.intp]:
