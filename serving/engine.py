@@ -125,6 +125,10 @@ class Engine:
         """The graph's inputs of what a client sends: ids in place of texts."""
         return inputs if self._reader is None else self._reader(inputs)
 
+    def tokens_read(self, inputs: Mapping[str, Array]) -> int:
+        """How many tokens of text are in the graph's inputs, filling left out; 0 for what reads no text."""
+        return 0 if self._reader is None else self._reader.tokens_read(inputs)
+
     @property
     def filling(self) -> tuple[int, int] | None:
         """As :attr:`serving.text_reader.TextReader.filling`; None for what reads no text."""

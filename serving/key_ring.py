@@ -81,7 +81,7 @@ class Principal:
             raise TooManyRequests(f"{self} may send {rate:g} requests per second, {self.key.burst} at once", early)
 
     def owe(self, tokens: int) -> None:
-        """Count tokens of a text that is continued."""
+        """Count tokens that were read or said."""
         if self.key.tokens is not None:
             self._pace.owe(tokens, self.key.tokens)
 

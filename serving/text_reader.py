@@ -70,6 +70,11 @@ class TextReader:
         """The graph's input that the ids go to."""
         return self._source.input
 
+    def tokens_read(self, inputs: Mapping[str, Array]) -> int:
+        """How many ids of the graph's inputs are more than filling."""
+        ids, told = inputs[self._source.input], self._tokenizer.padding
+        return ids.size if told is None else int(np.count_nonzero(ids != told["pad_id"]))
+
     @property
     def filling(self) -> tuple[int, int] | None:
         """The id that rows of a request are filled up with, and the multiple of tokens up to which they are.

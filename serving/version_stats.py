@@ -94,6 +94,10 @@ class VersionStats:
             rejected=last.rejected_tokens,
         )
 
+    def read(self, tokens: int) -> None:
+        """Texts of so many tokens were made vectors of."""
+        self.tokens.update(prompt=tokens)
+
     def refused(self, status: int) -> None:
         """A request ended without an engine's answer."""
         self.statuses[status] += 1
@@ -181,7 +185,7 @@ def version_metrics(found: Iterable[VersionNow]) -> Iterator[Metric]:
             work.add_metric([*labels, part], microseconds / 1e6)
         for kind, count in stats.tokens.items():
             tokens.add_metric([*labels, kind], count)
-        if stats.tokens:
+        if "made" in stats.tokens:
             first.add_metric(labels, stats.first_token_seconds.buckets, stats.first_token_seconds.total)
         for family, counted in (
             (whole, stats.request_seconds),

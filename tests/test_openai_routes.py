@@ -114,6 +114,24 @@ def test_all_ways_to_ask_give_the_same_text(served: Endpoint) -> None:
     assert [choice["text"] for choice in several.json()["choices"]][2:] == [text, text]
 
 
+def test_texts_that_become_vectors_are_counted_in_tokens(served: Endpoint) -> None:
+    """The model answers how many tokens it was given, filling left out."""
+
+    def told() -> float:
+        lines = served.admin("GET", "/metrics").text.splitlines()
+        kinds = [line for line in lines if line.startswith("winnow_tokens_total{") and 'model="vectors"' in line]
+        assert all('kind="prompt"' in line for line in kinds)
+        return sum(float(line.rpartition(" ")[2]) for line in kinds)
+
+    before = told()
+    for texts in ("red", ["red green", "a b c d"]):
+        answer = served.client.post(f"{served.url}/v1/embeddings", json={"model": "vectors", "input": texts}).json()
+        counts = [int(each["embedding"][0]) for each in answer["data"]]
+        assert answer["usage"] == {"prompt_tokens": sum(counts), "total_tokens": sum(counts)}
+        before += sum(counts)
+    assert min(counts) > 2 and told() == before
+
+
 def test_it_is_scored_like_any_model_too(served: Endpoint) -> None:
     rows = {"inputs": [{"name": "tokens", "shape": [2, 3], "datatype": "INT64", "data": [5, 6, 7, 8, 9, 10]}]}
     answer = served.infer("talker", rows).json()

@@ -22,6 +22,8 @@ LONGEST = 1 << 31
 
 PLAIN, GZIP, DEFLATE = 0, 1, 2
 """How a body is packed."""
+COUNT_TOKENS = 0x08
+"""Added to a request's packing where the answer's body is to end with how many tokens of text were read, 4 bytes."""
 MAY_PACK = 0x10
 """Added to a request's packing where the answer may be packed (gzip)."""
 CHOSEN = 0x20

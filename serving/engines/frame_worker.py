@@ -23,6 +23,7 @@ from serving.engines.batch_run import BatchRunner, Outputs
 from serving.engines.engine_frames import (
     CHOOSE,
     CHOSEN,
+    COUNT_TOKENS,
     GENERATE,
     GZIP,
     MAY_PACK,
@@ -42,7 +43,7 @@ from serving.protocol import InferRequest, parse_request
 from serving.verified_file import read_verified
 from serving.wishes import as_bytes
 
-_PACKING = 0x0F
+_PACKING = 0x07
 _LOADING_NICE = 10
 """How far a version that is being loaded stands back behind those that answer."""
 log = logging.getLogger("winnow.serving")
@@ -223,6 +224,9 @@ class FrameWorker:
             body, json_bytes = self._write(outputs, request.id, request.binary)
         except ServingError as error:
             return _refused(asked, error)
+        if asked.packing & COUNT_TOKENS:
+            assert isinstance(request, InferRequest), "text is never of the quick form"
+            body += self.engine.tokens_read(request.inputs).to_bytes(4, "little")
         if asked.packing & MAY_PACK and len(body) >= LEAST_PACKED:
             return Answered(asked.number, packed_body(body), json_bytes, 200, GZIP)
         return Answered(asked.number, body, json_bytes, 200, PLAIN)

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import orjson
 
 from model_registry.text_input import TEXT
-from serving.engines.engine_frames import Answered
+from serving.engines.engine_frames import COUNT_TOKENS, PLAIN, Answered
 from serving.engines.infer_job import InferJob
 from serving.exceptions import InvalidRequest, ServingError
 from serving.front.continuation import Refuser
 from serving.front.http_connection import HttpConnection
+from serving.key_ring import Principal
 from serving.loaded_version import LoadedVersion
 
 _MOST = 2048
@@ -69,16 +70,22 @@ def gives_vectors(version: LoadedVersion) -> bool:
 class EmbeddingJob(InferJob):
     """The texts as an inference request, whose raw answer becomes OpenAI's."""
 
-    __slots__ = ("_asked", "_connection", "_refuse")
+    __slots__ = ("_asked", "_connection", "_refuse", "_version", "_who")
 
     def __init__(
-        self, connection: HttpConnection, asked: EmbeddingRequest, version: LoadedVersion, refuse: Refuser
+        self,
+        connection: HttpConnection,
+        asked: EmbeddingRequest,
+        version: LoadedVersion,
+        refuse: Refuser,
+        who: Principal | None,
     ) -> None:
         texts = {"name": TEXT, "datatype": "BYTES", "shape": [len(asked.texts)], "data": list(asked.texts)}
         wanted = {"name": version.outputs[0].name, "parameters": {"binary_data": True}}
         body = orjson.dumps({"inputs": [texts], "outputs": [wanted]})
-        super().__init__(body, began=time.monotonic())
-        self._connection, self._asked, self._refuse = connection, asked, refuse
+        super().__init__(body, packing=PLAIN | COUNT_TOKENS, began=time.monotonic())
+        self._connection, self._asked, self._version = connection, asked, version
+        self._refuse, self._who = refuse, who
         self.notes = connection.notes
 
     @property
@@ -93,12 +100,14 @@ class EmbeddingJob(InferJob):
             self._refuse(self._connection, error)
             return
         rows = len(self._asked.texts)
-        raw = memoryview(body)[answered.json_bytes :]
+        raw, count = memoryview(body)[answered.json_bytes : -4], int.from_bytes(body[-4:], "little")
+        self._version.stats.read(count)
+        if self._who is not None:
+            self._who.owe(count)
         size = len(raw) // rows
         vectors = (raw[n * size : (n + 1) * size] for n in range(rows))
         told = [{"object": "embedding", "index": n, "embedding": self._written(v)} for n, v in enumerate(vectors)]
-        # Only the engine counts tokens, and an inference request does not ask it to.
-        usage = {"prompt_tokens": 0, "total_tokens": 0}
+        usage = {"prompt_tokens": count, "total_tokens": count}
         answer = {"object": "list", "data": told, "model": self._asked.model, "usage": usage}
         self._connection.answer(200, orjson.dumps(answer))
 

@@ -82,7 +82,10 @@ class OpenAiPlane:
             raise InvalidRequest(
                 f"model {request.model!r} does not make vectors of texts; GET /v1/models lists who does"
             )
-        version.submit(EmbeddingJob(connection, request, version, self._failed(request.model)), at_once=True)
+        who = head.route.principal
+        if who is not None:
+            who.require_tokens()
+        version.submit(EmbeddingJob(connection, request, version, self._failed(request.model), who), at_once=True)
 
     def _generate(self, connection: HttpConnection, head: RequestHead, body: bytes) -> None:
         self._begin_v2(connection, head, body, stream=False)
