@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 
 from tasks.readers.reading import ReadColumns
+from tasks.readers.splitting import require_splits
 from tasks.readers.tables import read_table
-from tasks.running.errors import DataReadError
-from tasks.running.splits import SPLITS
 
 Source = str | Mapping[str, str]
 """One file, which is divided into splits, or a file per split."""
@@ -23,9 +22,7 @@ def read_split_tables(
     """
     if isinstance(source, str):
         return {"all": read_table(source, delimiter=delimiter, texts=texts)}
-    unknown = sorted(set(source) - set(SPLITS))
-    if unknown:
-        raise DataReadError(f"source names the splits {unknown}; known are {', '.join(SPLITS)}")
+    require_splits(source)
     return {split: read_table(name, delimiter=delimiter, texts=texts) for split, name in source.items()}
 
 

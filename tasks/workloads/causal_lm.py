@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tasks.readers.documents import divide_documents, read_documents
 from tasks.readers.sources import local
-from tasks.readers.splitting import Divided
+from tasks.readers.splitting import Divided, require_splits
 from tasks.running.errors import DataReadError, SpecError
 from tasks.running.splits import SPLITS, TARGET, Columns
 from tasks.workloads.choice_questions import ChoiceRows, encode_questions, read_questions
@@ -87,8 +87,7 @@ class CausalLM:
         """The texts by split, or all under ``all``."""
         if isinstance(self.source, str):
             return {"all": read_documents(self.source, column=self.text)}
-        if unknown := sorted(set(self.source) - set(SPLITS)):
-            raise DataReadError(f"source names the splits {unknown}; known are {', '.join(SPLITS)}")
+        require_splits(self.source)
         return {split: read_documents(source, column=self.text) for split, source in self.source.items()}
 
     # -- what a workload answers ----------------------------------------------------------------------------------

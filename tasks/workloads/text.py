@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 from torch import nn
 
+from tasks.readers.class_labels import label_order
 from tasks.readers.kept_columns import Unlabelled
 from tasks.readers.labelled_texts import LabelledTexts, divide_texts
 from tasks.readers.split_tables import Source, read_split_tables, table_names
@@ -100,7 +101,7 @@ class Text(EncodedTexts):
         return self._known.labels
 
     def _labels(self) -> list[str]:
-        labels = sorted(set(self._read.labels["train"]), key=_as_number)
+        labels = sorted(set(self._read.labels["train"]), key=label_order)
         if len(labels) < 2:
             raise DataReadError(
                 f"column {self.target!r} of train has only the value {labels[0]!r}; at least two classes are needed"
@@ -117,8 +118,3 @@ class Text(EncodedTexts):
             unlabelled=self.unlabelled,
             names=table_names(self.source),
         )
-
-
-def _as_number(label: str) -> tuple[int, str]:
-    """Sorts whole numbers by their value, before texts."""
-    return (int(label), "") if label.lstrip("-").isdecimal() else (1 << 62, label)
