@@ -47,8 +47,9 @@ class CausalLM:
     ``pip install 'winnow-mlops[llm]'``.
 
     Args:
-        source: a folder of text files, a text file, or a table with a column of texts (CSV, Parquet, JSON lines), local
-            or s3://; or one per split (``{train: a, test: b}``; the splits that are not named are taken out of train).
+        source: a folder of text files, a text file, a table with a column of texts (CSV, Parquet, JSON lines), or a
+            pattern of such files, local or s3://; or one per split (``{train: a, test: b}``; the splits that are not
+            named are taken out of train).
         text: of a table, name of the column of texts.
         decoder: a pretrained one: a folder as ``save_pretrained`` of transformers writes it (types llama, mistral,
             qwen2, qwen3, phi3, gemma, gpt2; safetensors only), or a GGUF file, or a folder with one; beside the spec,

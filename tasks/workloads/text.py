@@ -1,4 +1,4 @@
-"""Any texts with labels: CSV, Parquet or JSON lines, local or s3://."""
+"""Any texts with labels: CSV, Parquet or JSON lines, one file or several, local or s3://."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ class Text(EncodedTexts):
     ``pip install 'winnow-mlops[text]'``.
 
     Args:
-        source: one file, divided into splits, or a file per split (``{train: a.csv, test: b.csv}``; the splits that
-            are not named are taken out of train).
+        source: one file, or a pattern of files that are read as one (``s3://bucket/texts/*.jsonl``), divided into
+            splits, or such a one per split (``{train: a.csv, test: b.csv}``; the splits that are not named are taken
+            out of train). All texts are held in memory.
         text: name of the column of texts. ``pair``: of that of second texts, where a row is two of them.
         target: name of the column to predict: text or whole numbers.
         encoder: folder of a pretrained encoder, beside the spec, absolute or s3://, as ``save_pretrained`` of
@@ -72,7 +73,7 @@ class Text(EncodedTexts):
 
     def read(self) -> dict[str, Columns]:
         """The columns as the files have them, by split, or all under ``all``; texts are arrays of str objects."""
-        return {**read_split_tables(self.source, delimiter=self.delimiter, texts=self.columns)}
+        return {**read_split_tables(self.source, delimiter=self.delimiter, texts=self.columns, others=(self.target,))}
 
     def splits(self) -> dict[str, Columns]:
         codes = {label: code for code, label in enumerate(self.labels())}
