@@ -1,41 +1,80 @@
-"""A table in files, brought to disk by a process that may take a 20th of it: ``parts_memory_script.py FOLDER``."""
+"""Data in files, brought to disk by a process that may take a part of it: ``parts_memory_script.py KIND FOLDER``."""
 
 from __future__ import annotations
 
+import io
 import json
 import resource
 import sys
+import tarfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from tasks.data.materialise import storable
 from tasks.data.split_files import SplitFiles
 from tasks.readers import source_parts
+from tasks.readers.image_shards import read_samples
 from tasks.running.splits import SPLITS
-from tasks.workloads import table_parts
+from tasks.workloads import gathered_images, table_parts
+from tasks.workloads.images import Images
 from tasks.workloads.tabular import Tabular
 
 LIMIT = 16 << 20
-FILES, ROWS, WIDTH = 40, 17_000, 62
-"""Rows of 62 numbers and a target, 8 bytes each: 343 MB."""
 
 
-def write(file: Path, rows: int, seed: int) -> None:
-    values = np.random.default_rng(seed).normal(size=rows * WIDTH)
-    lists = pa.FixedSizeListArray.from_arrays(pa.array(values), WIDTH)
-    table = pa.table({"x": lists, "y": pa.array((values[::WIDTH] > 0).astype(np.int64))})
-    pq.write_table(table, file, row_group_size=1000, compression="none", use_dictionary=False)
+class Rows:
+    """62 numbers and a target, 8 bytes each: 343 MB in 40 files."""
+
+    files, rows, row_bytes, ending = 40, 17_000, 8 * 63, "parquet"
+
+    def write(self, file: Path, rows: int, seed: int) -> None:
+        values = np.random.default_rng(seed).normal(size=rows * 62)
+        lists = pa.FixedSizeListArray.from_arrays(pa.array(values), 62)
+        table = pa.table({"x": lists, "y": pa.array((values[::62] > 0).astype(np.int64))})
+        pq.write_table(table, file, row_group_size=1000, compression="none", use_dictionary=False)
+
+    def workload(self, source: str) -> Tabular:
+        return Tabular(source, "y")
+
+    def whole(self, source: str) -> int:
+        return len([block.columns for block in source_parts.read_blocks(source)])
 
 
-def store(source: str, folder: Path) -> dict[str, int]:
-    """What the data step does with a table in parts, but for its checks; the rows of each split."""
+class Pictures:
+    """Noise of 64 x 64 pixels in colour: 118 MB in 8 files."""
+
+    files, rows, row_bytes, ending = 8, 1200, 64 * 64 * 3, "tar"
+
+    def write(self, file: Path, rows: int, seed: int) -> None:
+        random = np.random.default_rng(seed)
+        with tarfile.open(file, "w") as archive:
+            for row in range(rows):
+                picture = io.BytesIO()
+                Image.fromarray(random.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(picture, "BMP")
+                for name, content in ((f"{row}.bmp", picture.getvalue()), (f"{row}.cls", str(row % 2).encode())):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    archive.addfile(member, io.BytesIO(content))
+                archive.members = []  # type: ignore[attr-defined]  # undocumented; it grows
+
+    def workload(self, source: str) -> Images:
+        return Images(source)
+
+    def whole(self, source: str) -> int:
+        return len(list(read_samples(source, image=None, target=None, left=Counter())))
+
+
+def store(workload: Tabular | Images, folder: Path) -> dict[str, int]:
+    """What the data step does with data in parts, but for its checks; the rows of each split."""
     files = SplitFiles(folder / "columns")
     folder.joinpath("rows").mkdir()
-    for part in Tabular(source, "y").partitions(folder / "rows") or ():
-        files.add(storable(part), part.source_rows)
+    for part in workload.partitions(folder / "rows") or ():
+        files.add(storable({name: columns for name, columns in part.items() if len(columns["target"])}), {})
     for name in SPLITS:
         files.write_npz(name, folder / f"{name}.npz")
     return files.rows
@@ -46,23 +85,27 @@ def private_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmData"))
 
 
-def main(folder: Path) -> None:
+def main(kind: Rows | Pictures, folder: Path) -> None:
     source_parts._BLOCK_BYTES, table_parts._PART_BYTES = 1 << 18, 1 << 20
-    for number in range(FILES):
-        write(folder / f"{number:02}.parquet", ROWS, number)
+    gathered_images._BLOCK_BYTES, gathered_images._PART_BYTES = 1 << 18, 1 << 20
+    for number in range(kind.files):
+        kind.write(folder / f"{number:02}.{kind.ending}", kind.rows, number)
     (folder / "few").mkdir()
-    write(folder / "few" / "0.parquet", 2000, 0)
-    store(f"{folder}/few/*.parquet", folder / "first")  # whatever libraries take at first use, they have now
+    kind.write(folder / "few" / f"0.{kind.ending}", min(2000, kind.rows), 0)
+    store(
+        kind.workload(f"{folder}/few/*.{kind.ending}"), folder / "first"
+    )  # what libraries take at first use, they have
     resource.setrlimit(resource.RLIMIT_DATA, (private_bytes() + LIMIT, resource.RLIM_INFINITY))
+    source = f"{folder}/*.{kind.ending}"
     try:
-        whole = str(len([block.columns for block in source_parts.read_blocks(f"{folder}/*.parquet")]))
+        whole = str(kind.whole(source))
     except MemoryError as error:
         whole = type(error).__name__
-    stored = store(f"{folder}/*.parquet", folder / "second")
-    rows = FILES * ROWS
-    told = {"limit": LIMIT, "data": rows * 8 * (WIDTH + 1), "rows": rows, "stored": sum(stored.values())}
+    stored = store(kind.workload(source), folder / "second")
+    rows = kind.files * kind.rows
+    told = {"limit": LIMIT, "data": rows * kind.row_bytes, "rows": rows, "stored": sum(stored.values())}
     print(json.dumps({**told, "whole": whole}))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Rows() if sys.argv[1] == "rows" else Pictures(), Path(sys.argv[2]))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pytest
+from test_image_shards import CLASSES, parquet_bytes, pictures, samples, tar_bytes
 
 from model_registry.manifest import FileEntry
 from model_registry.store import Store
@@ -164,6 +165,24 @@ def test_one_object_or_twenty_give_one_fingerprint_and_one_model(store: Store) -
     assert one.known is not None and one.known["classes"] == ["no", "yes"]
     assert checked.values["reading"][0].endswith("*.parquet: 1 file, 900 rows. Numbers: 'size'. Text: 'town'.")
     assert any("= source row 7 (missing)" in warning for warning in checked.values["warnings"])
+
+
+def test_images_in_one_tar_file_or_five_files_of_parquet_are_the_same_data(store: Store) -> None:
+    found = pictures(300)
+    store.put("user/one/a.tar", tar_bytes(samples(found)))
+    for number in range(5):
+        store.put(f"user/five/{number}.parquet", parquet_bytes(found[number::5], structs=True))
+    path = "tasks.workloads.images:Images"
+    sources = [f"s3://{store.bucket}/user/{name}" for name in ("one/*.tar", "five/*.parquet")]
+    checked = [ask(store, path, source=source) for source in sources]
+    one, five = map(data_ref, checked)
+    assert one == five and one.labels == CLASSES
+    assert one.known == {"shape": [3, 6, 5], "classes": list(CLASSES)}
+    assert any("300 images of 3 classes: 'cat' 100" in fact for fact in checked[0].values["reading"])
+    store.client.delete_object(Bucket=store.bucket, Key="user/one/a.tar")  # whoever trains reads no images
+    workload = WorkloadRef(path=path, arguments={"source": sources[0]})
+    job = Job(run_id="test", model="m", store=store.uri, workload=workload, device="cpu", threads=1)
+    assert train.task.fn(job, TrainSpec(epochs=1, batch_size=64), data=one).variant.file("model.safetensors").size > 0
 
 
 def test_large_arrays_are_mapped_and_shared(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
+import os
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from depthwise_models import Chain, images
+from numpy.typing import NDArray
 from onnx import ModelProto
+from onnxruntime.quantization.calibrate import create_calibrator, save_tensors_data
 
 from model_registry.cpu_class import cpu_class, sums_saturate
+from tasks.quantize import observed_ranges
 from tasks.quantize.agreement import agree, top_answers
 from tasks.quantize.calibration import RowReader
 from tasks.quantize.calibration_choice import choose_method
 from tasks.quantize.calibration_drift import compare_rows, ks_distance
 from tasks.quantize.int8_static import quantize_statically
+from tasks.quantize.observed_ranges import RANGES, write_ranges
 from tasks.quantize.prepared_graph import prepare
 from tasks.quantize.saturation import may_saturate, saturating_layers, saturating_product
 from tasks.quantize.static_recipe import static_recipe
@@ -167,3 +176,59 @@ def test_reduce_range_is_what_keeps_a_models_sums_whole(outliers: tuple[bytes, M
         found[reduce_range] = saturating_layers(quantized)
         assert agree(top_answers(file, images(64)), top_answers(quantized.SerializeToString(), images(64))).error < 0.05
     assert found == {False: ("Conv_0", "Conv_2", "Gemm_5"), True: ()}
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
+def test_any_number_of_workers_makes_the_file_that_one_calibrator_makes(
+    method: str, outliers: tuple[bytes, ModelProto], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(observed_ranges._BINS, "entropy", 320)  # of 1 024 it takes seconds to choose
+    made, ranges = set(), set()
+    for cores in (1, 2, 4):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        quantized = quantize_statically(
+            outliers[1],
+            RowReader(images(160)),
+            tmp_path,
+            method=method,
+            percentile=99.9,
+            per_channel=True,
+            reduce_range=False,
+            activations="uint8",
+            ranges=tmp_path / f"{cores}.json",
+        )
+        made.add(quantized.SerializeToString(deterministic=True))
+        ranges.add((tmp_path / f"{cores}.json").read_text())
+    assert len(made) == len(ranges) == 1
+
+    calibrator = create_calibrator(  # ONNX Runtime's own, with all rows in memory
+        tmp_path / "prepared.onnx",
+        ["Conv", "Gemm"],
+        augmented_model_path=str(tmp_path / "whole.onnx"),
+        calibrate_method=RANGES[method],
+        extra_options={"num_bins": 320, "num_quantized_bins": 256} if method == "entropy" else {"percentile": 99.9},
+    )
+    calibrator.collect_data(RowReader(images(160)))
+    save_tensors_data(calibrator.compute_data(), tmp_path / "whole.json")
+    whole, ours = json.loads((tmp_path / "whole.json").read_text())["data"], json.loads(ranges.pop())["data"]
+    assert whole == {name: ours[name] for name in whole} and len(whole) > 4
+
+
+def test_memory_holds_the_activations_of_a_batch_for_each_worker(
+    outliers: tuple[bytes, ModelProto], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, alive = list[weakref.ref[Any]](), list[int]()
+    look = observed_ranges._extremes
+
+    def watched(name: str, values: NDArray[Any]) -> Any:
+        seen.append(weakref.ref(values))
+        alive.append(sum(reference() is not None for reference in seen))
+        return look(name, values)
+
+    monkeypatch.setattr(observed_ranges, "_extremes", watched)
+    onnx.save_model(outliers[1], tmp_path / "model.onnx")
+    file, rows = tmp_path / "ranges.json", RowReader(images(640))
+    write_ranges(tmp_path / "model.onnx", ["Conv"], rows, file, method="minmax", percentile=99.9, workers=2)
+    tensors = len(json.loads(file.read_text())["data"])
+    assert len(alive) == 40 * tensors
+    assert max(alive) <= 2 * tensors

@@ -199,14 +199,15 @@ def test_a_changed_added_or_renamed_file_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_twenty_times_the_memory_that_there_is(tmp_path: Path) -> None:
-    """The rows take 20 times what the process may take besides its libraries; read at once they do not fit."""
-    command = [sys.executable, str(HERE / "parts_memory_script.py"), str(tmp_path)]
+@pytest.mark.parametrize(("kind", "times"), [("rows", 20), ("pictures", 7)])
+def test_many_times_the_memory_that_there_is(kind: str, times: int, tmp_path: Path) -> None:
+    """The rows take many times what the process may take besides its libraries; read at once they do not fit."""
+    command = [sys.executable, str(HERE / "parts_memory_script.py"), kind, str(tmp_path)]
     # Arrow's own allocators take address space ahead, which would count.
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "ARROW_DEFAULT_MEMORY_POOL": "system"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert told["data"] >= 20 * told["limit"]
+    assert told["data"] >= times * told["limit"]
     assert "MemoryError" in told["whole"], "the limit holds"
     assert told["rows"] == told["stored"]

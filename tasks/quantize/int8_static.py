@@ -8,18 +8,13 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 from onnx import ModelProto, NodeProto, TensorProto, numpy_helper
-from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
 from tasks.quantize.calibration import RowReader
-from tasks.quantize.entropy_ranges import write_entropy_ranges
 from tasks.quantize.float_layers import keep_in_float
+from tasks.quantize.observed_ranges import RANGES, write_ranges
 from tasks.quantize.prepared_graph import quantizable
 
-_METHODS = {
-    "minmax": CalibrationMethod.MinMax,
-    "percentile": CalibrationMethod.Percentile,
-    "entropy": CalibrationMethod.Entropy,
-}
 Activations = Literal["uint8", "int8", "symmetric"]
 """``uint8`` for x86, ``int8`` for ARM; ``symmetric``: int8 around 0, which has a bit less after a ReLU."""
 _PRODUCTS = ["Gemm", "MatMul"]
@@ -62,19 +57,16 @@ def quantize_statically(
         "OpTypesToExcludeOutputQuantization": ["MatMul"],
         "ActivationSymmetric": activations == "symmetric",
     }
-    if method == "percentile":
-        options["CalibPercentile"] = percentile
     read, written = folder / "prepared.onnx", folder / "static.onnx"
     onnx.save_model(model, read)  # given the model itself, the quantizer would move its weights to a file
-    reader.rewind()
     operators = _PRODUCTS + (_AROUND_CONVOLUTIONS if _is_convolutional(model) else ["Conv", "Relu", "Clip"])
-    if method == "entropy" and (ranges is None or not ranges.exists()):
-        ranges = ranges or folder / "entropy.json"
-        write_entropy_ranges(read, operators, reader, ranges)
+    if ranges is None or not ranges.exists():
+        ranges = ranges or folder / "ranges.json"
+        write_ranges(read, operators, reader, ranges, method=method, percentile=percentile)
     quantize_static(
         read,
         written,
-        reader,
+        None,  # no rows: the ranges are there
         quant_format=QuantFormat.QDQ,
         op_types_to_quantize=operators,
         per_channel=per_channel,
@@ -82,7 +74,7 @@ def quantize_statically(
         activation_type=QuantType.QUInt8 if activations == "uint8" else QuantType.QInt8,
         weight_type=QuantType.QInt8,
         nodes_to_exclude=[*left, *sorted(excluded)],
-        calibrate_method=_METHODS[method],
+        calibrate_method=RANGES[method],
         extra_options=options,
         calibration_cache_path=ranges,
     )

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from tasks.readers.reading import Reading
-from tasks.readers.sources import local
+from tasks.readers.source_parts import part_names
+from tasks.readers.sources import is_pattern, local
 from tasks.readers.splitting import complete, split_columns
 from tasks.readers.tables import READERS, read_table
 from tasks.running.errors import DataReadError
@@ -23,30 +24,38 @@ def read_documents(source: str, *, column: str = "text", files: Sequence[str] = 
     """Texts, in the order of their files' names or of their rows; equal ones once, empty ones not.
 
     Args:
-        source: a folder of text files, one text file, or a table (CSV, Parquet, JSON lines), local or s3://.
+        source: a folder of text files, one text file, a table (CSV, Parquet, JSON lines), or a pattern of such files,
+            local or s3://.
         column: of a table, the one that holds the texts.
         files: of a folder, the ends of the names of its text files.
 
     Raises:
         DataReadError: nothing of that name, or no text in it.
     """
-    with local(source) as path:
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix in files and file.is_file())
-            texts = [file.read_bytes().decode(errors="replace") for file in found]
-        elif path.suffix in files:
-            texts = [path.read_bytes().decode(errors="replace")]
-        elif any(path.name.endswith((end, f"{end}.gz")) for end in READERS):
-            table = read_table(source, texts=(column,))
-            if column not in table:
-                raise DataReadError(f"{source} has no column {column!r}; it has {sorted(table)}")
-            texts = [str(text) for text in table[column].tolist()]
-        else:
-            raise DataReadError(f"{source} is neither a folder, nor a file {', '.join(files)}, nor a table")
+    texts = [text for name in _names(source) for text in _texts(name, column, files)]
     kept = list(dict.fromkeys(text for text in texts if text.strip()))
     if not kept:
         raise DataReadError(f"{source} holds no text (files {', '.join(files)}, or a table with texts)")
     return kept
+
+
+def _names(source: str) -> list[str]:
+    return part_names(source) if is_pattern(source) else [source]
+
+
+def _texts(source: str, column: str, files: Sequence[str]) -> list[str]:
+    with local(source) as path:
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix in files and file.is_file())
+            return [file.read_bytes().decode(errors="replace") for file in found]
+        if path.suffix in files:
+            return [path.read_bytes().decode(errors="replace")]
+    if any(source.endswith((end, f"{end}.gz")) for end in READERS):
+        table = read_table(source, texts=(column,))
+        if column not in table:
+            raise DataReadError(f"{source} has no column {column!r}; it has {sorted(table)}")
+        return [str(text) for text in table[column].tolist()]
+    raise DataReadError(f"{source} is neither a folder, nor a file {', '.join(files)}, nor a table")
 
 
 def divide_documents(documents: Mapping[str, Sequence[str]], *, seed: int) -> tuple[dict[str, list[str]], Reading]:

@@ -109,12 +109,11 @@ def _rows(
             f"column {target!r} of {where} holds lists; a class is text or a whole number. For several labels a text "
             "the workload is winnow:TextLabels, for a tag for each word winnow:TextTags"
         )
-    if table[target].dtype.kind not in "Uiub":
-        raise DataReadError(
-            f"column {target!r} of {where} holds {table[target].dtype}; a class is text or a whole number"
-        )
     if not isinstance(table, ReadColumns):
         table = ReadColumns(table, Reading())
+    kind = np.dtype(table.types.get(target, table[target].dtype))  # missing ones have made floats of whole numbers
+    if kind.kind not in "Uiub":
+        raise DataReadError(f"column {target!r} of {where} holds {kind}; a class is text or a whole number")
     return labelled_rows(table, target, unlabelled=unlabelled, where=where)
 
 

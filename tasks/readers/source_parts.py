@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.readers.arrow_columns import to_columns
-from tasks.readers.reading import ReadColumns
+from tasks.readers.reading import ReadColumns, listed
 from tasks.readers.sources import is_pattern, local, matching
 from tasks.readers.tables import read_table
 from tasks.running.errors import DataReadError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
 _BLOCK_BYTES = 4 << 20
@@ -78,12 +79,15 @@ def read_blocks(
         before += start
 
 
-def _parquet_blocks(source: str) -> Iterator[ReadColumns]:
-    with local(source) as path:
-        yield from _read_parquet(path)
+def parquet_tables(path: Path, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+    """The rows of a Parquet file, some megabytes at a time.
 
+    Args:
+        columns: that are read; None: all.
 
-def _read_parquet(path: Path) -> Iterator[ReadColumns]:
+    Raises:
+        DataReadError: it cannot be read, has no rows, or lacks one of the columns.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -91,8 +95,11 @@ def _read_parquet(path: Path) -> Iterator[ReadColumns]:
         with pq.ParquetFile(path, pre_buffer=False) as file:
             if not file.metadata.num_rows:
                 raise DataReadError(f"{path} holds no rows, at least one is needed; check that the file is complete")
-            for batch in file.iter_batches(batch_size=_block_rows(file)):
-                yield to_columns(pa.Table.from_batches([batch]), path)
+            lacking = sorted(set(columns or ()) - set(file.schema_arrow.names))
+            if lacking:
+                raise DataReadError(f"{path} has no column {listed(lacking)}; it has {listed(file.schema_arrow.names)}")
+            for batch in file.iter_batches(batch_size=_block_rows(file), columns=columns):
+                yield pa.Table.from_batches([batch])
     except pa.ArrowMemoryError:
         raise
     except (pa.ArrowException, OSError) as error:
@@ -102,6 +109,12 @@ def _read_parquet(path: Path) -> Iterator[ReadColumns]:
         ) from error
 
 
+def _parquet_blocks(source: str) -> Iterator[ReadColumns]:
+    with local(source) as path:
+        for table in parquet_tables(path):
+            yield to_columns(table, path)
+
+
 def _block_rows(file: pq.ParquetFile) -> int:
     group = file.metadata.row_group(0)
-    return max(256, int(_BLOCK_BYTES * group.num_rows // max(group.total_byte_size, 1)))
+    return max(16, int(_BLOCK_BYTES * group.num_rows // max(group.total_byte_size, 1)))

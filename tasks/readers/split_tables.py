@@ -4,29 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from tasks.readers.joined_tables import read_joined_tables
 from tasks.readers.reading import ReadColumns
+from tasks.readers.sources import is_pattern
+from tasks.readers.splitting import require_splits
 from tasks.readers.tables import read_table
-from tasks.running.errors import DataReadError
-from tasks.running.splits import SPLITS
 
 Source = str | Mapping[str, str]
-"""One file, which is divided into splits, or a file per split."""
+"""One file or a pattern of files, which is divided into splits, or one of these per split."""
 
 
 def read_split_tables(
-    source: Source, *, delimiter: str | None = None, texts: Collection[str] = ()
+    source: Source, *, delimiter: str | None = None, texts: Collection[str] = (), others: Collection[str] = ()
 ) -> dict[str, ReadColumns]:
     """The columns as the files have them, by split, or all under ``all``; arguments as for :func:`read_table`.
 
+    Args:
+        others: columns that are needed besides ``texts``: of several files no further ones are read.
+
     Raises:
-        DataReadError: a split has no such name, or a file cannot be read.
+        DataReadError: a split has no such name, a file cannot be read, or does not fit those before.
     """
+
+    def read(name: str) -> ReadColumns:
+        if is_pattern(name):
+            return read_joined_tables(name, delimiter=delimiter, texts=texts, others=others)
+        return read_table(name, delimiter=delimiter, texts=texts)
+
     if isinstance(source, str):
-        return {"all": read_table(source, delimiter=delimiter, texts=texts)}
-    unknown = sorted(set(source) - set(SPLITS))
-    if unknown:
-        raise DataReadError(f"source names the splits {unknown}; known are {', '.join(SPLITS)}")
-    return {split: read_table(name, delimiter=delimiter, texts=texts) for split, name in source.items()}
+        return {"all": read(source)}
+    require_splits(source)
+    return {split: read(name) for split, name in source.items()}
 
 
 def table_names(source: Source) -> dict[str, str]:

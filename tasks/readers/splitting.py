@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,11 +104,43 @@ def complete(
         return Divided(splits, given)
     if "train" not in splits:
         raise DataReadError(f"the data has the splits {sorted(splits)} and no train; name its file")
-    total = sum(fractions[name] for name in ["train", *missing])
-    shares = {name: fractions[name] / total for name in ["train", *missing]}
+    shares = shares_of("train", splits, fractions)
     train = (source_rows or {}).get("train")
     taken = split_columns(splits["train"], seed=seed, fractions=shares, target=target, source_rows=train)
     return Divided(splits | taken, given | taken.source_rows)
+
+
+def require_splits(names: Collection[str]) -> None:
+    """DataReadError where one is not the name of a split."""
+    unknown = sorted(set(names) - set(SPLITS))
+    if unknown:
+        raise DataReadError(f"source names the splits {unknown}; known are {', '.join(SPLITS)}")
+
+
+def shares_of(split: str, given: Collection[str], fractions: Mapping[str, float] = FRACTIONS) -> dict[str, float]:
+    """Into which splits the rows of one that is given go, by shares that add up to 1.
+
+    Args:
+        split: that is given, or ``all``. Of ``train`` those are taken that are missing.
+        given: all splits that are given.
+    """
+    names = SPLITS if split == "all" else [split]
+    if split == "train":
+        names = ["train", *(name for name in SPLITS if name not in given)]
+    total = sum(fractions[name] for name in names)
+    return {name: fractions[name] / total for name in names}
+
+
+def join_parts(parts: Sequence[Divided]) -> Divided:
+    """Splits in parts as one, with the reading of the first."""
+    return Divided(
+        {
+            name: {column: np.concatenate([part[name][column] for part in parts]) for column in columns}
+            for name, columns in parts[0].items()
+        },
+        {name: np.concatenate([part.source_rows[name] for part in parts]) for name in parts[0].source_rows},
+        parts[0].reading,
+    )
 
 
 def strata(target: NDArray[Any]) -> NDArray[np.str_]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tasks.readers.documents import divide_documents, read_documents
 from tasks.readers.sources import local
-from tasks.readers.splitting import Divided
+from tasks.readers.splitting import Divided, require_splits
 from tasks.running.errors import DataReadError, SpecError
 from tasks.running.splits import SPLITS, TARGET, Columns
 from tasks.workloads.choice_questions import ChoiceRows, encode_questions, read_questions
@@ -47,8 +47,9 @@ class CausalLM:
     ``pip install 'winnow-mlops[llm]'``.
 
     Args:
-        source: a folder of text files, a text file, or a table with a column of texts (CSV, Parquet, JSON lines), local
-            or s3://; or one per split (``{train: a, test: b}``; the splits that are not named are taken out of train).
+        source: a folder of text files, a text file, a table with a column of texts (CSV, Parquet, JSON lines), or a
+            pattern of such files, local or s3://; or one per split (``{train: a, test: b}``; the splits that are not
+            named are taken out of train).
         text: of a table, name of the column of texts.
         decoder: a pretrained one: a folder as ``save_pretrained`` of transformers writes it (types llama, mistral,
             qwen2, qwen3, phi3, gemma, gpt2; safetensors only), or a GGUF file, or a folder with one; beside the spec,
@@ -87,8 +88,7 @@ class CausalLM:
         """The texts by split, or all under ``all``."""
         if isinstance(self.source, str):
             return {"all": read_documents(self.source, column=self.text)}
-        if unknown := sorted(set(self.source) - set(SPLITS)):
-            raise DataReadError(f"source names the splits {unknown}; known are {', '.join(SPLITS)}")
+        require_splits(self.source)
         return {split: read_documents(source, column=self.text) for split, source in self.source.items()}
 
     # -- what a workload answers ----------------------------------------------------------------------------------

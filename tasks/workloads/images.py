@@ -1,10 +1,11 @@
-"""Any images with classes: image folders, MNIST's IDX files or npz, local or s3://."""
+"""Any images with classes: image folders, MNIST's IDX files, npz, tar files or Parquet, local or s3://."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -12,14 +13,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tasks.readers.folder_layout import class_names, passed_over, split_folders
-from tasks.readers.folder_reader import image_files, read_image_folder, with_channels
+from tasks.readers.folder_reader import image_files, read_image_folder
 from tasks.readers.idx_reader import read_idx_folder
+from tasks.readers.image_pixels import with_channels
+from tasks.readers.image_shards import in_shards
+from tasks.readers.kept_columns import Unlabelled
 from tasks.readers.npz_reader import read_npz
 from tasks.readers.reading import ReadColumns, Reading, listed
 from tasks.readers.sources import local
-from tasks.readers.splitting import Divided, complete, split_columns
+from tasks.readers.splitting import Divided, complete, require_splits, split_columns
 from tasks.running.errors import DataReadError
 from tasks.running.splits import SPLITS, TARGET, Columns
+from tasks.workloads.gathered_images import ImageFacts
+from tasks.workloads.image_parts import ImageParts
 from tasks.workloads.workload import Inputs
 
 _FILE = "file"
@@ -34,10 +40,17 @@ class Images:
         source: a folder with one folder per class (or ``train/``, ``val/``, ``test/`` with these inside), a folder with
             MNIST's IDX files, or an npz with the arrays ``image`` and ``target``; local or s3://. Or one of these per
             split (``{train: ..., test: ...}``). Splits that are missing are taken out of train. Hidden files,
-            ``__MACOSX`` and the like are passed over.
+            ``__MACOSX`` and the like are passed over. Or a pattern of files, ``s3://bucket/shards/*.tar`` in the form
+            of WebDataset (``0001.jpg`` beside ``0001.cls`` or ``0001.json``) or ``*.parquet`` with a column of images
+            (bytes, or {bytes, path}), that together may be larger than the memory: each image is then divided by its
+            pixels, not by its class.
         size: [height, width] to scale all images to; needed where they differ.
         channels: 1 for grey, 3 for colour; by default 3 where any image has colour.
         seed: of the division into splits.
+        image: of Parquet, the column of images; by default ``image``.
+        target: of Parquet, the column of classes, in tar files their key in ``.json``; by default ``label``, and in tar
+            files ``.cls`` before it.
+        unlabelled: what to do about images without a class in such files: ``refuse`` them, or ``drop`` them.
     """
 
     def __init__(
@@ -46,31 +59,75 @@ class Images:
         size: tuple[int, int] | None = None,
         channels: int | None = None,
         seed: int = 0,
+        image: str | None = None,
+        target: str | None = None,
+        unlabelled: Unlabelled = "refuse",
     ) -> None:
         if channels not in (None, 1, 3):
             raise DataReadError(f"channels {channels!r} must be 1 (grey) or 3 (colour)")
+        if not isinstance(source, str):
+            require_splits(source)
+        if unlabelled not in get_args(Unlabelled):
+            raise DataReadError(f"unlabelled {unlabelled!r} must be one of {', '.join(get_args(Unlabelled))}")
         self.source = source
         self.size = (int(size[0]), int(size[1])) if size is not None else None
         self.channels = channels
         self.seed = seed
+        self._parts: ImageParts | None = None
+        sources = [source] if isinstance(source, str) else list(source.values())
+        if any(map(in_shards, sources)):
+            if not all(map(in_shards, sources)):
+                raise DataReadError(f"source {source!r}: name tar files or Parquet for every split, or for none")
+            self._parts = ImageParts(
+                source,
+                size=self.size,
+                channels=channels,
+                seed=seed,
+                image=image,
+                target=target,
+                unlabelled=unlabelled,
+            )
+        elif image or target or unlabelled != "refuse":
+            raise DataReadError(
+                f"image, target and unlabelled say how tar files and Parquet are read, and {source!r} names none"
+            )
 
     def splits(self) -> dict[str, Columns]:
-        return self._read[0]
+        return self._read[0] if self._parts is None else self._parts.whole()
+
+    def partitions(self, folder: Path) -> Iterator[Divided] | None:
+        """The splits in parts where the source is tar files or Parquet."""
+        return None if self._parts is None else self._parts.divided(folder)
+
+    def known(self) -> dict[str, Any] | None:
+        """What the images of all files tell."""
+        return None if self._parts is None else self._parts.facts.model_dump(mode="json")
+
+    def recall(self, known: dict[str, Any]) -> None:
+        """Take what :meth:`known` said, and read no files for it."""
+        if self._parts is not None:
+            self._parts.facts = ImageFacts.model_validate(known)
 
     def model(self, role: str, width: float = 1.0) -> nn.Module:
         """The ImageClassifier, sized by the images."""
         from tasks.workloads.architectures import ImageClassifier
 
-        image = self.splits()["train"]["image"]
-        shape = (int(image.shape[1]), int(image.shape[2]), int(image.shape[3]))
-        return ImageClassifier(shape=shape, classes=len(self.labels()), width=width)
+        return ImageClassifier(shape=self._shape, classes=len(self.labels()), width=width)
 
     def preprocess(self, inputs: Inputs) -> Inputs:
         image = inputs["image"]
         return {"image": image.float() / 255 if image.dtype == torch.uint8 else image}
 
     def labels(self) -> list[str]:
-        return self._read[1]
+        return self._read[1] if self._parts is None else list(self._parts.facts.classes)
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        if self._parts is not None:
+            return self._parts.facts.shape
+        image = self._read[0]["train"]["image"]
+        return int(image.shape[1]), int(image.shape[2]), int(image.shape[3])
 
     @cached_property
     def _read(self) -> tuple[Divided, list[str]]:
@@ -79,9 +136,6 @@ class Images:
             with local(self.source) as path:
                 found, labels = self._read_path(path)
         else:
-            unknown = sorted(set(self.source) - set(SPLITS))
-            if unknown:
-                raise DataReadError(f"source names the splits {unknown}; known are {', '.join(SPLITS)}")
             found, labels = {}, []
             for split in sorted(self.source, key=SPLITS.index):  # train first: its classes are the classes
                 with local(self.source[split]) as path:

@@ -44,7 +44,7 @@ class SentenceVectors(EncodedTexts):
     vectors; no labels are needed. The endpoint takes ``text`` BYTES [N]. Needs ``pip install 'winnow-mlops[text]'``.
 
     Args:
-        source: one file, divided into splits, or a file per split.
+        source: one file or a pattern of files, divided into splits, or one of these per split.
         encoder: folder of the encoder, beside the spec, absolute or s3://, as sentence-transformers or
             ``save_pretrained`` of transformers writes it. ``modules.json`` says how a text's vectors become one;
             without it that is their mean.

@@ -8,13 +8,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tasks.readers.kept_columns import Unlabelled, is_missing, keep_columns, labelled_rows, require_target
 from tasks.readers.reading import Reading
 from tasks.readers.row_buckets import drawn_splits
 from tasks.readers.source_parts import read_blocks
-from tasks.readers.splitting import FRACTIONS, Divided
+from tasks.readers.splitting import FRACTIONS, Divided, join_parts
 from tasks.running.errors import DataReadError
 from tasks.workloads.gathered_rows import GatheredRows
 from tasks.workloads.table_facts import TableFacts, TableTask
@@ -78,12 +76,7 @@ class TableParts:
     def whole(self) -> Divided:
         """All partitions in one, for those who have the memory."""
         with tempfile.TemporaryDirectory(prefix="winnow-rows-") as folder:
-            parts = list(self.divided(Path(folder)))
-        splits = {
-            name: {column: np.concatenate([part[name][column] for part in parts]) for column in parts[0][name]}
-            for name in parts[0]
-        }
-        return Divided(splits, {}, parts[0].reading)
+            return join_parts(list(self.divided(Path(folder))))
 
     def _gathered(self, folder: Path) -> GatheredRows:
         gathered: GatheredRows | None = None

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from tasks.readers.kept_columns import Unlabelled, keep_columns, labelled_rows, require_target
 from tasks.readers.reading import ReadColumns, Reading
 from tasks.readers.source_parts import in_parts
-from tasks.readers.splitting import Divided, complete, split_columns
+from tasks.readers.splitting import Divided, complete, require_splits, split_columns
 from tasks.running.errors import DataReadError
-from tasks.running.splits import SPLITS, TARGET, Columns
+from tasks.running.splits import TARGET, Columns
 from tasks.workloads.table_facts import MAX_INTEGER_CLASSES, KnownFeatures, TableFacts, TableTask
 from tasks.workloads.table_features import ColumnScale, TableFeatures
 from tasks.workloads.table_parts import TableParts
@@ -87,9 +87,7 @@ class Tabular:
 
         if isinstance(self.source, str):
             return {"all": read_table(self.source, **self.form)}
-        unknown = sorted(set(self.source) - set(SPLITS))
-        if unknown:
-            raise DataReadError(f"source names the splits {unknown}; known are {', '.join(SPLITS)}")
+        require_splits(self.source)
         return {split: read_table(source, **self.form) for split, source in self.source.items()}
 
     # -- what a workload answers ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Any texts with labels: CSV, Parquet or JSON lines, local or s3://."""
+"""Any texts with labels: CSV, Parquet or JSON lines, one file or several, local or s3://."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import cached_property
 import numpy as np
 from torch import nn
 
+from tasks.readers.class_labels import label_order
 from tasks.readers.kept_columns import Unlabelled
 from tasks.readers.labelled_texts import LabelledTexts, divide_texts
 from tasks.readers.split_tables import Source, read_split_tables, table_names
@@ -30,8 +31,9 @@ class Text(EncodedTexts):
     ``pip install 'winnow-mlops[text]'``.
 
     Args:
-        source: one file, divided into splits, or a file per split (``{train: a.csv, test: b.csv}``; the splits that
-            are not named are taken out of train).
+        source: one file, or a pattern of files that are read as one (``s3://bucket/texts/*.jsonl``), divided into
+            splits, or such a one per split (``{train: a.csv, test: b.csv}``; the splits that are not named are taken
+            out of train). All texts are held in memory.
         text: name of the column of texts. ``pair``: of that of second texts, where a row is two of them.
         target: name of the column to predict: text or whole numbers.
         encoder: folder of a pretrained encoder, beside the spec, absolute or s3://, as ``save_pretrained`` of
@@ -71,7 +73,7 @@ class Text(EncodedTexts):
 
     def read(self) -> dict[str, Columns]:
         """The columns as the files have them, by split, or all under ``all``; texts are arrays of str objects."""
-        return {**read_split_tables(self.source, delimiter=self.delimiter, texts=self.columns)}
+        return {**read_split_tables(self.source, delimiter=self.delimiter, texts=self.columns, others=(self.target,))}
 
     def splits(self) -> dict[str, Columns]:
         codes = {label: code for code, label in enumerate(self.labels())}
@@ -100,7 +102,7 @@ class Text(EncodedTexts):
         return self._known.labels
 
     def _labels(self) -> list[str]:
-        labels = sorted(set(self._read.labels["train"]), key=_as_number)
+        labels = sorted(set(self._read.labels["train"]), key=label_order)
         if len(labels) < 2:
             raise DataReadError(
                 f"column {self.target!r} of train has only the value {labels[0]!r}; at least two classes are needed"
@@ -117,8 +119,3 @@ class Text(EncodedTexts):
             unlabelled=self.unlabelled,
             names=table_names(self.source),
         )
-
-
-def _as_number(label: str) -> tuple[int, str]:
-    """Sorts whole numbers by their value, before texts."""
-    return (int(label), "") if label.lstrip("-").isdecimal() else (1 << 62, label)

@@ -34,11 +34,12 @@ class TextLabels(EncodedTexts):
     The endpoint takes ``text`` BYTES [N] and names the labels. Needs ``pip install 'winnow-mlops[text]'``.
 
     Args:
-        source: one file, divided into splits, or a file per split.
+        source: one file or a pattern of files, divided into splits, or one of these per split; see
+            :class:`tasks.workloads.text.Text`.
         text: name of the column of texts.
         target: of that of labels: lists in JSON lines and Parquet, where ``[]`` is a text without any.
         separator: what divides the labels in a text, as in CSV: ``";"``; there a text without any is an empty field.
-        encoder: folder of a pretrained encoder; see :class:`tasks.workloads.text.Text`. Absent: a small one is trained.
+        encoder: folder of a pretrained encoder, as there. Absent: a small one is trained.
         tokens: of a text, at most. ``vocabulary``: tokens of a tokenizer that is trained here.
         seed: of the division into splits.
         unlabelled: what to do about rows without a list: ``refuse`` them, or ``drop`` them.

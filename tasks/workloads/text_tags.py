@@ -35,7 +35,7 @@ class TextTags(EncodedTexts):
     answers a tag for each word. Needs ``pip install 'winnow-mlops[text]'``.
 
     Args:
-        source: one file of JSON lines or Parquet, divided into splits, or a file per split.
+        source: one file or a pattern of files of JSON lines or Parquet, divided into splits, or one of these per split.
         text: name of the column of texts, which are lists of words.
         target: of that of tags, lists as long.
         metric: ``span_f1`` of each text, where the tags mark spans (``B-``, ``I-`` and ``O``) and by default there; or
