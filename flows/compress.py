@@ -13,7 +13,7 @@ from flows.ahead import draw_ahead, import_ahead
 from flows.champion import refused_decision, standing_champion
 from flows.conclusion import concluding
 from flows.example_request import curl_line
-from flows.language_limits import refuse_misplaced
+from flows.language_limits import refuse_misplaced, refuse_size, trainable
 from flows.lineage import Made, MadeStep
 from flows.ongoing_run import OngoingRun, make_job, open_run
 from flows.rehearsal import settle, try_stages, worth_trying
@@ -119,11 +119,11 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
         floats = [v for e in exported for v in e.variants if not e.parents or e.parents[0].digest not in controls]
         futures = [(v, quantize.submit(job, spec.quantize, data=checked, parent=v)) for v in floats]
         quantized = [MadeStep(future.result(), (model,)) for model, future in futures]
+        refuse_size(spec, [step.outcome for step in quantized])
     if spec.qat:
         # Of a decoder's file it takes the torch model to tell which weight is which.
         sources = {v.digest: e.parents[0] for e in exported if checked.language and e.parents for v in e.variants}
-        method = "weights4" if checked.language else "static"
-        for model, low in [(s.parents[0], low) for s in quantized if (low := s.outcome.by_role(method))]:
+        for model, low in [(s.parents[0], low) for s in quantized for low in trainable(s.outcome, checked)]:
             source = sources.get(model.digest, model)
             trained_on = qat(job, spec.qat, data=checked, parent=low, teacher=teacher, float_parent=source)
             quantized.append(MadeStep(trained_on, (low, teacher)))

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flows.spec import PipelineSpec
+from model_registry.variant import Variant
 from tasks.evidence.proportion import loss_bound, samples_needed
 from tasks.running.errors import GateFailed, SpecError
 from tasks.running.splits import DataRef
+from tasks.running.stage import Outcome
+
+_WITH_4_BITS = ("weights4", "mixed")
+"""Methods whose files of a language model qat trains."""
 
 
 def refuse_misplaced(spec: PipelineSpec, data: DataRef) -> None:
@@ -34,21 +41,26 @@ def refuse_misplaced(spec: PipelineSpec, data: DataRef) -> None:
             f"quantize.kv_cache {spec.quantize.kv_cache}: only a model that continues text keeps keys and values, and "
             f"{spec.workload.path} makes none; remove the key"
         )
+    methods = spec.quantize.methods if spec.quantize else ()
+    if "mixed" in methods and data.language is None:
+        raise SpecError(
+            "quantize.methods mixed: bits are mixed by what a model that continues text says, and "
+            f"{spec.workload.path} makes none; use weights8 or weights4"
+        )
     if said["max_nats_increase"] is not None and data.metric.name != "nats":
         raise SpecError(
             f"budget.max_nats_increase {said['max_nats_increase']:g} is of the metric nats, and {spec.workload.path} "
             f"is judged by {data.metric.name}; use max_accuracy_drop, in its unit"
         )
     if spec.qat is not None and data.language is not None:
-        methods = spec.quantize.methods if spec.quantize else ()
         if spec.search:
             raise SpecError(
                 "qat: a search trains no language model's 4 bits; remove qat, or name the forms and no search"
             )
-        if "weights4" not in methods:
+        if not set(_WITH_4_BITS) & set(methods):
             raise SpecError(
-                f"qat trains what weights4 makes of a language model, and quantize.methods is [{', '.join(methods)}]; "
-                "add weights4, or remove qat"
+                "qat trains what weights4 or mixed makes of a language model, and quantize.methods is "
+                f"[{', '.join(methods)}]; add one of them, or remove qat"
             )
     drop = said["max_choice_drop"]
     if drop is None or data.language is None:
@@ -67,3 +79,26 @@ def refuse_misplaced(spec: PipelineSpec, data: DataRef) -> None:
             needed=samples_needed(drop),
             samples=count,
         )
+
+
+def refuse_size(spec: PipelineSpec, quantized: Sequence[Outcome]) -> None:
+    """Refuse a size of mixed bits that none of the models can have. Outcomes that are only planned say nothing.
+
+    Raises:
+        SpecError: names the size, and those that there are.
+    """
+    reasons = [outcome.values.get("skipped", {}).get("mixed") for outcome in quantized]
+    if reasons and all(reasons):
+        raise SpecError(f"quantize.methods mixed: {reasons[-1]}")
+
+
+def trainable(quantized: Outcome, data: DataRef) -> tuple[Variant, ...]:
+    """Files that qat trains: static int8; of a language model those with weights of 4 bits."""
+    made = [quantized.by_role(method) for method in (_WITH_4_BITS if data.language else ("static",))]
+    facts = quantized.values.get("variants", {})
+
+    def all_in_8(variant: Variant) -> bool:  # mixed, in the size that was asked for
+        groups = facts.get(variant.digest, {}).get("groups", {})
+        return bool(groups) and all(group["bits"] == 8 for group in groups.values())
+
+    return tuple(variant for variant in made if variant is not None and not all_in_8(variant))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -144,6 +144,7 @@ class Made:
                 measurement=m,
                 parents=self.parents[m.digest],
                 method=self.variants[m.digest].stage,
+                params=_grids(m.digest, self.steps),
                 history=self._history(m.digest),
                 pareto=m.digest in front,
                 chosen=m.digest == chosen,
@@ -162,6 +163,16 @@ class Made:
                     return found
                 return self._history(step.parents[0].digest)
         return None
+
+
+def _grids(digest: str, steps: Iterable[MadeStep]) -> dict[str, str]:
+    """How each group of weights was rounded, where bits are mixed."""
+    known = (step.outcome.values.get("variants", {}).get(digest, {}) for step in steps)
+    groups: dict[str, Any] = next((facts["groups"] for facts in known if "groups" in facts), {})
+    return {
+        f"grid of {name}": f"{group['bits']} bits in blocks of {group['block']}, {group['damage']:.2g} nats"
+        for name, group in groups.items()
+    }
 
 
 def _gain(values: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flows.language_limits import refuse_size
 from flows.spec import PipelineSpec
 from model_registry.variant import Variant
 from tasks.distill import distill
@@ -84,5 +85,8 @@ def try_stages(job: Job, spec: PipelineSpec, data: DataRef, teacher: Variant) ->
     if spec.quantize or spec.search:
         plain = {"calibration_samples": 16, "calibration_method": "minmax", "accuracy_control": None}
         rough = (spec.quantize or QuantizeSpec()).model_copy(update=plain)
-        made = quantize(job, rough, data=data, parent=file).variants
+        quantized = quantize(job, rough, data=data, parent=file)
+        if not (spec.distill or spec.prune or spec.search):  # what they make may be small enough
+            refuse_size(spec, [quantized])
+        made = quantized.variants
     clock(job, _CLOCK, data=data, variants=(file, *made), baseline=file, label=teacher.name)

@@ -99,8 +99,8 @@ class PipelineSpec(Frozen):
     )
     qat: QatSpec | None = Field(
         default=None,
-        description="quantization-aware training of the static int8 variants, of a language model of weights4; absent: "
-        "skipped",
+        description="quantization-aware training of the static int8 variants, of a language model of weights4 and "
+        "mixed; absent: skipped",
     )
     budget: BudgetSpec | None = Field(default=None, description="what the chosen variant may cost and lose; any subset")
     objective: Objective = Field(

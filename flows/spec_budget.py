@@ -53,6 +53,9 @@ def budgeted(document: dict[str, Any]) -> dict[str, Any]:
         there[key] = value
     if wrong:
         raise ValueError("; ".join(wrong))
+    methods, size = said(made, "quantize.methods"), said(made, "budget.max_bytes")
+    if isinstance(methods, list | tuple) and "mixed" in methods and size is not None:
+        made["quantize"].setdefault("max_bytes", size)
     if said(made, "budget.p95_ms") is not None or said(made, "gates.max_p95_ms") is not None:
         measure = made.setdefault("measure", {})
         if isinstance(measure, dict):

@@ -7,7 +7,7 @@ its stage stands in the outcome's ``roles``.
 from __future__ import annotations
 
 _SUFFIX = {"static": "int8-static", "symmetric": "int8-symmetric", "dynamic": "int8-dynamic", "qat": "int8-qat"}
-_OTHERS = ("fp32", "weights8", "weights4", "weights4-qat", "fp16", "bf16")
+_OTHERS = ("fp32", "weights8", "weights4", "weights4-qat", "mixed", "mixed-qat", "fp16", "bf16")
 
 
 def form_name(label: str, form: str) -> str:

@@ -8,7 +8,7 @@ from measurements import SAMPLES, decided, measured, run_report
 
 from model_registry.measurement import Measurement
 from tasks.evidence.search_summary import CandidateForm, CandidateRow, SearchSummary, State
-from tasks.report.chosen_layers import ChosenLayers, Precision
+from tasks.report.chosen_layers import ChosenLayers, GroupGrid, Precision
 from tasks.report.run_report import RunReport, Status, describe_variants
 
 MARGIN = 0.025
@@ -148,7 +148,11 @@ def search_report(
         "layers": ChosenLayers(
             channels={name: (64, 64 - 9 * i) for i, name in enumerate(LAYERS)},
             precision=Precision(
-                quantized=6, quantizable=7, share=0.981, fp32_layers=("Conv stem.weight [32, 3, 3, 3]",)
+                quantized=6,
+                quantizable=7,
+                share=0.981,
+                fp32_layers=("Conv stem.weight [32, 3, 3, 3]",),
+                groups={"up of layer 0": GroupGrid(bits=4, block=64, bytes=1500, damage=0.0123)},
             ),
         ),
         "spec": {"model": "glyphs", "gates": {"margin": MARGIN}, "measure": {"predict_batch": 64}},

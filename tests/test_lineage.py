@@ -73,3 +73,13 @@ def test_findings_tell_the_task_and_what_was_left_out() -> None:
     made = made_of(MadeStep(step)).with_task(settled)
     assert made.findings == ("Task binary: one logit a row.", "Left out: bf16 of quantize: no CPU.")
     assert made.warnings == ("every target is 0: there is nothing to tell apart",)
+
+
+def test_how_bits_were_mixed_stands_beside_the_variant() -> None:
+    made, others = variant("student.mixed", "1"), variant("student.weights8", "2")
+    groups = {"up of layer 0": {"bits": 4, "block": 32, "bytes": 900, "damage": 0.0041}}
+    facts = {made.digest: {"name": made.name, "groups": groups}, others.digest: {"name": others.name}}
+    step = of(made, others).model_copy(update={"stage": "quantize", "values": {"variants": facts}})
+    params = {row.variant.name: row.params for row in made_of(MadeStep(step)).rows()}
+    assert params["student.mixed"] == {"grid of up of layer 0": "4 bits in blocks of 32, 0.0041 nats"}
+    assert params["student.weights8"] == {}

@@ -33,7 +33,7 @@ from tasks.qat.low_bits import put_back, take_rounded
 from tasks.qat.low_bits_parity import check_low_bits, small_scores
 from tasks.qat.taught_decoder import TaughtDecoder, teaching_loss
 from tasks.quantize import QuantizeSpec, quantize
-from tasks.quantize.answer_rounding import input_products, round_by_answers
+from tasks.quantize.answer_rounding import by_answers, input_products
 from tasks.quantize.decoder_cache import channel_scales, shrink_cache
 from tasks.quantize.decoder_weights import decoder_products, quantize_decoder, table_of
 from tasks.running.errors import QatParityFailed, QatUnsupported, SpecError
@@ -71,10 +71,7 @@ def small_file(model: CausalDecoder, rows: np.ndarray, *, table: int = 8) -> Mod
     asked = input_products(plain, decoder_form(model), rows)
     names = {*decoder_products(plain), *filter(None, [table_of(plain)])}
     bits = {name: table if name == table_of(plain) else 4 for name in names}
-    known = dict(asked) | {
-        name: np.eye(model.shape.features) for name in names - asked.keys()
-    }  # a table that is no head is asked nothing
-    return quantize_decoder(plain, bits, lambda name, matrix, block: round_by_answers(matrix, known[name], block))
+    return quantize_decoder(plain, bits, by_answers(asked))
 
 
 def split(rows: np.ndarray) -> Columns:
@@ -151,7 +148,7 @@ def test_a_file_of_another_model_or_without_4_bits_is_refused(teacher: CausalDec
     ):
         take_rounded(CausalDecoder(teacher.shape, [0]), small)
     plain = onnx.load_from_string(write_decoder(teacher))
-    with pytest.raises(QatUnsupported, match="train what weights4 made"):
+    with pytest.raises(QatUnsupported, match="train what weights4 or mixed made"):
         take_rounded(copy.deepcopy(teacher), quantize_decoder(plain, dict.fromkeys(decoder_products(plain), 8)))
 
 
@@ -246,15 +243,18 @@ def test_a_decoder_s_variant_is_trained(store: Store, tmp_path: Path) -> None:
     job = Job(run_id="test-run", model="small", store=store.uri, workload=ref, device="cpu")
     data = store_splits(store, columns).model_copy(update={"task": "other", "language": LanguageRef()})
     fp32 = export.task.fn(job, ExportSpec(), data=data, parent=teacher).variant
-    made = quantize.task.fn(job, QuantizeSpec(methods=("weights4",)), data=data, parent=fp32)
+    quantizing = QuantizeSpec(methods=("weights4", "mixed"), max_bytes=fp32.size // 3)
+    made = quantize.task.fn(job, quantizing, data=data, parent=fp32)
+    low, mixed = (made.by_role(method) for method in quantizing.methods)
+    assert low is not None and mixed is not None
 
     spec = QatSpec(epochs=2, batch_size=16, learning_rate=0.01, alpha=1.0)
-    found = qat.task.fn(job, spec, data=data, parent=made.variant, teacher=teacher, float_parent=teacher)
+    found = qat.task.fn(job, spec, data=data, parent=low, teacher=teacher, float_parent=teacher)
     variant, values = found.variant, found.values
-    assert (found.name, variant.name, variant.stage) == ("qat:teacher", "teacher.weights4-qat", "qat")
-    assert variant.digest != made.variant.digest
-    assert {f.path: f for f in variant.files[1:]} == {f.path: f for f in made.variant.files[1:]}
-    cost, given = values["variants"][variant.digest], made.values["variants"][made.variant.digest]
+    assert (found.name, variant.name, variant.stage) == ("qat:teacher.weights4", "teacher.weights4-qat", "qat")
+    assert variant.digest != low.digest
+    assert {f.path: f for f in variant.files[1:]} == {f.path: f for f in low.files[1:]}
+    cost, given = values["variants"][variant.digest], made.values["variants"][low.digest]
     assert (cost["parameters"], cost["macs"], cost["bytes"]) == (given["parameters"], given["macs"], given["bytes"])
     assert values["parity"]["rows"] == 4 and values["parity"]["largest"] < 1e-3
     assert values["trainable"] > 100_000
@@ -264,17 +264,23 @@ def test_a_decoder_s_variant_is_trained(store: Store, tmp_path: Path) -> None:
     assert entry is not None
     assert [json.loads(line)["epoch"] for line in store.fetch_bytes(entry).splitlines()] == [1, 2]
     with pytest.raises(QatUnsupported, match="is a decoder, and what it was made of or its teacher is no torch model"):
-        qat.task.fn(job, spec, data=data, parent=made.variant, teacher=teacher, float_parent=fp32)
+        qat.task.fn(job, spec, data=data, parent=low, teacher=teacher, float_parent=fp32)
     split_up = job.model_copy(update={"parallel": Parallel(exact=False, processes=2)})
     with pytest.raises(QatUnsupported, match="torch's engines do not train weights on a grid"):
-        qat.task.fn(split_up, spec, data=data, parent=made.variant, teacher=teacher, float_parent=teacher)
+        qat.task.fn(split_up, spec, data=data, parent=low, teacher=teacher, float_parent=teacher)
+
+    assert fp32.size // 4 < mixed.file("model.onnx").size <= fp32.size // 3
+    found = qat.task.fn(job, spec, data=data, parent=mixed, teacher=teacher, float_parent=teacher)
+    assert (found.name, found.variant.name) == ("qat:teacher.mixed", "teacher.mixed-qat")
+    assert found.variant.file("model.onnx").size == mixed.file("model.onnx").size
+    assert 50_000 < found.values["trainable"] < values["trainable"] * 2
 
 
 @pytest.mark.parametrize(
     ("more", "says"),
     [
-        ({"quantize": {"methods": ["weights8"]}}, r"quantize.methods is \[weights8\]; add weights4, or remove qat"),
-        ({}, r"quantize.methods is \[\]; add weights4"),
+        ({"quantize": {"methods": ["weights8"]}}, r"quantize.methods is \[weights8\]; add one of them, or remove qat"),
+        ({}, r"weights4 or mixed makes .* quantize.methods is \[\]; add one"),
         (
             {"quantize": {"methods": ["weights4"]}, "search": {"minutes": 5}},
             "a search trains no language model's 4 bits",

@@ -184,6 +184,7 @@ def test_layers_show_damage_what_was_removed_and_what_fell_back() -> None:
     page = Page(render_html(report))
     assert any("block1.conv1 0.00069" in row and "31 %" in row and "64 → 55" in row for row in page.rows)
     assert "6 of 7 layers of the chosen variant are quantized, 98.1 %" in page.text
+    assert "up of layer 0" in page.text and "0.01230" in page.text
     assert "Conv stem.weight [32, 3, 3, 3]" in page.text
     assert layer_table(run_report()) is None and "Layer by layer" not in render_html(run_report())
 

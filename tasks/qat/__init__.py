@@ -16,7 +16,7 @@ from tasks.running.stage_cache import run_stage
 
 
 class QatSpec(Frozen):
-    """Quantization-aware training of the statically quantized file; of a language model, of that of 4 bits."""
+    """Quantization-aware training of the statically quantized file; of a language model, of those with 4 bits."""
 
     epochs: int = Field(default=8, ge=1, description="number of passes over the training split")
     batch_size: int = Field(default=64, ge=2, description="number of rows per step")
@@ -65,7 +65,8 @@ def qat(
 ) -> Outcome:
     """Make ``<model>.int8-qat`` of ``<model>.int8-static``; ``<name>.history.jsonl`` holds the curves.
 
-    Of a decoder it makes ``<model>.weights4-qat`` of ``<model>.weights4``.
+    Of a decoder it makes ``<model>.weights4-qat`` of ``<model>.weights4``, and ``<model>.mixed-qat`` of
+    ``<model>.mixed``, of which what has 8 bits stays.
 
     Args:
         parent: an ONNX file of QuantizeLinear and DequantizeLinear nodes, as static quantization writes it; or a
@@ -102,5 +103,6 @@ def qat(
                 f"qat of {parent.name} with parallel.exact false: torch's engines do not train weights on a grid; use "
                 "parallel.shards, or leave parallel out"
             )
-        stage = replace(STAGE, entry="tasks.qat.low_bits_child:main", yields=(form_name(model, "weights4-qat"),))
+        made, label = f"{name_parts(parent.name)[1]}-qat", label or parent.name
+        stage = replace(STAGE, entry="tasks.qat.low_bits_child:main", yields=(form_name(model, made),))
     return run_stage(stage, job, spec, data=data, inputs=inputs, label=label or model)

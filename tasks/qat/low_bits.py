@@ -98,7 +98,9 @@ def take_rounded(model: CausalDecoder, file: ModelProto) -> int:
             _take(layer, torch.tensor(integers[rows], dtype=torch.float32), torch.tensor(scales[rows]), weight.bits)
             trained += integers[rows].size if weight.bits == 4 else 0
     if not trained:
-        raise QatUnsupported("no product of the decoder's file has weights of 4 bits; train what weights4 made")
+        raise QatUnsupported(
+            "no product of the decoder's file has weights of 4 bits; train what weights4 or mixed made"
+        )
     return trained
 
 

@@ -83,8 +83,9 @@ def _decoder(child: Child, role: str, workload: Workload) -> CausalDecoder:
 
 def _publish(child: Child, file: bytes) -> Variant:
     parent = child.inputs["parent"]
+    label, form = name_parts(parent.name)
     return Variant(
-        name=form_name(name_parts(parent.name)[0], "weights4-qat"),
+        name=form_name(label, f"{form}-qat"),
         stage="qat",
         format="onnx",
         files=(

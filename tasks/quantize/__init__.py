@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model_registry.decoder_form import KvCache
 from model_registry.form_name import form_name, name_parts
@@ -34,18 +34,27 @@ class AccuracyControl(Frozen):
     )
 
 
+Method = Literal["static", "symmetric", "dynamic", "weights8", "weights4", "mixed", "fp16", "bf16"]
+
+
 class QuantizeSpec(Frozen):
     """Quantization with ONNX Runtime, after training."""
 
-    methods: tuple[Literal["static", "symmetric", "dynamic", "weights8", "weights4", "fp16", "bf16"], ...] = Field(
+    methods: tuple[Method, ...] = Field(
         default=("static", "dynamic"),
         min_length=1,
         description="variants to make. static: int8 weights and activations, with ranges from the calibration split. "
         "symmetric: the same with zero points of 0 and float biases, as TensorRT and NPUs take it; "
         "slower on CPUs. dynamic: int8 MatMul and Gemm only, each row by its own range at run time. weights8, "
         "weights4: weights only, for size (convolutions, and in weights8 small products, are int8 in the file and run "
-        "in fp32). fp16: for accelerators; smaller but not faster on CPUs. bf16: skipped while ONNX Runtime cannot run "
-        "it on CPUs",
+        "in fp32). mixed: of a language model, weights in 8 and 4 bits to the size max_bytes, in 4 where that does "
+        "least damage. fp16: for accelerators; smaller but not faster on CPUs. bf16: skipped while ONNX Runtime cannot "
+        "run it on CPUs",
+    )
+    max_bytes: int | None = Field(
+        default=None,
+        gt=0,
+        description="size of the file that mixed makes, in bytes, at most; absent: budget.max_bytes",
     )
     calibration_samples: int = Field(
         default=256,
@@ -101,6 +110,19 @@ class QuantizeSpec(Frozen):
         default=None, description="keep the layers in fp32 that cost too much accuracy; absent: quantize all of them"
     )
 
+    @model_validator(mode="after")
+    def _mixed_to_a_size(self) -> Self:
+        if "mixed" in self.methods and self.max_bytes is None:
+            raise ValueError(
+                "methods has mixed, which needs a size: say max_bytes here or in the budget, such as 95_000_000"
+            )
+        if self.max_bytes is not None and "mixed" not in self.methods:
+            raise ValueError(
+                f"max_bytes {self.max_bytes} is the size that mixed makes, and methods has none; add mixed, or limit "
+                "the size of all files by budget.max_bytes"
+            )
+        return self
+
 
 STAGE = Stage(
     name="quantize",
@@ -116,7 +138,8 @@ STAGE = Stage(
 def quantize(job: Job, spec: QuantizeSpec, *, data: DataRef, parent: Variant, label: str = "") -> Outcome:
     """Make ``<model>.int8-static`` and ``<model>.int8-dynamic`` of ``<model>.fp32`` or a user's own ONNX file.
 
-    Other methods give ``<model>.int8-symmetric``, ``<model>.weights8``, ``<model>.weights4`` and ``<model>.fp16``.
+    Other methods give ``<model>.int8-symmetric``, ``<model>.weights8``, ``<model>.weights4``, ``<model>.mixed`` and
+    ``<model>.fp16``.
 
     Args:
         label: instead of the model's name, where one parent is quantized in several ways.
@@ -125,7 +148,8 @@ def quantize(job: Job, spec: QuantizeSpec, *, data: DataRef, parent: Variant, la
 
     Values: ``variants`` by digest (``name``, ``parameters``, ``macs``, ``bytes``, ``quantized`` and ``quantizable``
     layers, ``share`` of the multiply-accumulates in int8 (or int4, fp16), ``fp32_layers``, ``agreement`` with the
-    parent on the calibration rows), ``skipped`` (method to reason), ``warnings``, ``calibration_rows``,
+    parent on the calibration rows; of ``mixed`` also ``groups`` of weights, by name: ``bits``, ``block``, ``bytes``,
+    ``damage`` in nats a token), ``skipped`` (method to reason), ``warnings``, ``calibration_rows``,
     ``reduce_range``; ``trimmed`` tables (``table``, ``input``, ``rows``, ``kept``, share of ``unknown`` ids);
     ``calibration_method`` used by static, and ``calibration_errors`` where it was chosen (those of symmetric in
     ``symmetric``); ``equalization``,

@@ -6,6 +6,7 @@ Frantar et al. 2023, "GPTQ" (arXiv:2210.17323), algorithm 1, with a scale for ea
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,14 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper
 
 from model_registry.decoder_form import DecoderForm
-from tasks.quantize.decoder_weights import decoder_products
+from tasks.onnx_models.block_rows import pack_rows4
+from tasks.quantize.decoder_weights import Grid, Rounded, decoder_products, round_to_nearest
 from tasks.quantize.weight_only import round_blocks
 
 _DAMPING = 0.01
 """Of the mean of the diagonal, added to it: inputs that hardly vary would make the inverse explode."""
+_INVERSES = 4
+"""Kept, for weights that are rounded to several grids in a row: they take longer than the rounding."""
 
 
 def input_products(
@@ -47,38 +51,66 @@ def input_products(
     return {weight: found[name] for weight, name in asked.items()}
 
 
+def by_answers(products: Mapping[str, NDArray[np.float64]]) -> Rounded:
+    """Rounds weights of 4 bits by :func:`round_by_answers` where their inputs are known, and others to the nearest.
+
+    Args:
+        products: by the name of the weight, from :func:`input_products`.
+    """
+
+    @lru_cache(maxsize=_INVERSES)
+    def inverse(name: str) -> NDArray[np.float32]:
+        return inverse_root(products[name])
+
+    def rounded(name: str, matrix: NDArray[Any], grid: Grid) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        if grid.bits == 8 or name not in products:
+            return round_to_nearest(name, matrix, grid)
+        return pack_rows4(*round_by_answers(matrix, inverse(name), grid.block))
+
+    return rounded
+
+
 def round_by_answers(
-    matrix: NDArray[Any], products: NDArray[np.float64], block: int
+    matrix: NDArray[Any], inverse: NDArray[np.float32], block: int
 ) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
     """Integers -8 to 7 [N, K] and scales [N, K / block] of rows [N, K].
 
     Args:
-        products: of the inputs, from :func:`input_products`.
+        inverse: of what is asked, from :func:`inverse_root`.
     """
-    rows = matrix.astype(np.float32).copy()
-    count, length = rows.shape
-    inverse = _inverse(products)
-    numbers, scales = np.zeros((count, length), np.int8), np.zeros((count, length // block), np.float32)
+    left = matrix.T.astype(np.float32, order="C")  # of a weight those of all rows lie side by side
+    length, count = left.shape
+    numbers, scales = np.zeros((length, count), np.int8), np.zeros((length // block, count), np.float32)
     for start in range(0, length, block):
         end = start + block
-        part = rows[:, start:end]
-        _, found = round_blocks(np.ascontiguousarray(part.T), block)
-        scale = found[0][:, None]
-        scales[:, start // block] = found[0]
+        part = left[start:end]
+        _, (scale,) = round_blocks(part, block)
+        scales[start // block] = scale
         errors = np.zeros_like(part)
-        for column in range(block):
-            at = start + column
-            value = part[:, column]
-            rounded = np.clip(np.rint(value / scale[:, 0]), -8, 7)
-            numbers[:, at] = rounded
-            errors[:, column] = (value - rounded * scale[:, 0]) / inverse[at, at]
-            part[:, column + 1 :] -= np.outer(errors[:, column], inverse[at, at + 1 : end])
-        rows[:, end:] -= errors @ inverse[start:end, end:]
-    return numbers, scales
+        for number in range(block):
+            at = start + number
+            rounded = np.clip(np.rint(part[number] / scale), -8, 7)
+            numbers[at] = rounded
+            errors[number] = (part[number] - rounded * scale) / inverse[at, at]
+            part[number + 1 :] -= np.outer(inverse[at, at + 1 : end], errors[number])
+        left[end:] -= inverse[start:end, end:].T @ errors
+    return np.ascontiguousarray(numbers.T), np.ascontiguousarray(scales.T)
 
 
-def _inverse(products: NDArray[np.float64]) -> NDArray[np.float32]:
-    """The upper Cholesky factor of the inverse."""
+def moved_answers(wrong: NDArray[Any], products: NDArray[np.float64] | None) -> float:
+    """By how much a layer's answers move, as a sum of squares over all places.
+
+    Args:
+        wrong: what its rows [N, K] are off by.
+        products: of its inputs, from :func:`input_products`; None where rows are looked up one by one.
+    """
+    wrong = wrong.astype(np.float32)
+    asked = wrong if products is None else wrong @ products.astype(np.float32)
+    return float(np.vdot(asked, wrong))
+
+
+def inverse_root(products: NDArray[np.float64]) -> NDArray[np.float32]:
+    """The upper Cholesky factor [K, K] of the inverse of products from :func:`input_products`."""
     damped = products.copy()
     unused = np.diag(damped) == 0
     damped[unused, unused] = 1.0

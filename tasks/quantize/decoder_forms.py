@@ -4,28 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 
 from model_registry.decoder_form import DecoderForm, KvCache, score_tokens
 from model_registry.text_input import DECODER
+from tasks.onnx_models.block_rows import unpack_rows
 from tasks.onnx_models.onnx_cost import onnx_cost
 from tasks.quantize.agreement import agree
-from tasks.quantize.answer_rounding import input_products, round_by_answers
+from tasks.quantize.answer_rounding import by_answers, input_products, moved_answers
 from tasks.quantize.decoder_cache import channel_scales, shrink_cache
-from tasks.quantize.decoder_weights import Rounded, block_of, decoder_products, quantize_decoder, table_of
+from tasks.quantize.decoder_weights import (
+    Grid,
+    Rounded,
+    decoder_products,
+    quantize_decoder,
+    round_to_nearest,
+    table_of,
+    usual_grid,
+)
+from tasks.quantize.divergence import Divergence
+from tasks.quantize.mixed_grids import MixedGrids
 from tasks.quantize.quantized_forms import QuantizedForm
 
 _BITS = {"weights8": {"all": 8, "table": 8}, "weights4": {"all": 4, "table": 8}}
 """By method: of the products, and of the table of tokens, which the head shares: it is read once a token, but every
 token's logits are rounded by it."""
-_WHY_NOT = "a decoder reads every weight for each token: weights8 and weights4 make it small and fast"
+_WHY_NOT = "a decoder reads every weight for each token: weights8, weights4 and mixed make it small and fast"
+_LEARNED = 32
+"""Rows from which weights of 4 bits learn what their layers are asked."""
+_KEPT_APART = 5
+"""One of this number of rows is kept apart to measure damages on: of 40 rows 8, a thousand tokens."""
 
 
 def decoder_scores(file: bytes | str, form: DecoderForm, tokens: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -45,74 +60,127 @@ def decoder_forms(
     methods: Sequence[str],
     kv_cache: KvCache,
     progress: Callable[[float, str], None],
+    max_bytes: int | None = None,
 ) -> tuple[list[QuantizedForm], dict[str, str]]:
     """A form by each method that suits a decoder, and why others do not.
 
     Args:
         file: the fp32 file. ``tokens``: calibration rows; ``wanted``: the file's scores of the first of them.
         progress: takes a fraction of the whole and a line of text.
+        max_bytes: of the file of mixed bits.
     """
     model = onnx.load_from_string(file)
     made, skipped = list[QuantizedForm](), dict[str, str]()
-    scales = channel_scales(model, form, tokens) if kv_cache == "int8" else None
+    scales = channel_scales(model, form, tokens[:_LEARNED]) if kv_cache == "int8" else None
+    decoder = _Decoder(model, form, tokens, wanted, scales)
     for number, method in enumerate(methods):
         progress(number / len(methods), method)
-        bits = _BITS.get(method)
-        if bits is None:
+        if method not in (*_BITS, "mixed"):
             skipped[method] = _WHY_NOT
         elif not decoder_products(model):
             skipped[method] = "the file is quantized already"
+        elif method == "mixed":
+            assert max_bytes is not None, "a spec without it is refused"
+            mixed = MixedGrids(model, others=decoder.cache_bytes)
+            if max_bytes < mixed.smallest:
+                skipped[method] = (
+                    f"max_bytes {max_bytes} is less than the {mixed.smallest} that this model takes with 4 bits in the "
+                    f"longest blocks (with 8 it takes {mixed.largest}); ask for more, or make a smaller model first"
+                )
+                continue
+            apart = Divergence(file, form, tokens[-max(1, len(tokens) // _KEPT_APART) :])
+            mixture = mixed.mix(decoder.rounded, decoder.moved, apart, max_bytes, _part(progress, number, len(methods)))
+            made.append(decoder.small(method, mixture.grids, {"groups": mixture.groups}))
         else:
-            rounded = None
-            if bits["all"] == 4:
-                products = input_products(model, form, tokens)
-                rounded = partial(_by_answers, products)
-            made.append(_form(model, form, tokens[: len(wanted)], wanted, method, bits, rounded, scales))
+            made.append(decoder.small(method, decoder.grids(_BITS[method]), {}))
     return made, skipped
 
 
-def _form(
-    model: ModelProto,
-    form: DecoderForm,
-    tokens: NDArray[np.int64],
-    wanted: NDArray[np.float32],
-    method: str,
-    bits: Mapping[str, int],
-    rounded: Rounded | None,
-    scales: Mapping[str, NDArray[np.float32]] | None,
-) -> QuantizedForm:
-    table, products = table_of(model), decoder_products(model)
-    lengths = {
-        i.name: (i.dims[1] if i.name == table else i.dims[0]) for i in model.graph.initializer if len(i.dims) == 2
-    }
-    chosen = {name: bits["table" if name == table else "all"] for name in {*products, *filter(None, [table])}}
-    chosen = {name: wide for name, wide in chosen.items() if block_of(lengths[name], wide) is not None}
-    quantized, small_form = quantize_decoder(model, chosen, rounded), form
-    if scales is not None:
-        quantized, small_form = shrink_cache(quantized, form, scales)
-    data = quantized.SerializeToString(deterministic=True)
-    macs = {name: _size(model, name) for name in products}
-    small = sum(macs[name] for name in products if name in chosen)
-    cost = onnx_cost(model)
-    facts: dict[str, Any] = {
-        "parameters": cost.parameters,
-        "macs": cost.macs,
-        "bytes": len(data),
-        "quantized": len(products.keys() & chosen.keys()),
-        "quantizable": len(products),
-        "share": small / sum(macs.values()),
-        "fp32_layers": sorted(products.keys() - chosen.keys()),
-        **asdict(agree(wanted, decoder_scores(data, small_form, tokens))),
-        "agreement": None,
-        "kv_cache": small_form.kv_cache,
-    }
-    return QuantizedForm(method, data, False, facts, {DECODER: small_form.to_json()})
+def _part(progress: Callable[[float, str], None], number: int, count: int) -> Callable[[float, str], None]:
+    """Tells of one method among several."""
+    return lambda fraction, text: progress((number + fraction) / count, f"mixed ({text})")
 
 
-def _by_answers(
-    products: Mapping[str, NDArray[np.float64]], name: str, matrix: NDArray[Any], block: int
-) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    return round_by_answers(matrix, products[name], block)
+class _Decoder:
+    """An fp32 file, and what its small forms are compared with."""
+
+    def __init__(
+        self,
+        model: ModelProto,
+        form: DecoderForm,
+        tokens: NDArray[np.int64],
+        wanted: NDArray[np.float32],
+        scales: Mapping[str, NDArray[np.float32]] | None,
+    ) -> None:
+        self._model, self._form, self._tokens, self._wanted, self._scales = model, form, tokens, wanted, scales
+        self._products = decoder_products(model)
+        self._known = dict[tuple[str, Grid], tuple[NDArray[np.uint8], NDArray[np.float32]]]()
+
+    def rounded(self, name: str, matrix: NDArray[Any], grid: Grid) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """To 8 bits, or to 4 by what the layers answer to the rows; each but once, for several files."""
+        if (name, grid) not in self._known:
+            rounded = round_to_nearest if grid.bits == 8 else self._learned
+            self._known[name, grid] = rounded(name, matrix, grid)
+        return self._known[name, grid]
+
+    def moved(self, name: str, grid: Grid) -> float:
+        """By how much a weight's answers to the rows move on a grid, as a sum of squares."""
+        weight = next(i for i in self._model.graph.initializer if i.name == name)
+        matrix = numpy_helper.to_array(weight)
+        matrix = matrix if name == table_of(self._model) else matrix.T
+        packed, scales = self.rounded(name, matrix, grid)
+        wrong = matrix - unpack_rows(packed, grid.bits) * np.repeat(scales, grid.block, axis=1)
+        return moved_answers(wrong, self._asked.get(name))
+
+    @cached_property
+    def _asked(self) -> Mapping[str, NDArray[np.float64]]:
+        return input_products(self._model, self._form, self._tokens[:_LEARNED])
+
+    @cached_property
+    def _learned(self) -> Rounded:
+        return by_answers(self._asked)
+
+    @cached_property
+    def cache_bytes(self) -> int:
+        """What the scales of keys and values take in a file."""
+        return int(self._finished(self._model)[0].ByteSize() - self._model.ByteSize())
+
+    def grids(self, bits: Mapping[str, int]) -> dict[str, Grid]:
+        """Of each weight whose rows can be divided into blocks; ``bits`` of ``all``, and of the ``table``."""
+        table = table_of(self._model)
+        lengths = {
+            i.name: (i.dims[1] if i.name == table else i.dims[0])
+            for i in self._model.graph.initializer
+            if len(i.dims) == 2
+        }
+        names = {*self._products, *filter(None, [table])}
+        found = {name: usual_grid(lengths[name], bits["table" if name == table else "all"]) for name in names}
+        return {name: grid for name, grid in found.items() if grid is not None}
+
+    def small(self, method: str, grids: Mapping[str, Grid], more: Mapping[str, Any]) -> QuantizedForm:
+        """The file on these grids, and what became of it."""
+        quantized, small_form = self._finished(quantize_decoder(self._model, grids, self.rounded))
+        data = quantized.SerializeToString(deterministic=True)
+        macs = {name: _size(self._model, name) for name in self._products}
+        small = sum(macs[name] for name in self._products if name in grids)
+        cost = onnx_cost(self._model)
+        facts: dict[str, Any] = {
+            "parameters": cost.parameters,
+            "macs": cost.macs,
+            "bytes": len(data),
+            "quantized": len(self._products.keys() & grids.keys()),
+            "quantizable": len(self._products),
+            "share": small / sum(macs.values()),
+            "fp32_layers": sorted(self._products.keys() - grids.keys()),
+            **asdict(agree(self._wanted, decoder_scores(data, small_form, self._tokens[: len(self._wanted)]))),
+            "agreement": None,
+            "kv_cache": small_form.kv_cache,
+            **more,
+        }
+        return QuantizedForm(method, data, False, facts, {DECODER: small_form.to_json()})
+
+    def _finished(self, model: ModelProto) -> tuple[ModelProto, DecoderForm]:
+        return (model, self._form) if self._scales is None else shrink_cache(model, self._form, self._scales)
 
 
 def _size(model: ModelProto, name: str) -> int:

@@ -8,7 +8,7 @@ Runtime's (domain com.microsoft, ContribOperators.md: MatMulNBits, GatherBlockQu
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,31 +34,51 @@ def decoder_products(model: ModelProto) -> dict[str, NodeProto]:
     }
 
 
-Rounded = Callable[[str, NDArray[Any], int], tuple[NDArray[np.int8], NDArray[np.float32]]]
-"""Integers -8 to 7 [N, K] and scales [N, K / block] of the rows [N, K] of a weight, by its name."""
+class Grid(NamedTuple):
+    """How a weight is rounded: 8 or 4 bits, and the number of neighbours in a row that share a scale."""
+
+    bits: int
+    block: int
+
+    def size(self, weights: int) -> int:
+        """Bytes of that number of weights with their scales."""
+        return weights * self.bits // 8 + 4 * weights // self.block
 
 
-def quantize_decoder(model: ModelProto, bits: Mapping[str, int], rounded: Rounded | None = None) -> ModelProto:
+Rounded = Callable[[str, NDArray[Any], Grid], tuple[NDArray[np.uint8], NDArray[np.float32]]]
+"""Packed rows [N, K / block, bytes of a block] and scales [N, K / block] of a weight's rows [N, K], by its name."""
+
+
+def round_to_nearest(_: str, matrix: NDArray[Any], grid: Grid) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Each weight by itself."""
+    if grid.bits == 8:
+        return round_rows8(matrix, grid.block)
+    values, scales = round_blocks(np.ascontiguousarray(matrix.T), grid.block)
+    return pack_rows4(np.ascontiguousarray(values.T), np.ascontiguousarray(scales.T))
+
+
+def quantize_decoder(
+    model: ModelProto, grids: Mapping[str, int | Grid], rounded: Rounded = round_to_nearest
+) -> ModelProto:
     """The decoder with small weights.
 
     Args:
         model: as :mod:`tasks.export.decoder_onnx` writes it; not changed.
-        bits: 8 or 4, by the name of the weight; what is not named stays in fp32.
-        rounded: rounds weights of 4 bits; by default each to the nearest.
+        grids: how, or 8 or 4 bits, by the name of the weight; what is not named stays in fp32.
     """
     result = ModelProto()
     result.CopyFrom(model)
     graph = result.graph
     products = decoder_products(result)
-    weights = {i.name: i for i in graph.initializer if i.name in bits}
+    weights = {i.name: i for i in graph.initializer if i.name in grids}
     nodes, made, gone = list[NodeProto](), list[TensorProto](), set[str]()
     for node in graph.node:
         if node.op_type == "Gather" and node.input[0] in weights:
             # A head of its own leaves the table alone: then it is rounded by itself.
-            nodes += _table(node, *_rows(made, weights[node.input[0]], bits[node.input[0]], gone, rounded))
+            nodes += _table(node, *_rows(made, weights[node.input[0]], grids[node.input[0]], gone, rounded))
         elif len(node.input) > 1 and node.input[1] in weights and node.name == products[node.input[1]].name:
             transposed = node.op_type == "FusedMatMul"
-            rows = _rows(made, weights[node.input[1]], bits[node.input[1]], gone, rounded, transposed=transposed)
+            rows = _rows(made, weights[node.input[1]], grids[node.input[1]], gone, rounded, transposed=transposed)
             nodes.append(_product(node, *rows))
         else:
             nodes.append(node)
@@ -72,9 +92,9 @@ def quantize_decoder(model: ModelProto, bits: Mapping[str, int], rounded: Rounde
     return result
 
 
-def block_of(length: int, bits: int) -> int | None:
-    """Weights of a row of that length that share a scale; None where it cannot be divided."""
-    return next((block for block in BLOCKS[bits] if length % block == 0), None)
+def usual_grid(length: int, bits: int) -> Grid | None:
+    """How rows of that length are rounded to 8 or 4 bits; None where they cannot be divided into blocks."""
+    return next((Grid(bits, block) for block in BLOCKS[bits] if length % block == 0), None)
 
 
 def table_of(model: ModelProto) -> str | None:
@@ -85,9 +105,9 @@ def table_of(model: ModelProto) -> str | None:
 def _rows(
     made: list[TensorProto],
     weight: TensorProto,
-    bits: int,
+    asked: int | Grid,
     gone: set[str],
-    rounded: Rounded | None,
+    rounded: Rounded,
     *,
     transposed: bool = True,
 ) -> tuple[str, int, int, int, int]:
@@ -95,26 +115,19 @@ def _rows(
     matrix = numpy_helper.to_array(weight)
     matrix = matrix if transposed else matrix.T
     count, length = matrix.shape
-    name, block = f"{weight.name}_int{bits}", block_of(length, bits)
-    assert block is not None, "asked for before"
+    grid = usual_grid(length, asked) if isinstance(asked, int) else asked
+    assert grid is not None, "asked for before"
+    name = f"{weight.name}_int{grid.bits}"
     if weight.name not in gone:
         gone.add(weight.name)
-        if bits == 8:
-            packed, scales = round_rows8(matrix, block)
-        else:
-            packed, scales = pack_rows4(*(rounded or _to_nearest)(weight.name, matrix, block))
+        packed, scales = rounded(weight.name, matrix, grid)
         made += [
             numpy_helper.from_array(packed, name),
             numpy_helper.from_array(scales, f"{name}_scales"),
             numpy_helper.from_array(np.array([2], np.int64), f"{name}_last"),
             numpy_helper.from_array(np.array([0, 0, length], np.int64), f"{name}_whole"),
         ]
-    return name, count, length, bits, block
-
-
-def _to_nearest(_: str, matrix: NDArray[Any], block: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    values, scales = round_blocks(np.ascontiguousarray(matrix.T), block)
-    return np.ascontiguousarray(values.T), np.ascontiguousarray(scales.T)
+    return name, count, length, *grid
 
 
 def _product(node: NodeProto, name: str, count: int, length: int, bits: int, block: int) -> NodeProto:

@@ -26,8 +26,8 @@ from tasks.running.task_kind import CHOICES
 
 _COMPARED_BYTES = 256 << 20
 """Training data larger than this are not fetched just to be compared with the calibration rows."""
-_DECODER_ROWS = 32
-"""Rows from which weights of 4 bits learn what their layers are asked."""
+_DECODER_ROWS = 40
+"""Calibration rows that a decoder's forms are made with, at most."""
 _COMPARED_ROWS = 4
 """Rows on which a decoder's forms are compared with their parent: enough to see that they answer alike."""
 _compared: dict[str, list[str]] = {}
@@ -78,7 +78,7 @@ def _decoder(child: Child, label: str) -> Result:
     spec, parent = child.spec, child.inputs["parent"]
     file = child.store.fetch_bytes(parent.file("model.onnx"))
     form = DecoderForm.from_json(child.store.fetch_bytes(parent.file(DECODER)))
-    tokens = _read(child, "calibration")[0][TOKENS][:_DECODER_ROWS]
+    tokens = _read(child, "calibration")[0][TOKENS][: min(_DECODER_ROWS, spec["calibration_samples"])]
     wanted = decoder_scores(file, form, tokens[:_COMPARED_ROWS])
     check_finite(wanted, np.arange(len(wanted)))
     forms, skipped = decoder_forms(
@@ -89,15 +89,17 @@ def _decoder(child: Child, label: str) -> Result:
         spec["methods"],
         spec["kv_cache"],
         lambda fraction, method: child.progress(fraction, f"{method} of {parent.name}"),
+        spec["max_bytes"],
     )
     made = [(_publish(child, each, form_name(label, each.method)), each) for each in forms]
+    learned = not {"weights4", "mixed"}.isdisjoint(spec["methods"]) or spec["kv_cache"] == "int8"
     values = {
         "skipped": skipped,
         "variants": {variant.digest: {"name": variant.name, **each.facts} for variant, each in made},
         "warnings": [],
         "cpu_class": cpu_class(),
         "reduce_range": False,
-        "calibration_rows": len(tokens) if "weights4" in spec["methods"] or spec["kv_cache"] == "int8" else 0,
+        "calibration_rows": len(tokens) if learned else 0,
     }
     roles = {each.method: variant.digest for variant, each in made}
     return Result(variants=tuple(variant for variant, _ in made), values=values, roles=roles)

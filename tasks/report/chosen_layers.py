@@ -11,6 +11,17 @@ from model_registry.variant import Frozen
 from tasks.running.stage import Outcome
 
 
+class GroupGrid(Frozen):
+    """How a group of weights was rounded, where bits are mixed."""
+
+    bits: int
+    block: int
+    """Weights that share a scale."""
+    bytes: int
+    damage: float
+    """Nats a token that it costs alone, as measured before the choice; 0 in 8 bits."""
+
+
 class Precision(Frozen):
     """What quantization did, as the quantize stage counted it."""
 
@@ -20,6 +31,8 @@ class Precision(Frozen):
     """Part of the multiply-accumulates that is computed in small numbers; None if not known."""
     fp32_layers: tuple[str, ...] = ()
     """Layers that stayed in fp32: ``Conv stem.weight [8, 3, 3, 3]``."""
+    groups: dict[str, GroupGrid] = Field(default_factory=dict)
+    """By name, where bits are mixed."""
 
 
 class ChosenLayers(Frozen):
