@@ -15,6 +15,7 @@ per-token activation and per-channel weight scales, Yao et al., ZeroQuant (2022)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from tasks.quantize.prepared_graph import opset_of, quantizable
 from tasks.quantize.products import as_matmul, is_product
 
 Array = NDArray[Any]
+Rounding = Callable[[str, Array, int], tuple[Array, Array]]
+"""By a weight's name, its matrix [K, N] and the largest code: int8 codes [K, N], and float32 scales [N]."""
 _MOST = {True: 63, False: 127}
 """Largest weight: pairs of products are summed in 16 bits where the CPU has no VNNI."""
 _TINY = 1e-30
@@ -43,7 +46,12 @@ _KEPT_POSITIVE = {
 
 
 def quantize_dynamically(
-    model: ModelProto, *, per_channel: bool, reduce_range: bool, excluded: frozenset[str] = frozenset()
+    model: ModelProto,
+    *,
+    per_channel: bool,
+    reduce_range: bool,
+    excluded: frozenset[str] = frozenset(),
+    rounded: Rounding | None = None,
 ) -> ModelProto:
     """The model with its MatMul and Gemm nodes in int8, but for those whose names are excluded.
 
@@ -54,6 +62,7 @@ def quantize_dynamically(
         model: prepared; not changed.
         per_channel: a scale for each column of a weight instead of one for all.
         reduce_range: weights of 7 bits, for CPUs whose 16-bit sums saturate.
+        rounded: rounds a weight; by default each number to the nearest.
     """
     result = ModelProto()
     result.CopyFrom(model)
@@ -69,7 +78,11 @@ def quantize_dynamically(
             nodes.append(node)
             continue
         product, tail, matrix = as_matmul(node, weight)
-        codes, scale = _round(matrix, most=_MOST[reduce_range], per_channel=per_channel)
+        most = _MOST[reduce_range]
+        if rounded is None:
+            codes, scale = _round(matrix, most=most, per_channel=per_channel)
+        else:
+            codes, scale = rounded(node.input[1], matrix, most)
         nodes += [*rows.quantize(product.input[0]), *rows.product(product), *tail]
         made += [
             numpy_helper.from_array(codes, f"{product.name}_int8"),
