@@ -233,17 +233,19 @@ def test_small_weights_answer_nearly_the_same(tmp_path: Path, kind: str) -> None
     file, form = write_decoder(model), decoder_form(model)
     wanted = decoder_scores(file, form, ROWS)
     made, skipped = decoder_forms(
-        file, form, ROWS, wanted, ["weights8", "static", "weights4"], "float32", lambda *_: None
+        file, form, ROWS, wanted, ["weights8", "static", "weights4", "dynamic"], "float32", lambda *_: None
     )
-    assert [each.method for each in made] == ["weights8", "weights4"]
-    assert "weights8, weights4 and mixed make it small" in skipped["static"]
-    eight, four = made
+    assert [each.method for each in made] == ["weights8", "weights4", "dynamic"]
+    assert "weights8, weights4, mixed and dynamic make small forms" in skipped["static"]
+    eight, four, rows = made
     assert eight.facts["error"] < 0.01 < four.facts["error"] < 0.2
     assert eight.facts["parameters"] == four.facts["parameters"] == onnx_cost(onnx.load_from_string(file)).parameters
     assert eight.facts["share"] == 1.0 and not eight.any_cpu
     tied = kind != "llama"
     assert len(eight.data) < (0.33 if tied else 0.36) * len(file)
     assert len(four.data) < len(eight.data)
+    assert rows.facts["error"] < 0.05 and rows.facts["share"] == 1.0 and rows.facts["fp32_layers"] == []
+    assert len(rows.data) < 0.5 * len(file), "a tiny graph has more nodes than weights"
 
 
 def test_the_head_multiplies_with_the_very_bytes_that_tokens_are_looked_up_in(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from decoder_folders import VOCABULARY, decoder_folder
 from onnx import ModelProto, numpy_helper
 
 from tasks.export.decoder_onnx import decoder_form, write_decoder
+from tasks.quantize.answer_rounding import inverse_root, round_rows_by_answers
 from tasks.quantize.decoder_forms import decoder_scores
 from tasks.quantize.decoder_weights import decoder_products
 from tasks.quantize.int8_dynamic import quantize_dynamically
@@ -59,10 +60,9 @@ def test_an_outlier_costs_the_other_channels_nothing(tmp_path: Path) -> None:
     model = decoder(tmp_path, "llama")
     with torch.no_grad():
         for layer in model.layers.values():
-            for norm, readers in (("norm1", ("attention.query", "attention.key", "attention.value")),):
-                layer.get_submodule(norm).weight[3] *= 100.0  # type: ignore[index, operator]
-                for name in readers:
-                    layer.get_submodule(name).weight[:, 3] /= 100.0  # type: ignore[index, operator]
+            layer.get_submodule("norm1").weight[3] *= 100.0  # type: ignore[index, operator]
+            for name in ("query", "key", "value"):
+                layer.get_submodule(f"attention.{name}").weight[:, 3] /= 100.0  # type: ignore[index, operator]
     form, plain = decoder_form(model), onnx.load_from_string(write_decoder(model))
     wanted = decoder_scores(plain.SerializeToString(), form, ROWS)
 
@@ -72,3 +72,20 @@ def test_an_outlier_costs_the_other_channels_nothing(tmp_path: Path) -> None:
 
     assert error(smoothed(plain, channel_magnitudes(plain, form, ROWS))[0]) < 0.3 * error(plain)
     assert decoder_products(plain).keys() == channel_magnitudes(plain, form, ROWS).keys()
+
+
+def test_rows_with_one_scale_are_rounded_by_what_a_layer_answers() -> None:
+    """Inputs that vary together: the error of one weight is made up for by others, those far behind it too."""
+    draw = np.random.default_rng(0)
+    inputs = draw.standard_normal((2000, 12)) @ draw.standard_normal((12, 150))
+    inputs += 0.1 * draw.standard_normal(inputs.shape)
+    matrix = draw.standard_normal((24, 150)).astype(np.float32)
+    matrix[5] = 0
+    numbers, scales = round_rows_by_answers(matrix, inverse_root(inputs.T @ inputs), 15)
+    assert np.abs(numbers).max() == 15 and scales.shape == (24,) and not numbers[5].any()
+    nearest = np.rint(matrix / scales[:, None])
+
+    def error(of: np.ndarray) -> float:
+        return float(np.square(inputs @ (matrix - of * scales[:, None]).T).mean())
+
+    assert error(numbers) < 0.5 * error(nearest)

@@ -37,13 +37,16 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> tuple[Engine, Path]:
     return _engine(tmp_path_factory.mktemp("token-model"))
 
 
-@pytest.fixture(scope="module", params=["float32", "int8"])
+@pytest.fixture(scope="module", params=["float32", "int8", "rows"])
 def either(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, engine: tuple[Engine, Path]
 ) -> tuple[Engine, Path]:
-    """With keys and values of each type."""
-    kept = request.param
-    return engine if kept == "float32" else _engine(tmp_path_factory.mktemp(kept), kv_cache=kept)
+    """With keys and values of each type, and with rows in int8."""
+    kind = request.param
+    if kind == "float32":
+        return engine
+    asked = {"rows": True} if kind == "rows" else {"kv_cache": kind}
+    return _engine(tmp_path_factory.mktemp(kind), **asked)
 
 
 def _engine(folder: Path, **form: Any) -> tuple[Engine, Path]:

@@ -1,6 +1,6 @@
 """Rounding to few bits so that a layer's answers move least, not its weights: what one weight loses others make up for.
 
-Frantar et al. 2023, "GPTQ" (arXiv:2210.17323), algorithm 1, with a scale for each block of a row.
+Frantar et al. 2023, "GPTQ" (arXiv:2210.17323), algorithm 1, with a scale for each block of a row or for the row.
 """
 
 from __future__ import annotations
@@ -10,17 +10,19 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
-from onnx import ModelProto, helper
+from onnx import ModelProto
 
 from model_registry.decoder_form import DecoderForm
 from tasks.onnx_models.block_rows import pack_rows4
-from tasks.quantize.decoder_weights import Grid, Rounded, decoder_products, round_to_nearest
+from tasks.quantize.decoder_weights import Grid, Rounded, round_to_nearest
+from tasks.quantize.product_inputs import watch_inputs
 from tasks.quantize.weight_only import round_blocks
 
 _DAMPING = 0.01
 """Of the mean of the diagonal, added to it: inputs that hardly vary would make the inverse explode."""
+_TOGETHER = 64
+"""Columns of a row with one scale whose losses reach those behind them at once, as one product."""
 _INVERSES = 4
 """Kept, for weights that are rounded to several grids in a row: they take longer than the rounding."""
 
@@ -33,21 +35,13 @@ def input_products(
     Args:
         tokens: rows [N, length], run one by one.
     """
-    asked = {name: node.input[0] for name, node in decoder_products(model).items()}
-    watched = ModelProto()
-    watched.CopyFrom(model)
-    known = {output.name for output in watched.graph.output}
-    tensors = sorted({*asked.values()} - known)
-    watched.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in tensors)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
     found = dict[str, NDArray[np.float64]]()
-    for row in tokens:
-        values = session.run(tensors, form.feeds(row[None], wanted=1))
-        for name, value in zip(tensors, values, strict=True):
-            flat = value.reshape(-1, value.shape[-1]).astype(np.float32)
-            found[name] = found.get(name, 0.0) + (flat.T @ flat).astype(np.float64)
+
+    def add(name: str, values: NDArray[Any]) -> None:
+        flat = values.astype(np.float32)
+        found[name] = found.get(name, 0.0) + (flat.T @ flat).astype(np.float64)
+
+    asked = watch_inputs(model, form, tokens, add)
     return {weight: found[name] for weight, name in asked.items()}
 
 
@@ -82,19 +76,49 @@ def round_by_answers(
     length, count = left.shape
     numbers, scales = np.zeros((length, count), np.int8), np.zeros((length // block, count), np.float32)
     for start in range(0, length, block):
-        end = start + block
-        part = left[start:end]
-        _, (scale,) = round_blocks(part, block)
+        _, (scale,) = round_blocks(left[start : start + block], block)
         scales[start // block] = scale
-        errors = np.zeros_like(part)
-        for number in range(block):
-            at = start + number
-            rounded = np.clip(np.rint(part[number] / scale), -8, 7)
-            numbers[at] = rounded
-            errors[number] = (part[number] - rounded * scale) / inverse[at, at]
-            part[number + 1 :] -= np.outer(inverse[at, at + 1 : end], errors[number])
-        left[end:] -= inverse[start:end, end:].T @ errors
+        numbers[start : start + block] = _round_part(left, inverse, start, start + block, scale, (-8, 7))
     return np.ascontiguousarray(numbers.T), np.ascontiguousarray(scales.T)
+
+
+def round_rows_by_answers(
+    matrix: NDArray[Any], inverse: NDArray[np.float32], most: int
+) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Integers from -most to most [N, K] and scales [N] of rows [N, K], each with one scale.
+
+    Args:
+        inverse: of what is asked, from :func:`inverse_root`.
+    """
+    left = matrix.T.astype(np.float32, order="C")
+    scale = np.abs(left).max(axis=0) / most
+    scale[scale == 0] = 1
+    numbers = np.zeros(left.shape, np.int8)
+    for start in range(0, len(left), _TOGETHER):
+        end = min(start + _TOGETHER, len(left))
+        numbers[start:end] = _round_part(left, inverse, start, end, scale, (-most, most))
+    return np.ascontiguousarray(numbers.T), scale
+
+
+def _round_part(
+    left: NDArray[np.float32],
+    inverse: NDArray[np.float32],
+    start: int,
+    end: int,
+    scale: NDArray[np.float32],
+    limits: tuple[int, int],
+) -> NDArray[np.float32]:
+    """Numbers [end - start, N] of some columns; those behind them, in ``left`` [K, N], make up for what is lost."""
+    part = left[start:end]
+    numbers, errors = np.zeros_like(part), np.zeros_like(part)
+    for number in range(end - start):
+        at = start + number
+        rounded = np.clip(np.rint(part[number] / scale), *limits)
+        numbers[number] = rounded
+        errors[number] = (part[number] - rounded * scale) / inverse[at, at]
+        part[number + 1 :] -= np.outer(inverse[at, at + 1 : end], errors[number])
+    left[end:] -= inverse[start:end, end:].T @ errors
+    return numbers
 
 
 def moved_answers(wrong: NDArray[Any], products: NDArray[np.float64] | None) -> float:

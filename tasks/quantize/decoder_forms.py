@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -13,12 +14,19 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import ModelProto, numpy_helper
 
-from model_registry.decoder_form import DecoderForm, KvCache, score_tokens
+from model_registry.cpu_class import cpu_class, sums_saturate
+from model_registry.decoder_form import LOGITS, DecoderForm, KvCache, score_tokens
 from model_registry.text_input import DECODER
 from tasks.onnx_models.block_rows import unpack_rows
 from tasks.onnx_models.onnx_cost import onnx_cost
 from tasks.quantize.agreement import agree
-from tasks.quantize.answer_rounding import by_answers, input_products, moved_answers
+from tasks.quantize.answer_rounding import (
+    by_answers,
+    input_products,
+    inverse_root,
+    moved_answers,
+    round_rows_by_answers,
+)
 from tasks.quantize.decoder_cache import channel_scales, shrink_cache
 from tasks.quantize.decoder_weights import (
     Grid,
@@ -30,15 +38,18 @@ from tasks.quantize.decoder_weights import (
     usual_grid,
 )
 from tasks.quantize.divergence import Divergence
+from tasks.quantize.int8_dynamic import quantize_dynamically
 from tasks.quantize.mixed_grids import MixedGrids
 from tasks.quantize.quantized_forms import QuantizedForm
+from tasks.quantize.smoothed_decoder import channel_magnitudes, smoothed
 
 _BITS = {"weights8": {"all": 8, "table": 8}, "weights4": {"all": 4, "table": 8}}
 """By method: of the products, and of the table of tokens, which the head shares: it is read once a token, but every
 token's logits are rounded by it."""
-_WHY_NOT = "a decoder reads every weight for each token: weights8, weights4 and mixed make it small and fast"
+_WHY_NOT = "of a decoder weights8, weights4, mixed and dynamic make small forms"
+Progress = Callable[[float, str], None]
 _LEARNED = 32
-"""Rows from which weights of 4 bits learn what their layers are asked."""
+"""Rows from which it is learned what layers are asked, for weights of 4 bits and rows in int8."""
 _KEPT_APART = 5
 """One of this number of rows is kept apart to measure damages on: of 40 rows 8, a thousand tokens."""
 
@@ -59,7 +70,7 @@ def decoder_forms(
     wanted: NDArray[np.float32],
     methods: Sequence[str],
     kv_cache: KvCache,
-    progress: Callable[[float, str], None],
+    progress: Progress,
     max_bytes: int | None = None,
 ) -> tuple[list[QuantizedForm], dict[str, str]]:
     """A form by each method that suits a decoder, and why others do not.
@@ -75,10 +86,13 @@ def decoder_forms(
     decoder = _Decoder(model, form, tokens, wanted, scales)
     for number, method in enumerate(methods):
         progress(number / len(methods), method)
-        if method not in (*_BITS, "mixed"):
+        tell = _part(progress, number, len(methods), method)
+        if method not in (*_BITS, "mixed", "dynamic"):
             skipped[method] = _WHY_NOT
         elif not decoder_products(model):
             skipped[method] = "the file is quantized already"
+        elif method == "dynamic":
+            made.append(decoder.rows_in_int8(method, tell))
         elif method == "mixed":
             assert max_bytes is not None, "a spec without it is refused"
             mixed = MixedGrids(model, others=decoder.cache_bytes)
@@ -89,16 +103,16 @@ def decoder_forms(
                 )
                 continue
             apart = Divergence(file, form, tokens[-max(1, len(tokens) // _KEPT_APART) :])
-            mixture = mixed.mix(decoder.rounded, decoder.moved, apart, max_bytes, _part(progress, number, len(methods)))
+            mixture = mixed.mix(decoder.rounded, decoder.moved, apart, max_bytes, tell)
             made.append(decoder.small(method, mixture.grids, {"groups": mixture.groups}))
         else:
             made.append(decoder.small(method, decoder.grids(_BITS[method]), {}))
     return made, skipped
 
 
-def _part(progress: Callable[[float, str], None], number: int, count: int) -> Callable[[float, str], None]:
+def _part(progress: Progress, number: int, count: int, method: str) -> Progress:
     """Tells of one method among several."""
-    return lambda fraction, text: progress((number + fraction) / count, f"mixed ({text})")
+    return lambda fraction, text: progress((number + fraction) / count, f"{method} ({text})")
 
 
 class _Decoder:
@@ -159,7 +173,34 @@ class _Decoder:
 
     def small(self, method: str, grids: Mapping[str, Grid], more: Mapping[str, Any]) -> QuantizedForm:
         """The file on these grids, and what became of it."""
-        quantized, small_form = self._finished(quantize_decoder(self._model, grids, self.rounded))
+        return self._form_of(method, quantize_decoder(self._model, grids, self.rounded), grids.keys(), more)
+
+    def rows_in_int8(self, method: str, progress: Progress) -> QuantizedForm:
+        """The file whose products are of whole numbers, each row by its own range; the table and the head in blocks."""
+        model, divisors = smoothed(self._model, channel_magnitudes(self._model, self._form, self._tokens[:_LEARNED]))
+        head = {name for name, node in self._products.items() if node.output[0] == LOGITS}
+        done = itertools.count()
+
+        def rounded(name: str, matrix: NDArray[Any], most: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+            progress(next(done) / len(self._products), name)
+            asked, divisor = self._asked[name], divisors.get(name)
+            if divisor is not None:
+                asked = asked / np.outer(divisor, divisor)
+            numbers, scales = round_rows_by_answers(matrix.T, inverse_root(asked), most)
+            return np.ascontiguousarray(numbers.T), scales
+
+        grids = self.grids(_BITS["weights8"])
+        beside = {name: grid for name, grid in grids.items() if name == table_of(model) or name in head}
+        quantized = quantize_dynamically(
+            quantize_decoder(model, beside, self.rounded),
+            per_channel=True,
+            reduce_range=sums_saturate(cpu_class()),
+            rounded=rounded,
+        )
+        return self._form_of(method, quantized, {*(self._products.keys() - head), *beside}, {})
+
+    def _form_of(self, method: str, made: ModelProto, grids: Collection[str], more: Mapping[str, Any]) -> QuantizedForm:
+        quantized, small_form = self._finished(made)
         data = quantized.SerializeToString(deterministic=True)
         macs = {name: _size(self._model, name) for name in self._products}
         small = sum(macs[name] for name in self._products if name in grids)
@@ -168,10 +209,10 @@ class _Decoder:
             "parameters": cost.parameters,
             "macs": cost.macs,
             "bytes": len(data),
-            "quantized": len(self._products.keys() & grids.keys()),
+            "quantized": len(self._products.keys() & {*grids}),
             "quantizable": len(self._products),
             "share": small / sum(macs.values()),
-            "fp32_layers": sorted(self._products.keys() - grids.keys()),
+            "fp32_layers": sorted(self._products.keys() - {*grids}),
             **asdict(agree(self._wanted, decoder_scores(data, small_form, self._tokens[: len(self._wanted)]))),
             "agreement": None,
             "kv_cache": small_form.kv_cache,

@@ -92,13 +92,13 @@ def _decoder(child: Child, label: str) -> Result:
         spec["max_bytes"],
     )
     made = [(_publish(child, each, form_name(label, each.method)), each) for each in forms]
-    learned = not {"weights4", "mixed"}.isdisjoint(spec["methods"]) or spec["kv_cache"] == "int8"
+    learned = not {"weights4", "mixed", "dynamic"}.isdisjoint(spec["methods"]) or spec["kv_cache"] == "int8"
     values = {
         "skipped": skipped,
         "variants": {variant.digest: {"name": variant.name, **each.facts} for variant, each in made},
         "warnings": [],
         "cpu_class": cpu_class(),
-        "reduce_range": False,
+        "reduce_range": "dynamic" in spec["methods"] and sums_saturate(cpu_class()),
         "calibration_rows": len(tokens) if learned else 0,
     }
     roles = {each.method: variant.digest for variant, each in made}

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper, numpy_helper
+from onnx import ModelProto, NodeProto, numpy_helper
 
 from model_registry.decoder_form import DecoderForm
 from tasks.quantize.decoder_weights import decoder_products
+from tasks.quantize.product_inputs import watch_inputs
 
 Array = NDArray[np.float64]
 
@@ -37,20 +37,13 @@ def channel_magnitudes(
     Args:
         tokens: rows [N, length], run one by one.
     """
-    asked = {name: node.input[0] for name, node in decoder_products(model).items()}
-    watched = ModelProto()
-    watched.CopyFrom(model)
-    known = {output.name for output in watched.graph.output}
-    tensors = sorted({*asked.values()} - known)
-    watched.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in tensors)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(watched.SerializeToString(), options, providers=["CPUExecutionProvider"])
     found = dict[str, NDArray[np.float32]]()
-    for row in tokens:
-        for name, value in zip(tensors, session.run(tensors, form.feeds(row[None], wanted=1)), strict=True):
-            most = np.abs(value.reshape(-1, value.shape[-1])).max(axis=0)
-            found[name] = np.maximum(found[name], most) if name in found else most
+
+    def widen(name: str, values: NDArray[np.float32]) -> None:
+        most = np.abs(values).max(axis=0)
+        found[name] = np.maximum(found[name], most) if name in found else most
+
+    asked = watch_inputs(model, form, tokens, widen)
     return {weight: found[name] for weight, name in asked.items()}
 
 
