@@ -22,7 +22,7 @@ SMALL = (
     *("teacher=null", "train={epochs: 2, batch_size: 32, learning_rate: 0.003, scale: {width: 0.34}}"),
     "distill={epochs: 1, batch_size: 32, control: false, scale: {layers: half, width: 0.34}}",
     "prune={epochs: 1, ratio: 0.3, batch_size: 32}",
-    *("quantize.methods=[weights8, weights4, mixed]", "quantize.max_bytes=260_000"),
+    *("quantize.methods=[weights8, weights4, mixed, dynamic]", "quantize.max_bytes=260_000"),
     "qat={epochs: 1, batch_size: 32, learning_rate: 0.01, alpha: 1}",
     *("budget.max_nats_increase=2", "budget.max_choice_drop=0.9", "budget.min_tokens_per_second=1"),
     *("budget.max_ttft_ms=60000", "measure.rounds=5", "measure.seconds=0.1", "gates.floor=null"),
@@ -41,7 +41,7 @@ def test_a_decoder_is_trained_made_small_and_released(ran: tuple[Winnow, dict[st
     _, report = ran
     assert report["status"] == "released" and report["metric"]["name"] == "nats"
     names = {variant["name"] for variant in report["variants"]}
-    parts, forms = ("teacher", "student", "pruned"), ("fp32", "weights8", "weights4", "weights4-qat")
+    parts, forms = ("teacher", "student", "pruned"), ("fp32", "weights8", "weights4", "weights4-qat", "int8-dynamic")
     # 260 kB: the teacher cannot be so small, and what was pruned is it with 8 bits everywhere, as weights8.
     assert names == {f"{part}.{form}" for part in parts for form in forms} | {"student.mixed", "student.mixed-qat"}
     assert any("Left out: mixed of teacher: max_bytes 260000 is less than" in note for note in report["notes"])

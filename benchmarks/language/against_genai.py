@@ -19,12 +19,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnx
 from numpy.typing import NDArray
 
 sys.path.append(str(Path(__file__).parents[2]))
@@ -32,17 +30,14 @@ sys.path.append(str(Path(__file__).parents[2]))
 from benchmarks.installed_peer import installed
 from benchmarks.machine_facts import circumstances
 from benchmarks.own_stack import unwind_on_signals
-from model_registry.decoder_form import DecoderForm
+from model_registry.decoder_form import DecoderForm, KvCache
 from model_registry.manifest import describe_folder
 from model_registry.text_input import DECODER
 from model_registry.variant import Variant
 from serving.decoding.token_session import TokenSession
 from serving.engine import Engine
 from tasks.export.decoder_onnx import decoder_form, write_decoder
-from tasks.quantize.answer_rounding import by_answers, input_products
-from tasks.quantize.decoder_cache import channel_scales, shrink_cache
-from tasks.quantize.decoder_forms import decoder_scores
-from tasks.quantize.decoder_weights import decoder_products, quantize_decoder, table_of
+from tasks.quantize.decoder_forms import decoder_forms, decoder_scores
 from tasks.workloads.causal_decoder import CausalDecoder
 from tasks.workloads.standard_library import StandardLibrary
 
@@ -134,18 +129,15 @@ def our_forms(workload: StandardLibrary, folder: Path, calibration: NDArray[np.i
     """fp32 first, then what we would release."""
     model = workload.model("teacher")
     assert isinstance(model, CausalDecoder)
-    plain, form = onnx.load_from_string(write_decoder(model.eval())), decoder_form(model)
-    table, products = table_of(plain), input_products(plain, form, calibration)
-    names = {*decoder_products(plain), *filter(None, [table])}
-    small = partial(shrink_cache, form=form, scales=channel_scales(plain, form, calibration[:32]))
-    eight = quantize_decoder(plain, dict.fromkeys(names, 8))
-    four = quantize_decoder(plain, {name: 8 if name == table else 4 for name in names}, by_answers(products))
-    made = [("fp32", plain, form), ("weights8", eight, form)]
-    made += [(f"{name}, kv_cache int8", *small(each)) for name, each in (("weights8", eight), ("weights4", four))]
-    return [
-        Ours(name, folder / str(number), each.SerializeToString(), its_form)
-        for number, (name, each, its_form) in enumerate(made)
-    ]
+    file, form = write_decoder(model.eval()), decoder_form(model)
+    wanted = decoder_scores(file, form, calibration[:1])
+    made = [("fp32", file, form)]
+    asked: list[tuple[KvCache, list[str]]] = [("float32", ["weights8", "dynamic"]), ("int8", ["weights4", "dynamic"])]
+    for kept, methods in asked:
+        found, _ = decoder_forms(file, form, calibration, wanted, methods, kept, lambda *_: None)
+        named = [(f"{each.method}{', kv_cache int8' if kept == 'int8' else ''}", each) for each in found]
+        made += [(name, each.data, DecoderForm.from_json(each.assets[DECODER])) for name, each in named]
+    return [Ours(name, folder / str(number), data, its_form) for number, (name, data, its_form) in enumerate(made)]
 
 
 def main() -> None:

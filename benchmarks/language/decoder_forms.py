@@ -28,6 +28,7 @@ from benchmarks.machine_facts import circumstances
 from model_registry.decoder_form import LOGITS, MOST, SEEN, TOKENS, WANTED, DecoderForm, log_probabilities
 from tasks.export.decoder_onnx import decoder_form, write_decoder
 from tasks.quantize.answer_rounding import by_answers, input_products
+from tasks.quantize.decoder_forms import decoder_forms, decoder_scores
 from tasks.quantize.decoder_weights import decoder_products, quantize_decoder, table_of
 from tasks.workloads.causal_decoder import CausalDecoder
 from tasks.workloads.standard_library import StandardLibrary
@@ -66,13 +67,16 @@ def forms_of(data: bytes, form: DecoderForm, calibration: NDArray[np.int64]) -> 
     def bits(others: int, *wide: str) -> dict[str, int]:
         return {name: 8 if name == table or any(part in name for part in wide) else others for name in names}
 
-    made = {
+    models = {
         "weights8": quantize_decoder(model, dict.fromkeys(names, 8)),
         "weights4, to the nearest": quantize_decoder(model, bits(4)),
         "weights4": quantize_decoder(model, bits(4), by_answers(products)),
         "weights4, down in 8": quantize_decoder(model, bits(4, "_down_"), by_answers(products)),
     }
-    return [loaded("fp32", data), *(loaded(name, each.SerializeToString()) for name, each in made.items())]
+    wanted = decoder_scores(data, form, calibration[:1])
+    (rows,), _ = decoder_forms(data, form, calibration, wanted, ["dynamic"], "float32", lambda *_: None)
+    made = {name: each.SerializeToString() for name, each in models.items()} | {"dynamic": rows.data}
+    return [loaded("fp32", data), *(loaded(name, each) for name, each in made.items())]
 
 
 def judge(made: Form, form: DecoderForm, row: NDArray[np.int64]) -> None:
