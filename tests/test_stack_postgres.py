@@ -22,7 +22,7 @@ from infra.daemon import Daemon, census
 from infra.faults import StackMisconfigured
 from infra.home import Secrets, Settings
 from infra.recipes import mlflow_server as mlflow_recipe
-from infra.stack import Stack
+from infra.stack import ComponentState, Stack
 from model_registry.authorization import mlflow_authorization
 
 if TYPE_CHECKING:
@@ -107,14 +107,19 @@ class OnlyMlflow(Stack):
         return [mlflow_recipe(self.home.path, port, "s3://mlflow", secrets.mlflow_db, {**self.s3, **MLFLOW_USER})]
 
 
+def mlflow_of(states: list[ComponentState]) -> ComponentState:
+    """MLflow's; S3 is told too where the environment names one, as tests before this one may have it do."""
+    (state,) = (each for each in states if each.name == "mlflow")
+    return state
+
+
 def test_runs_are_kept_in_postgresql_and_the_password_is_not_shown(
     postgres: Postgres, s3: Server, tmp_path: Path
 ) -> None:
     stack = OnlyMlflow(tmp_path / ".winnow", s3.environment)
     [port] = ports.pick(1)
     try:
-        states = stack.up(ports={"mlflow": port}, mlflow_db=postgres.url)
-        [state] = [each for each in states if each.name == "mlflow"]  # S3 is told too where the environment names one
+        state = mlflow_of(stack.up(ports={"mlflow": port}, mlflow_db=postgres.url))
         assert state.state == "up"
         body = json.dumps({"name": "in-postgres"}).encode()
         created = f"{state.url}/api/2.0/mlflow/experiments/create"
@@ -131,7 +136,7 @@ def test_runs_are_kept_in_postgresql_and_the_password_is_not_shown(
         assert postgres.password not in stack.home.settings_file.read_text()
         assert postgres.password not in "\n".join(Daemon("mlflow", stack.home.path).tail(1000))
         stack.down()
-        [state] = stack.up()  # the database is remembered
+        state = mlflow_of(stack.up())  # the database is remembered
         kept = f"{state.url}/api/2.0/mlflow/experiments/get-by-name?experiment_name=in-postgres"
         assert fetch(kept, timeout=30, headers=mlflow_authorization(MLFLOW_USER))[0] == 200
     finally:
