@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,8 +133,14 @@ def shares_of(split: str, given: Collection[str], fractions: Mapping[str, float]
     return {name: fractions[name] / total for name in names}
 
 
-def join_parts(parts: Sequence[Divided]) -> Divided:
-    """Splits in parts as one, with the reading of the first."""
+def in_one_part(divided: Callable[[Path], Iterator[Divided]]) -> Divided:
+    """Splits in parts as one, with the reading of the first; for those who have the memory.
+
+    Args:
+        divided: gives the parts; takes a folder for what lies there until the last of them was taken.
+    """
+    with tempfile.TemporaryDirectory(prefix="winnow-rows-") as folder:
+        parts = list(divided(Path(folder)))
     return Divided(
         {
             name: {column: np.concatenate([part[name][column] for part in parts]) for column in columns}

@@ -12,7 +12,7 @@ from tasks.readers.image_pixels import read_pixels
 from tasks.readers.image_shards import read_samples
 from tasks.readers.kept_columns import Unlabelled
 from tasks.readers.reading import Reading
-from tasks.readers.splitting import Divided, join_parts, shares_of
+from tasks.readers.splitting import Divided, in_one_part, shares_of
 from tasks.running.errors import DataReadError
 from tasks.running.splits import SPLITS
 from tasks.workloads.gathered_images import GatheredImages, ImageFacts
@@ -74,8 +74,7 @@ class ImageParts:
 
     def whole(self) -> Divided:
         """All partitions in one, for those who have the memory."""
-        with tempfile.TemporaryDirectory(prefix="winnow-rows-") as folder:
-            return join_parts(list(self.divided(Path(folder))))
+        return in_one_part(self.divided)
 
     def _gathered(self, folder: Path) -> GatheredImages:
         gathered = GatheredImages(folder, ", ".join(self.sources.values()), channels=self.channels, seed=self.seed)

@@ -12,7 +12,7 @@ from tasks.readers.kept_columns import Unlabelled, is_missing, keep_columns, lab
 from tasks.readers.reading import Reading
 from tasks.readers.row_buckets import drawn_splits
 from tasks.readers.source_parts import read_blocks
-from tasks.readers.splitting import FRACTIONS, Divided, join_parts
+from tasks.readers.splitting import FRACTIONS, Divided, in_one_part
 from tasks.running.errors import DataReadError
 from tasks.workloads.gathered_rows import GatheredRows
 from tasks.workloads.table_facts import TableFacts, TableTask
@@ -75,8 +75,7 @@ class TableParts:
 
     def whole(self) -> Divided:
         """All partitions in one, for those who have the memory."""
-        with tempfile.TemporaryDirectory(prefix="winnow-rows-") as folder:
-            return join_parts(list(self.divided(Path(folder))))
+        return in_one_part(self.divided)
 
     def _gathered(self, folder: Path) -> GatheredRows:
         gathered: GatheredRows | None = None
