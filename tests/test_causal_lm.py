@@ -13,18 +13,20 @@ import torch
 from decoder_folders import decoder_folder
 from test_decoder import gguf
 from token_models import TEXT
+from tokenizers import Tokenizer
 
 from tasks.readers.documents import divide_documents, read_documents
 from tasks.readers.sources import fingerprint, package_folder
 from tasks.running.errors import DataReadError, SpecError
 from tasks.running.splits import SPLITS, TARGET
 from tasks.running.stage import WorkloadRef
+from tasks.workloads.block_influence import block_influence
 from tasks.workloads.causal_decoder import CausalDecoder
 from tasks.workloads.causal_lm import CausalLM
 from tasks.workloads.standard_library import StandardLibrary
 from tasks.workloads.task_check import settle_task
 from tasks.workloads.text_tokenizer import new_causal_tokenizer
-from tasks.workloads.workload import Workload
+from tasks.workloads.workload import Workload, settled_scale
 
 
 def texts(folder: Path, count: int = 40) -> Path:
@@ -158,8 +160,17 @@ def test_a_pretrained_decoder_and_its_tokenizer(tmp_path: Path) -> None:
     assert made.chat_template() == "{{ messages }}" and made.splits()["train"]["tokens"].max() < 300
     with pytest.raises(DataReadError, match="tokens 65 is more than the 64 of context"):
         workload(tmp_path, decoder=str(folder), tokens=65).model("teacher")
-    with pytest.raises(SpecError, match="layers 'most' must be one of all, two_thirds"):
-        made.model("student", layers="most")  # type: ignore[arg-type]
+    assert list(made.model("student", layers=[1, 2]).layers) == ["1", "2"]  # type: ignore[arg-type]
+    for wrong, says in (
+        ("most", "layers 'most' must be one of all, two_thirds"),
+        (4, "layers 4 must be from 1 to 3"),
+        (0, "layers 0 must be"),
+        ([2, 1], r"layers \[2, 1\] must be ascending numbers from 0 to 2"),
+        ([], r"layers \[\] must be"),
+        ([0, 3], r"layers \[0, 3\] must be"),
+    ):
+        with pytest.raises(SpecError, match=says):
+            made.model("student", layers=wrong)  # type: ignore[arg-type]
     new_causal_tokenizer([TEXT * 3], size=400).save(str(folder / "tokenizer.json"))
     (tmp_path / "hf2").mkdir()
     other = json.loads((folder / "tokenizer.json").read_text())
@@ -167,6 +178,56 @@ def test_a_pretrained_decoder_and_its_tokenizer(tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(other))
     with pytest.raises(DataReadError, match="another model's tokenizer"):
         workload(tmp_path, decoder=str(folder)).causal_tokenizer()
+
+
+def test_a_student_has_the_layers_that_change_most_in_its_teacher(tmp_path: Path) -> None:
+    folder = decoder_folder(tmp_path / "hf", "llama")
+    new_causal_tokenizer([TEXT * 3], size=300).save(str(folder / "tokenizer.json"))
+    made = workload(tmp_path, decoder=str(folder))
+    teacher = made.model("teacher").eval()
+    assert isinstance(teacher, CausalDecoder)
+    with torch.no_grad():  # the last two pass on what they are given, all but and altogether
+        for name, weight in teacher.named_parameters():
+            if name.endswith(("out.weight", "down.weight")) and ".0." not in name:
+                weight.mul_(0.0 if ".1." in name else 1e-3)
+    inputs = {"tokens": torch.from_numpy(made.splits()["train"]["tokens"][:4])}
+    found = block_influence(dict(teacher.layers.items()), lambda: teacher(**inputs))
+    assert found["0"] > found["2"] > found["1"] == pytest.approx(0.0, abs=1e-6)
+    workload_ = Workload(made, WorkloadRef(path="winnow:CausalLM"))
+    for scale, wanted in (
+        ({"layers": "two_thirds"}, {"layers": [0, 2]}),
+        ({"layers": 1, "width": 0.5}, {"layers": [0], "width": 0.5}),
+        ({"layers": [1, 2]}, {"layers": [1, 2]}),
+        ({"layers": "all"}, {"layers": "all"}),
+        ({}, {}),
+    ):
+        assert settled_scale(workload_, scale, teacher, inputs) == wanted
+    assert settled_scale(workload_, {"layers": "half"}, torch.nn.Linear(2, 2), inputs) == {"layers": "half"}
+    with pytest.raises(SpecError, match="layers 9 must be from 1 to 3"):
+        settled_scale(workload_, {"layers": 9}, teacher, inputs)
+
+
+def test_a_pretrained_decoder_of_fewer_tokens_answers_as_before_among_those(tmp_path: Path) -> None:
+    folder = decoder_folder(tmp_path / "hf", "llama")
+    new_causal_tokenizer([TEXT, "jumping wizards " * 999], size=300).save(str(folder / "tokenizer.json"))
+    whole, made = workload(tmp_path, decoder=str(folder)), workload(tmp_path, decoder=str(folder), vocabulary=288)
+    splits = made.splits()
+    assert max(rows["tokens"].max() for rows in splits.values()) < 288
+    assert any("288 of 300 tokens are kept" in fact for fact in splits.reading.facts)  # type: ignore[attr-defined]
+    model, before = made.model("teacher").eval(), whole.model("teacher").eval()
+    assert isinstance(model, CausalDecoder) and isinstance(before, CausalDecoder)
+    assert model.words.weight.shape[0] == model.head_weight.shape[0] == 288
+    names, former = (Tokenizer.from_str(each.causal_tokenizer()) for each in (made, whole))
+    kept = torch.tensor([former.token_to_id(str(names.id_to_token(number))) for number in range(288)])
+    assert kept[torch.tensor([model.shape.begin, *model.shape.end])].tolist() == [1, 2]
+    tokens = torch.from_numpy(splits["test"]["tokens"])
+    with torch.no_grad():
+        asked = before.logits(before.states(kept[tokens]))[..., kept]
+        assert torch.allclose(model.logits(model.states(tokens)), asked, atol=1e-6)
+    student = made.model("student", layers="half")
+    assert isinstance(student, CausalDecoder) and torch.equal(student.words.weight, model.words.weight)
+    with pytest.raises(DataReadError, match="vocabulary 262 is too small"):
+        workload(tmp_path, decoder=str(folder), vocabulary=262).splits()
 
 
 def test_a_gguf_file_or_a_folder_with_one(tmp_path: Path) -> None:

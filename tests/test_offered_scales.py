@@ -23,6 +23,11 @@ class Named:
         return nn.Linear(2, 2)
 
 
+class Mixed:
+    def model(self, role: str, layers: Literal["all", "half"] | int | list[int] = "all") -> nn.Module:
+        return nn.Linear(2, 2)
+
+
 class Hidden:
     def model(self, role: str, kind: Unknown = None) -> nn.Module:  # type: ignore[name-defined]  # noqa: F821
         return nn.Linear(2, 2)
@@ -34,6 +39,7 @@ class Hidden:
         (Fixed(), []),
         (Named(), [{"kind": "a"}]),
         (Hidden(), []),
+        (Mixed(), [{"layers": "half"}]),
         (
             Digits(),
             [

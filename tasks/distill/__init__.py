@@ -141,7 +141,8 @@ def distill(
     without control there is no gain. ``chosen`` (``temperature``, ``alpha``), ``tried`` (those and ``epochs``,
     ``val_loss``, ``val_metric`` of each short training), ``epoch_seconds`` (of an epoch of the student), ``hints``
     (pairs of module names), ``teachers`` (``val_metric`` of each), ``inherited`` (share of the student's parameters
-    that began as the teacher's; with ``inherit``). Where labels alone teach (``alpha`` 0, no hints) no teacher is
+    that began as the teacher's; with ``inherit``), ``scale`` (as it was settled beside the teacher). Where labels alone
+    teach (``alpha`` 0, no hints) no teacher is
     asked and ``teacher`` is absent. An untrained student (0 epochs) only has ``parameters``, ``inherited`` and
     ``row_seconds``, which a row of a training step would take, and ``larger`` (``batch_size``, ``row_seconds``):
     the same with as large a batch as hardly lengthens a step.

@@ -18,6 +18,7 @@ from tasks.distill.lessons import Lessons, WatchedTeacher
 from tasks.distill.mix_search import candidates
 from tasks.evidence.paired import compare_paired
 from tasks.running.child import Child, Result
+from tasks.running.splits import TARGET
 from tasks.running.task_kind import BY_SIGMOID, BY_SOFTMAX
 from tasks.torch_models.fit import Fitted
 from tasks.torch_models.fit_checkpoint import StoreCheckpoints
@@ -31,7 +32,10 @@ from tasks.torch_models.torch_variant import build, load, parameter_count, read_
 from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData
 from tasks.torch_models.views import wanted_views
-from tasks.workloads.workload import Workload, load_workload
+from tasks.workloads.workload import Workload, load_workload, settled_scale
+
+_SETTLING_ROWS = 16
+"""On which a student's scale is decided beside its teacher."""
 
 
 def main(child: Child) -> Result:
@@ -39,8 +43,9 @@ def main(child: Child) -> Result:
     spec, label = child.spec, child.extra.get("name", "")
     workload = load_workload(child.job.workload, child.data.known)
     data = TrainingData.read(child.store, child.data, workload, child.workdir / "splits")
+    child.spec["scale"] = _settled_scale(child, data)
     model, inherited = _begin(child, workload)
-    values: dict[str, Any] = {"metric": child.data.metric.name, "inherited": inherited}
+    values: dict[str, Any] = {"metric": child.data.metric.name, "inherited": inherited, "scale": child.spec["scale"]}
     if not spec["epochs"]:  # only to be costed: what it answers says nothing yet
         where = torch_device(child.job.device)
         rows = Rows(workload, data.train, where)
@@ -66,6 +71,19 @@ def main(child: Child) -> Result:
     if spec["hints"] is not None:
         values["hints"] = [list(pair) for pair in lessons.hints]
     return _result(pupils, values | _gain(pupils, child.data.metric.better))
+
+
+def _settled_scale(child: Child, data: TrainingData) -> dict[str, Any]:
+    """The student's scale, with what is to be decided beside its teacher."""
+    scale: dict[str, Any] = child.spec["scale"]
+    teacher = _teachers(child)[0]
+    settles = scale and hasattr(data.workload.user, "settled_scale")
+    if not settles or teacher.format != "torch" or "parent" in child.inputs:
+        return scale
+    model = load(child.store, teacher, workload=data.workload)
+    some = torch.arange(min(_SETTLING_ROWS, len(data.train[TARGET])))
+    rows = Rows(data.workload, data.train, torch_device("cpu"))(some, None)
+    return settled_scale(data.workload, scale, model, rows.inputs)
 
 
 def _begin(child: Child, workload: Workload) -> tuple[nn.Module, float | None]:

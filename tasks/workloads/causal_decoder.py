@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -51,6 +53,12 @@ class DecoderShape:
     scaled: bool = False
     begin: int | None = None
     end: tuple[int, ...] = ()
+
+    def with_tokens(self, kept: NDArray[np.int64]) -> DecoderShape:
+        """The shape where only these tokens are left, ``begin`` and ``end`` among them; ascending."""
+        numbers = {int(former): number for number, former in enumerate(kept)}
+        begin = None if self.begin is None else numbers[self.begin]
+        return replace(self, vocabulary=len(kept), begin=begin, end=tuple(numbers[former] for former in self.end))
 
 
 class CausalDecoder(nn.Module):

@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -15,28 +14,20 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tasks.readers.documents import divide_documents, read_documents
-from tasks.readers.sources import local
 from tasks.readers.splitting import Divided, require_splits
 from tasks.running.errors import DataReadError, SpecError
 from tasks.running.splits import SPLITS, TARGET, Columns
 from tasks.workloads.choice_questions import ChoiceRows, encode_questions, read_questions
-from tasks.workloads.text_tokenizer import END, new_causal_tokenizer, read_tokenizer, tokenizer_of
 from tasks.workloads.workload import Metric
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
+    from tasks.workloads.brought_decoder import BroughtDecoder
     from tasks.workloads.causal_decoder import DecoderShape
-    from tasks.workloads.decoder_folder import PretrainedDecoder
+    from tasks.workloads.small_decoder import SmallDecoder
 
 Depth = Literal["all", "two_thirds", "half", "third"]
 _SHARES = {"all": 1.0, "two_thirds": 2 / 3, "half": 1 / 2, "third": 1 / 3}
-_SMALL: dict[str, Any] = {"features": 192, "layers": 4, "heads": 6, "kv_heads": 2, "head_size": 32, "hidden": 512}
-"""The decoder where no pretrained one is named: little text teaches no more."""
-_BASE = 10_000.0
 _LEAST_VOCABULARY = 260
-_READ: dict[str, PretrainedDecoder] = {}
-"""The decoder that this process has read last, by its place and time: to make floats of a GGUF file takes seconds."""
 
 
 class CausalLM:
@@ -57,7 +48,9 @@ class CausalLM:
         tokens: of a row. A text longer than that gives one row of validation and test each, so that rows are
             independent, and as many rows of train as it is long.
         rows: of train, at most.
-        vocabulary: tokens of a tokenizer that is trained here.
+        vocabulary: tokens, at most. A pretrained decoder keeps those that the training texts need most, with bytes and
+            special tokens, so that every text can still be said; absent: all of them. Without one, a tokenizer of this
+            size is trained; absent: of 4096.
         seed: of the division into splits.
         questions: a file of JSON lines with ``question``, ``choices`` and ``answer`` (the right one's text, or its
             number from 0). The gates ask them, once, and nothing is trained on them.
@@ -70,13 +63,13 @@ class CausalLM:
         decoder: str | None = None,
         tokens: int = 128,
         rows: int = 20_000,
-        vocabulary: int = 4096,
+        vocabulary: int | None = None,
         seed: int = 0,
         questions: str | None = None,
     ) -> None:
         if not 8 <= tokens <= 4096:
             raise DataReadError(f"tokens {tokens!r} must be from 8 to 4096")
-        if not _LEAST_VOCABULARY <= vocabulary <= 1 << 18:
+        if vocabulary is not None and not _LEAST_VOCABULARY <= vocabulary <= 1 << 18:
             raise DataReadError(f"vocabulary {vocabulary!r} must be from {_LEAST_VOCABULARY} to {1 << 18}")
         if rows < 2:
             raise DataReadError(f"rows {rows!r} must be at least 2")
@@ -96,8 +89,8 @@ class CausalLM:
         texts, reading = self._divided
         rows = {
             split: _windows(
-                (self._tokenizer.encode(text, add_special_tokens=False).ids for text in found),
-                end=self._shape.end[:1],
+                (self._decoder.tokenizer.encode(text, add_special_tokens=False).ids for text in found),
+                end=self._decoder.shape.end[:1],
                 length=self.tokens,
                 most=self.rows if split == "train" else None,
             )
@@ -115,29 +108,51 @@ class CausalLM:
         return Divided(
             {split: {"tokens": kept[split], TARGET: kept[split].copy()} for split in SPLITS},
             {split: np.arange(len(kept[split])) for split in SPLITS},
-            reading,
+            reading + self._decoder.reading,
         )
 
-    def model(self, role: str, layers: Depth = "all", width: float = 1.0) -> nn.Module:
+    def model(self, role: str, layers: Depth | int | Sequence[int] = "all", width: float = 1.0) -> nn.Module:
         """The decoder, as it was pretrained where one is named.
 
         Args:
-            layers: that it has, evenly spaced, the first and the last among them; a student finds the weights of its
-                teacher's.
+            layers: that it has: a share of them, how many, or their numbers from 0. Which ones, where that is not said:
+                of a student those that change most in its teacher (:meth:`settled_scale`), else evenly spaced ones.
+                A student finds the weights of its teacher's.
             width: scales the features; a pretrained decoder of another width has none of its weights.
         """
         from tasks.workloads.causal_decoder import CausalDecoder
 
-        if layers not in _SHARES:
-            raise SpecError(f"layers {layers!r} must be one of {', '.join(get_args(Depth))}")
-        shape = self._shape if width == 1.0 else _narrower(self._shape, width)
-        kept = max(2, round(shape.layers * _SHARES[layers]))
-        numbers = sorted({round(n * (shape.layers - 1) / (kept - 1)) for n in range(kept)}) if shape.layers > 1 else [0]
-        if self.decoder is None or width != 1.0:
+        shape = self._decoder.shape if width == 1.0 else _narrower(self._decoder.shape, width)
+        if isinstance(layers, str | int):
+            kept = _how_many(layers, shape.layers)
+            numbers = sorted({round(n * (shape.layers - 1) / max(1, kept - 1)) for n in range(kept)})
+        else:
+            numbers = [*layers]
+            if not numbers or numbers != sorted({*numbers} & {*range(shape.layers)}):
+                raise SpecError(f"layers {numbers} must be ascending numbers from 0 to {shape.layers - 1}")
+        pretrained = self._decoder.pretrained if width == 1.0 else None
+        if pretrained is None:
             return CausalDecoder(shape, numbers)
         with torch.device("meta"):  # weights that are replaced need not be drawn
             model = CausalDecoder(shape, numbers)
-        return self._pretrained.into(model)
+        return pretrained.into(model)
+
+    def settled_scale(
+        self, scale: Mapping[str, Any], teacher: nn.Module, inputs: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        """The scale of a student with the numbers of its layers: those that change most what passes through them."""
+        from tasks.workloads.block_influence import block_influence
+        from tasks.workloads.causal_decoder import CausalDecoder
+
+        layers = scale.get("layers", "all")
+        if not isinstance(layers, str | int) or not isinstance(teacher, CausalDecoder):
+            return dict(scale)
+        kept = _how_many(layers, self._decoder.shape.layers)
+        influence = block_influence(dict(teacher.layers.items()), lambda: teacher(inputs["tokens"]))
+        if kept >= len(influence):
+            return dict(scale)
+        most = sorted(influence, key=lambda name: -influence[name])[:kept]
+        return {**scale, "layers": sorted(map(int, most))}
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return -outputs.mean()
@@ -154,18 +169,12 @@ class CausalLM:
 
     def causal_tokenizer(self) -> str:
         """``tokenizer.json``, which travels with the model."""
-        text: str = self._tokenizer.to_str()
+        text: str = self._decoder.tokenizer.to_str()
         return text
 
     def chat_template(self) -> str | None:
         """How a conversation becomes a prompt, if the decoder says so."""
-        from tasks.workloads.gguf_decoder import GgufFile, read_chat_template
-
-        if self.decoder is None:
-            return None
-        with local(self.decoder) as path:
-            file = _gguf(path)
-            return read_chat_template(path) if file is None else GgufFile(file).chat_template()
+        return self._decoder.chat_template()
 
     def choice_questions(self) -> ChoiceRows | None:
         """The questions as rows of tokens; None where there are none.
@@ -175,11 +184,11 @@ class CausalLM:
         """
         if self.questions is None:
             return None
-        shape = self._shape
+        shape = self._decoder.shape
         begin = shape.begin if shape.begin is not None else next(iter(shape.end), None)
         return encode_questions(
             read_questions(self.questions),
-            self._tokenizer,
+            self._decoder.tokenizer,
             begin=begin,
             context=shape.context,
             source=self.questions,
@@ -191,54 +200,29 @@ class CausalLM:
         return divide_documents(self.read(), seed=self.seed)
 
     @cached_property
-    def _pretrained(self) -> PretrainedDecoder:
-        from tasks.workloads.decoder_folder import read_decoder_folder
-        from tasks.workloads.gguf_decoder import GgufFile
-
-        assert self.decoder is not None
-        with local(self.decoder) as path:
-            file = _gguf(path)
-            state = f"{self.decoder} {(file or path / 'config.json').stat().st_mtime_ns if path.exists() else 0}"
-            if state not in _READ:
-                _READ.clear()
-                _READ[state] = read_decoder_folder(path) if file is None else GgufFile(file).decoder()
-            return _READ[state]
-
-    @cached_property
-    def _shape(self) -> DecoderShape:
-        from tasks.workloads.causal_decoder import DecoderShape
-        from tasks.workloads.decoder_folder import frequencies, read_decoder_shape
-        from tasks.workloads.gguf_decoder import GgufFile
-
-        if self.decoder is not None:
-            with local(self.decoder) as path:
-                file = _gguf(path)
-                shape = read_decoder_shape(path) if file is None else GgufFile(file).shape()
-            if self.tokens > shape.context:
-                raise DataReadError(
-                    f"tokens {self.tokens} is more than the {shape.context} of context that {self.decoder} has"
-                )
-            return shape
-        return DecoderShape(
-            vocabulary=self._tokenizer.get_vocab_size(),
-            context=max(1024, self.tokens),
-            rotation=frequencies(_SMALL["head_size"], _BASE),
-            end=(int(self._tokenizer.token_to_id(END) or 0),),
-            **_SMALL,
-        )
-
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        from tasks.workloads.gguf_decoder import GgufFile
+    def _decoder(self) -> BroughtDecoder | SmallDecoder:
+        """Where shape, tokenizer and first weights come from."""
+        from tasks.workloads.brought_decoder import BroughtDecoder
+        from tasks.workloads.small_decoder import SmallDecoder
 
         if self.decoder is None:
-            return tokenizer_of(_trained(tuple(self._divided[0]["train"]), self.vocabulary))
-        with local(self.decoder) as path:
-            file = _gguf(path)
-            folder = path if file is None else file.parent
-            if file is None or (folder / "tokenizer.json").is_file():
-                return read_tokenizer(folder, rows=self._shape.vocabulary, pad=None)
-            return GgufFile(file).tokenizer()
+            return SmallDecoder(lambda: self._divided[0]["train"], self.vocabulary, tokens=self.tokens)
+        return BroughtDecoder(self.decoder, self.vocabulary, lambda: self._divided[0], tokens=self.tokens)
+
+
+def _how_many(layers: str | int, whole: int) -> int:
+    """Layers that are kept of ``whole`` ones.
+
+    Raises:
+        SpecError: it is no share that is known, and no number of them.
+    """
+    if isinstance(layers, int):
+        if not 1 <= layers <= whole:
+            raise SpecError(f"layers {layers} must be from 1 to {whole}, which is what the decoder has")
+        return layers
+    if layers not in _SHARES:
+        raise SpecError(f"layers {layers!r} must be one of {', '.join(get_args(Depth))}, a number, or numbers of them")
+    return min(whole, max(2, round(whole * _SHARES[layers])))
 
 
 def _windows(texts: Iterable[Sequence[int]], *, end: Sequence[int], length: int, most: int | None) -> NDArray[np.int64]:
@@ -262,28 +246,6 @@ def _windows(texts: Iterable[Sequence[int]], *, end: Sequence[int], length: int,
         if most is not None and len(found) >= most:
             break
     return np.array(found[:most], np.int64).reshape(-1, length)
-
-
-_TRAINED: dict[int, str] = {}
-
-
-def _trained(texts: tuple[str, ...], size: int) -> str:
-    """The tokenizer of these texts as JSON: every stage asks for it, and a process trains it once."""
-    key = hash((texts, size))
-    if key not in _TRAINED:
-        _TRAINED.clear()  # one run has one workload
-        _TRAINED[key] = new_causal_tokenizer(texts, size=size).to_str()
-    return _TRAINED[key]
-
-
-def _gguf(path: Path) -> Path | None:
-    """The GGUF file that is named, or the only one of the folder; None for a folder of transformers."""
-    if path.is_file():
-        return path
-    files = sorted(path.glob("*.gguf"))
-    if len(files) > 1 and not (path / "config.json").is_file():
-        raise DataReadError(f"{path} holds {len(files)} GGUF files; name one of them: {files[0].name}")
-    return files[0] if files and not (path / "config.json").is_file() else None
 
 
 def _narrower(shape: DecoderShape, width: float) -> DecoderShape:

@@ -37,6 +37,8 @@ class WorkloadProtocol(Protocol):
       ``known() -> dict`` and ``recall(dict)``, plain JSON, what was learned from all rows (class names, scales) is
       handed to the processes that train, so that they need not look again. None in place of parts: ``splits()``.
     - ``dynamic_dims() -> dict``: dimensions besides the batch that vary, ``{"tokens": {1: "sequence"}}``.
+    - ``settled_scale(scale, teacher, inputs) -> dict``: what a student's scale comes to beside its trained teacher and
+      some rows, such as which of the teacher's layers it has; asked once for each student.
     - ``padding() -> dict``: ``{"tokens": 0}``, what rows are filled up with behind their end, along the one dimension
       of that input which varies. Batches of training are then of rows of about one length, and end behind the
       longest. Neither an answer's value nor its shape may depend on what fills a row up.

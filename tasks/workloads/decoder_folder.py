@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tasks.running.errors import DataReadError
@@ -30,6 +32,7 @@ _ACTIVATIONS: dict[str, DecoderActivation] = {
     "gelu_pytorch_tanh": "gelu_new",
     "relu": "relu",
 }
+_BY_TOKEN = ("words.weight", "head.weight")
 _LLAMA = {
     "norm1": "input_layernorm",
     "attention.query": "self_attn.q_proj",
@@ -58,6 +61,12 @@ class PretrainedDecoder:
 
     shape: DecoderShape
     weights: Mapping[str, Tensor]
+
+    def with_tokens(self, kept: NDArray[np.int64]) -> PretrainedDecoder:
+        """The same decoder of these tokens alone, in their order."""
+        rows = torch.from_numpy(kept)
+        tables = {name: tensor[rows] for name, tensor in self.weights.items() if name in _BY_TOKEN}
+        return PretrainedDecoder(self.shape.with_tokens(kept), {**self.weights, **tables})
 
     def into(self, model: CausalDecoder) -> CausalDecoder:
         """The model with copies of these weights, as far as it has the layers; it may be on the device ``meta``."""

@@ -26,7 +26,7 @@ class StandardLibrary(CausalLM):
         decoder: str | None = None,
         tokens: int = 128,
         rows: int = 20_000,
-        vocabulary: int = 4096,
+        vocabulary: int | None = None,
         questions: str | None = None,
     ) -> None:
         super().__init__(

@@ -275,6 +275,21 @@ def row_filling(workload: Workload) -> dict[str, tuple[int, float]]:
     return {name: (dims[name][0], value) for name, value in values.items()}
 
 
+def settled_scale(
+    workload: Workload, scale: Mapping[str, Any], teacher: nn.Module, inputs: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """What a student's scale comes to beside its teacher, once and for all.
+
+    Args:
+        inputs: of some rows of training, as the teacher takes them.
+
+    Raises:
+        SpecError: the workload has no such scale.
+    """
+    user = workload.user
+    return user.settled_scale(scale, teacher, inputs) if hasattr(user, "settled_scale") else dict(scale)
+
+
 def rows_that_count(workload: Workload, targets: NDArray[Any]) -> NDArray[np.intp]:
     """Numbers of the rows that :meth:`Workload.scores` has scores of."""
     counts = workload.metric(targets).counts

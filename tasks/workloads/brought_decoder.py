@@ -1,0 +1,112 @@
+"""A pretrained decoder that a user brings: a folder of transformers, a GGUF file, or a folder with one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tasks.readers.reading import Reading
+from tasks.readers.sources import local
+from tasks.running.errors import DataReadError
+from tasks.workloads.decoder_folder import PretrainedDecoder, read_decoder_folder, read_decoder_shape
+from tasks.workloads.gguf_decoder import GgufFile, read_chat_template
+from tasks.workloads.text_tokenizer import read_tokenizer, tokenizer_of
+from tasks.workloads.trimmed_tokenizer import TrimmedVocabulary, trim_vocabulary
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from tasks.workloads.causal_decoder import DecoderShape
+
+_READ: dict[str, PretrainedDecoder] = {}
+"""The decoder that this process has read last, by its place and time: to make floats of a GGUF file takes seconds."""
+_TRIMMED: dict[int, TrimmedVocabulary] = {}
+"""What this process has trimmed last: every stage asks for it."""
+
+
+class BroughtDecoder:
+    """Shape, tokenizer, weights and chat template, with as many tokens as are wanted.
+
+    Args:
+        place: local, s3:// or package:NAME.
+        vocabulary: tokens that are kept, at most; None: all.
+        texts: by split, which say what tokens are needed.
+        tokens: of a row; the decoder must have as many places.
+    """
+
+    def __init__(
+        self, place: str, vocabulary: int | None, texts: Callable[[], Mapping[str, Sequence[str]]], *, tokens: int
+    ) -> None:
+        self.place, self.vocabulary, self._texts, self._tokens = place, vocabulary, texts, tokens
+
+    @cached_property
+    def shape(self) -> DecoderShape:
+        return self._whole[0] if self._trimmed is None else self._whole[0].with_tokens(self._trimmed.kept)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        return self._whole[1] if self._trimmed is None else tokenizer_of(self._trimmed.tokenizer)
+
+    @property
+    def reading(self) -> Reading:
+        """What was left out."""
+        return Reading() if self._trimmed is None else self._trimmed.reading
+
+    @cached_property
+    def pretrained(self) -> PretrainedDecoder:
+        with local(self.place) as path:
+            file = _gguf(path)
+            state = f"{self.place} {(file or path / 'config.json').stat().st_mtime_ns if path.exists() else 0}"
+            if state not in _READ:
+                _READ.clear()
+                _READ[state] = read_decoder_folder(path) if file is None else GgufFile(file).decoder()
+            return _READ[state] if self._trimmed is None else _READ[state].with_tokens(self._trimmed.kept)
+
+    def chat_template(self) -> str | None:
+        """How a conversation becomes a prompt, if the decoder says so."""
+        with local(self.place) as path:
+            file = _gguf(path)
+            return read_chat_template(path) if file is None else GgufFile(file).chat_template()
+
+    @cached_property
+    def _whole(self) -> tuple[DecoderShape, Tokenizer]:
+        """Shape and tokenizer as they come."""
+        with local(self.place) as path:
+            file = _gguf(path)
+            shape = read_decoder_shape(path) if file is None else GgufFile(file).shape()
+            if self._tokens > shape.context:
+                raise DataReadError(
+                    f"tokens {self._tokens} is more than the {shape.context} of context that {self.place} has"
+                )
+            folder = path if file is None else file.parent
+            if file is None or (folder / "tokenizer.json").is_file():
+                return shape, read_tokenizer(folder, rows=shape.vocabulary, pad=None)
+            return shape, GgufFile(file).tokenizer()
+
+    @cached_property
+    def _trimmed(self) -> TrimmedVocabulary | None:
+        """What is kept of the vocabulary; None: all of it."""
+        shape, whole = self._whole
+        if self.vocabulary is None or self.vocabulary >= shape.vocabulary:
+            return None
+        texts = self._texts()
+        key = hash((tuple(texts["train"]), tuple(texts["calibration"]), whole.to_str(), self.vocabulary))
+        if key not in _TRIMMED:
+            always = {number for number in (shape.begin, *shape.end) if number is not None}
+            _TRIMMED.clear()  # one run has one workload
+            _TRIMMED[key] = trim_vocabulary(
+                whole, texts["train"], size=self.vocabulary, always=always, other=texts["calibration"]
+            )
+        return _TRIMMED[key]
+
+
+def _gguf(path: Path) -> Path | None:
+    """The GGUF file that is named, or the only one of the folder; None for a folder of transformers."""
+    if path.is_file():
+        return path
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1 and not (path / "config.json").is_file():
+        raise DataReadError(f"{path} holds {len(files)} GGUF files; name one of them: {files[0].name}")
+    return files[0] if files and not (path / "config.json").is_file() else None
