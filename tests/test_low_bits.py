@@ -28,10 +28,9 @@ from model_registry.store import Store
 from tasks.export import ExportSpec, export
 from tasks.export.decoder_onnx import decoder_form, write_decoder
 from tasks.onnx_models.block_rows import pack_rows4, round_rows8, unpack_rows
-from tasks.qat import QatSpec, qat, taught_decoder
+from tasks.qat import QatSpec, qat
 from tasks.qat.low_bits import put_back, take_rounded
 from tasks.qat.low_bits_parity import check_low_bits, small_scores
-from tasks.qat.taught_decoder import TaughtDecoder, teaching_loss
 from tasks.quantize import QuantizeSpec, quantize
 from tasks.quantize.answer_rounding import by_answers, input_products
 from tasks.quantize.decoder_cache import channel_scales, shrink_cache
@@ -40,9 +39,11 @@ from tasks.running.errors import QatParityFailed, QatUnsupported, SpecError
 from tasks.running.launch import kept_processes
 from tasks.running.splits import TARGET, Columns, LanguageRef
 from tasks.running.stage import Job, Parallel, WorkloadRef
+from tasks.torch_models import taught_decoder
 from tasks.torch_models.fit import Fitted, fit
 from tasks.torch_models.model_structure import ModelStructure
 from tasks.torch_models.objective import Hard
+from tasks.torch_models.taught_decoder import TaughtDecoder, teaching_loss
 from tasks.torch_models.torch_variant import build, save
 from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData

@@ -27,13 +27,12 @@ from benchmarks.machine_facts import circumstances
 from model_registry.decoder_form import DecoderForm
 from tasks.export.decoder_onnx import decoder_form, write_decoder
 from tasks.qat.low_bits import put_back, take_rounded
-from tasks.qat.taught_decoder import TaughtDecoder
 from tasks.quantize.answer_rounding import by_answers, input_products
 from tasks.quantize.decoder_forms import decoder_forms, decoder_scores
 from tasks.quantize.decoder_weights import decoder_products, quantize_decoder, table_of
 from tasks.running.stage import WorkloadRef
 from tasks.torch_models.fit import fit
-from tasks.torch_models.objective import Hard
+from tasks.torch_models.taught_decoder import WholeDistributions
 from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData
 from tasks.workloads.causal_decoder import CausalDecoder
@@ -98,10 +97,10 @@ def main() -> None:
     data = TrainingData(workload, columns["train"], {n: v[:8] for n, v in columns["validation"].items()})
     began = time.monotonic()
     fit(
-        TaughtDecoder(student, teacher.requires_grad_(False), alpha=1.0),
+        student,
         data,
         Training(given.epochs, given.batch_size, given.learning_rate, weight_decay=0.0, amp="off"),
-        objective=Hard(lambda outputs, _: outputs.mean()),
+        objective=WholeDistributions(teacher.requires_grad_(False), alpha=1.0),
         device="cpu",
         progress=told_since(began),
     )

@@ -49,8 +49,9 @@ class DistillSpec(Frozen):
     )
     alpha: Literal["auto"] | Annotated[float, Field(ge=0, le=1)] = Field(
         default=0.5,
-        description="share of the teacher's answers in the loss, 0 to 1; 0: the teacher is not asked, 1: the targets "
-        "are not used; auto: 0.5 or 0.9, tried with the temperature",
+        description="share of the teacher's answers in the loss, 0 to 1 (of a language model, how likely each token of "
+        "the vocabulary comes next); 0: the teacher is not asked, 1: the targets are not used; auto: 0.5 or 0.9, tried "
+        "with the temperature",
     )
     auto_epochs: float = Field(
         default=0.2, gt=0, le=1, description="length of each short training that auto needs, as a share of the epochs"

@@ -25,8 +25,9 @@ from tasks.torch_models.fit_checkpoint import StoreCheckpoints
 from tasks.torch_models.fit_rows import Outputs, Rows, answers, predict, torch_device
 from tasks.torch_models.fit_state import history_jsonl
 from tasks.torch_models.model_structure import ModelStructure
-from tasks.torch_models.objective import LiveAnswers, TeacherAnswers, mean_answers
+from tasks.torch_models.objective import LiveAnswers, TeacherAnswers, called_in_training, mean_answers
 from tasks.torch_models.pace import training_pace
+from tasks.torch_models.taught_decoder import WholeDistributions, teaching_decoder
 from tasks.torch_models.teacher_answers import teacher_outputs, teacher_says
 from tasks.torch_models.torch_variant import build, load, parameter_count, read_architecture, save
 from tasks.torch_models.training import Training
@@ -49,7 +50,9 @@ def main(child: Child) -> Result:
     if not spec["epochs"]:  # only to be costed: what it answers says nothing yet
         where = torch_device(child.job.device)
         rows = Rows(workload, data.train, where)
-        values |= training_pace(model.to(where), rows, batch_size=spec["batch_size"])
+        decoder = teaching_decoder(child.store, _asked(child), workload, child.job.device)
+        taught = called_in_training(model, WholeDistributions(decoder, 0.5) if decoder is not None else None)
+        values |= training_pace(taught.to(where), rows, batch_size=spec["batch_size"])
         facts = {"parameters": parameter_count(model), "epochs": 0}
         return _result([_Pupil(_save(child, data, model, label or "student"), None, facts, np.empty(0))], values)
 
@@ -58,14 +61,14 @@ def main(child: Child) -> Result:
     mixes = candidates(spec["temperature"], spec["alpha"], softened=child.data.task in (*BY_SIGMOID, *BY_SOFTMAX))
     course = Course(lessons, mixes, auto_epochs=spec["auto_epochs"], control=spec["control"], progress=child.progress)
     mix, tried = course.choose()
-    taught = course.student(mix)
+    pupil = course.student(mix)
     untaught = course.control() if spec["control"] else None
 
-    pupils = [_publish(child, data, taught.model, taught.fitted, label or "student")]
+    pupils = [_publish(child, data, pupil.model, pupil.fitted, label or "student")]
     if untaught is not None:
         name = f"control-{label}" if label else "control"
         pupils.append(_publish(child, data, untaught.model, untaught.fitted, name))
-    values["epoch_seconds"] = taught.fitted.epoch_seconds
+    values["epoch_seconds"] = pupil.fitted.epoch_seconds
     values["chosen"] = {"temperature": mix.temperature, "alpha": mix.alpha}
     values["tried"] = [trial.as_json() for trial in tried]
     if spec["hints"] is not None:
@@ -115,6 +118,9 @@ def _lessons(child: Child, data: TrainingData) -> Lessons:
         teacher = load(child.store, teachers.pop(0), workload=data.workload).to(torch_device(child.job.device))
         watched = WatchedTeacher(teacher, hints["layers"], hints["weight"])
         live.append(LiveAnswers(teacher))
+    decoder = teaching_decoder(child.store, teachers, data.workload, child.job.device) if hints is None else None
+    if decoder is not None:
+        teachers = []
     stored = [
         teacher_says(
             child.store,
@@ -134,6 +140,7 @@ def _lessons(child: Child, data: TrainingData) -> Lessons:
         answers=mean_answers([*live, *stored]) if live or stored else None,
         task=child.data.task,
         watched=watched,
+        decoder=decoder,
         views=views,
         seed=child.job.seed,
         device=child.job.device,

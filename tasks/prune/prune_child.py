@@ -13,8 +13,9 @@ from tasks.running.child import Child, Result
 from tasks.torch_models.fit_checkpoint import StoreCheckpoints
 from tasks.torch_models.fit_rows import Rows, judge, torch_device
 from tasks.torch_models.fit_state import history_jsonl
-from tasks.torch_models.objective import Hard, Objective, distillation
+from tasks.torch_models.objective import Hard, Objective, called_in_training, distillation
 from tasks.torch_models.pace import training_pace
+from tasks.torch_models.taught_decoder import WholeDistributions, teaching_decoder
 from tasks.torch_models.teacher_answers import teacher_outputs, teacher_says
 from tasks.torch_models.torch_variant import load, read_architecture, save
 from tasks.torch_models.training import Training
@@ -69,7 +70,9 @@ def main(child: Child) -> Result:
 
 def _pace(child: Child, data: TrainingData, model: nn.Module) -> dict[str, Any]:
     where = torch_device(child.job.device)
-    return training_pace(model.to(where), Rows(data.workload, data.train, where), batch_size=child.spec["batch_size"])
+    decoder = teaching_decoder(child.store, [child.inputs["teacher"]], data.workload, child.job.device)
+    taught = called_in_training(model, WholeDistributions(decoder, 0.5) if decoder is not None else None)
+    return training_pace(taught.to(where), Rows(data.workload, data.train, where), batch_size=child.spec["batch_size"])
 
 
 def _known_metric(child: Child, data: TrainingData) -> float | None:
@@ -93,6 +96,9 @@ def _known_metric(child: Child, data: TrainingData) -> float | None:
 def _objective(child: Child, data: TrainingData) -> Objective:
     if child.spec["epochs"] == 0:  # nothing is learned, so nobody need be asked
         return Hard(data.workload.loss)
+    decoder = teaching_decoder(child.store, [child.inputs["teacher"]], data.workload, child.job.device)
+    if decoder is not None:
+        return WholeDistributions(decoder, child.spec["alpha"])
     answers = teacher_says(
         child.store,
         child.inputs["teacher"],

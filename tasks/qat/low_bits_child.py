@@ -14,13 +14,12 @@ from tasks.onnx_models.onnx_cost import onnx_cost
 from tasks.qat.low_bits import put_back, take_rounded
 from tasks.qat.low_bits_parity import check_low_bits, small_scores
 from tasks.qat.raw_workload import raw_inputs
-from tasks.qat.taught_decoder import TaughtDecoder
 from tasks.running.child import Child, Result
 from tasks.torch_models.fit import fit
 from tasks.torch_models.fit_checkpoint import StoreCheckpoints
 from tasks.torch_models.fit_rows import torch_device
 from tasks.torch_models.fit_state import history_jsonl
-from tasks.torch_models.objective import Hard
+from tasks.torch_models.taught_decoder import WholeDistributions
 from tasks.torch_models.torch_variant import load
 from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData
@@ -45,11 +44,11 @@ def main(child: Child) -> Result:
     check_low_bits(student, file, form, tokens[:_ROWS])  # before hours of training
 
     fitted = fit(
-        TaughtDecoder(student, teacher.to(torch_device(child.job.device)), child.spec["alpha"]),
+        student,
         data,
         # A scale of bf16 is not that of the file.
         replace(Training.of(child.spec, shards=child.job.shards, engine=child.job.engine), amp="off"),
-        objective=Hard(lambda outputs, _: outputs.mean()),
+        objective=WholeDistributions(teacher.to(torch_device(child.job.device)), child.spec["alpha"]),
         seed=child.job.seed,
         device=child.job.device,
         checkpoints=StoreCheckpoints(child.store, f"{child.checkpoint_prefix}qat"),

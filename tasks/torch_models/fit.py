@@ -28,7 +28,7 @@ from tasks.torch_models.fit_seeding import derive, reproducible, seed_everything
 from tasks.torch_models.fit_state import FitState, History
 from tasks.torch_models.fit_threads import worthwhile_threads
 from tasks.torch_models.micro_shards import MicroShards, check_shards
-from tasks.torch_models.objective import Hard, Objective, TrainingBatch
+from tasks.torch_models.objective import Hard, Objective, TrainingBatch, called_in_training
 from tasks.torch_models.split_checkpoint import PartedCheckpoints
 from tasks.torch_models.split_tensor import is_split
 from tasks.torch_models.synced_batchnorm import synced_batchnorm
@@ -110,7 +110,8 @@ def fit(
     with by_environment(wanted=wanted, cpu=device == "cpu") as ranks:
         where = torch_device(device)
         with smaller_batch_offered(training.batch_size, where):
-            return _fit(model, data, training, objective, views, seed, (where, ranks), checkpoints, progress)
+            trained = called_in_training(model, objective)
+            return _fit(trained, data, training, objective, views, seed, (where, ranks), checkpoints, progress)
 
 
 def _fit(

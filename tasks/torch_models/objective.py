@@ -34,7 +34,9 @@ class TrainingBatch:
 class Objective(Protocol):
     """A scalar to minimise, from the model's outputs and the batch that they answer.
 
-    One that is an ``nn.Module`` too has parameters of its own, which are trained along with the model's.
+    One that is an ``nn.Module`` too has parameters of its own, which are trained along with the model's. One that has
+    ``around(model)`` says what is called in training in the model's place, a module around it that answers as it does
+    where it is judged: what is learned may need more than the model's outputs.
     """
 
     def __call__(self, outputs: Tensor, batch: TrainingBatch) -> Tensor: ...
@@ -44,6 +46,12 @@ class TeacherAnswers(Protocol):
     """What the teacher says about a batch: outputs [N, ...], without gradient."""
 
     def __call__(self, batch: TrainingBatch) -> Tensor: ...
+
+
+def called_in_training(model: nn.Module, objective: Objective | None) -> nn.Module:
+    """The model, or what the objective puts around it."""
+    around = getattr(objective, "around", None)
+    return model if around is None else around(model)
 
 
 @dataclass(frozen=True)

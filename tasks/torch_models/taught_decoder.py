@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,10 +11,66 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 
+from model_registry.store import Store
+from model_registry.variant import Variant
+from tasks.torch_models.fit_rows import torch_device
+from tasks.torch_models.objective import TrainingBatch
+from tasks.torch_models.torch_variant import load
 from tasks.workloads.causal_decoder import CausalDecoder
+from tasks.workloads.workload import Workload, continues_text
 
 _LOGITS = 1 << 22
 """Logits that are computed at a time: memory that the allocator hands out again, not all of a batch's."""
+
+
+@dataclass(frozen=True)
+class WholeDistributions:
+    """What a decoder learns of a teacher: how likely each token of the vocabulary comes next, at every place.
+
+    An objective of :func:`tasks.torch_models.fit.fit`.
+
+    Args:
+        teacher: on the device of the training, with the student's vocabulary.
+        alpha: its share, see :func:`teaching_loss`.
+    """
+
+    teacher: CausalDecoder
+    alpha: float
+
+    def around(self, model: nn.Module) -> nn.Module:
+        """What is trained in the student's place; :class:`tasks.torch_models.objective.Objective` says what for."""
+        assert isinstance(model, CausalDecoder), "only decoders are taught whole distributions"
+        return TaughtDecoder(model, self.teacher, self.alpha)
+
+    def __call__(self, outputs: Tensor, batch: TrainingBatch) -> Tensor:
+        return outputs.mean()
+
+
+def teaching_decoder(
+    store: Store, teachers: Sequence[Variant], workload: Workload, device: str
+) -> CausalDecoder | None:
+    """The teacher that a decoder learns whole distributions of, on the device; None where that cannot be.
+
+    Args:
+        teachers: of several, what they say of the tokens that came is learned instead, on average.
+
+    Raises:
+        SpecError, WorkloadChanged: it cannot be loaded; see :func:`tasks.torch_models.torch_variant.load`.
+    """
+    if len(teachers) != 1 or teachers[0].format != "torch" or not continues_text(workload):
+        return None
+    model = load(store, teachers[0], workload=workload)
+    return model.to(torch_device(device)).requires_grad_(False) if isinstance(model, CausalDecoder) else None
+
+
+class _Held:
+    """A teacher beside a student: no part of it, in its copies neither."""
+
+    def __init__(self, model: CausalDecoder) -> None:
+        self.model = model
+
+    def __deepcopy__(self, memo: object) -> _Held:
+        return self
 
 
 class TaughtDecoder(nn.Module):
@@ -27,7 +85,7 @@ class TaughtDecoder(nn.Module):
     def __init__(self, decoder: CausalDecoder, teacher: CausalDecoder, alpha: float) -> None:
         super().__init__()
         self.decoder, self.alpha = decoder, alpha
-        self._teacher = (teacher,)  # a tuple, or it would be a part of this module
+        self._teacher = _Held(teacher)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Log-probabilities [N, length - 1] of the tokens; in training [N], each the mean loss of the batch."""
@@ -35,7 +93,7 @@ class TaughtDecoder(nn.Module):
             if not self.training:
                 found: Tensor = self.decoder(tokens)
                 return found
-            (teacher,) = self._teacher
+            teacher = self._teacher.model
             with torch.no_grad():
                 wanted = teacher.states(tokens)[:, :-1].flatten(0, 1)
             states = self.decoder.states(tokens)[:, :-1].flatten(0, 1)
