@@ -55,7 +55,10 @@ class Signatures(Text):
                     rows[split] += [(signature, own, "own"), (signature, other, "other")]
         names = ("signature", "description", TARGET)
         return {
-            split: {name: np.array([row[at] for row in found], object) for at, name in enumerate(names)}
+            split: {
+                name: np.array([row[at] for row in found], np.str_ if name == TARGET else object)
+                for at, name in enumerate(names)
+            }
             for split, found in rows.items()
         }
 

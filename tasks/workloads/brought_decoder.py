@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from tasks.workloads.causal_decoder import DecoderShape
 
-_READ: dict[str, PretrainedDecoder] = {}
-"""The decoder that this process has read last, by its place and time: to make floats of a GGUF file takes seconds."""
+_READ: dict[tuple[str, int, bytes], PretrainedDecoder] = {}
+"""The decoder that this process has read last, by its place, its time and the tokens that are kept: to make floats of a
+GGUF file takes seconds."""
 _TRIMMED: dict[int, TrimmedVocabulary] = {}
 """What this process has trimmed last: every stage asks for it."""
 
@@ -58,11 +59,14 @@ class BroughtDecoder:
     def pretrained(self) -> PretrainedDecoder:
         with local(self.place) as path:
             file = _gguf(path)
-            state = f"{self.place} {(file or path / 'config.json').stat().st_mtime_ns if path.exists() else 0}"
+            kept = None if self._trimmed is None else self._trimmed.kept
+            told = (file or path / "config.json").stat().st_mtime_ns if path.exists() else 0
+            state = (self.place, told, b"" if kept is None else kept.tobytes())
             if state not in _READ:
                 _READ.clear()
-                _READ[state] = read_decoder_folder(path) if file is None else GgufFile(file).decoder()
-            return _READ[state] if self._trimmed is None else _READ[state].with_tokens(self._trimmed.kept)
+                whole = read_decoder_folder(path) if file is None else GgufFile(file).decoder()
+                _READ[state] = whole if kept is None else whole.with_tokens(kept)
+            return _READ[state]
 
     def chat_template(self) -> str | None:
         """How a conversation becomes a prompt, if the decoder says so."""
