@@ -174,12 +174,13 @@ class ResidualDigits(Digits):
 def test_a_shallower_student_begins_with_the_teachers_layers_and_is_narrowed_too(winnow: Winnow) -> None:
     (winnow.folder / "residual_digits.py").write_text(RESIDUAL)
     workload = {"path": "residual_digits:ResidualDigits", "arguments": {"rows": 900}}
-    search = {"minutes": 5, "trials": 1, "shrink": [0.15], "students": [{"depth": 0.34}], "rungs": 1}
+    search = {"minutes": 5, "trials": 1, "shrink": [0.15], "students": [{"depth": 0.34}] * 2, "rungs": 1}
     changes = {"distill": {**SPEC["distill"], "alpha": 0.5}, "budget": {"max_accuracy_drop": 0.2}}
     path = spec(winnow.folder, "shallow", workload=workload, search=search, **changes)
     report = winnow.report(path)
     rows = {row["name"]: row for row in report["search"]["candidates"]}
-    assert {"teacher", "pruned15", "student1", "student1-pruned15"} <= set(rows)
+    assert {"teacher", "pruned15", "student1", "student1-pruned15"} <= set(rows) and "student2" not in rows
+    assert "student depth 0.34: the same network as student1" in report["search"]["untried"]
     narrowed = rows["student1-pruned15"]
     assert narrowed["what"] == "student depth 0.34 pruned to 15% of the teacher's size"
     assert narrowed["settings"]["scale"] == {"depth": 0.34} and narrowed["settings"]["ratios"]

@@ -139,13 +139,19 @@ class CandidateMaker:
                 other.planned *= statistics.geometric_mean(ratios)
 
     def _students(self, scales: Sequence[Mapping[str, Any]]) -> list[Candidate]:
-        """Networks of these scales, beginning with those of the teacher's weights that fit them."""
-        students = []
+        """Networks of these scales, beginning with those of the teacher's weights that fit them; equal ones once."""
+        students = list[Candidate]()
         for number, scale in enumerate(scales, 1):
             what = "student " + ", ".join(f"{k} {v}" for k, v in scale.items())
             candidate = Candidate(f"student{number}", "student", what, {"scale": dict(scale)}, self.setup.trainings)
             self.tally.candidates.append(candidate)
             self.tally.attempt(candidate, lambda c=candidate: self._begin_student(c))  # type: ignore[misc]
+            settled = candidate.settings["scale"]
+            same = next((s for s in students if not s.failure and s.settings["scale"] == settled), None)
+            if same is not None and not candidate.failure:
+                self.tally.candidates.remove(candidate)
+                self.tally.untried.append(f"{what}: the same network as {same.name}")
+                continue
             students.append(candidate)
         self._clock(students)
         return students
@@ -156,6 +162,7 @@ class CandidateMaker:
         outcome = distill(self.setup.job, spec, data=self.setup.data, teacher=teacher, label=candidate.name)
         candidate.model = candidate.untrained = self.tally.add_step(outcome, (teacher,), candidate).variants[0]
         candidate.inherited = float(outcome.values.get("inherited") or 0.0)
+        candidate.settings["scale"] = outcome.values["scale"]
         candidate.pace(outcome.values, larger=not self.setup.says("batch_size"))
         self.forms.sketch(candidate)
 
