@@ -152,7 +152,12 @@ def test_a_pretrained_decoder_and_its_tokenizer(tmp_path: Path) -> None:
     folder = decoder_folder(tmp_path / "hf", "qwen2")
     new_causal_tokenizer([TEXT * 3], size=300).save(str(folder / "tokenizer.json"))
     (folder / "chat_template.jinja").write_text("{{ messages }}")
+    cutting = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    cutting.enable_truncation(20)  # as whoever trained it may have left it
+    cutting.enable_padding(length=30)
+    cutting.save(str(folder / "tokenizer.json"))
     made = workload(tmp_path, decoder=str(folder))
+    assert len(made.splits()["train"]["tokens"]) > 3 * 22  # whole texts
     model, student = made.model("teacher"), made.model("student", layers="two_thirds")
     assert isinstance(model, CausalDecoder) and isinstance(student, CausalDecoder)
     assert list(student.layers) == ["0", "2"]  # the first and the last
@@ -224,6 +229,15 @@ def test_a_pretrained_decoder_of_fewer_tokens_answers_as_before_among_those(tmp_
     with torch.no_grad():
         asked = before.logits(before.states(kept[tokens]))[..., kept]
         assert torch.allclose(model.logits(model.states(tokens)), asked, atol=1e-6)
+    known = made.known()
+    assert known is not None and json.loads(json.dumps(known)) == known and whole.known() is None
+    for file in (tmp_path / "texts").iterdir():
+        file.write_text("wizards jump " * 40 + file.name)
+    later = CausalLM(str(tmp_path / "texts"), tokens=16, decoder=str(folder), vocabulary=288)
+    later.recall(known)  # as a later stage does: no number may stand for another token by then
+    assert later.causal_tokenizer() == made.causal_tokenizer()
+    again = later.model("teacher")
+    assert isinstance(again, CausalDecoder) and torch.equal(again.words.weight, model.words.weight)
     student = made.model("student", layers="half")
     assert isinstance(student, CausalDecoder) and torch.equal(student.words.weight, model.words.weight)
     with pytest.raises(DataReadError, match="vocabulary 262 is too small"):

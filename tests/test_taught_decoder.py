@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,18 @@ import torch
 from digits_world import store_splits
 from test_causal_lm import texts
 from test_low_bits import continued, processes, split, teacher
+from torch import nn
 from torch.nn import functional
 
 from model_registry.store import Store
+from model_registry.variant import Variant
 from tasks.distill import DistillSpec, distill
 from tasks.prune import PruneSpec, prune
 from tasks.running.splits import LanguageRef
 from tasks.running.stage import Job, WorkloadRef
 from tasks.torch_models.fit import fit
 from tasks.torch_models.model_structure import ModelStructure
-from tasks.torch_models.taught_decoder import TaughtDecoder, WholeDistributions, teaching_decoder
+from tasks.torch_models.taught_decoder import TaughtDecoder, WholeDistributions, whole_distributions
 from tasks.torch_models.torch_variant import build, load, save
 from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData
@@ -28,6 +31,13 @@ from tasks.workloads.causal_lm import CausalLM
 from tasks.workloads.workload import Workload, load_workload
 
 __all__ = ["processes", "teacher"]  # fixtures
+
+
+class OwnLoss(CausalLM):
+    """Only the second half of a text counts."""
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return -outputs[:, outputs.shape[1] // 2 :].mean()
 
 
 def divergence(student: CausalDecoder, teacher: CausalDecoder, tokens: torch.Tensor) -> float:
@@ -108,4 +118,23 @@ def test_distilling_and_pruning_a_decoder_learn_whole_distributions(store: Store
     for name, weight in again.state_dict().items():
         assert torch.equal(smaller.state_dict()[name], weight), name
 
-    assert teaching_decoder(store, [whole, whole], workload, "cpu") is None
+    def goal_of(*teachers: Variant, student: nn.Module = again, of: Workload = workload, alpha: float = 0.5) -> object:
+        return whole_distributions(store, teachers, student, workload=of, device="cpu", alpha=alpha)
+
+    assert isinstance(goal_of(whole), WholeDistributions)
+    apart = CausalDecoder(replace(taught.shape, vocabulary=99))
+    own = Workload(OwnLoss("nothing is read"), ref)
+    others = (goal_of(whole, whole), goal_of(whole, alpha=0), goal_of(whole, student=apart), goal_of(whole, of=own))
+    assert [*others, goal_of(whole, student=nn.Linear(2, 2))] == [None] * 5
+
+
+def test_whole_distributions_keep_their_digits_in_low_precision(teacher: CausalDecoder) -> None:
+    student = TaughtDecoder(copy.deepcopy(teacher).requires_grad_(True), teacher, alpha=0.5).train()
+    tokens = torch.from_numpy(continued(teacher, 4, seed=7))
+    exact = student(tokens).mean()
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = student(tokens).mean()
+    assert rough.dtype == torch.float32
+    assert rough.item() == pytest.approx(exact.item(), rel=0.02)
+    torch.autograd.backward(rough)
+    assert all(weight.grad is not None for weight in student.decoder.parameters())

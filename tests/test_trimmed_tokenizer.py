@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer
 
 from tasks.running.errors import DataReadError
+from tasks.workloads import trimmed_tokenizer
 from tasks.workloads.text_tokenizer import new_causal_tokenizer, new_tokenizer
-from tasks.workloads.trimmed_tokenizer import trim_vocabulary
+from tasks.workloads.trimmed_tokenizer import needed_tokens, only_tokens
 
 WORDS = [
     "the",
@@ -40,8 +42,8 @@ def ids(tokenizer: Tokenizer, text: str) -> list[int]:
 
 def test_texts_of_tokens_that_are_kept_are_cut_as_before_and_all_others_can_be_said() -> None:
     whole = new_causal_tokenizer(MANY, size=420)
-    trimmed = trim_vocabulary(whole, FEW, size=300, other=FEW)
-    new = Tokenizer.from_str(trimmed.tokenizer)
+    trimmed = needed_tokens(whole, FEW, size=300, other=FEW)
+    new = only_tokens(whole, trimmed.kept)
     assert new.get_vocab_size() == len(trimmed.kept) == 300 < whole.get_vocab_size()
     assert all(new.id_to_token(n) == whole.id_to_token(int(kept)) for n, kept in enumerate(trimmed.kept))
     assert any(len(token) > 4 for token in new.get_vocab())  # words, not bytes alone
@@ -60,30 +62,62 @@ def test_what_is_put_around_texts_and_named_tokens_get_new_numbers() -> None:
     say = whole.token_to_id("<|say|>")
     around = processors.TemplateProcessing(single="<|say|> $A", special_tokens=[("<|say|>", say)])
     whole.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=True), around])
-    whole.enable_padding(pad_id=say, pad_token="<|say|>")
     rare = whole.get_vocab_size() - 2
-    trimmed = trim_vocabulary(whole, FEW, size=320, always=[rare], other=FEW)
-    new = Tokenizer.from_str(trimmed.tokenizer)
+    trimmed = needed_tokens(whole, FEW, size=320, always=[rare], other=FEW)
+    new = only_tokens(whole, trimmed.kept)
     number = new.token_to_id("<|say|>")
     assert trimmed.kept[number] == say and rare in trimmed.kept
     assert new.encode("the quick").ids[0] == number and ids(new, "a<|say|>b").count(number) == 1
-    assert (new.padding or {})["pad_id"] == number
+
+
+def test_tokens_that_other_processors_put_around_texts_stay() -> None:
+    whole = new_causal_tokenizer(MANY, size=400)
+    sep, cls = whole.get_vocab_size() - 1, whole.get_vocab_size() - 2
+    told = json.loads(whole.to_str())
+    for kind, more in (
+        ("BertProcessing", {}),
+        ("RobertaProcessing", {"trim_offsets": True, "add_prefix_space": False}),
+    ):
+        pair = {"sep": [whole.id_to_token(sep), sep], "cls": [whole.id_to_token(cls), cls]}
+        told["post_processor"] = {"type": kind, **pair, **more}
+        around = Tokenizer.from_str(json.dumps(told))
+        trimmed = needed_tokens(around, FEW, size=320, other=FEW)
+        new = only_tokens(around, trimmed.kept)
+        assert {sep, cls} <= {*trimmed.kept.tolist()}
+        assert [int(trimmed.kept[n]) for n in new.encode("the quick").ids] == around.encode("the quick").ids
 
 
 def test_bytes_stand_for_characters_that_have_no_token() -> None:
+    """As in Llama 2: one character of a script may cost three tokens, and none is lost."""
     byte = {f"<0x{number:02X}>": number + 1 for number in range(256)}
-    vocabulary = {"<unk>": 0, **byte, **{letter: 257 + n for n, letter in enumerate("abcde\u65e5\u672c")}}
-    vocabulary |= {"ab": 264, "abc": 265, "de": 266}
-    whole = Tokenizer(
-        models.BPE(
-            vocab=vocabulary, merges=[("a", "b"), ("ab", "c"), ("d", "e")], unk_token="<unk>", byte_fallback=True
-        )
+    letters = "abcdefghij\u65e5\u672c"
+    vocabulary = {"<unk>": 0, **byte, "\u2581": 257, **{letter: 258 + n for n, letter in enumerate(letters)}}
+    merges = [("a", "b"), ("ab", "c"), ("d", "e"), ("\u2581", "abc"), ("f", "g")]
+    for left, right in merges:
+        vocabulary[left + right] = len(vocabulary)
+    whole = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>", byte_fallback=True))
+    whole.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    whole.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
-    whole.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    trimmed = trim_vocabulary(whole, ["abcabc"], size=263, always=[0], other=["abc"])
-    new = Tokenizer.from_str(trimmed.tokenizer)
-    assert {"ab", "abc", "<0x00>"} <= new.get_vocab().keys() and "\u65e5" not in new.get_vocab()
-    assert len(ids(new, "abc")) == 1 and new.decode(ids(new, "abc\u65e5")) == "abc\u65e5"
+    # Five of the twelve letters are needed; "c" is never said alone, but without it nothing is merged to "abc".
+    trimmed = needed_tokens(whole, ["abc abc de"] * 9, size=269, other=["abc de"])
+    new = only_tokens(whole, trimmed.kept)
+    assert {"<unk>", "<0x00>", "\u2581", "c", "ab", "abc", "\u2581abc", "de"} <= new.get_vocab().keys()
+    assert not {"j", "\u65e5", "fg"} & new.get_vocab().keys()
+    assert [int(trimmed.kept[n]) for n in ids(new, "abc abc de")] == ids(whole, "abc abc de")
+    for text in ("abc \u65e5 fg x", "j j"):
+        assert new.decode(ids(new, text)) == text
+
+
+def test_texts_of_any_length_are_counted_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = new_causal_tokenizer(MANY, size=420)
+    once = needed_tokens(whole, FEW, size=300, other=FEW)
+    monkeypatch.setattr(trimmed_tokenizer, "_PIECES", 3)
+    assert np.array_equal(needed_tokens(whole, FEW, size=300, other=FEW).kept, once.kept)
+    monkeypatch.setattr(trimmed_tokenizer, "_PIECE", 50)
+    found = needed_tokens(whole, [" ".join(FEW)], size=300, other=FEW)
+    assert len({*found.kept.tolist()} & {*once.kept.tolist()}) > 290
 
 
 @pytest.mark.parametrize(
@@ -100,19 +134,22 @@ def test_bytes_stand_for_characters_that_have_no_token() -> None:
 )
 def test_a_vocabulary_that_is_trimmed_too_far_is_refused(size: int, other: list[str], says: str) -> None:
     with pytest.raises(DataReadError, match=says):
-        trim_vocabulary(new_causal_tokenizer(MANY, size=420), FEW, size=size, other=other)
+        needed_tokens(new_causal_tokenizer(MANY, size=420), FEW, size=size, other=other)
 
 
-def test_tokenizers_that_cannot_be_trimmed_are_refused() -> None:
+def test_tokenizers_that_cannot_be_trimmed_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataReadError, match="of the kind 'Unigram'; only byte pairs"):
-        trim_vocabulary(Tokenizer(models.Unigram([("a", -1.0), ("b", -2.0)])), FEW, size=300, other=FEW)
+        needed_tokens(Tokenizer(models.Unigram([("a", -1.0), ("b", -2.0)])), FEW, size=300, other=FEW)
     marked = Tokenizer(models.BPE())
     marked.pre_tokenizer = pre_tokenizers.Whitespace()
     marked.train_from_iterator(FEW, BpeTrainer(vocab_size=60, end_of_word_suffix="</w>", show_progress=False))
     with pytest.raises(DataReadError, match="without marks inside words"):
-        trim_vocabulary(marked, FEW, size=300, other=FEW)
+        needed_tokens(marked, FEW, size=300, other=FEW)
     around = new_tokenizer(MANY, size=400)
     told = json.loads(around.to_str())
-    told["post_processor"] = {"type": "BertProcessing", "sep": ["[SEP]", 2], "cls": ["[CLS]", 1]}
-    with pytest.raises(DataReadError, match=r"puts around texts \(BertProcessing\)"):
-        trim_vocabulary(Tokenizer.from_str(json.dumps(told)), FEW, size=320, other=FEW)
+    told["post_processor"] = None
+    monkeypatch.setattr(
+        trimmed_tokenizer, "json", SimpleNamespace(loads=lambda _: told | {"post_processor": {"type": "Later"}})
+    )
+    with pytest.raises(DataReadError, match=r"puts around texts \(Later\)"):
+        needed_tokens(around, FEW, size=320, other=FEW)

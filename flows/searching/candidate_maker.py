@@ -145,24 +145,25 @@ class CandidateMaker:
             what = "student " + ", ".join(f"{k} {v}" for k, v in scale.items())
             candidate = Candidate(f"student{number}", "student", what, {"scale": dict(scale)}, self.setup.trainings)
             self.tally.candidates.append(candidate)
-            self.tally.attempt(candidate, lambda c=candidate: self._begin_student(c))  # type: ignore[misc]
-            settled = candidate.settings["scale"]
-            same = next((s for s in students if not s.failure and s.settings["scale"] == settled), None)
-            if same is not None and not candidate.failure:
-                self.tally.candidates.remove(candidate)
-                self.tally.untried.append(f"{what}: the same network as {same.name}")
-                continue
-            students.append(candidate)
+            self.tally.attempt(candidate, lambda c=candidate: self._begin_student(c, students))  # type: ignore[misc]
+            if candidate.model is not None or candidate.failure:
+                students.append(candidate)
         self._clock(students)
         return students
 
-    def _begin_student(self, candidate: Candidate) -> None:
+    def _begin_student(self, candidate: Candidate, others: Sequence[Candidate]) -> None:
         changes = {"scale": candidate.settings["scale"], "epochs": 0, "control": False, "inherit": True}
         spec, teacher = self.setup.distilling.model_copy(update=changes), self.setup.teacher
         outcome = distill(self.setup.job, spec, data=self.setup.data, teacher=teacher, label=candidate.name)
+        candidate.settings["scale"] = outcome.values["scale"]
+        same = next((o for o in others if o.model and o.settings["scale"] == candidate.settings["scale"]), None)
+        if same is not None:
+            self.tally.count(outcome, candidate)
+            self.tally.candidates.remove(candidate)
+            self.tally.untried.append(f"{candidate.what}: the same network as {same.name}")
+            return
         candidate.model = candidate.untrained = self.tally.add_step(outcome, (teacher,), candidate).variants[0]
         candidate.inherited = float(outcome.values.get("inherited") or 0.0)
-        candidate.settings["scale"] = outcome.values["scale"]
         candidate.pace(outcome.values, larger=not self.setup.says("batch_size"))
         self.forms.sketch(candidate)
 

@@ -90,6 +90,8 @@ class RungTrainer:
         assert parent is not None
         spec, (teacher, *others) = self.plan.rung(candidate, mix), self.plan.teachers
         questions = questions_of(spec)
+        if setup.data.language is not None and not others and spec.hints is None:
+            questions = None  # a decoder's teacher is asked about whole distributions, which nobody could keep
         # Beforehand, so that what the teachers take is not taken for the training's time. A teacher that was brought as
         # an ONNX file teaches nobody but its own int8 file, which asks by itself.
         with self._lock:

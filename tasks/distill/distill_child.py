@@ -25,9 +25,9 @@ from tasks.torch_models.fit_checkpoint import StoreCheckpoints
 from tasks.torch_models.fit_rows import Outputs, Rows, answers, predict, torch_device
 from tasks.torch_models.fit_state import history_jsonl
 from tasks.torch_models.model_structure import ModelStructure
-from tasks.torch_models.objective import LiveAnswers, TeacherAnswers, called_in_training, mean_answers
+from tasks.torch_models.objective import LiveAnswers, TeacherAnswers, mean_answers
 from tasks.torch_models.pace import training_pace
-from tasks.torch_models.taught_decoder import WholeDistributions, teaching_decoder
+from tasks.torch_models.taught_decoder import WholeDistributions, whole_distributions
 from tasks.torch_models.teacher_answers import teacher_outputs, teacher_says
 from tasks.torch_models.torch_variant import build, load, parameter_count, read_architecture, save
 from tasks.torch_models.training import Training
@@ -50,14 +50,13 @@ def main(child: Child) -> Result:
     if not spec["epochs"]:  # only to be costed: what it answers says nothing yet
         where = torch_device(child.job.device)
         rows = Rows(workload, data.train, where)
-        decoder = teaching_decoder(child.store, _asked(child), workload, child.job.device)
-        taught = called_in_training(model, WholeDistributions(decoder, 0.5) if decoder is not None else None)
-        values |= training_pace(taught.to(where), rows, batch_size=spec["batch_size"])
+        whole = _whole(child, workload, model)
+        values |= training_pace(model.to(where), rows, batch_size=spec["batch_size"], objective=whole)
         facts = {"parameters": parameter_count(model), "epochs": 0}
         return _result([_Pupil(_save(child, data, model, label or "student"), None, facts, np.empty(0))], values)
 
     values |= _metrics(child, data, model)
-    lessons = _lessons(child, data)
+    lessons = _lessons(child, data, _whole(child, workload, model))
     mixes = candidates(spec["temperature"], spec["alpha"], softened=child.data.task in (*BY_SIGMOID, *BY_SOFTMAX))
     course = Course(lessons, mixes, auto_epochs=spec["auto_epochs"], control=spec["control"], progress=child.progress)
     mix, tried = course.choose()
@@ -84,7 +83,8 @@ def _settled_scale(child: Child, data: TrainingData) -> dict[str, Any]:
     if not settles or teacher.format != "torch" or "parent" in child.inputs:
         return scale
     model = load(child.store, teacher, workload=data.workload)
-    some = torch.arange(min(_SETTLING_ROWS, len(data.train[TARGET])))
+    last = len(data.train[TARGET]) - 1
+    some = torch.tensor(sorted({n * last // _SETTLING_ROWS for n in range(_SETTLING_ROWS)}))  # of many texts
     rows = Rows(data.workload, data.train, torch_device("cpu"))(some, None)
     return settled_scale(data.workload, scale, model, rows.inputs)
 
@@ -109,18 +109,25 @@ def _asked(child: Child) -> list[Variant]:
     return _teachers(child) if child.spec["alpha"] != 0 or child.spec["hints"] is not None else []
 
 
-def _lessons(child: Child, data: TrainingData) -> Lessons:
+def _whole(child: Child, workload: Workload, student: nn.Module) -> WholeDistributions | None:
+    """What a decoder learns of its teacher; None where there are hints, which come beside answers."""
+    if child.spec["hints"] is not None:
+        return None
+    alpha = 0.5 if child.spec["alpha"] == "auto" else child.spec["alpha"]
+    return whole_distributions(
+        child.store, _asked(child), student, workload=workload, device=child.job.device, alpha=alpha
+    )
+
+
+def _lessons(child: Child, data: TrainingData, whole: WholeDistributions | None) -> Lessons:
     """What the trainings share, with the teachers' answers from the store."""
     hints, views = child.spec["hints"], wanted_views(data.workload, child.spec["views"], child.job.seed)
-    teachers, live = _asked(child), list[TeacherAnswers]()
+    teachers, live = [] if whole is not None else _asked(child), list[TeacherAnswers]()
     watched = None
     if hints is not None:  # the first teacher in memory: its features are part of the lesson
         teacher = load(child.store, teachers.pop(0), workload=data.workload).to(torch_device(child.job.device))
         watched = WatchedTeacher(teacher, hints["layers"], hints["weight"])
         live.append(LiveAnswers(teacher))
-    decoder = teaching_decoder(child.store, teachers, data.workload, child.job.device) if hints is None else None
-    if decoder is not None:
-        teachers = []
     stored = [
         teacher_says(
             child.store,
@@ -140,7 +147,7 @@ def _lessons(child: Child, data: TrainingData) -> Lessons:
         answers=mean_answers([*live, *stored]) if live or stored else None,
         task=child.data.task,
         watched=watched,
-        decoder=decoder,
+        whole=whole,
         views=views,
         seed=child.job.seed,
         device=child.job.device,

@@ -23,7 +23,6 @@ from tasks.torch_models.taught_decoder import WholeDistributions
 from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData
 from tasks.torch_models.views import Views
-from tasks.workloads.causal_decoder import CausalDecoder
 
 _HINT_ROWS = 2
 
@@ -51,8 +50,7 @@ class Lessons:
         answers: what the teachers say; with a watched teacher it is asked live, and first among them. None: labels
             alone teach.
         watched: None: no hints.
-        decoder: the teacher of a decoder, asked live about every token of the vocabulary in place of ``answers``; None
-            for all other models.
+        whole: what a decoder learns in place of ``answers``, with whatever alpha; None for all other models.
         views: see :func:`tasks.torch_models.fit.fit`.
         checkpoints: of the training of this name.
     """
@@ -63,7 +61,7 @@ class Lessons:
     answers: TeacherAnswers | None
     task: TaskKind
     watched: WatchedTeacher | None
-    decoder: CausalDecoder | None
+    whole: WholeDistributions | None
     views: Views | None
     seed: int
     device: str
@@ -72,8 +70,8 @@ class Lessons:
     @contextmanager
     def taught(self, model: nn.Module, mix: Mix) -> Iterator[Objective]:
         """What the teachers want of this model: their answers, mixed with the targets, and their hidden features."""
-        if self.decoder is not None:
-            yield WholeDistributions(self.decoder, mix.alpha)
+        if self.whole is not None:
+            yield replace(self.whole, alpha=mix.alpha)
             return
         if self.answers is None:
             yield Hard(self.data.workload.loss)

@@ -13,9 +13,9 @@ from tasks.running.child import Child, Result
 from tasks.torch_models.fit_checkpoint import StoreCheckpoints
 from tasks.torch_models.fit_rows import Rows, judge, torch_device
 from tasks.torch_models.fit_state import history_jsonl
-from tasks.torch_models.objective import Hard, Objective, called_in_training, distillation
+from tasks.torch_models.objective import Hard, Objective, distillation
 from tasks.torch_models.pace import training_pace
-from tasks.torch_models.taught_decoder import WholeDistributions, teaching_decoder
+from tasks.torch_models.taught_decoder import WholeDistributions, whole_distributions
 from tasks.torch_models.teacher_answers import teacher_outputs, teacher_says
 from tasks.torch_models.torch_variant import load, read_architecture, save
 from tasks.torch_models.training import Training
@@ -35,7 +35,7 @@ def main(child: Child) -> Result:
         data,
         Cut.of(spec, workload.prune_hints()),
         Training.of(spec, shards=child.job.shards, engine=child.job.engine),
-        objective=_objective(child, data),
+        objective=_objective(child, data, model),
         parent_metric=_known_metric(child, data),
         seed=child.job.seed,
         device=child.job.device,
@@ -70,9 +70,9 @@ def main(child: Child) -> Result:
 
 def _pace(child: Child, data: TrainingData, model: nn.Module) -> dict[str, Any]:
     where = torch_device(child.job.device)
-    decoder = teaching_decoder(child.store, [child.inputs["teacher"]], data.workload, child.job.device)
-    taught = called_in_training(model, WholeDistributions(decoder, 0.5) if decoder is not None else None)
-    return training_pace(taught.to(where), Rows(data.workload, data.train, where), batch_size=child.spec["batch_size"])
+    rows = Rows(data.workload, data.train, where)
+    whole = _whole(child, data, model)
+    return training_pace(model.to(where), rows, batch_size=child.spec["batch_size"], objective=whole)
 
 
 def _known_metric(child: Child, data: TrainingData) -> float | None:
@@ -93,12 +93,23 @@ def _known_metric(child: Child, data: TrainingData) -> float | None:
     return judge(data.workload, outputs, targets.numpy())[1]
 
 
-def _objective(child: Child, data: TrainingData) -> Objective:
-    if child.spec["epochs"] == 0:  # nothing is learned, so nobody need be asked
+def _whole(child: Child, data: TrainingData, model: nn.Module) -> WholeDistributions | None:
+    return whole_distributions(
+        child.store,
+        [child.inputs["teacher"]],
+        model,
+        workload=data.workload,
+        device=child.job.device,
+        alpha=child.spec["alpha"],
+    )
+
+
+def _objective(child: Child, data: TrainingData, model: nn.Module) -> Objective:
+    if child.spec["epochs"] == 0 or child.spec["alpha"] == 0:  # nobody need be asked
         return Hard(data.workload.loss)
-    decoder = teaching_decoder(child.store, [child.inputs["teacher"]], data.workload, child.job.device)
-    if decoder is not None:
-        return WholeDistributions(decoder, child.spec["alpha"])
+    whole = _whole(child, data, model)
+    if whole is not None:
+        return whole
     answers = teacher_says(
         child.store,
         child.inputs["teacher"],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -37,6 +38,31 @@ def read_documents(source: str, *, column: str = "text", files: Sequence[str] = 
     if not kept:
         raise DataReadError(f"{source} holds no text (files {', '.join(files)}, or a table with texts)")
     return kept
+
+
+class DividedDocuments:
+    """Texts by split, read and divided when they are asked for.
+
+    Args:
+        read: see :func:`divide_documents`.
+        seed: of the division.
+    """
+
+    def __init__(self, read: Callable[[], Mapping[str, Sequence[str]]], *, seed: int) -> None:
+        self._read, self._seed = read, seed
+
+    @property
+    def texts(self) -> dict[str, list[str]]:
+        return self._divided[0]
+
+    @property
+    def reading(self) -> Reading:
+        """How they were understood."""
+        return self._divided[1]
+
+    @cached_property
+    def _divided(self) -> tuple[dict[str, list[str]], Reading]:
+        return divide_documents(self._read(), seed=self._seed)
 
 
 def _names(source: str) -> list[str]:

@@ -12,6 +12,7 @@ from torch import nn
 from tasks.torch_models.fit_layout import channels_last
 from tasks.torch_models.fit_rows import Rows, call_model
 from tasks.torch_models.fit_threads import worthwhile_threads
+from tasks.torch_models.objective import Hard, Objective, called_in_training
 
 _STEPS = 3
 """Timed steps, after an untimed one; the fastest counts, for nothing makes a step faster than it is."""
@@ -25,20 +26,25 @@ _FEWEST_STEPS = 20
 """Of an epoch, with any batch."""
 
 
-def training_pace(model: nn.Module, rows: Rows, *, batch_size: int) -> dict[str, Any]:
+def training_pace(
+    model: nn.Module, rows: Rows, *, batch_size: int, objective: Objective | None = None
+) -> dict[str, Any]:
     """How fast the model trains, and with which batch it would see more rows in hardly more time.
 
     What a step costs besides its arithmetic is the same for every batch. Where that is most of it, as in small dense
     networks, four times the rows come almost for free.
+
+    Args:
+        objective: what is learned; None: the workload's loss.
 
     Returns:
         ``row_seconds`` with ``batch_size`` rows a step, and ``larger`` (``batch_size``, ``row_seconds``), the same
         where no larger batch pays.
     """
     sizes = [batch_size, *(batch_size * n for n in _LARGER if rows.count // (batch_size * n) >= _FEWEST_STEPS)]
-    found = {size: row_seconds(model, rows, batch_size=size) for size in sizes[:1]}
-    for size in sizes[1:]:
-        found[size] = row_seconds(model, rows, batch_size=size)
+    found = dict[int, float]()
+    for size in sizes:
+        found[size] = row_seconds(model, rows, batch_size=size, objective=objective)
         if not _pays(found, batch_size, size):
             break
     best = max(size for size in found if size == batch_size or _pays(found, batch_size, size))
@@ -50,15 +56,17 @@ def _pays(seconds: dict[int, float], batch_size: int, size: int) -> bool:
     return seconds[size] * size <= _HARDLY_LONGER * seconds[batch_size] * batch_size
 
 
-def row_seconds(model: nn.Module, rows: Rows, *, batch_size: int) -> float:
-    """Seconds per row of a training step with the workload's loss, augmentation included; the model stays as it is.
+def row_seconds(model: nn.Module, rows: Rows, *, batch_size: int, objective: Objective | None = None) -> float:
+    """Seconds per row of a training step, augmentation included; the model stays as it is.
 
     Args:
         model: on the device of the rows.
+        objective: what is learned; None: the workload's loss.
     """
     count = min(batch_size, rows.count)
     index = rows.lengths.usual(rows.count, count)
-    trial = copy.deepcopy(model)
+    goal = objective or Hard(rows.workload.loss)
+    trial = called_in_training(copy.deepcopy(model), goal)
     sample = rows(torch.arange(min(2, rows.count)), None).inputs
     taken = []
     with worthwhile_threads(model, sample, batch_size), channels_last(trial, sample):
@@ -67,7 +75,7 @@ def row_seconds(model: nn.Module, rows: Rows, *, batch_size: int) -> float:
             began = time.perf_counter()
             batch = rows(index, torch.Generator().manual_seed(number), cut=True)
             trial.zero_grad(set_to_none=True)
-            loss = rows.workload.loss(trial(**batch.inputs), batch.targets)
+            loss = goal(trial(**batch.inputs), batch)
             torch.autograd.backward(loss)
             loss.item()  # waits for an accelerator
             taken.append(time.perf_counter() - began)

@@ -17,7 +17,8 @@ from tasks.torch_models.fit_rows import torch_device
 from tasks.torch_models.objective import TrainingBatch
 from tasks.torch_models.torch_variant import load
 from tasks.workloads.causal_decoder import CausalDecoder
-from tasks.workloads.workload import Workload, continues_text
+from tasks.workloads.causal_lm import CausalLM
+from tasks.workloads.workload import Workload
 
 _LOGITS = 1 << 22
 """Logits that are computed at a time: memory that the allocator hands out again, not all of a batch's."""
@@ -39,28 +40,39 @@ class WholeDistributions:
 
     def around(self, model: nn.Module) -> nn.Module:
         """What is trained in the student's place; :class:`tasks.torch_models.objective.Objective` says what for."""
-        assert isinstance(model, CausalDecoder), "only decoders are taught whole distributions"
+        assert isinstance(model, CausalDecoder), "whole_distributions() looks at the student"
         return TaughtDecoder(model, self.teacher, self.alpha)
 
     def __call__(self, outputs: Tensor, batch: TrainingBatch) -> Tensor:
         return outputs.mean()
 
 
-def teaching_decoder(
-    store: Store, teachers: Sequence[Variant], workload: Workload, device: str
-) -> CausalDecoder | None:
-    """The teacher that a decoder learns whole distributions of, on the device; None where that cannot be.
+def whole_distributions(
+    store: Store, teachers: Sequence[Variant], student: nn.Module, *, workload: Workload, device: str, alpha: float
+) -> WholeDistributions | None:
+    """What a decoder is to learn of its teacher; None where the teacher's answers are to be learned as others are.
+
+    That is so for models of another kind, for several teachers (the mean of what they say of the tokens that came is
+    learned), for another vocabulary, and where a workload has a loss of its own.
 
     Args:
-        teachers: of several, what they say of the tokens that came is learned instead, on average.
+        alpha: with 0 nobody is asked.
 
     Raises:
-        SpecError, WorkloadChanged: it cannot be loaded; see :func:`tasks.torch_models.torch_variant.load`.
+        SpecError, WorkloadChanged: the teacher cannot be loaded; see :func:`tasks.torch_models.torch_variant.load`.
     """
-    if len(teachers) != 1 or teachers[0].format != "torch" or not continues_text(workload):
+    if not alpha or not learns_distributions(workload, teachers) or not isinstance(student, CausalDecoder):
         return None
-    model = load(store, teachers[0], workload=workload)
-    return model.to(torch_device(device)).requires_grad_(False) if isinstance(model, CausalDecoder) else None
+    teacher = load(store, teachers[0], workload=workload)
+    if not isinstance(teacher, CausalDecoder) or teacher.shape.vocabulary != student.shape.vocabulary:
+        return None
+    return WholeDistributions(teacher.to(torch_device(device)).requires_grad_(False), alpha)
+
+
+def learns_distributions(workload: Workload, teachers: Sequence[Variant]) -> bool:
+    """Whether students of these teachers may learn whole distributions, as far as the workload goes."""
+    own = getattr(type(workload.user), "loss", None)
+    return len(teachers) == 1 and teachers[0].format == "torch" and own is CausalLM.loss
 
 
 class _Held:
@@ -115,7 +127,9 @@ def teaching_loss(
         head, teacher_head: [vocabulary, features].
         said: the tokens that came, int64 [places].
     """
-    found: Tensor = _Teaching.apply(states, head, wanted, teacher_head, said, alpha)  # type: ignore[no-untyped-call]
+    given = (each.float() if each.dtype is not torch.float64 else each for each in (states, head, wanted, teacher_head))
+    with torch.autocast(states.device.type, enabled=False):  # probabilities of a vocabulary need all their digits
+        found: Tensor = _Teaching.apply(*given, said, alpha)  # type: ignore[no-untyped-call]
     return found
 
 

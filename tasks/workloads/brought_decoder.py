@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tasks.readers.reading import Reading
 from tasks.readers.sources import local
 from tasks.running.errors import DataReadError
 from tasks.workloads.decoder_folder import PretrainedDecoder, read_decoder_folder, read_decoder_shape
 from tasks.workloads.gguf_decoder import GgufFile, read_chat_template
-from tasks.workloads.text_tokenizer import read_tokenizer, tokenizer_of
-from tasks.workloads.trimmed_tokenizer import TrimmedVocabulary, trim_vocabulary
+from tasks.workloads.text_tokenizer import read_tokenizer
+from tasks.workloads.trimmed_tokenizer import needed_tokens, only_tokens
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -23,8 +27,7 @@ if TYPE_CHECKING:
 _READ: dict[tuple[str, int, bytes], PretrainedDecoder] = {}
 """The decoder that this process has read last, by its place, its time and the tokens that are kept: to make floats of a
 GGUF file takes seconds."""
-_TRIMMED: dict[int, TrimmedVocabulary] = {}
-"""What this process has trimmed last: every stage asks for it."""
+_KEPT = "kept"
 
 
 class BroughtDecoder:
@@ -41,25 +44,34 @@ class BroughtDecoder:
         self, place: str, vocabulary: int | None, texts: Callable[[], Mapping[str, Sequence[str]]], *, tokens: int
     ) -> None:
         self.place, self.vocabulary, self._texts, self._tokens = place, vocabulary, texts, tokens
+        self.reading = Reading()
+        """What was left out, once tokens were looked at."""
 
     @cached_property
     def shape(self) -> DecoderShape:
-        return self._whole[0] if self._trimmed is None else self._whole[0].with_tokens(self._trimmed.kept)
+        return self._whole[0] if self._kept is None else self._whole[0].with_tokens(self._kept)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        return self._whole[1] if self._trimmed is None else tokenizer_of(self._trimmed.tokenizer)
+        return self._whole[1] if self._kept is None else only_tokens(self._whole[1], self._kept)
 
-    @property
-    def reading(self) -> Reading:
-        """What was left out."""
-        return Reading() if self._trimmed is None else self._trimmed.reading
+    def known(self) -> dict[str, Any] | None:
+        """Which tokens are kept, if not all: texts that change later must not change what a number stands for."""
+        if self._kept is None:
+            return None
+        found = np.zeros(self._whole[0].vocabulary, bool)
+        found[self._kept] = True
+        return {_KEPT: b64encode(np.packbits(found).tobytes()).decode()}
+
+    def recall(self, known: Mapping[str, Any]) -> None:
+        """What :meth:`known` said."""
+        self._kept = np.flatnonzero(np.unpackbits(np.frombuffer(b64decode(known[_KEPT]), np.uint8)))
 
     @cached_property
     def pretrained(self) -> PretrainedDecoder:
         with local(self.place) as path:
             file = _gguf(path)
-            kept = None if self._trimmed is None else self._trimmed.kept
+            kept = self._kept
             told = (file or path / "config.json").stat().st_mtime_ns if path.exists() else 0
             state = (self.place, told, b"" if kept is None else kept.tobytes())
             if state not in _READ:
@@ -86,24 +98,29 @@ class BroughtDecoder:
                 )
             folder = path if file is None else file.parent
             if file is None or (folder / "tokenizer.json").is_file():
-                return shape, read_tokenizer(folder, rows=shape.vocabulary, pad=None)
-            return shape, GgufFile(file).tokenizer()
+                tokenizer = read_tokenizer(folder, rows=shape.vocabulary, pad=None)
+            else:
+                tokenizer = GgufFile(file).tokenizer()
+        tokenizer.no_padding()  # a file may say both, for whoever made it; texts are read whole here
+        tokenizer.no_truncation()
+        return shape, tokenizer
 
     @cached_property
-    def _trimmed(self) -> TrimmedVocabulary | None:
-        """What is kept of the vocabulary; None: all of it."""
+    def _kept(self) -> NDArray[np.int64] | None:
+        """Numbers of the tokens that are left, ascending; None: all of them."""
         shape, whole = self._whole
         if self.vocabulary is None or self.vocabulary >= shape.vocabulary:
             return None
         texts = self._texts()
-        key = hash((tuple(texts["train"]), tuple(texts["calibration"]), whole.to_str(), self.vocabulary))
-        if key not in _TRIMMED:
-            always = {number for number in (shape.begin, *shape.end) if number is not None}
-            _TRIMMED.clear()  # one run has one workload
-            _TRIMMED[key] = trim_vocabulary(
-                whole, texts["train"], size=self.vocabulary, always=always, other=texts["calibration"]
-            )
-        return _TRIMMED[key]
+        found = needed_tokens(
+            whole,
+            texts["train"],
+            size=self.vocabulary,
+            always={number for number in (shape.begin, *shape.end) if number is not None},
+            other=texts["calibration"],
+        )
+        self.reading = found.reading
+        return found.kept
 
 
 def _gguf(path: Path) -> Path | None:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tasks.readers.documents import divide_documents, read_documents
+from tasks.readers.documents import DividedDocuments, read_documents
 from tasks.readers.splitting import Divided, require_splits
 from tasks.running.errors import DataReadError, SpecError
 from tasks.running.splits import SPLITS, TARGET, Columns
@@ -76,6 +76,7 @@ class CausalLM:
         self.source, self.text, self.decoder = source, text, decoder
         self.tokens, self.rows, self.vocabulary, self.seed = tokens, rows, vocabulary, seed
         self.questions = questions
+        self._documents = DividedDocuments(lambda: self.read(), seed=seed)
 
     def read(self) -> dict[str, list[str]]:
         """The texts by split, or all under ``all``."""
@@ -86,7 +87,7 @@ class CausalLM:
 
     # -- what a workload answers ----------------------------------------------------------------------------------
     def splits(self) -> dict[str, Columns]:
-        texts, reading = self._divided
+        texts = self._documents.texts
         rows = {
             split: _windows(
                 (self._decoder.tokenizer.encode(text, add_special_tokens=False).ids for text in found),
@@ -108,7 +109,7 @@ class CausalLM:
         return Divided(
             {split: {"tokens": kept[split], TARGET: kept[split].copy()} for split in SPLITS},
             {split: np.arange(len(kept[split])) for split in SPLITS},
-            reading + self._decoder.reading,
+            self._documents.reading + self._decoder.reading,
         )
 
     def model(self, role: str, layers: Depth | int | Sequence[int] = "all", width: float = 1.0) -> nn.Module:
@@ -148,9 +149,9 @@ class CausalLM:
         if not isinstance(layers, str | int) or not isinstance(teacher, CausalDecoder):
             return dict(scale)
         kept = _how_many(layers, self._decoder.shape.layers)
-        influence = block_influence(dict(teacher.layers.items()), lambda: teacher(inputs["tokens"]))
-        if kept >= len(influence):
+        if kept >= len(teacher.layers):
             return dict(scale)
+        influence = block_influence(dict(teacher.layers.items()), lambda: teacher.states(inputs["tokens"]))
         most = sorted(influence, key=lambda name: -influence[name])[:kept]
         return {**scale, "layers": sorted(map(int, most))}
 
@@ -159,6 +160,14 @@ class CausalLM:
 
     def metric(self) -> Metric:
         return Metric("nats", "lower", _nats)
+
+    def known(self) -> dict[str, Any] | None:
+        """Which tokens of a pretrained decoder are kept, if not all."""
+        return self._decoder.known()
+
+    def recall(self, known: Mapping[str, Any]) -> None:
+        """What :meth:`known` said when the data were checked."""
+        self._decoder.recall(known)
 
     def dynamic_dims(self) -> dict[str, dict[int, str]]:
         """The number of tokens may vary from request to request."""
@@ -196,18 +205,14 @@ class CausalLM:
 
     # -- what is read ---------------------------------------------------------------------------------------------
     @cached_property
-    def _divided(self) -> tuple[dict[str, list[str]], Any]:
-        return divide_documents(self.read(), seed=self.seed)
-
-    @cached_property
     def _decoder(self) -> BroughtDecoder | SmallDecoder:
         """Where shape, tokenizer and first weights come from."""
         from tasks.workloads.brought_decoder import BroughtDecoder
         from tasks.workloads.small_decoder import SmallDecoder
 
         if self.decoder is None:
-            return SmallDecoder(lambda: self._divided[0]["train"], self.vocabulary, tokens=self.tokens)
-        return BroughtDecoder(self.decoder, self.vocabulary, lambda: self._divided[0], tokens=self.tokens)
+            return SmallDecoder(lambda: self._documents.texts["train"], self.vocabulary, tokens=self.tokens)
+        return BroughtDecoder(self.decoder, self.vocabulary, lambda: self._documents.texts, tokens=self.tokens)
 
 
 def _how_many(layers: str | int, whole: int) -> int:

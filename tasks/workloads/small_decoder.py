@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,12 @@ class SmallDecoder:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         return tokenizer_of(_trained(tuple(self._texts()), self._vocabulary))
+
+    def known(self) -> None:
+        """The same texts give the same tokenizer."""
+
+    def recall(self, known: Mapping[str, Any]) -> None:
+        """There is nothing that :meth:`known` said."""
 
     def chat_template(self) -> None:
         """It has none."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,28 +20,35 @@ if TYPE_CHECKING:
 
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 """What a character is said by that has no token, where a tokenizer falls back on its bytes."""
+_SPACE = "\u2581"
+"""What stands for a space in tokenizers of that kind; its bytes would be given back as they are."""
 LONGEST = 0.1
 """How many more tokens other texts may have by a trimmed vocabulary, as a share: beyond that it costs more than it
 saves."""
+_COUNTED = 1 << 24
+"""Tokens that are counted at most: rare ones beyond that tell nothing."""
+_PIECE, _PIECES = 1 << 16, 64
+"""Letters that are cut into tokens at a time, as pieces of a text and the number of these: a token found takes a
+hundred bytes."""
 
 
-class TrimmedVocabulary(NamedTuple):
-    """``tokenizer``: as JSON. ``kept``: former numbers of its tokens, in their order. ``reading``: what is lost."""
+class NeededTokens(NamedTuple):
+    """``kept``: numbers of tokens, ascending. ``reading``: what is lost."""
 
-    tokenizer: str
     kept: NDArray[np.int64]
     reading: Reading
 
 
-def trim_vocabulary(
+def needed_tokens(
     tokenizer: Tokenizer, texts: Sequence[str], *, size: int, always: Collection[int] = (), other: Sequence[str]
-) -> TrimmedVocabulary:
-    """Keep special tokens, bytes, and of all others the most frequent ones in these texts.
+) -> NeededTokens:
+    """Special tokens, bytes, and of all others the most frequent ones in these texts.
 
     A token is kept with those that it is merged from, so texts whose tokens are all kept are cut as before; others
     are cut into shorter tokens, down to bytes.
 
     Args:
+        tokenizer: that neither fills up nor cuts.
         size: tokens that are kept, at most.
         always: numbers of further tokens that are kept.
         other: texts that nothing is counted in; shorter tokens must not make them longer than by :data:`LONGEST`.
@@ -51,55 +58,82 @@ def trim_vocabulary(
             or for other texts.
     """
     told = json.loads(tokenizer.to_str())
-    model = told["model"]
-    _require_byte_pairs(model)
-    vocabulary: dict[str, int] = model["vocab"]
-    merges = [_pair(merge) for merge in model["merges"]]
+    kept = {*_required(told), *always}
+    vocabulary: dict[str, int] = told["model"]["vocab"]
     names = {number: token for token, number in vocabulary.items()}
-    special = {token["content"]: int(token["id"]) for token in told["added_tokens"]}
-    atoms = _BYTES if model.get("byte_fallback") else [token for token in vocabulary if len(token) == 1]
-    kept = {vocabulary[token] for token in atoms if token in vocabulary} | {*special.values()} | {*always}
     if len(kept) > size:
         raise DataReadError(
             f"vocabulary {size} is less than the {len(kept)} of bytes, single characters and special tokens that this "
             "tokenizer cannot do without"
         )
-    counts = Counter(number for encoded in tokenizer.encode_batch_fast(list(texts)) for number in encoded.ids)
-    ranks = {pair: rank for rank, pair in reversed([*enumerate(merges)])}
+    counts = Counter[int]()
+    for ids in islice(_encoded(tokenizer, texts), _COUNTED // _PIECE):
+        counts.update(ids)
+    ranks = {_pair(merge): rank for rank, merge in reversed([*enumerate(told["model"]["merges"])])}
     for number in sorted(names, key=lambda number: (-counts[number], number)):
-        more = kept | {vocabulary[part] for part in _merged(names[number], ranks)} | {number}
+        parts = (*names[number], *_merged(names[number], ranks))
+        more = kept | {vocabulary[part] for part in parts if part in vocabulary} | {number}
         if len(more) <= size:
             kept = more
         if len(kept) == size:
             break
-    order = sorted(kept)
-    numbers = {former: number for number, former in enumerate(order)}
-    model["vocab"] = {names[former]: numbers[former] for former in order if former in names}
-    model["merges"] = [list(pair) for pair in merges if _known(pair, model["vocab"])]
-    for token in told["added_tokens"]:
-        token["id"] = numbers[int(token["id"])]
-    told["post_processor"] = _renumbered(told.get("post_processor"), numbers)
-    if told.get("padding"):
-        told["padding"]["pad_id"] = numbers[int(told["padding"]["pad_id"])]
-    trimmed = json.dumps(told, ensure_ascii=False)
-    longer = _length(tokenizer_of(trimmed), other) / max(1, _length(tokenizer, other)) - 1.0
-    found = f"{len(order)} of {len(names)} tokens are kept, which makes texts of calibration {longer:.1%} longer"
+    order = np.array(sorted(kept), np.int64)
+    longer = _length(only_tokens(tokenizer, order), other) / max(1, _length(tokenizer, other)) - 1.0
+    found = (
+        f"{len(order)} of {tokenizer.get_vocab_size()} tokens are kept, which makes texts of calibration {longer:.1%} "
+        "longer"
+    )
     if longer > LONGEST:
         raise DataReadError(f"vocabulary {size} is too small: {found}, and {LONGEST:.0%} are allowed at most; raise it")
-    return TrimmedVocabulary(trimmed, np.array(order, np.int64), Reading(facts=(f"{found}.",)))
+    return NeededTokens(order, Reading(facts=(f"{found}.",)))
+
+
+def only_tokens(tokenizer: Tokenizer, kept: NDArray[np.int64]) -> Tokenizer:
+    """The tokenizer with these tokens alone, which get new numbers in the same order.
+
+    Args:
+        kept: ascending, as :func:`needed_tokens` found them.
+    """
+    told = json.loads(tokenizer.to_str())
+    model, numbers = told["model"], {int(former): number for number, former in enumerate(kept)}
+    model["vocab"] = {token: numbers[former] for token, former in model["vocab"].items() if former in numbers}
+    merges = [_pair(merge) for merge in model["merges"]]
+    model["merges"] = [list(pair) for pair in merges if all(p in model["vocab"] for p in (*pair, "".join(pair)))]
+    for token in told["added_tokens"]:
+        token["id"] = numbers[int(token["id"])]
+    told["post_processor"] = _renumbered(told.get("post_processor"), numbers.__getitem__)
+    return tokenizer_of(json.dumps(told, ensure_ascii=False))
+
+
+def _required(told: Mapping[str, Any]) -> Iterator[int]:
+    """What a tokenizer cannot do without."""
+    model, vocabulary = told["model"], told["model"]["vocab"]
+    if model.get("type") != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
+        raise DataReadError(
+            f"the tokenizer is of the kind {model.get('type')!r}; only byte pairs (BPE) without marks inside words can "
+            "be trimmed: leave `vocabulary` out"
+        )
+    atoms = [*_BYTES, _SPACE] if model.get("byte_fallback") else [token for token in vocabulary if len(token) == 1]
+    for token in (*atoms, model.get("unk_token")):
+        if token in vocabulary:
+            yield vocabulary[token]
+    for token in told["added_tokens"]:
+        yield int(token["id"])
+    around = list[int]()
+    _renumbered(told.get("post_processor"), lambda number: around.append(number) or number)  # type: ignore[func-returns-value]
+    yield from around
+
+
+def _encoded(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[list[int]]:
+    """Tokens of the pieces of texts."""
+    pieces = (text[at : at + _PIECE] for text in texts for at in range(0, len(text), _PIECE))
+    while some := [*islice(pieces, _PIECES)]:
+        for encoded in tokenizer.encode_batch_fast(some, add_special_tokens=False):
+            yield encoded.ids
 
 
 def _length(tokenizer: Tokenizer, texts: Sequence[str]) -> int:
-    return sum(len(encoded.ids) for encoded in tokenizer.encode_batch_fast(list(texts)))
-
-
-def _require_byte_pairs(model: Mapping[str, Any]) -> None:
-    kind = model.get("type")
-    if kind != "BPE" or model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        raise DataReadError(
-            f"the tokenizer is of the kind {kind!r}; only byte pairs (BPE) without marks inside words can be trimmed: "
-            "leave `vocabulary` out"
-        )
+    return sum(map(len, _encoded(tokenizer, texts)))
 
 
 def _pair(merge: Any) -> tuple[str, str]:
@@ -120,23 +154,22 @@ def _merged(token: str, ranks: Mapping[tuple[str, str], int]) -> Iterator[str]:
         yield parts[at]
 
 
-def _known(pair: tuple[str, str], vocabulary: Mapping[str, int]) -> bool:
-    return all(part in vocabulary for part in (*pair, "".join(pair)))
-
-
-def _renumbered(processor: Any, numbers: Mapping[int, int]) -> Any:
-    """What a tokenizer puts around texts, by the new numbers."""
+def _renumbered(processor: Any, number: Callable[[int], int]) -> Any:
+    """What a tokenizer puts around texts, by other numbers."""
     if not processor:
         return processor
     kind = processor["type"]
     if kind == "Sequence":
-        return {**processor, "processors": [_renumbered(each, numbers) for each in processor["processors"]]}
+        return {**processor, "processors": [_renumbered(each, number) for each in processor["processors"]]}
     if kind == "TemplateProcessing":
         known = {
-            name: {**token, "ids": [numbers[number] for number in token["ids"]]}
+            name: {**token, "ids": [number(former) for former in token["ids"]]}
             for name, token in processor["special_tokens"].items()
         }
         return {**processor, "special_tokens": known}
+    if kind in ("RobertaProcessing", "BertProcessing"):
+        pairs = {name: [processor[name][0], number(processor[name][1])] for name in ("sep", "cls")}
+        return {**processor, **pairs}
     if kind == "ByteLevel":
         return processor
     raise DataReadError(f"what the tokenizer puts around texts ({kind}) is not known here: leave `vocabulary` out")
