@@ -14,6 +14,8 @@ import argparse
 import statistics
 import sys
 import time
+from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from benchmarks.machine_facts import circumstances
 from model_registry.decoder_form import DecoderForm
 from tasks.export.decoder_onnx import decoder_form, write_decoder
 from tasks.quantize.decoder_forms import decoder_forms, decoder_scores
+from tasks.running.splits import Columns
 from tasks.running.stage import WorkloadRef
 from tasks.torch_models.fit import fit
 from tasks.torch_models.taught_decoder import WholeDistributions
@@ -40,14 +43,35 @@ from tasks.workloads.standard_library import StandardLibrary
 from tasks.workloads.workload import Workload
 
 
-def in_8_bits(model: CausalDecoder, calibration: NDArray[Any]) -> tuple[Form, DecoderForm]:
+def in_8_bits(model: CausalDecoder, calibration: NDArray[Any]) -> bytes:
     """The file of weights8."""
     form, plain = decoder_form(model.eval()), write_decoder(model)
     rows = calibration[:1].astype(np.int64)
     (made,), _ = decoder_forms(
         plain, form, rows, decoder_scores(plain, form, rows), ["weights8"], "float32", lambda *_: None
     )
-    return loaded("", made.data), form
+    return made.data
+
+
+def taught(library: StandardLibrary, columns: Mapping[str, Columns], scale: dict[str, Any], given: Namespace) -> bytes:
+    """The student's file, after its training."""
+    teacher, student = library.model("teacher").eval(), library.model("student", **scale)
+    assert isinstance(teacher, CausalDecoder) and isinstance(student, CausalDecoder)
+    print(f"{sum(p.numel() for p in student.parameters()) / 1e6:.1f} million weights", flush=True)
+    workload = Workload(library, WorkloadRef(path="winnow:StandardLibrary"))
+    data = TrainingData(workload, columns["train"], {n: v[:32] for n, v in columns["validation"].items()})
+    began = time.monotonic()
+    fit(
+        student,
+        data,
+        Training(1, given.batch_size, given.learning_rate, weight_decay=0.0, amp="off"),
+        objective=WholeDistributions(teacher.requires_grad_(False), given.alpha),
+        device="cpu",
+        progress=told_since(began),
+    )
+    minutes = (time.monotonic() - began) / 60
+    print(f"trained on {columns['train']['tokens'].size} tokens in {minutes:.1f} minutes", flush=True)
+    return in_8_bits(student, columns["calibration"]["tokens"])
 
 
 def nats_behind_first(made: Form, form: DecoderForm, tokenizer: Tokenizer, text: str, behind: int) -> float:
@@ -73,38 +97,29 @@ def main() -> None:
     arguments.add_argument("--alpha", type=float, default=0.5, help="share of the teacher's distributions")
     arguments.add_argument("--texts", type=int, default=100, help="that are judged")
     arguments.add_argument("--rounds", type=int, default=15)
+    arguments.add_argument("--keep", type=Path, help="folder of the student's file; one that is there is measured")
     given = arguments.parse_args()
     whole = StandardLibrary(decoder=given.decoder, tokens=128, rows=8)
-    said = {"decoder": given.decoder, "tokens": 128, "rows": given.rows, "vocabulary": given.vocabulary}
-    library = StandardLibrary(**said)
-    columns = library.splits()
-    teacher = library.model("teacher").eval()
-    some = {"tokens": from_numpy(columns["train"]["tokens"][:16])}
+    library = StandardLibrary(decoder=given.decoder, tokens=128, rows=given.rows, vocabulary=given.vocabulary)
+    passages, columns = whole.splits(), library.splits()
+    parent, teacher = whole.model("teacher"), library.model("teacher").eval()
+    assert isinstance(parent, CausalDecoder) and isinstance(teacher, CausalDecoder)
+    spread = np.linspace(0, len(columns["train"]["tokens"]) - 1, 16).astype(np.int64)
+    some = {"tokens": from_numpy(columns["train"]["tokens"][spread])}
     scale = library.settled_scale({"layers": given.layers}, teacher, some)
-    student = library.model("student", **scale)
-    assert isinstance(teacher, CausalDecoder) and isinstance(student, CausalDecoder)
-    print(
-        f"layers {scale['layers']}, {sum(p.numel() for p in student.parameters()) / 1e6:.1f} million weights",
-        flush=True,
-    )
+    print(f"layers {scale['layers']}", flush=True)
+    kept = given.keep / "student.onnx" if given.keep else None
+    if kept is not None and kept.is_file():
+        small = kept.read_bytes()
+    else:
+        small = taught(library, columns, scale, given)
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_bytes(small)
 
-    workload = Workload(library, WorkloadRef(path="winnow:StandardLibrary", arguments=said))
-    data = TrainingData(workload, columns["train"], {n: v[:32] for n, v in columns["validation"].items()})
-    began = time.monotonic()
-    fit(
-        student,
-        data,
-        Training(1, given.batch_size, given.learning_rate, weight_decay=0.0, amp="off"),
-        objective=WholeDistributions(teacher.requires_grad_(False), alpha=given.alpha),
-        device="cpu",
-        progress=told_since(began),
-    )
-    minutes = (time.monotonic() - began) / 60
-
-    parent = whole.model("teacher")
-    assert isinstance(parent, CausalDecoder)
-    passages = whole.splits()
-    forms = [in_8_bits(parent, passages["calibration"]["tokens"]), in_8_bits(student, columns["calibration"]["tokens"])]
+    files = in_8_bits(parent, passages["calibration"]["tokens"]), small
+    shapes = decoder_form(parent), decoder_form(teacher).model_copy(update={"layers": len(scale["layers"])})
+    forms = [(loaded("", file), form) for file, form in zip(files, shapes, strict=True)]
     tokenizers = [Tokenizer.from_str(each.causal_tokenizer()) for each in (whole, library)]
     rows = passages["test"]["tokens"][: given.texts]
     costs, counts, size = [list[float](), list[float]()], list[int](), 0
@@ -123,7 +138,7 @@ def main() -> None:
     lost = (np.array(costs[1]) - np.array(costs[0])) / np.mean(counts)
     bound = lost.mean() + 1.66 * lost.std(ddof=1) / len(lost) ** 0.5
     print(f"{circumstances(('onnxruntime', 'torch', 'numpy'))}, 1 thread; {len(rows)} passages of 128 tokens")
-    print(f"trained on {columns['train']['tokens'].size} tokens in {minutes:.1f} minutes\n")
+    print()
     print(
         "| weights8 | MB | bits a byte | more nats a token of the whole (95 % bound) | ms a step of 2, 8 | "
         "prompt, tokens/s |"
