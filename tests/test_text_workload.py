@@ -153,6 +153,11 @@ def test_a_pretrained_encoder_is_kept_as_it_is(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items() if not name.startswith("head"))
     narrow = workload.model("student", width=0.5).state_dict()
     assert narrow["words.weight"].shape == (14, 4), "its weights are new"
+    for layers, wanted in ((1, ["0"]), ([1], ["1"])):
+        some = workload.model("student", layers=layers)
+        assert list(some.get_submodule("layers")._modules) == wanted
+    with pytest.raises(SpecError, match=f"layers {LAYERS + 1} must be from 1 to {LAYERS}"):
+        workload.model("student", layers=LAYERS + 1)
     with pytest.raises(SpecError, match="layers 'few' must be one of all, half, third"):
         workload.model("student", layers="few")  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="network 'cnn' must be one of encoder, bag"):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from tasks.readers.documents import DividedDocuments, read_documents
 from tasks.readers.splitting import Divided, require_splits
-from tasks.running.errors import DataReadError, SpecError
+from tasks.running.errors import DataReadError
 from tasks.running.splits import SPLITS, TARGET, Columns
 from tasks.workloads.choice_questions import ChoiceRows, encode_questions, read_questions
+from tasks.workloads.kept_layers import how_many, named_layers
 from tasks.workloads.workload import Metric
 
 if TYPE_CHECKING:
@@ -125,12 +126,10 @@ class CausalLM:
 
         shape = self._decoder.shape if width == 1.0 else _narrower(self._decoder.shape, width)
         if isinstance(layers, str | int):
-            kept = _how_many(layers, shape.layers)
+            kept = how_many(layers, shape.layers, _SHARES, least=2)
             numbers = sorted({round(n * (shape.layers - 1) / max(1, kept - 1)) for n in range(kept)})
         else:
-            numbers = [*layers]
-            if not numbers or numbers != sorted({*numbers} & {*range(shape.layers)}):
-                raise SpecError(f"layers {numbers} must be ascending numbers from 0 to {shape.layers - 1}")
+            numbers = named_layers(layers, shape.layers)
         pretrained = self._decoder.pretrained if width == 1.0 else None
         if pretrained is None:
             return CausalDecoder(shape, numbers)
@@ -148,7 +147,7 @@ class CausalLM:
         layers = scale.get("layers", "all")
         if not isinstance(layers, str | int) or not isinstance(teacher, CausalDecoder):
             return dict(scale)
-        kept = _how_many(layers, self._decoder.shape.layers)
+        kept = how_many(layers, self._decoder.shape.layers, _SHARES, least=2)
         if kept >= len(teacher.layers):
             return dict(scale)
         influence = block_influence(dict(teacher.layers.items()), lambda: teacher.states(inputs["tokens"]))
@@ -213,21 +212,6 @@ class CausalLM:
         if self.decoder is None:
             return SmallDecoder(lambda: self._documents.texts["train"], self.vocabulary, tokens=self.tokens)
         return BroughtDecoder(self.decoder, self.vocabulary, lambda: self._documents.texts, tokens=self.tokens)
-
-
-def _how_many(layers: str | int, whole: int) -> int:
-    """Layers that are kept of ``whole`` ones.
-
-    Raises:
-        SpecError: it is no share that is known, and no number of them.
-    """
-    if isinstance(layers, int):
-        if not 1 <= layers <= whole:
-            raise SpecError(f"layers {layers} must be from 1 to {whole}, which is what the decoder has")
-        return layers
-    if layers not in _SHARES:
-        raise SpecError(f"layers {layers!r} must be one of {', '.join(get_args(Depth))}, a number, or numbers of them")
-    return min(whole, max(2, round(whole * _SHARES[layers])))
 
 
 def _windows(texts: Iterable[Sequence[int]], *, end: Sequence[int], length: int, most: int | None) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -21,6 +21,7 @@ from tasks.readers.split_tables import Source
 from tasks.readers.splitting import Divided
 from tasks.running.errors import DataReadError, SpecError
 from tasks.running.splits import TARGET
+from tasks.workloads.kept_layers import how_many, named_layers
 from tasks.workloads.text_tokenizer import (
     LEAST_VOCABULARY,
     encode,
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from tasks.workloads.text_encoder import EncoderShape, Pooling
 
 Network = Literal["encoder", "bag"]
-Layers = Literal["all", "half", "third"]
+Layers = Literal["all", "half", "third"] | int | Sequence[int]
 Tokens = NDArray[np.int64]
 VOCABULARY = 8192
 """Tokens of a tokenizer that is trained on the texts, at most."""
@@ -157,18 +158,19 @@ class EncodedTexts(ABC):
     def _new_encoder(
         self, outputs: int | None, layers: Layers, width: float, *, pooling: Pooling = "mean"
     ) -> nn.Module:
-        """As it was pretrained, where a folder is named, with that share of its layers.
+        """As it was pretrained, where a folder is named, with those of its layers.
 
         Raises:
             SpecError: ``layers`` is not one of those there are.
         """
         from tasks.workloads.text_encoder import TextEncoder
 
-        if layers not in _SHARES:
-            raise SpecError(f"layers {layers!r} must be one of {', '.join(_SHARES)}")
         shape = self._shape
-        kept = max(1, round(shape.layers * _SHARES[layers]))
-        numbers = [n * shape.layers // kept for n in range(kept)]
+        if isinstance(layers, str | int):
+            kept = how_many(layers, shape.layers, _SHARES, least=1)
+            numbers = [n * shape.layers // kept for n in range(kept)]
+        else:
+            numbers = named_layers(layers, shape.layers)
         model = TextEncoder(_narrowed(shape, width), outputs, numbers, pooling=pooling)
         return model if self.encoder is None or width != 1.0 else self._pretrained.into(model)
 

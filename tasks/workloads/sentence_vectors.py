@@ -102,7 +102,7 @@ class SentenceVectors(EncodedTexts):
 
         Args:
             network: ``bag`` is the mean of a vector for each token and for each pair of neighbours.
-            layers: that the encoder has, evenly spaced, with their weights.
+            layers: that the encoder has, evenly spaced or by their numbers, with their weights.
             width: scales the features; of another width a student has none of the teacher's weights.
         """
         require_network(network)

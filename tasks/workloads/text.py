@@ -89,7 +89,8 @@ class Text(EncodedTexts):
         Args:
             network: ``bag`` forgets the order of all but neighbours, and costs a hundredth: what does not beat it
                 should not be served.
-            layers: that an encoder has, evenly spaced; a student finds the weights of its teacher's.
+            layers: that an encoder has: a share of them or how many, evenly spaced, or their numbers from 0; a student
+                finds the weights of its teacher's.
             width: scales the features; a pretrained encoder of another width has none of its weights.
         """
         require_network(network)
