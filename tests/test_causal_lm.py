@@ -20,6 +20,7 @@ from tasks.readers.sources import fingerprint, package_folder
 from tasks.running.errors import DataReadError, SpecError
 from tasks.running.splits import SPLITS, TARGET
 from tasks.running.stage import WorkloadRef
+from tasks.workloads import causal_lm
 from tasks.workloads.block_influence import block_influence
 from tasks.workloads.causal_decoder import CausalDecoder
 from tasks.workloads.causal_lm import CausalLM
@@ -116,10 +117,20 @@ def test_rows_are_windows_of_texts_and_no_row_is_in_two_splits(tmp_path: Path) -
     rows = [row.tobytes() for split in SPLITS for row in splits[split]["tokens"]]
     assert len(rows) == len(set(rows))
     assert all(np.array_equal(columns["tokens"], columns[TARGET]) for columns in splits.values())
-    assert len(workload(tmp_path, rows=7).splits()["train"]["tokens"]) <= 7
+    few = workload(tmp_path, rows=7).splits()["train"]["tokens"]
+    numbers = [next(n for n, row in enumerate(splits["train"]["tokens"]) if np.array_equal(row, each)) for each in few]
+    assert len(few) == 7 and numbers == sorted(numbers)
+    assert numbers[-1] - numbers[0] > 0.9 * len(splits["train"]["tokens"]), "of all texts, not of the first"
     again = workload(tmp_path)
     assert again.causal_tokenizer() == made.causal_tokenizer()
     assert np.array_equal(again.splits()["train"]["tokens"], splits["train"]["tokens"])
+
+
+def test_texts_that_few_rows_are_taken_of_are_not_all_cut_into_tokens() -> None:
+    many = ["abcd" * 10] * 100
+    assert causal_lm._some(many, 10**6) is many
+    assert 10 <= len(causal_lm._some(many, 400)) <= 11
+    assert len(causal_lm._some(["a" * 10**6], 10)) == 1
 
 
 def test_short_texts_are_joined(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 Depth = Literal["all", "two_thirds", "half", "third"]
 _SHARES = {"all": 1.0, "two_thirds": 2 / 3, "half": 1 / 2, "third": 1 / 3}
 _LEAST_VOCABULARY = 260
+_SPREAD = 64
+"""Letters that are cut into tokens for each token of a row that is trained on."""
 
 
 class CausalLM:
@@ -48,7 +50,7 @@ class CausalLM:
             absolute, s3:// or package:NAME. Absent: a small decoder and its tokenizer are trained on the texts alone.
         tokens: of a row. A text longer than that gives one row of validation and test each, so that rows are
             independent, and as many rows of train as it is long.
-        rows: of train, at most.
+        rows: of train, at most; evenly spaced ones of all that there are.
         vocabulary: tokens, at most. A pretrained decoder keeps those that the training texts need most, with bytes and
             special tokens, so that every text can still be said; absent: all of them. Without one, a tokenizer of this
             size is trained; absent: of 4096.
@@ -89,15 +91,18 @@ class CausalLM:
     # -- what a workload answers ----------------------------------------------------------------------------------
     def splits(self) -> dict[str, Columns]:
         texts = self._documents.texts
+        # More than are needed, so that they are of many texts; a token has one letter at least, and four or so.
+        some = {**texts, "train": _some(texts["train"], _SPREAD * self.rows * self.tokens)}
         rows = {
             split: _windows(
                 (self._decoder.tokenizer.encode(text, add_special_tokens=False).ids for text in found),
                 end=self._decoder.shape.end[:1],
                 length=self.tokens,
-                most=self.rows if split == "train" else None,
+                every=split == "train",
             )
-            for split, found in texts.items()
+            for split, found in some.items()
         }
+        rows["train"] = _evenly(rows["train"], self.rows)
         if short := [split for split, found in rows.items() if not len(found)]:
             raise DataReadError(
                 f"the texts of {', '.join(short)} are shorter than {self.tokens} tokens together; lower `tokens`, or "
@@ -214,11 +219,17 @@ class CausalLM:
         return BroughtDecoder(self.decoder, self.vocabulary, lambda: self._documents.texts, tokens=self.tokens)
 
 
-def _windows(texts: Iterable[Sequence[int]], *, end: Sequence[int], length: int, most: int | None) -> NDArray[np.int64]:
+def _some(texts: Sequence[str], letters: int) -> Sequence[str]:
+    """Evenly spaced ones of these texts, with so many letters or a few more: what is left out need not be encoded."""
+    total = sum(map(len, texts))
+    return texts if total <= letters else texts[:: max(1, total // letters)]
+
+
+def _windows(texts: Iterable[Sequence[int]], *, end: Sequence[int], length: int, every: bool) -> NDArray[np.int64]:
     """Rows of tokens [N, length] of encoded texts; short texts are joined, with ``end`` between them.
 
     Args:
-        most: rows, of all windows of the texts one after the other; None: one of each, from its first third.
+        every: all windows of the texts one after the other; otherwise one of each text, from its first third.
     """
     found, joined = list[Sequence[int]](), list[int]()
     for text in texts:
@@ -227,14 +238,17 @@ def _windows(texts: Iterable[Sequence[int]], *, end: Sequence[int], length: int,
             while len(joined) >= length:
                 found.append(joined[:length])
                 joined = joined[length:]
-        elif most is not None:
+        elif every:
             found += [text[at : at + length] for at in range(0, len(text) - length + 1, length)]
         else:
             at = min(len(text) // 3, len(text) - length)
             found.append(text[at : at + length])
-        if most is not None and len(found) >= most:
-            break
-    return np.array(found[:most], np.int64).reshape(-1, length)
+    return np.array(found, np.int64).reshape(-1, length)
+
+
+def _evenly(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most that many of the rows, evenly spaced: a few texts alone would not stand for all."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
 def _narrower(shape: DecoderShape, width: float) -> DecoderShape:
