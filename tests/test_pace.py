@@ -27,7 +27,7 @@ class Counted:
 def test_a_larger_batch_is_taken_where_its_step_takes_hardly_longer(
     monkeypatch: pytest.MonkeyPatch, per_step: float, per_row: float, rows: int, batch: int
 ) -> None:
-    def seconds(model: Any, rows: Any, *, batch_size: int) -> float:
+    def seconds(model: Any, rows: Any, *, batch_size: int, objective: Any = None) -> float:
         return per_step / batch_size + per_row
 
     monkeypatch.setattr(pace, "row_seconds", seconds)
