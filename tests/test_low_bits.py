@@ -25,6 +25,7 @@ from torch.nn import functional
 from flows.language_limits import refuse_misplaced
 from flows.spec import parse_spec
 from model_registry.store import Store
+from model_registry.variant import Variant
 from tasks.export import ExportSpec, export
 from tasks.export.decoder_onnx import decoder_form, write_decoder
 from tasks.onnx_models.block_rows import pack_rows4, round_rows8, unpack_rows
@@ -37,7 +38,7 @@ from tasks.quantize.decoder_cache import channel_scales, shrink_cache
 from tasks.quantize.decoder_weights import decoder_products, quantize_decoder, table_of
 from tasks.running.errors import QatParityFailed, QatUnsupported, SpecError
 from tasks.running.launch import kept_processes
-from tasks.running.splits import TARGET, Columns, LanguageRef
+from tasks.running.splits import TARGET, Columns, DataRef, LanguageRef
 from tasks.running.stage import Job, Parallel, WorkloadRef
 from tasks.torch_models import taught_decoder
 from tasks.torch_models.fit import Fitted, fit
@@ -230,19 +231,27 @@ def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]
         yield
 
 
-@pytest.mark.usefixtures("processes")
-def test_a_decoder_s_variant_is_trained(store: Store, tmp_path: Path) -> None:
-    texts(tmp_path / "texts")
-    ref = WorkloadRef(path="winnow:CausalLM", arguments={"source": str(tmp_path / "texts"), "tokens": 16})
-    workload, scale = load_workload(ref), {"width": 0.34}
+SCALE = {"width": 0.34}
+
+
+def trained_decoder(store: Store, folder: Path) -> tuple[Job, DataRef, TrainingData, Variant]:
+    """What stages ask for: a job, texts, the same as they are trained on, and a decoder of :data:`SCALE`."""
+    ref = WorkloadRef(path="winnow:CausalLM", arguments={"source": str(texts(folder / "texts")), "tokens": 16})
+    workload = load_workload(ref)
     columns = workload.splits()
-    model = build(workload, "teacher", scale)
+    model = build(workload, "teacher", SCALE)
     trained = TrainingData(workload, columns["train"], columns["validation"])
     fit(model, trained, Training(epochs=2, batch_size=32, learning_rate=3e-3), device="cpu")
-    structure, sample = ModelStructure(role="teacher", scale=scale), columns["validation"]
+    structure, sample = ModelStructure(role="teacher", scale=SCALE), columns["validation"]
     teacher = save(store, model, workload=workload, structure=structure, sample=sample, name="teacher", stage="train")
     job = Job(run_id="test-run", model="small", store=store.uri, workload=ref, device="cpu")
     data = store_splits(store, columns).model_copy(update={"task": "other", "language": LanguageRef()})
+    return job, data, trained, teacher
+
+
+@pytest.mark.usefixtures("processes")
+def test_a_decoder_s_variant_is_trained(store: Store, tmp_path: Path) -> None:
+    job, data, _, teacher = trained_decoder(store, tmp_path)
     fp32 = export.task.fn(job, ExportSpec(), data=data, parent=teacher).variant
     quantizing = QuantizeSpec(methods=("weights4", "mixed"), max_bytes=fp32.size // 3)
     made = quantize.task.fn(job, quantizing, data=data, parent=fp32)

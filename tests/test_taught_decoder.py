@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from digits_world import store_splits
-from test_causal_lm import texts
-from test_low_bits import continued, processes, split, teacher
+from test_low_bits import SCALE, continued, processes, split, teacher, trained_decoder
 from torch import nn
 from torch.nn import functional
 
@@ -18,17 +16,15 @@ from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.distill import DistillSpec, distill
 from tasks.prune import PruneSpec, prune
-from tasks.running.splits import LanguageRef
-from tasks.running.stage import Job, WorkloadRef
+from tasks.running.stage import WorkloadRef
 from tasks.torch_models.fit import fit
-from tasks.torch_models.model_structure import ModelStructure
 from tasks.torch_models.taught_decoder import TaughtDecoder, WholeDistributions, whole_distributions
-from tasks.torch_models.torch_variant import build, load, save
+from tasks.torch_models.torch_variant import build, load
 from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData
 from tasks.workloads.causal_decoder import CausalDecoder
 from tasks.workloads.causal_lm import CausalLM
-from tasks.workloads.workload import Workload, load_workload
+from tasks.workloads.workload import Workload
 
 __all__ = ["processes", "teacher"]  # fixtures
 
@@ -70,20 +66,11 @@ def test_a_student_is_trained_in_place_and_its_distributions_come_near(teacher: 
 
 @pytest.mark.usefixtures("processes")
 def test_distilling_and_pruning_a_decoder_learn_whole_distributions(store: Store, tmp_path: Path) -> None:
-    texts(tmp_path / "texts")
-    ref = WorkloadRef(path="winnow:CausalLM", arguments={"source": str(tmp_path / "texts"), "tokens": 16})
-    workload, scale = load_workload(ref), {"width": 0.34}
-    columns = workload.splits()
-    model = build(workload, "teacher", scale)
-    data = TrainingData(workload, columns["train"], columns["validation"])
-    fit(model, data, Training(epochs=2, batch_size=32, learning_rate=3e-3), device="cpu")
-    structure, sample = ModelStructure(role="teacher", scale=scale), columns["validation"]
-    whole = save(store, model, workload=workload, structure=structure, sample=sample, name="teacher", stage="train")
-    job = Job(run_id="test-run", model="small", store=store.uri, workload=ref, device="cpu")
-    stored = store_splits(store, columns).model_copy(update={"task": "other", "language": LanguageRef()})
+    job, stored, data, whole = trained_decoder(store, tmp_path)
+    workload = data.workload
 
     spec = DistillSpec(
-        scale={"layers": 3, **scale},
+        scale={"layers": 3, **SCALE},
         inherit=True,
         epochs=1,
         batch_size=32,
@@ -96,7 +83,7 @@ def test_distilling_and_pruning_a_decoder_learn_whole_distributions(store: Store
     assert len(kept) == 3 and kept == sorted(kept) and found.values["inherited"] == 1.0
     taught = load(store, whole, workload=workload)
     assert isinstance(taught, CausalDecoder)
-    again = build(workload, "student", {"layers": kept, **scale})
+    again = build(workload, "student", {"layers": kept, **SCALE})
     again.load_state_dict(taught.state_dict(), strict=False)
     fit(again, data, Training.of(spec.model_dump(), shards=1), objective=WholeDistributions(taught, 0.6), device="cpu")
     made = load(store, found.variant, workload=workload)
@@ -123,7 +110,7 @@ def test_distilling_and_pruning_a_decoder_learn_whole_distributions(store: Store
 
     assert isinstance(goal_of(whole), WholeDistributions)
     apart = CausalDecoder(replace(taught.shape, vocabulary=99))
-    own = Workload(OwnLoss("nothing is read"), ref)
+    own = Workload(OwnLoss("nothing is read"), job.workload)
     others = (goal_of(whole, whole), goal_of(whole, alpha=0), goal_of(whole, student=apart), goal_of(whole, of=own))
     assert [*others, goal_of(whole, student=nn.Linear(2, 2))] == [None] * 5
 
