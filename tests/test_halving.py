@@ -48,13 +48,15 @@ def test_before_a_second_look_the_first_candidate_tells_how_fast_losses_fall() -
     )
 
 
-def test_the_fastest_to_train_is_first_and_a_fresh_network_last() -> None:
+def test_the_fastest_to_train_is_first_and_a_fresh_network_only_when_the_mix_is_known() -> None:
     ours = made("narrow", 2.0, seconds=30.0)
     shallow = Standing(name="shallow", cost=2.0, last=4, kind="cut", seconds=10.0)
     fresh = Standing(name="fresh", cost=2.0, last=4, kind="student", seconds=1.0, fresh=True)
-    assert move(ours, fresh, shallow) == "shallow"
-    assert move(ours, fresh) == "narrow"
-    assert move(fresh) == "fresh"
+    assert move(ours, fresh, shallow) == "fresh"
+    assert move(ours, shallow) == "shallow"
+    unmixed = replace(RULES, mixed=False)
+    for standings, first in (((ours, fresh, shallow), "shallow"), ((ours, fresh), "narrow"), ((fresh,), "fresh")):
+        assert next_move(standings, unmixed, incumbent=None, seconds_left=1e9) == first
 
 
 def test_what_may_reach_the_margin_is_not_left_without_the_time_for_it() -> None:

@@ -12,6 +12,7 @@ from measurements import measured
 from flows.lineage import Made, MadeStep
 from flows.searching.appraisal import Appraisal
 from flows.searching.candidate import Candidate
+from flows.searching.candidate_maker import CandidateMaker, tolerable_damage
 from flows.searching.search_setup import SearchSetup
 from flows.searching.tally import Tally
 from flows.searching.training_plan import LABELS, TrainingPlan, questions_of
@@ -164,6 +165,26 @@ def test_a_candidate_over_the_budget_or_beaten_is_not_trained() -> None:
     assert not appraisal.standing(fits).possible
     trained = appraisal.standing(candidate(file("c", 0.1, (0, 36))))
     assert trained.loss == pytest.approx(0.1) and trained.spread > 0
+
+
+def test_where_few_epochs_can_be_had_the_search_begins_with_what_was_damaged_less() -> None:
+    assert tolerable_damage(float("inf")) == tolerable_damage(5) == 1.0
+    assert tolerable_damage(1) == pytest.approx(0.1) and 0.3 < tolerable_damage(2) < 0.4
+
+    asked = setup(minutes=10)
+    tally = Tally([MadeStep(outcome("teacher"))], outcome("teacher").variant, outcome("baseline"))
+    for cost, damage in ((0.7, 0.04), (0.3, 0.3), (0.1, 0.9), (0.05, 2.0)):
+        narrow = Candidate(f"pruned{cost}", "pruned", "", {}, 3, planned=cost, damage=damage)
+        tally.candidates.append(narrow)
+    maker = CandidateMaker(asked, tally, Appraisal(asked, BASELINE, TrainingPlan(asked)), None)  # type: ignore[arg-type]
+
+    def start(epoch_seconds: float) -> float:
+        for narrow in tally.candidates:
+            narrow.row_seconds = epoch_seconds / 1100  # rows, those of validation counted as a third of one
+        return maker.start()
+
+    assert start(0.0) == 0.1, "nothing is known of their pace"
+    assert [start(seconds) for seconds in (10.0, 220.0, 400.0, 4000.0)] == [0.1, 0.3, 0.7, 0.7]
 
 
 def test_a_tally_counts_each_outcome_once_and_a_failure_ends_one_candidate() -> None:

@@ -88,6 +88,7 @@ class Appraisal:
             start=start,
             looks_left=self.plan.looks_left,
             gauged=self.plan.gauged,
+            mixed=self.plan.mixed,
         )
 
     def _power_before(self) -> float:

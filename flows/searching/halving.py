@@ -80,6 +80,8 @@ class Rules:
     looks_left: float = float("inf")
     gauged: bool = True
     """Whether a candidate was trained twice, so that ``power`` is what was seen."""
+    mixed: bool = True
+    """Whether a training has shown which mix of labels and teacher is best."""
 
 
 def rung_epochs(epochs: int, rungs: int, eta: float) -> tuple[int, ...]:
@@ -138,7 +140,8 @@ def next_move(
     """The candidate to train one rung further, or None if the search is over.
 
     1. Each family (``kind``) has one short training, of its candidate nearest to ``start``: the fastest one to train
-       first, since several trainings are made of it, and a fresh network last, since what suits it suits no other.
+       first, since several trainings are made of the very first; it is no fresh network if there is another, since
+       what suits it suits no other.
     2. Before a second training of another kind or cost, the first one is trained further, a little: how fast losses
        fall decides what is worth a look at all, and tasks differ (powers of 0.7 and 1.9 were seen).
     3. In the family that promises most: bisection with short trainings, then the cheapest one that may pass goes on.
@@ -191,7 +194,7 @@ def _best_move(
     new = [[s for s in members if s in open_] for members in families.values() if all(s.loss is None for s in members)]
     nearest = [min(f, key=lambda s: (abs(_log(s.cost) - _log(rules.start)), s.cost, s.name)) for f in new if f]
     if nearest:
-        return min(nearest, key=lambda s: (s.fresh, s.seconds)).name
+        return min(nearest, key=lambda s: (s.fresh and not rules.mixed, s.seconds)).name
     for members in sorted(families.values(), key=lambda f: min((_promise(s, rules) for s in f), default=(0.0, 0.0))):
         name = _within(members, [s for s in members if s in open_], rules)
         if name is not None:

@@ -24,6 +24,8 @@ _SHARES = (
 _TIMING = 0.04
 """Of the minutes, for timing layers; at least the seconds that a coarse table takes, at most those of a fine one."""
 _TABLE_SECONDS = (4.0, 40.0)
+_LEAST_TIME = 0.1
+"""Of the time of a training step, however narrow the layers; else it is expected to fall as the latency does."""
 _MOST_CUTS = 3
 """Ways of cutting the teacher, each of which has a ladder of its own."""
 _ROWS_A_MINUTE, _FEWEST_ROWS, _MOST_ROWS = 10, 64, 256
@@ -76,6 +78,7 @@ class LadderPlanner:
             candidate = Candidate(name, "pruned", what, settings, self.setup.trainings, base=base.name if base else "")
             candidate.damage, candidate.planned = float(rung["predicted_damage"]), float(rung["cost"])
             candidate.form = form
+            candidate.row_seconds = (base or self.tally.candidates[0]).row_seconds * max(_LEAST_TIME, rung["time"])
             # Planned for fp32 it may still be kept in int8 weights.
             candidate.planned_bytes = float(rung["predicted_bytes"]) / (4 if form == "fp32" else 1)
             self.tally.candidates.append(candidate)
@@ -110,7 +113,14 @@ class LadderPlanner:
             for rung in outcome.values["ladder"]:
                 cost = whole * self._shrunk(rung, outcome.values["parent"])
                 rungs.setdefault(
-                    str(rung["ratios"]), {**rung, "form": form, "share": targets[rung["target"]], "cost": cost}
+                    str(rung["ratios"]),
+                    {
+                        **rung,
+                        "form": form,
+                        "share": targets[rung["target"]],
+                        "cost": cost,
+                        "time": rung["predicted_ms"] / outcome.values["parent"]["ms"],
+                    },
                 )
         return rungs.values()
 

@@ -143,6 +143,11 @@ class TrainingPlan:
             return math.inf
         return max(0.0, candidate.hoped - 1) * had * epoch + _OVERHEAD
 
+    def affordable_epochs(self, candidate: Candidate) -> float:
+        """Of a candidate that most of what is left goes to; infinite where nothing is known of its pace."""
+        epoch = candidate.epoch_seconds(self._rows)
+        return _SHARED * max(0.0, self.left) / epoch if epoch else math.inf
+
     def _share(self, candidate: Candidate) -> float:
         """Of the seconds that are left, for the candidate's last training."""
         others = (c for c in self._candidates if c is not candidate and 0 < c.rung < self.setup.rungs_of(c))
