@@ -5,6 +5,7 @@ TORCH_INDEX ?=
 TORCH := $(shell grep '^torch==' requirements.lock)
 # What installs all the rest: uv, or pip where uv does not work.
 INSTALLER ?= uv
+RAY := 2.60.0
 BIN := .venv/bin
 STAMP := .venv/.installed-$(shell cat requirements.lock pyproject.toml | sha256sum | cut -c1-16)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -13,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-cluster test test-fast test-quick test-slow explore coverage lint types clean lock
+.PHONY: help setup demo demo-cluster test test-fast test-quick test-slow test-cluster with-ray explore coverage lint types clean lock
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -36,13 +37,25 @@ demo: setup ## start the servers, find the best digits model inside a budget, pr
 	@$(BIN)/python -c 'import json; print(json.load(open("report/report.json"))["curl"])' | sh
 	@echo
 
-demo-cluster: setup ## the same on a Ray cluster of two nodes on this machine; the report says which node did what
-	@$(PIP) install $(TORCH) 'ray>=2.60,<3'
+# Ray has an environment of its own, where what is in .venv comes first.
+CLUSTER := .venv/cluster
+CLUSTER_STAMP := $(CLUSTER)/.installed-$(RAY)
+WITH_RAY = PATH=$(CURDIR)/$(CLUSTER)/bin:$(CURDIR)/$(BIN):$$PATH PYTHONPATH=$(CURDIR):$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+$(CLUSTER_STAMP): $(STAMP)
+	@$(BIN)/python -m venv --clear --without-pip $(CLUSTER)
+	@echo "installing Ray into $(CLUSTER)"
+	@$(PIP) --python $(CLUSTER)/bin/python install --no-compile 'ray[serve]==$(RAY)' aiohttp
+	@printf '#!/bin/sh\nexec "$${0%%/*}/python" -m flows.commands.cli "$$@"\n' > $(CLUSTER)/bin/winnow
+	@chmod +x $(CLUSTER)/bin/winnow
+	@touch $@
+
+demo-cluster: $(CLUSTER_STAMP) ## the same on a Ray cluster of two nodes on this machine; the report says which node did what
 	@$(BIN)/winnow up
-	@$(BIN)/winnow cluster --nodes 2 -- $(BIN)/winnow run digits_budget --set place=ray --set search.parallel=2 --report report
+	@$(WITH_RAY) winnow cluster --nodes 2 -- winnow run digits_budget --set place=ray --set search.parallel=2 --report report
 	@printf '\nWhich node did what: the table of stages in report/report.html\n'
 
-test: test-fast test-slow ## lint, strict types, all tests
+test: test-fast test-slow test-cluster ## lint, strict types, all tests
 
 # Three workers for two cores, since who tests servers waits for them half of the time. A worker has servers of its own.
 PYTEST := $(BIN)/python -m pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder
@@ -54,7 +67,14 @@ test-quick: setup
 	@$(PYTEST) -m "not slow"
 
 test-slow: setup ## the other tests
-	@$(PYTEST) -m slow --durations=25 --durations-min=5
+	@$(PYTEST) -m "slow and not ray" --durations=25 --durations-min=5
+
+# By themselves: Ray's nodes give up where something else keeps the cores from them.
+with-ray: $(CLUSTER_STAMP) # make with-ray DO='python benchmarks/node_kills.py'
+	@$(WITH_RAY) $(DO)
+
+test-cluster: $(CLUSTER_STAMP) ## the tests that need Ray, on a cluster on this machine
+	@$(WITH_RAY) python -m pytest -m ray --durations=5 --durations-min=5
 
 coverage: setup ## all tests, and which lines they never reach; they take longer so
 	@$(PYTEST) --cov --cov-report=term:skip-covered

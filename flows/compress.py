@@ -40,7 +40,7 @@ from tasks.release.show_versions import show_versions
 from tasks.report.run_report import RunReport
 from tasks.rival import RivalSpec, rival
 from tasks.running.errors import CANDIDATE_FAILURES, GateFailed
-from tasks.running.ray_place import require_cluster
+from tasks.running.ray_nodes import require_cluster
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job
 from tasks.running.stage_plan import Plan, PlanLine, planning

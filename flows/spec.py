@@ -28,7 +28,7 @@ from tasks.release.deployment import DeploySpec
 from tasks.rival import RivalSpec
 from tasks.running.errors import SpecError
 from tasks.running.source_hash import FACE, public_names, public_place
-from tasks.running.stage import Limits, Parallel, WorkloadRef
+from tasks.running.stage import Limits, Parallel, Place, WorkloadRef
 from tasks.train import BringSpec, TrainSpec
 from tasks.validate import GateSpec
 
@@ -77,7 +77,7 @@ class PipelineSpec(Frozen):
         description="share each training out among processes, with the same result on any number of them (not with "
         "exact: false); absent: a training is one process with a thread for each core",
     )
-    place: Literal["local", "ray"] = Field(
+    place: Place = Field(
         default="local",
         description="where the stages' processes run: on this machine, or on the nodes of the Ray cluster of "
         "RAY_ADDRESS; measurements stay on this machine. The results are the same",

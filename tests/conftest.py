@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import signal
 import subprocess
@@ -30,6 +31,7 @@ from model_registry.authorization import mlflow_authorization, prefect_authoriza
 from model_registry.quiet import QUIET
 from model_registry.store import Store
 from tasks.running import launch
+from tasks.running.ray_local_cluster import LocalCluster, local_cluster
 
 os.environ.update(QUIET)  # as every launcher does
 
@@ -48,10 +50,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs servers as slow, and order the files, which are handed to workers one by one: those that need the
     whole stack first, since they take longest, and those that measure last."""
     order: dict[Path, int] = {}
+    without_ray = importlib.util.find_spec("ray") is None
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if SERVERS & fixtures:
             item.add_marker(pytest.mark.slow)
+        if without_ray and item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.skip("needs Ray: make test-cluster, or pip install 'winnow-mlops[ray]'"))
         heavy = 2 if "stack" in fixtures else 1 if item.get_closest_marker("slow") else 0
         order[item.path] = -1 if item.get_closest_marker("alone") else max(heavy, order.get(item.path, 0))
     items.sort(key=lambda item: -order[item.path])
@@ -198,6 +203,22 @@ def forks(stack: RunningStack) -> Iterator[Forks]:
     made = Forks(environment(**stack.environment))
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: Server) -> Iterator[LocalCluster]:
+    """A Ray cluster of two nodes on this machine, for a file of tests: they kill nodes."""
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    with (
+        local_cluster(2, 1, {**ours, **s3.environment, "PYTHONPATH": path}) as made,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RAY_ADDRESS", made.address)
+        yield made
+        import ray
+
+        ray.shutdown()
 
 
 @pytest.fixture

@@ -5,18 +5,18 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from nodes import kill_node
 from patience import PATIENCE
 from pydantic import ValidationError
 from taught_workloads import job_for, put_data, taught
@@ -24,10 +24,10 @@ from taught_workloads import job_for, put_data, taught
 from flows.spec import PipelineSpec
 from model_registry.store import Store
 from model_registry.variant import Variant
-from tasks.running import ray_place
+from tasks.running import ray_nodes
 from tasks.running.errors import SpecError, StageTimedOut, TrainingDiverged
-from tasks.running.ray_local_cluster import local_cluster
-from tasks.running.ray_place import Surroundings, require_cluster
+from tasks.running.ray_local_cluster import LocalCluster
+from tasks.running.ray_nodes import Surroundings, require_cluster
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Limits, Parallel
 from tasks.running.stage_cache import run_stage
@@ -37,9 +37,6 @@ HERE = Path(__file__).parent
 QUICK = TrainSpec(epochs=3, batch_size=32, patience=None)
 LONG = TrainSpec(epochs=60, batch_size=16, patience=None)
 Compute = Callable[[Job, TrainSpec], Variant]
-needs_ray = pytest.mark.skipif(
-    importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'winnow-mlops[ray]'"
-)
 
 
 # -- without a cluster ---------------------------------------------------------------------------------------------
@@ -70,22 +67,6 @@ def test_nodes_that_would_answer_otherwise_say_why() -> None:
 
 
 # -- on a cluster --------------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def cluster(s3: Any) -> Iterator[str]:
-    environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("AWS_")},
-        **s3.environment,
-        "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    with local_cluster(2, 1, environment) as address, pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ADDRESS", address)
-        yield address
-        import ray
-
-        ray.shutdown()
-
-
 @pytest.fixture
 def task(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Job, DataRef]:
     monkeypatch.setenv("WINNOW_HOME", str(tmp_path))
@@ -113,9 +94,9 @@ def computed_here(store: Store, monkeypatch: pytest.MonkeyPatch) -> Compute:
     return compute
 
 
-@needs_ray
+@pytest.mark.ray
 def test_a_stage_makes_the_same_on_a_node(
-    task: tuple[Job, DataRef], cluster: str, tmp_path: Path, computed_here: Compute
+    task: tuple[Job, DataRef], cluster: LocalCluster, tmp_path: Path, computed_here: Compute
 ) -> None:
     job, data = task
     away = run_stage(TRAIN, elsewhere(job), QUICK, data=data)
@@ -125,9 +106,9 @@ def test_a_stage_makes_the_same_on_a_node(
     assert computed_here(job, QUICK) == away.variant
 
 
-@needs_ray
+@pytest.mark.ray
 def test_ranks_on_a_node_make_the_bits_of_one_process_here(
-    task: tuple[Job, DataRef], cluster: str, computed_here: Compute
+    task: tuple[Job, DataRef], cluster: LocalCluster, computed_here: Compute
 ) -> None:
     job, data = task
     shared = job.model_copy(update={"parallel": Parallel(shards=4, processes=2)})
@@ -137,8 +118,8 @@ def test_ranks_on_a_node_make_the_bits_of_one_process_here(
     assert computed_here(alone, QUICK) == away.variant
 
 
-@needs_ray
-def test_errors_and_limits_are_those_of_a_stage(task: tuple[Job, DataRef], cluster: str) -> None:
+@pytest.mark.ray
+def test_errors_and_limits_are_those_of_a_stage(task: tuple[Job, DataRef], cluster: LocalCluster) -> None:
     job, data = task
     with pytest.raises(TrainingDiverged, match="lower learning_rate"):
         run_stage(TRAIN, elsewhere(job), QUICK.model_copy(update={"learning_rate": 1e30}), data=data)
@@ -149,10 +130,10 @@ def test_errors_and_limits_are_those_of_a_stage(task: tuple[Job, DataRef], clust
         run_stage(TRAIN, elsewhere(job, threads=64), QUICK, data=data)
 
 
-@needs_ray
+@pytest.mark.ray
 def test_a_lost_node_costs_nothing_but_time(
     task: tuple[Job, DataRef],
-    cluster: str,
+    cluster: LocalCluster,
     store: Store,
     caplog: pytest.LogCaptureFixture,
     computed_here: Compute,
@@ -164,15 +145,10 @@ def test_a_lost_node_costs_nothing_but_time(
     def strike() -> None:
         while not store.list_objects("checkpoints/"):
             time.sleep(0.05)
-        busy = {node for node, count in ray_place._busy.items() if count}
-        import ray
-
-        for node in ray.nodes():
-            if node["NodeID"] in busy:
-                raylet = psutil.Process(raylet_of(node))
-                for process in (raylet, *raylet.children(recursive=True)):  # or its worker might live on and finish
-                    os.kill(process.pid, signal.SIGKILL)
-                struck.set()
+        busy = {node for node, count in ray_nodes.busy.items() if count}
+        for node in busy:
+            kill_node(node)
+            struck.set()
 
     thread = threading.Thread(target=strike, daemon=True)
     thread.start()
@@ -182,21 +158,7 @@ def test_a_lost_node_costs_nothing_but_time(
     assert computed_here(job, LONG) == away.variant
 
 
-def raylet_of(node: dict[str, Any]) -> int:
-    """The process of the node's raylet."""
-    name = node["NodeManagerPort"]
-    for process in psutil.process_iter(["cmdline"]):
-        line = process.info["cmdline"] or []
-        if line and line[0].endswith("raylet") and f"--node_manager_port={name}" in line:
-            return int(process.pid)
-    for process in psutil.process_iter(["cmdline"]):
-        line = " ".join(process.info["cmdline"] or [])
-        if "raylet" in line and node["NodeID"] in line:
-            return int(process.pid)
-    raise AssertionError(f"no raylet of node {node['NodeID']}")
-
-
-@needs_ray
+@pytest.mark.ray
 def test_a_command_runs_beside_a_cluster_that_ends_with_it(store: Store, tmp_path: Path) -> None:
     script = (
         "import os, ray; ray.init(address=os.environ['RAY_ADDRESS']); "

@@ -235,7 +235,7 @@ def endpoints(root: psutil.Process) -> dict[int, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs Ray: pip install 'winnow-mlops[ray]'")
+@pytest.mark.ray
 def test_a_killed_replica_costs_what_it_had_in_hand_and_comes_back(store: Store, tmp_path: Path) -> None:
     """Whichever of its two processes it is."""
     clients = 4

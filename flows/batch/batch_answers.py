@@ -6,33 +6,33 @@ from the names of the answers (see :class:`flows.batch.shards.ShardQuestion`) an
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from flows.batch.shard_processes import Nodes, ProcessHere, ShardProcess
 from flows.batch.shards import Shard, ShardQuestion, partial_file, shards_of
 from model_registry.store import Store
 from model_registry.variant import Variant
-from tasks.running.errors import WinnowError
+from tasks.running.errors import SpecError, WinnowError
 from tasks.running.launch import cores
+from tasks.running.ray_nodes import require_cluster
 from tasks.running.source_hash import closure_hash
+from tasks.running.stage import Place
 
 MANIFEST = "manifest.json"
 _TRIES = 3
 """Processes that may die over one shard."""
-_END_SECONDS = 5.0
 
 
 class ShardFailed(WinnowError):
@@ -63,6 +63,7 @@ def answer_all(
     batch: int = 256,
     outputs: Sequence[str] = (),
     keep: Sequence[str] = (),
+    place: Place = "local",
     on_progress: Callable[[int, int], None] = lambda done, whole: None,
 ) -> BatchAnswers:
     """Answer every Parquet file at the source into one of its own at the target, and write ``manifest.json``.
@@ -75,12 +76,17 @@ def answer_all(
             since some variants answer a row otherwise in other company.
         outputs: names of those that are wanted; all by default.
         keep: columns that are copied into the answers, such as an id.
+        place: where the processes run: on this machine, or on the nodes of the Ray cluster of RAY_ADDRESS. The answers
+            are the same.
 
     Raises:
+        SpecError: there is no such cluster, or none of its nodes would answer as this machine; or files of this machine
+            are to be read or written there.
         DataReadError: there is no such file, or its columns are not the model's inputs.
         ShardFailed: a shard ended its process again and again.
     """
     began = time.monotonic()
+    nodes = _nodes(source, target) if place == "ray" else None
     shards = shards_of(store, source)
     code = closure_hash("flows.batch.shard_worker")[:16]
     question = ShardQuestion(variant=variant.digest, batch=batch, outputs=tuple(outputs), keep=tuple(keep), code=code)
@@ -90,20 +96,25 @@ def answer_all(
     missing = [shard for shard in shards if question.name(shard) not in there]
     rows, done = 0, len(shards) - len(missing)
     on_progress(done, len(shards))
+    begin = {
+        "question": question.model_dump(mode="json"),
+        "variant": variant.model_dump(mode="json", by_alias=True),
+        "store": store.uri,
+        "target": target,
+    }
+
+    def forget(shard: Shard, number: str) -> None:
+        if not target.startswith("s3://"):
+            partial_file(target, question.name(shard), number).unlink(missing_ok=True)
+
     with tempfile.TemporaryDirectory(prefix="winnow-model-") as folder:
-        store.materialise(variant.files, Path(folder))
-        begin = {
-            "question": question.model_dump(mode="json"),
-            "variant": variant.model_dump(mode="json", by_alias=True),
-            "folder": folder,
-            "target": target,
-        }
-
-        def forget(shard: Shard, pid: int) -> None:
-            if not target.startswith("s3://"):
-                partial_file(target, question.name(shard), pid).unlink(missing_ok=True)
-
-        team = _Team(json.dumps(begin), min(workers or cores(), len(missing)) or 1, forget)
+        if nodes is not None:
+            start: Callable[[], ShardProcess] = partial(nodes.start, json.dumps(begin))
+        else:
+            store.materialise(variant.files, Path(folder))
+            start = partial(ProcessHere, json.dumps({**begin, "folder": folder}))
+        most = workers or (nodes.cores if nodes else cores())
+        team = _Team(start, min(most, len(missing)), forget)
         try:
             for told in team.answers(missing):
                 rows += told["rows"]
@@ -115,65 +126,26 @@ def answer_all(
     return BatchAnswers(len(shards), len(missing), rows, time.monotonic() - began, root)
 
 
-class _Worker:
-    """A process that answers one shard at a time."""
-
-    def __init__(self, begin: str) -> None:
-        self._begin: str | None = begin
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "flows.batch.shard_worker"],
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def ask(self, shard: Shard) -> dict[str, Any] | None:
-        """What it says; None where it died."""
-        process = self.process
-        assert process.stdin is not None and process.stdout is not None
-        try:
-            if self._begin is not None:
-                process.stdin.write(self._begin + "\n")
-                self._begin = None
-            process.stdin.write(shard.model_dump_json() + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except (OSError, ValueError):  # it is gone, or was ended meanwhile
-            return None
-        told: dict[str, Any] | None = json.loads(line) if line.endswith("\n") else None
-        return told
-
-    def leave(self) -> None:
-        """Tell it to end."""
-        assert self.process.stdin is not None
-        with contextlib.suppress(OSError):
-            self.process.stdin.close()
-
-    def end(self) -> int:
-        """Wait until it has ended, and kill it where it does not; its exit code."""
-        self.leave()
-        try:
-            code = self.process.wait(timeout=_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            code = self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return code
+def _nodes(source: str, target: str) -> Nodes:
+    for name, where in (("source", source), ("target", target)):
+        if not where.startswith("s3://"):
+            raise SpecError(f"place: ray: the nodes cannot reach the {name} {where}; give s3://bucket/prefix")
+    require_cluster()
+    return Nodes()
 
 
 class _Team:
     """Processes that take shards from one queue.
 
     Args:
+        start: makes another process.
         forget: removes what a process left of a shard over which it died.
     """
 
-    def __init__(self, begin: str, size: int, forget: Callable[[Shard, int], None]) -> None:
-        self._begin, self._size, self._forget = begin, size, forget
-        self._idle: SimpleQueue[_Worker] = SimpleQueue()
-        self._workers: list[_Worker] = []
+    def __init__(self, start: Callable[[], ShardProcess], size: int, forget: Callable[[Shard, str], None]) -> None:
+        self._new, self._size, self._forget = start, size, forget
+        self._idle: SimpleQueue[ShardProcess] = SimpleQueue()
+        self._workers: list[ShardProcess] = []
         self._over = threading.Event()
 
     def answers(self, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
@@ -201,14 +173,14 @@ class _Team:
             worker.end()
         self._workers.clear()
 
-    def _start(self) -> _Worker:
-        worker = _Worker(self._begin)
+    def _start(self) -> ShardProcess:
+        worker = self._new()
         self._workers.append(worker)
         return worker
 
     def _answer(self, shard: Shard) -> dict[str, Any]:
-        code = 0
-        for _ in range(_TRIES):
+        code, died = "", 0
+        while died < _TRIES:
             worker = self._idle.get()
             told = worker.ask(shard)
             if told is not None:
@@ -219,8 +191,9 @@ class _Team:
             if self._over.is_set():
                 self._idle.put(worker)
                 raise ShardFailed(f"{shard.uri} was not answered: the others were ended before")
+            died += not worker.blameless
             code = worker.end()
-            self._forget(shard, worker.process.pid)
+            self._forget(shard, worker.number)
             self._workers.remove(worker)
             self._idle.put(self._start())
         raise ShardFailed(

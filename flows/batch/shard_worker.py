@@ -30,7 +30,7 @@ def main() -> None:
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
     begun = json.loads(lines.get())
     question, target = ShardQuestion.model_validate(begun["question"]), begun["target"]
-    store = Store.from_environment()
+    store = Store(begun["store"])
     variant = Variant.model_validate(begun["variant"])
     engine = Engine(Path(begun["folder"]), variant)
     while True:

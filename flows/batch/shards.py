@@ -83,6 +83,6 @@ def refuse_twins(shards: Sequence[Shard]) -> None:
             raise DataReadError(f"{twin} and {shard.uri} have one name and the same content; leave one of them out")
 
 
-def partial_file(target: str, name: str, pid: int) -> Path:
+def partial_file(target: str, name: str, pid: int | str) -> Path:
     """Where a process writes a file of a folder before it is whole."""
     return Path(target) / f".{name}.{pid}"

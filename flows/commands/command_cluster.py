@@ -30,6 +30,6 @@ def cluster_command(nodes: int, cores: int, command: tuple[str, ...]) -> int:
         raise click.ClickException("a cluster needs Ray, which is not installed: pip install 'winnow-mlops[ray]'")
     reach_store()  # its variables are in our environment now, and so in that of all nodes
     click.echo(f"starting Ray with {nodes} nodes", err=True)
-    with local_cluster(nodes, cores, dict(os.environ)) as address:
-        click.echo(f"RAY_ADDRESS={address}", err=True)
-        return subprocess.run(command, env={**os.environ, "RAY_ADDRESS": address}, check=False).returncode
+    with local_cluster(nodes, cores, dict(os.environ)) as cluster:
+        click.echo(f"RAY_ADDRESS={cluster.address}", err=True)
+        return subprocess.run(command, env={**os.environ, "RAY_ADDRESS": cluster.address}, check=False).returncode

@@ -27,6 +27,7 @@ from model_registry.variant import TensorSpec
 from serving.exceptions import InvalidRequest
 from serving.tensors import Array
 from tasks.evidence.number_text import seconds_text
+from tasks.running.stage import Place
 
 _PORTION_BYTES, _PORTION_ROWS = 4 << 20, 1024
 """Of one request, about: well within what an endpoint reads."""
@@ -55,6 +56,13 @@ _FIRST = ("label", "probability")
     "--batch", type=click.IntRange(min=1), default=256, show_default=True, help="Of a data set: rows at once."
 )
 @click.option("--workers", type=click.IntRange(min=1), help="Of a data set: processes. [default: one for each core]")
+@click.option(
+    "--place",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Of a data set: where its processes run; ray: on the nodes of the cluster of RAY_ADDRESS.",
+)
 @click.option("--variant", help="The variant that is to answer: its version, name or digest.")
 @click.option("--min-accuracy", type=float, help="Least value of the metric; the fastest variant that has it answers.")
 @click.option(
@@ -74,6 +82,7 @@ def predict_command(
     keep: tuple[str, ...],
     batch: int,
     workers: int | None,
+    place: Place,
     **wishes: Any,
 ) -> int:
     """Ask MODEL about the rows of a file; prints one JSON object per row.
@@ -88,10 +97,11 @@ def predict_command(
     Example:
       winnow predict digits --input rows.npy
       echo '{"x": [1.5, 2]}' | winnow predict mine --input - --output label
-      winnow predict digits --input s3://data/scans --output s3://data/answers --keep id
+      winnow predict digits --input s3://data/scans --output s3://data/answers --keep id --place ray
     """
     if _is_data_set(source):
-        return _answer_data_set(model, source, version, outputs, keep=keep, batch=batch, workers=workers)
+        how = {"keep": keep, "batch": batch, "workers": workers, "place": place}
+        return _answer_data_set(model, source, version, outputs, how)
     wants: Any = {name: value for name, value in wishes.items() if value is not None}
     name, content = ("standard input", sys.stdin.buffer.read()) if source == "-" else (source, _read(Path(source)))
     if not url and not os.environ.get("WINNOW_ENDPOINT"):
@@ -129,10 +139,7 @@ def _answer_data_set(
     source: str,
     version: int | None,
     outputs: tuple[str, ...],
-    *,
-    keep: tuple[str, ...],
-    batch: int,
-    workers: int | None,
+    how: Mapping[str, Any],
 ) -> int:
     places = [output for output in outputs if "/" in output]
     if len(places) != 1:
@@ -149,10 +156,8 @@ def _answer_data_set(
         exported.variant,
         source,
         places[0],
-        workers=workers,
-        batch=batch,
         outputs=[output for output in outputs if output not in places],
-        keep=keep,
+        **how,
         on_progress=lambda done, whole: click.echo(f"{done} of {whole} files", err=True),
     )
     there = f", {done.shards - done.computed} were there" if done.computed < done.shards else ""

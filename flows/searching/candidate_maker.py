@@ -13,6 +13,7 @@ from flows.searching.form_maker import FormMaker
 from flows.searching.ladder_planner import LadderPlanner
 from flows.searching.search_setup import SearchSetup
 from flows.searching.tally import Tally
+from flows.searching.training_plan import affordable_epochs
 from tasks.cut import CutSpec, cut
 from tasks.distill import distill
 from tasks.prune import prune
@@ -79,7 +80,7 @@ class CandidateMaker:
         fair = [
             c.planned
             for c in ladder
-            if c.damage is not None and c.damage <= tolerable_damage(plan.affordable_epochs(c))
+            if c.damage is not None and c.damage <= tolerable_damage(affordable_epochs(plan, c))
         ]
         if fair:
             return min(fair)

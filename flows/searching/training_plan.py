@@ -56,7 +56,8 @@ class TrainingPlan:
     def __init__(self, setup: SearchSetup, candidates: Sequence[Candidate] = ()) -> None:
         self.setup, self._candidates = setup, candidates
         self.distilling: DistillSpec = setup.distilling.model_copy(update={"control": False})
-        self._rows = setup.data.split("train").rows + _JUDGING * setup.data.split("validation").rows
+        self.rows = setup.data.split("train").rows + _JUDGING * setup.data.split("validation").rows
+        """Of an epoch, those that are judged counted by their share of its time."""
         self.left = 60 * setup.settings.minutes
         """Seconds that are left; kept up to date by the search."""
         self.looks_left = _LOOKING * self.left
@@ -81,7 +82,7 @@ class TrainingPlan:
         settings, begin = self.setup.settings, 1
         weights = [settings.eta**rung for rung in range(settings.rungs)]
         if first.row_seconds:
-            affordable = _SCOUTING * 60 * settings.minutes / (self._rows * first.row_seconds)
+            affordable = _SCOUTING * 60 * settings.minutes / (self.rows * first.row_seconds)
             most = MOST_EPOCHS / (1 + sum(weights[1:-1]))  # the last rung takes what is left
             begin = max(1, int(min(most, affordable)))
         self.epochs = tuple(max(1, round(begin * weight)) for weight in weights)
@@ -96,7 +97,7 @@ class TrainingPlan:
             return candidate.epochs[0]  # twice as many in all tell it, and cost the least
         if candidate.rung < self.setup.settings.rungs - 1 and not hurried:
             return self._scouting_epochs(candidate, candidate.rung)
-        before, epoch = candidate.epochs[-1] if candidate.epochs else 0, candidate.epoch_seconds(self._rows)
+        before, epoch = candidate.epochs[-1] if candidate.epochs else 0, candidate.epoch_seconds(self.rows)
         if not epoch:
             return planned
         seconds = self._share(candidate) * self.left - _OVERHEAD
@@ -121,7 +122,7 @@ class TrainingPlan:
         if candidate.rung == rungs - 1:
             return (had + self.next_epochs(candidate)) / had
         between = sum(self._scouting_epochs(candidate, rung) for rung in range(candidate.rung, rungs - 1))
-        last, epoch = float(self.epochs[rungs - 1]), candidate.epoch_seconds(self._rows)
+        last, epoch = float(self.epochs[rungs - 1]), candidate.epoch_seconds(self.rows)
         if epoch and not self.setup.says("epochs"):
             seconds = self._share(candidate) * (self.left - between * epoch) - _OVERHEAD
             last = max(1, min(MOST_EPOCHS, int(seconds / epoch)))
@@ -138,15 +139,10 @@ class TrainingPlan:
 
     def finish_seconds(self, candidate: Candidate) -> float:
         """Of the training after which its loss may lie well within the margin, if all goes well."""
-        epoch, had = candidate.epoch_seconds(self._rows), candidate.epochs[-1] if candidate.epochs else 0
+        epoch, had = candidate.epoch_seconds(self.rows), candidate.epochs[-1] if candidate.epochs else 0
         if not (epoch and had and math.isfinite(candidate.hoped)):
             return math.inf
         return max(0.0, candidate.hoped - 1) * had * epoch + _OVERHEAD
-
-    def affordable_epochs(self, candidate: Candidate) -> float:
-        """Of a candidate that most of what is left goes to; infinite where nothing is known of its pace."""
-        epoch = candidate.epoch_seconds(self._rows)
-        return _SHARED * max(0.0, self.left) / epoch if epoch else math.inf
 
     def _share(self, candidate: Candidate) -> float:
         """Of the seconds that are left, for the candidate's last training."""
@@ -156,7 +152,7 @@ class TrainingPlan:
 
     def _hurried(self, candidate: Candidate) -> bool:
         """Whether a short training now would leave too little time for the long one: then that is next."""
-        rungs, epoch = self.setup.settings.rungs, candidate.epoch_seconds(self._rows)
+        rungs, epoch = self.setup.settings.rungs, candidate.epoch_seconds(self.rows)
         if not 0 < candidate.rung < rungs - 1 or self.setup.says("epochs") or not epoch:
             return False
         scouting = self._scouting_epochs(candidate, candidate.rung) * epoch + _OVERHEAD
@@ -205,7 +201,7 @@ class TrainingPlan:
 
     def tuning_of(self, candidate: Candidate) -> QatSpec:
         """Its quantization-aware training: where the spec does not say, no longer than what is left allows."""
-        spec, epoch = self.setup.tuning, candidate.epoch_seconds(self._rows)
+        spec, epoch = self.setup.tuning, candidate.epoch_seconds(self.rows)
         if self.setup.spec.qat is not None or not epoch:
             return spec
         affordable = int((_SHARED * self.left - _OVERHEAD) / epoch)
@@ -213,7 +209,7 @@ class TrainingPlan:
 
     def seconds(self, candidate: Candidate) -> float:
         """What its next training will take, about; by its latest one, where there is one."""
-        epoch = candidate.epoch_seconds(self._rows)
+        epoch = candidate.epoch_seconds(self.rows)
         if not epoch:
             return 0.0
         if not self.epochs:
@@ -224,12 +220,18 @@ class TrainingPlan:
     def _scouting_epochs(self, candidate: Candidate, rung: int) -> float:
         """Of a rung before the last: as the first candidate's were sized, or as few (or as small a part of one) as the
         share of the minutes allows one that trains more slowly."""
-        planned, epoch = self.epochs[rung], candidate.epoch_seconds(self._rows)
+        planned, epoch = self.epochs[rung], candidate.epoch_seconds(self.rows)
         if self.setup.says("epochs") or not epoch:
             return planned
         settings = self.setup.settings
         affordable = _SCOUTING * 60 * settings.minutes * settings.eta**rung / epoch
         return max(_LEAST_SHARE, min(planned, affordable if affordable < 1 else int(affordable)))
+
+
+def affordable_epochs(plan: TrainingPlan, candidate: Candidate) -> float:
+    """Of a candidate that most of what is left goes to; infinite where nothing is known of its pace."""
+    epoch = candidate.epoch_seconds(plan.rows)
+    return _SHARED * max(0.0, plan.left) / epoch if epoch else math.inf
 
 
 def questions_of(spec: DistillSpec) -> AskSpec | None:

@@ -1,7 +1,7 @@
 """A Ray cluster of several nodes on this machine: ``python -m tasks.running.ray_local_cluster NODES CORES``.
 
-To try what a cluster does, and to test it. Says in a line of JSON where it is, and ends with everything it started when
-its input does. The head offers no core: it would be the last to die.
+To try what a cluster does, and to test it. Says in a line of JSON where it is, adds a node for each line that it is
+told, and ends with everything it started when its input does. The head offers no core: it would be the last to die.
 """
 
 from __future__ import annotations
@@ -19,9 +19,24 @@ _TRIES = 3
 """A raylet aborts where its dashboard agent is slow to answer, as on a busy machine."""
 
 
+class LocalCluster:
+    """A cluster that runs; ``address``: for RAY_ADDRESS."""
+
+    def __init__(self, process: subprocess.Popen[str], address: str) -> None:
+        self._process, self.address = process, address
+
+    def add_node(self) -> None:
+        """Another node, as the first ones."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write("add\n")
+        self._process.stdin.flush()
+        if not self._process.stdout.readline():
+            raise RuntimeError("the cluster ended while a node was added; see /tmp/ray/session_latest/logs")
+
+
 @contextlib.contextmanager
-def local_cluster(nodes: int, cores: int, environment: dict[str, str]) -> Iterator[str]:
-    """The address of a cluster that is there for the body.
+def local_cluster(nodes: int, cores: int, environment: dict[str, str]) -> Iterator[LocalCluster]:
+    """A cluster that is there for the body.
 
     Args:
         cores: that each node offers.
@@ -41,7 +56,7 @@ def local_cluster(nodes: int, cores: int, environment: dict[str, str]) -> Iterat
             if not line:
                 continue
             try:
-                yield json.loads(line)["address"]
+                yield LocalCluster(process, json.loads(line)["address"])
             finally:
                 process.stdin.close()
             return
@@ -60,7 +75,9 @@ def main() -> None:
     for _ in range(nodes):
         cluster.add_node(num_cpus=cores, object_store_memory=_MEMORY)
     print(json.dumps({"address": cluster.address, "process": os.getpid()}), flush=True)
-    sys.stdin.read()
+    for _ in sys.stdin:
+        cluster.add_node(num_cpus=cores, object_store_memory=_MEMORY)
+        print(json.dumps({"nodes": len(cluster.list_all_nodes())}), flush=True)
     cluster.shutdown()
 
 

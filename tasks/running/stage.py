@@ -17,6 +17,10 @@ from tasks.running.task_kind import TaskKind
 _RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$"
 
 
+Place = Literal["local", "ray"]
+"""Of processes: this machine, or the nodes of a Ray cluster."""
+
+
 class WorkloadRef(Frozen):
     """Where the user's class is: an importable ``module:Class``, its arguments, and the folder of the spec."""
 
@@ -134,7 +138,7 @@ class Job(Frozen):
     parallel: Parallel | None = None
     """How trainings are shared out among processes; None: each is a process of its own."""
 
-    place: Literal["local", "ray"] = "local"
+    place: Place = "local"
     """Where processes of stages run; no part of a result's identity."""
 
     @property

@@ -1,0 +1,129 @@
+"""A data set answered on a Ray cluster whose nodes are killed again and again: is an answer lost, or given twice?
+
+    make with-ray DO='python benchmarks/node_kills.py --kills 20'
+
+Starts a stack and a cluster of two nodes of one core on this machine, answers the files here and then there. After
+every second file a node is killed (its raylet; every other time with all that it started, else its workers live on and
+may finish what they were asked) and another one is added. Also says what a file costs by itself on a node, and what two
+nodes gain, with nobody killed; on a machine of two cores the store and Ray itself want a share of those.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent.absolute()
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests")]
+
+from nodes import kill_node  # noqa: E402
+
+from benchmarks.batch_prediction import BATCH, CNN, SMALL, write_files  # noqa: E402
+from benchmarks.machine_facts import circumstances  # noqa: E402
+from benchmarks.own_stack import own_stack, unwind_on_signals  # noqa: E402
+from flows.batch.batch_answers import BatchAnswers, answer_all  # noqa: E402
+from flows.reaching import reach_store  # noqa: E402
+from model_registry.store import Store  # noqa: E402
+from tasks.running import ray_nodes  # noqa: E402
+from tasks.running.ray_local_cluster import LocalCluster, local_cluster  # noqa: E402
+
+_ROWS = 1_000
+_BETWEEN = 2
+"""Files that are answered between two kills."""
+
+
+def main() -> int:
+    """Measure, print the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    unwind_on_signals()
+    with tempfile.TemporaryDirectory(prefix="winnow-nodes-") as name, own_stack(Path(name) / "home") as stack:
+        os.environ.update(stack.environment)
+        with local_cluster(2, 1, dict(os.environ)) as cluster:
+            os.environ["RAY_ADDRESS"] = cluster.address
+            result = measure(Path(name), cluster, arguments.kills)
+            import ray
+
+            ray.shutdown()
+    print(json.dumps(result, indent=1))
+    if arguments.output:
+        told = {**circumstances(("onnxruntime", "pyarrow", "numpy", "ray", "winnow-mlops")), **result}
+        arguments.output.write_text(json.dumps(told, indent=1))
+    return 0 if result["answers_that_differ"] == 0 else 1
+
+
+def measure(folder: Path, cluster: LocalCluster, kills: int) -> dict[str, Any]:
+    store = reach_store()
+    variant = CNN.write(folder / "model")
+    for entry in variant.files:
+        store.publish_bytes((folder / "model" / entry.path).read_bytes(), entry.path)
+    files = kills * _BETWEEN + 4
+    large = _uploaded(store, write_files(folder / "large", files, _ROWS), "large")
+    small = _uploaded(store, write_files(folder / "small", SMALL, 1), "small")
+    few = _uploaded(store, write_files(folder / "few", 2, 1), "few")
+
+    def answered(source: str, target: str, **how: Any) -> BatchAnswers:
+        return answer_all(store, variant, source, f"s3://{store.bucket}/{target}", batch=BATCH, **how)
+
+    here = answered(large, "here", workers=1)
+    start = answered(few, "few-there", workers=1, place="ray").seconds
+    each = answered(small, "small-there", workers=1, place="ray").seconds
+    one = answered(large, "one", workers=1, place="ray").seconds
+    two = answered(large, "two", workers=2, place="ray").seconds
+    struck = _Killer(cluster, kills)
+    there = answered(large, "there", place="ray", on_progress=struck)
+    answers = {target: _etags(store, target) for target in ("here", "there")}
+    both = answers["here"].keys() | answers["there"].keys()
+    return {
+        "files": files,
+        "rows": files * _ROWS,
+        "killed_nodes": struck.done,
+        "answers_that_differ": sum(answers["here"].get(name) != answers["there"].get(name) for name in both),
+        "roots_are_equal": here.root == there.root,
+        "seconds_with_kills": round(there.seconds, 1),
+        "seconds_here_one_process": round(here.seconds, 1),
+        "seconds_to_start": round(start, 2),
+        "seconds_per_file": round((each - start) / (SMALL - 2), 4),
+        "seconds_one_node": round(one, 1),
+        "seconds_two_nodes": round(two, 1),
+    }
+
+
+class _Killer:
+    """Told how many files are answered."""
+
+    def __init__(self, cluster: LocalCluster, kills: int) -> None:
+        self._cluster, self._kills, self.done = cluster, kills, 0
+        self._chance = random.Random(0)
+
+    def __call__(self, answered: int, _: int) -> None:
+        if self.done == self._kills or answered < _BETWEEN * (self.done + 1):
+            return
+        held = [node for node, count in ray_nodes.busy.items() if count]
+        kill_node(self._chance.choice(sorted(held)), workers=bool(self.done % 2))
+        self.done += 1
+        self._cluster.add_node()
+
+
+def _uploaded(store: Store, folder: Path, prefix: str) -> str:
+    target = f"s3://{store.bucket}/{prefix}"
+    for file in folder.glob("*.parquet"):
+        store.put_uri(f"{target}/{file.name}", file.read_bytes())
+    return target
+
+
+def _etags(store: Store, target: str) -> dict[str, str]:
+    uris = [uri for uri in store.list_uri(f"s3://{store.bucket}/{target}/") if uri.endswith(".parquet")]
+    return {uri.rpartition("/")[2]: store.etag_of(uri) for uri in uris}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

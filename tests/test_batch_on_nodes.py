@@ -1,0 +1,79 @@
+"""Data sets answered on the nodes of a Ray cluster: the same bytes as here, each once, also when nodes are lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from nodes import kill_node
+from onnx_models import digits, publish
+from test_batch_answers import upload, write_shards
+
+from flows.batch.batch_answers import answer_all
+from model_registry.store import Store
+from model_registry.variant import Variant
+from tasks.running import ray_nodes
+from tasks.running.errors import SpecError
+from tasks.running.ray_local_cluster import LocalCluster
+
+FILES = 16
+
+
+@pytest.fixture
+def variant(store: Store, tmp_path: Path) -> Variant:
+    folder = tmp_path / "model"
+    return publish(store, folder, digits(folder))
+
+
+def answers(store: Store, prefix: str) -> dict[str, str]:
+    """Etags of the answers by their names."""
+    uris = store.list_uri(f"s3://{store.bucket}/{prefix}/")
+    return {uri.rpartition("/")[2]: store.etag_of(uri) for uri in uris if uri.endswith(".parquet")}
+
+
+def test_files_of_this_machine_are_refused_before_a_node_looks_for_them(
+    store: Store, variant: Variant, tmp_path: Path
+) -> None:
+    with pytest.raises(SpecError, match=r"the nodes cannot reach the source .*rows; give s3://bucket/prefix"):
+        answer_all(store, variant, str(tmp_path / "rows"), "s3://b/answers", place="ray")
+    with pytest.raises(SpecError, match="cannot reach the target"):
+        answer_all(store, variant, "s3://b/rows", str(tmp_path / "answers"), place="ray")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("workers", [True, False], ids=["dead", "living on"])
+def test_a_lost_node_loses_and_doubles_nothing(
+    store: Store, variant: Variant, tmp_path: Path, cluster: LocalCluster, workers: bool
+) -> None:
+    write_shards(tmp_path / "rows", files=FILES, rows=3000)
+    source, bucket = upload(store, tmp_path / "rows", "rows"), f"s3://{store.bucket}"
+    here = answer_all(store, variant, source, f"{bucket}/here", workers=1, keep=["id"])
+    lost: list[str] = []
+
+    def strike(done: int, _: int) -> None:
+        if done == 3:
+            lost.append(next(node for node, count in ray_nodes.busy.items() if count))
+            kill_node(lost[0], workers=workers)
+
+    there = answer_all(store, variant, source, f"{bucket}/there", keep=["id"], place="ray", on_progress=strike)
+    assert lost and (there.shards, there.computed) == (FILES, FILES)
+    assert there.root == here.root and answers(store, "there") == answers(store, "here")
+    again = answer_all(store, variant, source, f"{bucket}/there", keep=["id"], place="ray")
+    assert (again.computed, again.root) == (0, here.root)
+    assert not any(ray_nodes.busy.values()), "nothing is left on a node"
+    manifest = json.loads(store.client.get_object(Bucket=store.bucket, Key="there/manifest.json")["Body"].read())
+    assert {line["answer"] for line in manifest["answers"]} == set(answers(store, "here"))
+    cluster.add_node()
+
+
+@pytest.mark.ray
+def test_what_is_wrong_with_the_data_is_said_as_it_is_here(
+    store: Store, variant: Variant, tmp_path: Path, cluster: LocalCluster
+) -> None:
+    write_shards(tmp_path / "rows", files=2, rows=10)
+    source = upload(store, tmp_path / "rows", "rows")
+    for place in ("local", "ray"):
+        with pytest.raises(Exception, match=r"part-000\.parquet has no column 'name' to keep") as told:
+            answer_all(store, variant, source, f"s3://{store.bucket}/no", workers=1, keep=["name"], place=place)
+        assert type(told.value).__name__ == "ShardFailed"
