@@ -163,7 +163,7 @@ def rank(number: int, count: int, meeting: Path, asked: dict[str, Any]) -> None:
     if count == 1:
         answer = timed()
     else:
-        with joined(number, count, meeting=meeting, seconds=120):
+        with joined(number, count, meeting=meeting.as_uri(), seconds=120):
             answer = timed()
     answer["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(answer), flush=True)

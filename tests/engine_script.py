@@ -143,7 +143,7 @@ def main(number: int, folder: Path) -> None:
         if here == 1:
             work(here, number, folder)
             continue
-        with joined(number, here, meeting=folder / f"meeting-{here}", seconds=300):
+        with joined(number, here, meeting=(folder / f"meeting-{here}").as_uri(), seconds=300):
             work(here, number, folder)
             write_refusals(here, number, folder)
 

@@ -146,7 +146,7 @@ def main(number: int, count: int, folder: Path) -> None:
         if here == 1:
             found = work(here, number, folder)
         else:
-            with joined(number, here, meeting=folder / f"meeting-{here}", seconds=300):
+            with joined(number, here, meeting=(folder / f"meeting-{here}").as_uri(), seconds=300):
                 assert Ranks.current() == Ranks(number, here)
                 found = work(here, number, folder)
                 try:

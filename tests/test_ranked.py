@@ -22,6 +22,7 @@ from tasks.prune import PruneSpec
 from tasks.running import launch, ranked
 from tasks.running.errors import ChildFailed, SpecError, StageOutOfMemory
 from tasks.running.ranked import run_ranks
+from tasks.running.ranks import interface_of
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Limits, Parallel, WorkloadRef
 from tasks.running.stage_cache import run_stage
@@ -152,6 +153,11 @@ def test_the_number_of_processes_is_part_of_what_torch_shares_out(
     with pytest.raises(SpecError, match="splitting them saves no memory; use engine: ddp"):
         run_stage(TRAIN, small, QUICK, data=task[1])
     assert launch._table == {}
+
+
+def test_a_machine_s_address_belongs_to_one_of_its_interfaces() -> None:
+    assert interface_of("127.0.0.1") == "lo"
+    assert interface_of("203.0.113.7") == "", "of the documentation's own network, RFC 5737"
 
 
 def test_one_that_dies_again_and_again_is_given_up(

@@ -107,12 +107,14 @@ def test_a_stage_makes_the_same_on_a_node(
 
 
 @pytest.mark.ray
-def test_ranks_on_a_node_make_the_bits_of_one_process_here(
-    task: tuple[Job, DataRef], cluster: LocalCluster, computed_here: Compute
+def test_ranks_on_several_nodes_make_the_bits_of_one_process_here(
+    task: tuple[Job, DataRef], cluster: LocalCluster, computed_here: Compute, tmp_path: Path
 ) -> None:
     job, data = task
     shared = job.model_copy(update={"parallel": Parallel(shards=4, processes=2)})
     away = run_stage(TRAIN, elsewhere(shared), QUICK, data=data)
+    assert away.host.count("node") == 2, "each has a core"
+    assert "epoch 3/3" in (tmp_path / "runs" / job.run_id / "train-rank2.log").read_text()
     alone = shared.model_copy(update={"parallel": Parallel(shards=4, processes=1)})
     assert run_stage(TRAIN, alone, QUICK, data=data).status == "reused"
     assert computed_here(alone, QUICK) == away.variant
@@ -126,8 +128,45 @@ def test_errors_and_limits_are_those_of_a_stage(task: tuple[Job, DataRef], clust
     slow = elsewhere(job, limits={"train": Limits(seconds=2.0)})
     with pytest.raises(StageTimedOut, match="past its limit of 2 s"):
         run_stage(TRAIN, slow, LONG.model_copy(update={"epochs": 5000}), data=data)
+    many = elsewhere(job, parallel=Parallel(shards=8, processes=4))
+    with pytest.raises(SpecError, match="wants 4 processes, and the cluster's nodes have 2 cores altogether"):
+        run_stage(TRAIN, many, QUICK, data=data)
     with pytest.raises(SpecError, match="a stage wants 64 cores, and the largest node has 1"):
         run_stage(TRAIN, elsewhere(job, threads=64), QUICK, data=data)
+
+
+def struck_in_training(store: Store) -> threading.Thread:
+    """Kills a node that is at work as soon as there is a checkpoint."""
+
+    def strike() -> None:
+        while not store.list_objects("checkpoints/"):
+            time.sleep(0.05)
+        kill_node(next(node for node, count in ray_nodes.busy.items() if count))
+
+    thread = threading.Thread(target=strike, daemon=True)
+    thread.start()
+    return thread
+
+
+@pytest.mark.ray
+def test_a_training_on_two_nodes_goes_on_upon_the_one_that_is_left(
+    task: tuple[Job, DataRef],
+    cluster: LocalCluster,
+    store: Store,
+    caplog: pytest.LogCaptureFixture,
+    computed_here: Compute,
+) -> None:
+    job, data = task
+    caplog.set_level(logging.WARNING, logger="winnow.ranks")
+    shared = job.model_copy(update={"parallel": Parallel(shards=4, processes=2)})
+    thread = struck_in_training(store)
+    away = run_stage(TRAIN, elsewhere(shared), LONG, data=data)
+    thread.join(10)
+    assert "the 2 processes start again, from the last checkpoint" in caplog.text
+    assert away.host.count("node") == 1
+    assert computed_here(shared.model_copy(update={"parallel": Parallel(shards=4, processes=1)}), LONG) == away.variant
+    assert not any(ray_nodes.busy.values()), "nothing is left on a node"
+    cluster.add_node()
 
 
 @pytest.mark.ray
@@ -140,21 +179,10 @@ def test_a_lost_node_costs_nothing_but_time(
 ) -> None:
     job, data = task
     caplog.set_level(logging.WARNING, logger="winnow.ray")
-    struck = threading.Event()
-
-    def strike() -> None:
-        while not store.list_objects("checkpoints/"):
-            time.sleep(0.05)
-        busy = {node for node, count in ray_nodes.busy.items() if count}
-        for node in busy:
-            kill_node(node)
-            struck.set()
-
-    thread = threading.Thread(target=strike, daemon=True)
-    thread.start()
+    thread = struck_in_training(store)
     away = run_stage(TRAIN, elsewhere(job), LONG, data=data)
     thread.join(10)
-    assert struck.is_set() and "was lost; it is placed again" in caplog.text
+    assert not thread.is_alive() and "was lost; it is placed again" in caplog.text
     assert computed_here(job, LONG) == away.variant
 
 

@@ -204,8 +204,8 @@ def _among(place: dict[str, Any] | None, child: Child) -> Iterator[tuple[Child, 
         return
     with importing():
         ranks = importlib.import_module("tasks.running.ranks")
-    meeting = Path(place["meeting"])
-    with ranks.joined(place["number"], place["count"], meeting=meeting, seconds=place["patience"]) as joined:
+    how = {"meeting": place["meeting"], "seconds": place["patience"], "address": place.get("address", "")}
+    with ranks.joined(place["number"], place["count"], beside=(place["local"], place["here"]), **how) as joined:
         child.progress(0.0, f"rank {joined.number + 1} of {joined.count}")
         yield child, lambda result: joined.agree({"their results": repr([v.digest for v in result.variants])})
 

@@ -7,12 +7,14 @@ the shards of each training step and the rows of each evaluation.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import itertools
 import os
+import socket
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -20,6 +22,9 @@ from torch import Tensor
 
 from model_registry.manifest import hash_bytes
 from tasks.running.errors import RankLost, RanksDisagree, SpecError
+
+_ADDRESS_OF = 0x8915
+"""SIOCGIFADDR of Linux's sockios.h."""
 
 
 @dataclass(frozen=True)
@@ -109,22 +114,30 @@ class Ranks:
 
 
 @contextlib.contextmanager
-def joined(number: int, count: int, *, meeting: Path, seconds: float) -> Iterator[Ranks]:
-    """Be one of the processes of this machine that train together while it lasts.
+def joined(
+    number: int, count: int, *, meeting: str, seconds: float, beside: tuple[int, int] | None = None, address: str = ""
+) -> Iterator[Ranks]:
+    """Be one of the processes that train together while it lasts.
 
     Args:
-        meeting: a file that is not there yet, the same for all of them, where they find each other.
+        meeting: where they find each other: ``file://`` and a path where nothing is yet, if all are on this machine;
+            else ``tcp://`` and address and port of the first one's machine, where nobody listens yet.
         seconds: how long one waits for another before it is taken for lost.
+        beside: this one's number among those on this machine, and how many they are; None: all of them.
+        address: of this machine, where the others are elsewhere.
 
     Raises:
         RankLost: not all of them came.
     """
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # they are on one machine: nothing listens outside of it
-    backend = _backend(_has_accelerator(number, count))
+    # Where they are on one machine nothing listens outside of it.
+    interface = interface_of(address) if address else "lo"
+    if interface:
+        os.environ["GLOO_SOCKET_IFNAME"] = interface
+    backend = _backend(_has_accelerator(*(beside or (number, count))))
     with others_there("did not find the other ranks"):
         dist.init_process_group(
             backend,
-            init_method=meeting.as_uri(),
+            init_method=meeting,
             rank=number,
             world_size=count,
             timeout=timedelta(seconds=seconds),
@@ -190,6 +203,17 @@ def _place(environment: Mapping[str, str]) -> Ranks | None:
             f"{said}: the processes need MASTER_ADDR and MASTER_PORT to meet; start the script with torchrun"
         )
     return Ranks(number, count)
+
+
+def interface_of(address: str) -> str:
+    """Name of this machine's network interface of an IPv4 address; empty where none has it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        for _, name in socket.if_nameindex():
+            with contextlib.suppress(OSError):  # one without an address
+                answer = fcntl.ioctl(asking.fileno(), _ADDRESS_OF, struct.pack("256s", name.encode()[:15]))
+                if socket.inet_ntoa(answer[20:24]) == address:
+                    return name
+    return ""
 
 
 def _has_accelerator(number: int, count: int) -> bool:

@@ -13,15 +13,16 @@ import logging
 import socket
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from model_registry.store import Store
-from tasks.running.errors import ChildFailed, Interrupted, named_errors
+from tasks.running.errors import ChildFailed, Interrupted, RankLost, SpecError, named_errors
 from tasks.running.launch import Progress, cores, run_child, stopping
 from tasks.running.machine_lock import machine_lock
 from tasks.running.process_guard import guarded
-from tasks.running.ranked import run_ranks
+from tasks.running.ranked import PATIENCE, run_ranks, train_together
 from tasks.running.ray_nodes import Node, NodeLost, OnNode, freest, usable_nodes
 from tasks.running.stage import Limits, Parallel
 
@@ -65,6 +66,12 @@ class StageHost:
             return json.dumps({"error": told}, default=str)
         return json.dumps({"result": answer, "host": socket.gethostname()})
 
+    def free_port(self) -> int:
+        """A port of this node where nobody listens yet."""
+        with socket.socket() as tried:
+            tried.bind(("", 0))
+            return int(tried.getsockname()[1])
+
     def told(self, progress: int, written: int) -> str:
         """What is new since so many lines of progress and bytes of the log."""
         with self._log.open("rb") as stream:
@@ -83,67 +90,167 @@ def run_on_ray(
     shared: Parallel | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[dict[str, Any], str]:
-    """Run ``request['entry']`` on a node of the cluster; its result, and which node that was.
+    """Run ``request['entry']`` on a node of the cluster; its result, and which node that was, or which ones.
 
     Args:
         request, name, limits, log_path, threads, on_progress: as for :func:`tasks.running.launch.run_child`.
-        shared: how its training is shared out among processes, which all run on that node.
+        shared: how its training is shared out among processes: on that node, or on several where their number was said
+            and none has as many cores.
 
     Raises:
         SpecError: no node can run it: too few cores, or other code, Python or CPUs than here.
-        ChildFailed: it lost its node again and again.
+        ChildFailed, RankLost: it lost its node again and again.
         Exception: what the stage raised there.
     """
-    how = {"name": name, "limits": limits.model_dump(mode="json"), "threads": threads}
-    text = json.dumps({**how, "shared": shared.model_dump(mode="json") if shared else None})
     workload = request["job"]["workload"]
+    code = workload["path"].partition(":")[0], workload["folder"]
+    how = {"name": name, "limits": limits.model_dump(mode="json"), "threads": threads}
+    if shared is not None and shared.processes != "auto":
+        nodes = usable_nodes(*code)
+        if shared.processes > max(node.cores for node in nodes):
+            spread = partial(_OnNodes, code=code, how=how, shared=shared, lost=[], began=time.monotonic())
+            answer = train_together(request, gather=spread, name=name, log_path=log_path, on_progress=on_progress)
+            return answer["result"], answer["host"]
+
+    text = json.dumps({**how, "shared": shared.model_dump(mode="json") if shared else None})
     lost: list[str] = []
     while True:
-        nodes = usable_nodes(workload["path"].partition(":")[0], workload["folder"], without=lost)
-        node = freest(nodes, threads)
-        answer = _placed(node, json.dumps(request), text, name=name, log_path=log_path, on_progress=on_progress)
-        if answer is not None:
+        node = freest(usable_nodes(*code, without=lost), threads)
+        host = OnNode(node, StageHost)
+        try:
+            answer = _listen_to(host, json.dumps(request), text, name, _Listened(log_path, on_progress))
             break
+        except NodeLost as error:
+            _log.info("%s: %s", name, error)
+        finally:
+            host.end()
         lost.append(node.id)
         if len(lost) > _LOSSES:
             raise ChildFailed(f"stage {name} lost its node {len(lost)} times, the last one was {node.address}")
         _log.warning(
             "%s: node %s was lost; it is placed again, and goes on from its last checkpoint", name, node.address
         )
+    return _result(answer, name, node), f"{answer['host']}, node {node.id[:8]}"
+
+
+def _result(answer: dict[str, Any], name: str, node: Node) -> dict[str, Any]:
+    """What the stage made; raises what it raised."""
     if "error" in answer:
         error = answer["error"]
         kind = named_errors().get(error["type"])
         if kind is None:
             raise ChildFailed(f"stage {name} failed on {node.address}: {error['type']}: {error['message']}")
         raise kind(error["message"], **error["details"])
-    return answer["result"], f"{answer['host']}, node {node.id[:8]}"
+    result: dict[str, Any] = answer["result"]
+    return result
 
 
-def _placed(
-    node: Node, request: str, how: str, *, name: str, log_path: Path, on_progress: Progress | None
-) -> dict[str, Any] | None:
-    """What the stage says on that node; None where the node is lost."""
-    host = OnNode(node, StageHost)
-    try:
-        answer = host.begin("run", request, how)
-        listened = _Listened(log_path, on_progress)
-        began = time.monotonic()
-        while True:
-            if stopping():
-                raise Interrupted(f"stage {name} was ended because the run was asked to stop")
-            ready = host.ready(answer, _LOOK_SECONDS)
-            listened.hear(host.answer(host.begin("told", *listened.position), _PLACE_SECONDS))
-            if ready:
-                told: dict[str, Any] = json.loads(host.answer(answer))
-                return told
-            if not listened.heard and time.monotonic() - began > _PLACE_SECONDS:
-                _log.warning("%s: node %s has said nothing for %.0f s", name, node.address, _PLACE_SECONDS)
-                began = time.monotonic()
-    except NodeLost as error:
-        _log.info("%s: %s", name, error)
-        return None
-    finally:
-        host.end()
+class _OnNodes:
+    """Ranks on several nodes, as many as those have cores, each in a process that its own actor holds.
+
+    Args:
+        code: where the workload is, for those who look for it.
+        how: name, limits and threads, as JSON.
+        shared: how many processes are wanted; where their number changes nothing in the result, fewer do after a loss.
+        lost: numbers of the nodes that were lost, which grows.
+        began: when the training did, by the monotonic clock.
+
+    Raises:
+        RankLost: the first node is gone already.
+        SpecError: there are not as many cores.
+    """
+
+    def __init__(
+        self,
+        attempt: int,
+        *,
+        code: tuple[str, str | None],
+        how: dict[str, Any],
+        shared: Parallel,
+        lost: list[str],
+        began: float,
+    ) -> None:
+        self._name, self._lost, self._over = how["name"], lost, False
+        limits = Limits.model_validate(how["limits"])
+        left = max(1.0, limits.seconds - (time.monotonic() - began))
+        limits = limits.model_copy(update={"seconds": left})
+        self._how = json.dumps({**how, "limits": limits.model_dump(mode="json"), "threads": 1, "shared": None})
+        nodes = sorted(usable_nodes(*code, without=lost), key=lambda node: (-node.cores, node.id))
+        places = [node for node in nodes for _ in range(node.cores)]
+        assert shared.processes != "auto"
+        self.count = shared.processes
+        if self.count > len(places):
+            if attempt == 1 or not shared.exact:
+                raise SpecError(
+                    f"place: ray: a training wants {self.count} processes, and the cluster's nodes have {len(places)} "
+                    "cores altogether; add nodes, or lower parallel.processes"
+                )
+            self.count = 1 << len(places).bit_length() - 1
+        self._nodes = places[: self.count]
+        self._hosts = [OnNode(node, StageHost) for node in self._nodes]
+        try:
+            port = self._hosts[0].answer(self._hosts[0].begin("free_port"), _PLACE_SECONDS)
+        except NodeLost as error:
+            self._lose(0)
+            self.end()
+            raise RankLost(str(error)) from error
+        self._meeting = f"tcp://{self._nodes[0].address}:{port}"
+
+    def run(self, number: int, request: dict[str, Any], log_path: Path, on_progress: Progress | None) -> dict[str, Any]:
+        node = self._nodes[number]
+        place = {
+            "number": number,
+            "count": self.count,
+            "local": self._nodes[:number].count(node),
+            "here": self._nodes.count(node),
+            "meeting": self._meeting,
+            "address": node.address,
+            "patience": PATIENCE,
+        }
+        asked = json.dumps({**request, "ranks": place if self.count > 1 else None})
+        try:
+            answer = _listen_to(self._hosts[number], asked, self._how, self._name, _Listened(log_path, on_progress))
+        except NodeLost as error:
+            self._lose(number)
+            raise RankLost(str(error)) from error
+        return {"result": _result(answer, self._name, node), "host": self._told_places()}
+
+    def leave(self) -> None:
+        self.end()
+
+    def end(self) -> None:
+        self._over = True
+        for host in self._hosts:
+            host.end()
+
+    def _lose(self, number: int) -> None:
+        if not self._over:
+            self._lost.append(self._nodes[number].id)
+
+    def _told_places(self) -> str:
+        return ", ".join(f"node {number[:8]}" for number in dict.fromkeys(node.id for node in self._nodes))
+
+
+def _listen_to(host: OnNode, request: str, how: str, name: str, listened: _Listened) -> dict[str, Any]:
+    """What the stage says on that node.
+
+    Raises:
+        NodeLost: the node is.
+        Interrupted: the run is asked to stop.
+    """
+    answer = host.begin("run", request, how)
+    began = time.monotonic()
+    while True:
+        if stopping():
+            raise Interrupted(f"stage {name} was ended because the run was asked to stop")
+        ready = host.ready(answer, _LOOK_SECONDS)
+        listened.hear(host.answer(host.begin("told", *listened.position), _PLACE_SECONDS))
+        if ready:
+            told: dict[str, Any] = json.loads(host.answer(answer))
+            return told
+        if not listened.heard and time.monotonic() - began > _PLACE_SECONDS:
+            _log.warning("%s: node %s has said nothing for %.0f s", name, host.node.address, _PLACE_SECONDS)
+            began = time.monotonic()
 
 
 class _Listened:
