@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Literal
 
@@ -14,6 +15,7 @@ from torch.nn.utils import parametrizations
 from tasks.running.errors import PruningRefused
 from tasks.torch_models.channel_groups import ChannelGroup
 from tasks.torch_models.channel_pruner import ChannelPruner
+from tasks.workloads.text_encoder import EncoderShape, TextEncoder
 
 WIDTH, HEADS = 16, 4
 Kind = Literal["count", "width", "both", "fused", "torch"]
@@ -190,3 +192,19 @@ def test_where_every_weight_is_computed_pruning_says_so() -> None:
         PruningRefused, match=r"layer 'third' cannot be narrowed: weight of 'third' is computed by Weig"
     ):
         ChannelPruner(Normed(parametrizations.weight_norm, every=True), tokens(), ratio=0.5)
+
+
+def test_an_encoder_of_texts_loses_whole_heads_and_the_others_answer_as_before() -> None:
+    torch.manual_seed(0)
+    shape = EncoderShape(vocabulary=20, features=WIDTH, layers=1, heads=HEADS, hidden=24, places=8, pad=0)
+    model, tokens = TextEncoder(shape, 3).eval(), torch.randint(1, 20, (4, 6))
+    whole = copy.deepcopy(model)
+    pruner = ChannelPruner(model, {"tokens": tokens}, ratio=0.0, ratios={"layers.0.attention.query": 0.5})
+    pruner.step()
+    size = WIDTH // HEADS
+    (gone,) = (indices for name, outputs, indices in pruner.plan if name == "layers.0.attention.value" and outputs)
+    heads = sorted({index // size for index in gone})
+    assert sorted(gone) == [head * size + place for head in heads for place in range(size)] and len(heads) == 2
+    with torch.no_grad():
+        whole.get_submodule("layers.0.attention.out").weight[:, gone] = 0.0  # type: ignore[index]
+        assert torch.allclose(model(tokens), whole(tokens), atol=1e-6)
