@@ -47,12 +47,15 @@ def main() -> int:
     unwind_on_signals()
     with tempfile.TemporaryDirectory(prefix="winnow-nodes-") as name, own_stack(Path(name) / "home") as stack:
         os.environ.update(stack.environment)
+        store = reach_store()  # its variables are in our environment now, and so in that of the nodes
         with local_cluster(2, 1, dict(os.environ)) as cluster:
             os.environ["RAY_ADDRESS"] = cluster.address
-            result = measure(Path(name), cluster, arguments.kills)
-            import ray
+            try:
+                result = measure(store, Path(name), cluster, arguments.kills)
+            finally:  # else Ray ends this process with the cluster, and nobody hears what went wrong
+                import ray
 
-            ray.shutdown()
+                ray.shutdown()
     print(json.dumps(result, indent=1))
     if arguments.output:
         told = {**circumstances(("onnxruntime", "pyarrow", "numpy", "ray", "winnow-mlops")), **result}
@@ -60,8 +63,7 @@ def main() -> int:
     return 0 if result["answers_that_differ"] == 0 else 1
 
 
-def measure(folder: Path, cluster: LocalCluster, kills: int) -> dict[str, Any]:
-    store = reach_store()
+def measure(store: Store, folder: Path, cluster: LocalCluster, kills: int) -> dict[str, Any]:
     variant = CNN.write(folder / "model")
     for entry in variant.files:
         store.publish_bytes((folder / "model" / entry.path).read_bytes(), entry.path)
@@ -101,16 +103,22 @@ class _Killer:
     """Told how many files are answered."""
 
     def __init__(self, cluster: LocalCluster, kills: int) -> None:
-        self._cluster, self._kills, self.done = cluster, kills, 0
+        self._cluster, self._kills, self._dead = cluster, kills, list[str]()
         self._chance = random.Random(0)
+
+    @property
+    def done(self) -> int:
+        """Nodes that were killed."""
+        return len(self._dead)
 
     def __call__(self, answered: int, _: int) -> None:
         if self.done == self._kills or answered < _BETWEEN * (self.done + 1):
             return
-        held = [node for node, count in ray_nodes.busy.items() if count]
-        kill_node(self._chance.choice(sorted(held)), workers=bool(self.done % 2))
-        self.done += 1
-        self._cluster.add_node()
+        held = sorted(node for node, count in ray_nodes.busy.items() if count and node not in self._dead)
+        if held:  # else those that are left have not begun yet
+            self._dead.append(self._chance.choice(held))
+            kill_node(self._dead[-1], workers=bool(self.done % 2))
+            self._cluster.add_node()
 
 
 def _uploaded(store: Store, folder: Path, prefix: str) -> str:

@@ -207,11 +207,11 @@ def forks(stack: RunningStack) -> Iterator[Forks]:
 
 @pytest.fixture(scope="module")
 def cluster(s3: Server) -> Iterator[LocalCluster]:
-    """A Ray cluster of two nodes on this machine, for a file of tests: they kill nodes."""
+    """A Ray cluster of two nodes of two cores on this machine, for a file of tests: they kill nodes."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     path = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     with (
-        local_cluster(2, 1, {**ours, **s3.environment, "PYTHONPATH": path}) as made,
+        local_cluster(2, 2, {**ours, **s3.environment, "PYTHONPATH": path}) as made,
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("RAY_ADDRESS", made.address)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import time
+from typing import Any
 
 import psutil
 
@@ -17,16 +20,45 @@ def kill_node(number: str, *, workers: bool = True) -> None:
     import ray
 
     (node,) = (n for n in ray.nodes() if n["NodeID"] == number)
-    raylet = psutil.Process(_raylet_of(node["NodeID"], node["NodeManagerPort"]))
+    raylet = _raylet_of(node)
+    assert raylet is not None, f"no raylet of node {number}"
     started = raylet.children(recursive=True) if workers else []
     for process in (raylet, *started):
-        os.kill(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.kill(process.pid, signal.SIGKILL)
 
 
-def _raylet_of(number: str, port: int) -> int:
-    for sign in (f"--node_manager_port={port}", number):
-        for process in psutil.process_iter(["cmdline"]):
-            line = process.info["cmdline"] or []
-            if line and line[0].endswith("raylet") and sign in " ".join(line):
-                return int(process.pid)
-    raise AssertionError(f"no raylet of node {number}")
+def running_nodes() -> list[str]:
+    """Numbers of the nodes that offer cores and run; Ray takes a while to notice that one was killed."""
+    import ray
+
+    return [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU") and _raylet_of(n)]
+
+
+def _raylet_of(node: dict[str, Any]) -> psutil.Process | None:
+    for process in psutil.process_iter(["cmdline"]):
+        line = process.info["cmdline"] or [""]
+        port = f"--node_manager_port={node['NodeManagerPort']}"
+        if line[0].endswith("raylet") and (port in line or node["NodeID"] in " ".join(line)):
+            return process
+    return None
+
+
+def on_nodes(module: str) -> list[str]:
+    """Command lines of the processes that run the module and were started on a node."""
+    found = []
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):  # it ended meanwhile
+            line = " ".join(process.info["cmdline"] or [])
+            if f"-m {module}" in line and "RAY_RAYLET_PID" in process.environ():
+                found.append(line)
+    return found
+
+
+def left_of(module: str) -> list[str]:
+    """The same, once they had a moment to end."""
+    for _ in range(40):
+        if not on_nodes(module):
+            break
+        time.sleep(0.25)
+    return on_nodes(module)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from nodes import kill_node
+from nodes import kill_node, left_of, on_nodes, running_nodes
 from onnx_models import digits, publish
 from test_batch_answers import upload, write_shards
 
+from flows.batch import shard_processes
 from flows.batch.batch_answers import answer_all
 from model_registry.store import Store
 from model_registry.variant import Variant
@@ -49,19 +51,21 @@ def test_a_lost_node_loses_and_doubles_nothing(
     write_shards(tmp_path / "rows", files=FILES, rows=3000)
     source, bucket = upload(store, tmp_path / "rows", "rows"), f"s3://{store.bucket}"
     here = answer_all(store, variant, source, f"{bucket}/here", workers=1, keep=["id"])
-    lost: list[str] = []
+    lost, seen = list[str](), list[str]()
 
     def strike(done: int, _: int) -> None:
         if done == 3:
+            seen.extend(on_nodes("flows.batch.shard_worker"))
             lost.append(next(node for node, count in ray_nodes.busy.items() if count))
             kill_node(lost[0], workers=workers)
 
-    there = answer_all(store, variant, source, f"{bucket}/there", keep=["id"], place="ray", on_progress=strike)
+    how: dict[str, Any] = {"keep": ["id"], "workers": 2, "place": "ray"}
+    there = answer_all(store, variant, source, f"{bucket}/there", **how, on_progress=strike)
     assert lost and (there.shards, there.computed) == (FILES, FILES)
     assert there.root == here.root and answers(store, "there") == answers(store, "here")
-    again = answer_all(store, variant, source, f"{bucket}/there", keep=["id"], place="ray")
+    again = answer_all(store, variant, source, f"{bucket}/there", **how)
     assert (again.computed, again.root) == (0, here.root)
-    assert not any(ray_nodes.busy.values()), "nothing is left on a node"
+    assert not any(ray_nodes.busy.values()) and seen and left_of("flows.batch.shard_worker") == []
     manifest = json.loads(store.client.get_object(Bucket=store.bucket, Key="there/manifest.json")["Body"].read())
     assert {line["answer"] for line in manifest["answers"]} == set(answers(store, "here"))
     cluster.add_node()
@@ -77,3 +81,24 @@ def test_what_is_wrong_with_the_data_is_said_as_it_is_here(
         with pytest.raises(Exception, match=r"part-000\.parquet has no column 'name' to keep") as told:
             answer_all(store, variant, source, f"s3://{store.bucket}/no", workers=1, keep=["name"], place=place)
         assert type(told.value).__name__ == "ShardFailed"
+
+
+@pytest.mark.ray
+def test_without_any_node_left_it_ends_and_says_so(
+    store: Store, variant: Variant, tmp_path: Path, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_processes, "_WAIT_FOR_NODES", 3.0)
+    write_shards(tmp_path / "rows", files=FILES, rows=3000)
+    source = upload(store, tmp_path / "rows", "rows")
+
+    def strike(done: int, _: int) -> None:
+        if done == 2:
+            for node in running_nodes():
+                kill_node(node)
+
+    with pytest.raises(SpecError, match=r"no node of the cluster can run this.*; node \w{8} was lost"):
+        answer_all(store, variant, source, f"s3://{store.bucket}/none", workers=2, place="ray", on_progress=strike)
+    assert not any(ray_nodes.busy.values())
+    for _ in range(2):
+        cluster.add_node()
+    assert answer_all(store, variant, source, f"s3://{store.bucket}/none", workers=2, place="ray").shards == FILES

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from nodes import kill_node
+from nodes import kill_node, left_of
 from patience import PATIENCE
 from pydantic import ValidationError
 from taught_workloads import job_for, put_data, taught
@@ -111,10 +111,11 @@ def test_ranks_on_several_nodes_make_the_bits_of_one_process_here(
     task: tuple[Job, DataRef], cluster: LocalCluster, computed_here: Compute, tmp_path: Path
 ) -> None:
     job, data = task
-    shared = job.model_copy(update={"parallel": Parallel(shards=4, processes=2)})
-    away = run_stage(TRAIN, elsewhere(shared), QUICK, data=data)
-    assert away.host.count("node") == 2, "each has a core"
-    assert "epoch 3/3" in (tmp_path / "runs" / job.run_id / "train-rank2.log").read_text()
+    for processes, nodes in ((2, 1), (4, 2)):  # a node has two cores
+        shared = job.model_copy(update={"parallel": Parallel(shards=4, processes=processes), "seed": processes})
+        away = run_stage(TRAIN, elsewhere(shared), QUICK, data=data)
+        assert away.host.count("node") == nodes
+    assert "epoch 3/3" in (tmp_path / "runs" / job.run_id / "train-rank4.log").read_text()
     alone = shared.model_copy(update={"parallel": Parallel(shards=4, processes=1)})
     assert run_stage(TRAIN, alone, QUICK, data=data).status == "reused"
     assert computed_here(alone, QUICK) == away.variant
@@ -128,10 +129,10 @@ def test_errors_and_limits_are_those_of_a_stage(task: tuple[Job, DataRef], clust
     slow = elsewhere(job, limits={"train": Limits(seconds=2.0)})
     with pytest.raises(StageTimedOut, match="past its limit of 2 s"):
         run_stage(TRAIN, slow, LONG.model_copy(update={"epochs": 5000}), data=data)
-    many = elsewhere(job, parallel=Parallel(shards=8, processes=4))
-    with pytest.raises(SpecError, match="wants 4 processes, and the cluster's nodes have 2 cores altogether"):
+    many = elsewhere(job, parallel=Parallel(shards=8, processes=8))
+    with pytest.raises(SpecError, match="wants 8 processes, and the cluster's nodes have 4 cores altogether"):
         run_stage(TRAIN, many, QUICK, data=data)
-    with pytest.raises(SpecError, match="a stage wants 64 cores, and the largest node has 1"):
+    with pytest.raises(SpecError, match="a stage wants 64 cores, and the largest node has 2"):
         run_stage(TRAIN, elsewhere(job, threads=64), QUICK, data=data)
 
 
@@ -158,14 +159,14 @@ def test_a_training_on_two_nodes_goes_on_upon_the_one_that_is_left(
 ) -> None:
     job, data = task
     caplog.set_level(logging.WARNING, logger="winnow.ranks")
-    shared = job.model_copy(update={"parallel": Parallel(shards=4, processes=2)})
+    shared = job.model_copy(update={"parallel": Parallel(shards=4, processes=4)})
     thread = struck_in_training(store)
     away = run_stage(TRAIN, elsewhere(shared), LONG, data=data)
     thread.join(10)
-    assert "the 2 processes start again, from the last checkpoint" in caplog.text
+    assert "the 4 processes start again, from the last checkpoint" in caplog.text
     assert away.host.count("node") == 1
     assert computed_here(shared.model_copy(update={"parallel": Parallel(shards=4, processes=1)}), LONG) == away.variant
-    assert not any(ray_nodes.busy.values()), "nothing is left on a node"
+    assert not any(ray_nodes.busy.values()) and left_of("tasks.running.child") == []
     cluster.add_node()
 
 

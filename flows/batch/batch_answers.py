@@ -6,21 +6,22 @@ from the names of the answers (see :class:`flows.batch.shards.ShardQuestion`) an
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from flows.batch.shard_processes import Nodes, ProcessHere, ShardProcess
+from flows.batch.shard_processes import Here, Nodes, ShardProcess, Starter
 from flows.batch.shards import Shard, ShardQuestion, partial_file, shards_of
 from model_registry.store import Store
 from model_registry.variant import Variant
@@ -33,6 +34,8 @@ from tasks.running.stage import Place
 MANIFEST = "manifest.json"
 _TRIES = 3
 """Processes that may die over one shard."""
+_LOSSES = 6
+"""Nodes that may be lost over one shard."""
 
 
 class ShardFailed(WinnowError):
@@ -108,20 +111,18 @@ def answer_all(
             partial_file(target, question.name(shard), number).unlink(missing_ok=True)
 
     with tempfile.TemporaryDirectory(prefix="winnow-model-") as folder:
+        starter: Starter
         if nodes is not None:
-            start: Callable[[], ShardProcess] = partial(nodes.start, json.dumps(begin))
+            starter, most = nodes, nodes.cores
         else:
             store.materialise(variant.files, Path(folder))
-            start = partial(ProcessHere, json.dumps({**begin, "folder": folder}))
-        most = workers or (nodes.cores if nodes else cores())
-        team = _Team(start, min(most, len(missing)), forget)
-        try:
-            for told in team.answers(missing):
-                rows += told["rows"]
-                done += 1
-                on_progress(done, len(shards))
-        finally:
-            team.end()
+            begin["folder"] = folder
+            starter, most = Here(), cores()
+        starter.begin_with(json.dumps(begin))
+        for told in _Team(starter, min(workers or most, len(missing)), forget).answers(missing):
+            rows += told["rows"]
+            done += 1
+            on_progress(done, len(shards))
     root = _write_manifest(store, target, question, shards)
     return BatchAnswers(len(shards), len(missing), rows, time.monotonic() - began, root)
 
@@ -135,71 +136,80 @@ def _nodes(source: str, target: str) -> Nodes:
 
 
 class _Team:
-    """Processes that take shards from one queue.
+    """Threads that each hold a process and take shards from one list.
 
     Args:
-        start: makes another process.
+        starter: makes the processes.
         forget: removes what a process left of a shard over which it died.
     """
 
-    def __init__(self, start: Callable[[], ShardProcess], size: int, forget: Callable[[Shard, str], None]) -> None:
-        self._new, self._size, self._forget = start, size, forget
-        self._idle: SimpleQueue[ShardProcess] = SimpleQueue()
-        self._workers: list[ShardProcess] = []
+    def __init__(self, starter: Starter, size: int, forget: Callable[[Shard, str], None]) -> None:
+        self._starter, self._size, self._forget = starter, size, forget
+        self._running: list[ShardProcess] = []
         self._over = threading.Event()
 
     def answers(self, shards: Sequence[Shard]) -> Iterator[dict[str, Any]]:
-        """What the processes say, as it comes."""
-        if not shards:
-            return
-        for _ in range(self._size):
-            self._idle.put(self._start())
-        with ThreadPoolExecutor(max_workers=self._size) as pool:
-            waiting = [pool.submit(self._answer, shard) for shard in shards]
+        """What the processes say, as it comes; none is left at the end."""
+        heard: SimpleQueue[dict[str, Any] | BaseException | None] = SimpleQueue()
+        todo, at_work = deque(shards), self._size
+        with ThreadPoolExecutor(max_workers=max(1, self._size)) as pool:
+            for _ in range(self._size):
+                pool.submit(self._work, todo, heard.put)
             try:
-                for future in as_completed(waiting):
-                    yield future.result()
+                while at_work:
+                    told = heard.get()
+                    if isinstance(told, BaseException):
+                        raise told
+                    if told is None:
+                        at_work -= 1
+                    else:
+                        yield told
             finally:  # one failed, or whoever asked has enough: nobody waits for the others
-                self.end(waiting)
+                self._end()
 
-    def end(self, waiting: Sequence[Future[Any]] = ()) -> None:
-        """End them all."""
+    def _end(self) -> None:
         self._over.set()
-        for future in waiting:
-            future.cancel()
-        for worker in self._workers:
-            worker.leave()
-        for worker in self._workers:
-            worker.end()
-        self._workers.clear()
+        self._starter.stop()
+        for process in list(self._running):
+            process.leave()
 
-    def _start(self) -> ShardProcess:
-        worker = self._new()
-        self._workers.append(worker)
-        return worker
+    def _work(self, todo: deque[Shard], tell: Callable[[dict[str, Any] | BaseException | None], None]) -> None:
+        """Answer shards until there is none; tells each answer, or the error, and at last None."""
+        process: ShardProcess | None = None
+        try:
+            while not self._over.is_set() and todo:
+                with contextlib.suppress(IndexError):  # another one took it
+                    shard = todo.popleft()
+                    died = lost = 0
+                    while (answer := (process := process or self._started()).ask(shard)) is None:
+                        if self._over.is_set():
+                            return
+                        died, lost = died + (not process.blameless), lost + process.blameless
+                        how = process.end()
+                        self._forget(shard, process.number)
+                        self._running.remove(process)
+                        process = None
+                        if died == _TRIES or lost == _LOSSES:
+                            raise ShardFailed(
+                                f"{shard.uri}: {died + lost} processes died over it, the last one with {how}; see what "
+                                "they said, or leave this file out"
+                            )
+                    if "error" in answer:
+                        raise ShardFailed(answer["error"])
+                    tell(answer)
+        except BaseException as error:  # noqa: BLE001 - raised by whoever listens
+            tell(error)
+        finally:
+            if process is not None:
+                process.end()
+            tell(None)
 
-    def _answer(self, shard: Shard) -> dict[str, Any]:
-        code, died = "", 0
-        while died < _TRIES:
-            worker = self._idle.get()
-            told = worker.ask(shard)
-            if told is not None:
-                self._idle.put(worker)
-                if "error" in told:
-                    raise ShardFailed(told["error"])
-                return told
-            if self._over.is_set():
-                self._idle.put(worker)
-                raise ShardFailed(f"{shard.uri} was not answered: the others were ended before")
-            died += not worker.blameless
-            code = worker.end()
-            self._forget(shard, worker.number)
-            self._workers.remove(worker)
-            self._idle.put(self._start())
-        raise ShardFailed(
-            f"{shard.uri}: {_TRIES} processes died over it, the last one with {code}; see what they said above, or "
-            "leave this file out"
-        )
+    def _started(self) -> ShardProcess:
+        process = self._starter.start()
+        self._running.append(process)
+        if self._over.is_set():
+            process.leave()
+        return process
 
 
 def _there(store: Store, target: str) -> set[str]:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +23,10 @@ from tasks.running.ray_nodes import NodeLost, OnNode, freest, usable_nodes
 
 WORKER = "flows.batch.shard_worker"
 _END_SECONDS = 5.0
+_LAST_WORDS = 500
+"""Characters of what a process said at last, where nobody sees them otherwise."""
+_WAIT_FOR_NODES, _LOOK_SECONDS = 60.0, 2.0
+"""Seconds for lost nodes to be replaced."""
 
 
 class ShardProcess(Protocol):
@@ -29,19 +34,43 @@ class ShardProcess(Protocol):
 
     number: str
     """Of the process, or of its node."""
+    blameless: bool
+    """Whether it died with its node, as far as that can be told, and so not over a shard."""
 
     def ask(self, shard: Shard) -> dict[str, Any] | None:
         """What it says; None where it died."""
 
     def leave(self) -> None:
-        """Tell it to end."""
+        """Tell it to end; whoever asks it meanwhile hears that it died."""
 
     def end(self) -> str:
         """Wait until it has ended, and kill it where it does not; how it did."""
 
-    @property
-    def blameless(self) -> bool:
-        """Whether it died with its node, and so not over a shard."""
+
+class Starter(Protocol):
+    """Starts processes that answer shards, from several threads."""
+
+    def begin_with(self, begin: str) -> None:
+        """Set the first line of each, which says what is asked."""
+
+    def start(self) -> ShardProcess:
+        """Another process."""
+
+    def stop(self) -> None:
+        """Start none any more."""
+
+
+class Here:
+    """Starts them on this machine."""
+
+    def begin_with(self, begin: str) -> None:
+        self._begin = begin
+
+    def start(self) -> ShardProcess:
+        return ProcessHere(self._begin)
+
+    def stop(self) -> None:
+        """Nothing: starting one does not take long."""
 
 
 class ProcessHere:
@@ -49,19 +78,23 @@ class ProcessHere:
 
     Args:
         begin: its first line, which says what is asked.
+        scratch: for its temporary files and for what it says on stderr; None: as this process.
     """
 
     blameless = False
 
-    def __init__(self, begin: str) -> None:
+    def __init__(self, begin: str, scratch: Path | None = None) -> None:
         self._begin: str | None = begin
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", WORKER],
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        self._said = scratch / "said" if scratch else None
+        with contextlib.ExitStack() as opened:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", WORKER],
+                env={**os.environ, "PYTHONSAFEPATH": "1", **({"TMPDIR": str(scratch)} if scratch else {})},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=opened.enter_context(self._said.open("wb")) if self._said else None,
+                text=True,
+            )
         self.number = str(self._process.pid)
 
     def ask(self, shard: Shard) -> dict[str, Any] | None:
@@ -93,7 +126,8 @@ class ProcessHere:
             code = self._process.wait()
         assert self._process.stdout is not None
         self._process.stdout.close()
-        return str(code)
+        last = self._said.read_text(errors="replace").strip()[-_LAST_WORDS:] if self._said else ""
+        return f"{code} ({last})" if last else str(code)
 
 
 class ShardHost:
@@ -104,14 +138,14 @@ class ShardHost:
 
     def begin(self, begin: str) -> str:
         """Start it; why that cannot be done, or nothing."""
-        told = json.loads(begin)
+        told, scratch = json.loads(begin), Path(tempfile.mkdtemp(prefix="winnow-shards-", dir=guarded().scratch))
         try:
             store, variant = Store(told["store"]), Variant.model_validate(told["variant"])
-            told["folder"] = tempfile.mkdtemp(prefix="winnow-model-", dir=guarded().scratch)
+            told["folder"] = str(scratch / "model")
             store.materialise(variant.files, Path(told["folder"]))
         except Exception as error:  # noqa: BLE001 - told to whoever asked
             return f"{type(error).__name__}: {error}"
-        self._process = ProcessHere(json.dumps(told))
+        self._process = ProcessHere(json.dumps(told), scratch)
         return ""
 
     def ask(self, shard: str) -> str:
@@ -129,58 +163,74 @@ class ProcessOnNode:
 
     Args:
         begin: as for :class:`ProcessHere`, without the folder of the variant's files.
-        held: where it is to run.
-        lost: told when the node is gone.
-
-    Raises:
-        SpecError: it cannot begin there.
+        held: where it is to run; its own from now on.
+        lost: told the node's number when that is gone, or cannot answer, and why.
     """
 
-    def __init__(self, begin: str, held: OnNode, lost: Callable[[str], None]) -> None:
+    def __init__(self, begin: str, held: OnNode, lost: Callable[[str, str], None]) -> None:
         self._held, self._lost, self.number, self.blameless = held, lost, held.node.id, False
-        why = self._asked("begin", begin)
-        if why:
-            held.end()
-            raise SpecError(f"place: ray: node {held.node.address} cannot answer rows: {why}")
+        self._begun: Any = held.begin("begin", begin)
 
     def ask(self, shard: Shard) -> dict[str, Any] | None:
-        told: dict[str, Any] | None = json.loads(self._asked("ask", shard.model_dump_json()) or "null")
+        try:
+            if self._begun is not None:
+                why, self._begun = str(self._held.answer(self._begun)), None
+                if why:
+                    raise NodeLost(f"it cannot answer rows: {why}")
+            answer = self._held.answer(self._held.begin("ask", shard.model_dump_json()))
+        except NodeLost as error:
+            self.blameless = True
+            self._lost(self._held.node.id, str(error))
+            return None
+        told: dict[str, Any] | None = json.loads(answer)
         return told
 
     def leave(self) -> None:
-        """Nothing: it ends with its actor."""
+        self._held.end()
 
     def end(self) -> str:
-        code = self._asked("end", seconds=2 * _END_SECONDS)
+        how = f"the loss of node {self._held.node.address}"
+        if not self.blameless:
+            with contextlib.suppress(NodeLost):
+                how = str(self._held.answer(self._held.begin("end"), 4 * _END_SECONDS))
         self._held.end()
-        return f"the loss of node {self._held.node.address}" if self.blameless else code
-
-    def _asked(self, method: str, *arguments: str, seconds: float | None = None) -> str:
-        """What its host says; nothing once the node is lost."""
-        if self.blameless:
-            return ""
-        try:
-            return str(self._held.answer(self._held.begin(method, *arguments), seconds))
-        except NodeLost:
-            self.blameless = True
-            self._lost(self._held.node.id)
-            return ""
+        return how
 
 
 class Nodes:
-    """The nodes of a cluster, as far as they are there, on which processes are started.
+    """Starts them on the nodes of a Ray cluster, as far as those are there.
 
     Raises:
         SpecError: none would answer as this machine.
     """
 
     def __init__(self) -> None:
-        self._lost, self._lock = list[str](), threading.Lock()
+        self._lost: dict[str, str] = {}
+        self._lock, self._stopped, self._begin = threading.Lock(), threading.Event(), ""
         self.cores = sum(node.cores for node in usable_nodes(WORKER, None))
         """Of all of them."""
 
-    def start(self, begin: str) -> ShardProcess:
-        """A process on the node with most free cores; one that was lost before is not used again."""
-        with self._lock:  # who comes next counts what is held already
-            held = OnNode(freest(usable_nodes(WORKER, None, without=self._lost)), ShardHost)
-        return ProcessOnNode(begin, held, self._lost.append)
+    def begin_with(self, begin: str) -> None:
+        self._begin = begin
+
+    def start(self) -> ShardProcess:
+        """A process on the node with most free cores; waits a while for one where all are lost.
+
+        Raises:
+            SpecError: there is none.
+        """
+        until = time.monotonic() + _WAIT_FOR_NODES
+        while True:
+            try:
+                with self._lock:  # who comes next counts what is held already
+                    held = OnNode(freest(usable_nodes(WORKER, None, without=list(self._lost))), ShardHost)
+                return ProcessOnNode(self._begin, held, self._lost.__setitem__)
+            except SpecError as error:
+                if self._stopped.wait(_LOOK_SECONDS) or time.monotonic() > until:
+                    raise SpecError(f"{error.message}{self._told_losses()}") from error
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    def _told_losses(self) -> str:
+        return "".join(f"; node {number[:8]} was lost: {why.splitlines()[0]}" for number, why in self._lost.items())

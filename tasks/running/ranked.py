@@ -90,7 +90,7 @@ def train_together(
         gather: makes the processes' places, for the attempt of this number from 1 on; may raise RankLost.
 
     Raises:
-        ChildFailed, RankLost: they failed again and again without having come any further.
+        ChildFailed: they failed again and again without having come any further.
         Exception: what any of them raised.
     """
     furthest = _Furthest(on_progress)
@@ -110,6 +110,8 @@ def train_together(
         doing = "train" if furthest.joined else "find each other"
         fruitless[doing] = 1 if furthest.fraction > before else fruitless[doing] + 1
         if fruitless[doing] > _TRIES[doing]:
+            if isinstance(reason, RankLost):  # none of them died of itself: they lost each other
+                raise ChildFailed(f"stage {name} failed {fruitless[doing]} times: {reason}") from reason
             raise reason
         text = "%s: %s; the %s processes start again, from the last checkpoint"
         _log.warning(text, name, str(reason).splitlines()[0], count or "other")

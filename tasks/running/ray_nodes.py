@@ -84,37 +84,43 @@ class OnNode:
 
     Args:
         kind: its class, which the node imports; made without arguments.
-
-    Raises:
-        NodeLost: by every method.
     """
 
     def __init__(self, node: Node, kind: type) -> None:
-        self.node = node
+        self.node, self._ended = node, False
+        self._actor = _start(_connected(), node, kind)
         with _lock:
             busy[node.id] = busy.get(node.id, 0) + 1
-        self._actor = _start(_connected(), node, kind)
 
     def begin(self, method: str, *arguments: Any) -> Any:
         """Ask without waiting; what :meth:`answer` is asked with."""
         return getattr(self._actor, method).remote(*arguments)
 
     def ready(self, asked: Any, seconds: float) -> bool:
-        """Whether there is an answer, waiting so long for it."""
+        """Whether there is an answer, or none will come, waiting so long for it."""
         ready, _ = _connected().wait([asked], timeout=seconds)
         return bool(ready)
 
     def answer(self, asked: Any, seconds: float | None = None) -> Any:
-        """The answer, as it comes; a node that says nothing for so long counts as lost."""
+        """The answer, as it comes; a node that says nothing for so long counts as lost.
+
+        Raises:
+            NodeLost: the node is gone, or this object on it.
+        """
         ray = _connected()
         try:
             return ray.get(asked, timeout=seconds)
-        except (ray.exceptions.RayActorError, ray.exceptions.NodeDiedError, ray.exceptions.GetTimeoutError) as error:
+        except ray.exceptions.RayTaskError:  # the method's own
+            raise
+        except ray.exceptions.RayError as error:  # dead, out of memory, not to be placed where it is bound to
             raise NodeLost(f"node {self.node.address}: {error}") from error
 
     def end(self) -> None:
-        """End its process, and what that has started."""
+        """End its process, and what that has started; whoever waits for an answer hears that it is lost."""
         with _lock:
+            if self._ended:
+                return
+            self._ended = True
             busy[self.node.id] -= 1
         with contextlib.suppress(Exception):  # it is gone already
             _connected().kill(self._actor)

@@ -8,6 +8,7 @@ has the same bytes under the same names.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import socket
@@ -19,11 +20,11 @@ from typing import Any
 
 from model_registry.store import Store
 from tasks.running.errors import ChildFailed, Interrupted, RankLost, SpecError, named_errors
-from tasks.running.launch import Progress, cores, run_child, stopping
-from tasks.running.machine_lock import machine_lock
+from tasks.running.launch import Party, Progress, cores, run_child, stopping
+from tasks.running.machine_lock import lock_folder, machine_lock
 from tasks.running.process_guard import guarded
 from tasks.running.ranked import PATIENCE, run_ranks, train_together
-from tasks.running.ray_nodes import Node, NodeLost, OnNode, freest, usable_nodes
+from tasks.running.ray_nodes import Node, NodeLost, OnNode, busy, freest, usable_nodes
 from tasks.running.stage import Limits, Parallel
 
 _log = logging.getLogger("winnow.ray")
@@ -32,6 +33,8 @@ _LOSSES = 4
 """Nodes that one stage may lose, one after the other."""
 _PLACE_SECONDS = 120.0
 """For an actor to start where a core is free for it."""
+_COMING_SECONDS = 15.0
+"""Between two looks for nodes in the place of those that were lost."""
 
 
 class StageHost:
@@ -39,6 +42,7 @@ class StageHost:
 
     def __init__(self) -> None:
         self._progress: list[tuple[float, str]] = []
+        self._held = contextlib.ExitStack()
         self._log = Path(tempfile.mkdtemp(prefix="winnow-host-", dir=guarded().scratch)) / "stage.log"
         self._log.touch()
 
@@ -58,13 +62,27 @@ class StageHost:
         }
         try:
             Store(asked["job"]["store"]).ping()
-            with machine_lock(exclusive=False):
-                answer = run_ranks(asked, ranks=ranks, **common) if ranks > 1 else run_child(asked, **common)
+            if asked.get("ranks"):  # whoever placed them has the lock, once for all ranks of a machine
+                answer = run_child(asked, party=Party(time.monotonic() - settings["used"]), **common)
+            else:
+                with machine_lock(exclusive=False):
+                    answer = run_ranks(asked, ranks=ranks, **common) if ranks > 1 else run_child(asked, **common)
         except Exception as error:  # noqa: BLE001 - told to whoever asked, who raises it there
             details = getattr(error, "details", {})
             told = {"type": type(error).__name__, "message": str(error), "details": details}
             return json.dumps({"error": told}, default=str)
         return json.dumps({"result": answer, "host": socket.gethostname()})
+
+    def machine(self) -> str:
+        """What tells this machine, or container, from those that have other machine locks."""
+        folder = lock_folder()
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        found, boot = folder.parent.stat(), Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}:{found.st_dev}:{found.st_ino}:{folder.name}"
+
+    def hold(self) -> None:
+        """Keep measurements from this machine while the object lives."""
+        self._held.enter_context(machine_lock(exclusive=False))
 
     def free_port(self) -> int:
         """A port of this node where nobody listens yet."""
@@ -99,23 +117,24 @@ def run_on_ray(
 
     Raises:
         SpecError: no node can run it: too few cores, or other code, Python or CPUs than here.
-        ChildFailed, RankLost: it lost its node again and again.
+        ChildFailed: it lost its node again and again.
         Exception: what the stage raised there.
     """
     workload = request["job"]["workload"]
     code = workload["path"].partition(":")[0], workload["folder"]
     how = {"name": name, "limits": limits.model_dump(mode="json"), "threads": threads}
-    if shared is not None and shared.processes != "auto":
-        nodes = usable_nodes(*code)
-        if shared.processes > max(node.cores for node in nodes):
-            spread = partial(_OnNodes, code=code, how=how, shared=shared, lost=[], began=time.monotonic())
-            answer = train_together(request, gather=spread, name=name, log_path=log_path, on_progress=on_progress)
-            return answer["result"], answer["host"]
+    together = shared.processes if shared is not None and shared.processes != "auto" else 1
+    if shared is not None and together > max(node.cores for node in usable_nodes(*code)):
+        spread = partial(_OnNodes, code=code, how=how, shared=shared, lost=[], began=time.monotonic())
+        answer = train_together(request, gather=spread, name=name, log_path=log_path, on_progress=on_progress)
+        return answer["result"], answer["host"]
 
     text = json.dumps({**how, "shared": shared.model_dump(mode="json") if shared else None})
     lost: list[str] = []
     while True:
-        node = freest(usable_nodes(*code, without=lost), threads)
+        nodes = usable_nodes(*code, without=lost)
+        large = [node for node in nodes if node.cores >= together]  # after a loss there may be none
+        node = freest(large or nodes, threads)
         host = OnNode(node, StageHost)
         try:
             answer = _listen_to(host, json.dumps(request), text, name, _Listened(log_path, on_progress))
@@ -171,45 +190,52 @@ class _OnNodes:
         began: float,
     ) -> None:
         self._name, self._lost, self._over = how["name"], lost, False
-        limits = Limits.model_validate(how["limits"])
-        left = max(1.0, limits.seconds - (time.monotonic() - began))
-        limits = limits.model_copy(update={"seconds": left})
-        self._how = json.dumps({**how, "limits": limits.model_dump(mode="json"), "threads": 1, "shared": None})
-        nodes = sorted(usable_nodes(*code, without=lost), key=lambda node: (-node.cores, node.id))
-        places = [node for node in nodes for _ in range(node.cores)]
-        assert shared.processes != "auto"
-        self.count = shared.processes
-        if self.count > len(places):
-            if attempt == 1 or not shared.exact:
-                raise SpecError(
-                    f"place: ray: a training wants {self.count} processes, and the cluster's nodes have {len(places)} "
-                    "cores altogether; add nodes, or lower parallel.processes"
-                )
-            self.count = 1 << len(places).bit_length() - 1
-        self._nodes = places[: self.count]
-        self._hosts = [OnNode(node, StageHost) for node in self._nodes]
+        self._limits, used = Limits.model_validate(how["limits"]), time.monotonic() - began
+        self._how = {**how, "threads": 1, "shared": None, "used": used}
         try:
-            port = self._hosts[0].answer(self._hosts[0].begin("free_port"), _PLACE_SECONDS)
-        except NodeLost as error:
-            self._lose(0)
+            nodes = usable_nodes(*code, without=lost)
+            self.count = _as_many(shared, sum(node.cores for node in nodes), first=attempt == 1)
+        except SpecError as error:
+            if attempt == 1:
+                raise
+            time.sleep(_COMING_SECONDS)  # others may come in the place of those that were lost
+            raise RankLost(error.message) from error
+        free = {node: max(0, node.cores - busy.get(node.id, 0)) for node in nodes}
+        order = sorted(nodes, key=lambda node: (-free[node], node.id))
+        places = [node for node in order for _ in range(free[node])]
+        places += [node for node in order for _ in range(node.cores - free[node])]
+        self._nodes = sorted(places[: self.count], key=order.index)
+        self._hosts: list[OnNode] = []
+        try:
+            for node in self._nodes:
+                self._hosts.append(OnNode(node, StageHost))
+            self._meeting = f"tcp://{self._nodes[0].address}:{self._asked(0, 'free_port')}"
+            first: dict[str, int] = {}
+            for number in range(self.count):
+                first.setdefault(self._asked(number, "machine"), number)
+            for number in first.values():  # else a measurement could come between two that wait for each other
+                self._asked(number, "hold", None)
+        except BaseException:
             self.end()
-            raise RankLost(str(error)) from error
-        self._meeting = f"tcp://{self._nodes[0].address}:{port}"
+            raise
 
     def run(self, number: int, request: dict[str, Any], log_path: Path, on_progress: Progress | None) -> dict[str, Any]:
         node = self._nodes[number]
+        beside = self._nodes.count(node)
         place = {
             "number": number,
             "count": self.count,
             "local": self._nodes[:number].count(node),
-            "here": self._nodes.count(node),
+            "here": beside,
             "meeting": self._meeting,
             "address": node.address,
             "patience": PATIENCE,
         }
-        asked = json.dumps({**request, "ranks": place if self.count > 1 else None})
+        limits = self._limits.model_copy(update={"memory_bytes": self._limits.memory_bytes // beside})
+        how = json.dumps({**self._how, "limits": limits.model_dump(mode="json")})
+        asked = json.dumps({**request, "ranks": place})
         try:
-            answer = _listen_to(self._hosts[number], asked, self._how, self._name, _Listened(log_path, on_progress))
+            answer = _listen_to(self._hosts[number], asked, how, self._name, _Listened(log_path, on_progress))
         except NodeLost as error:
             self._lose(number)
             raise RankLost(str(error)) from error
@@ -223,12 +249,37 @@ class _OnNodes:
         for host in self._hosts:
             host.end()
 
+    def _asked(self, number: int, method: str, seconds: float | None = _PLACE_SECONDS) -> Any:
+        try:
+            return self._hosts[number].answer(self._hosts[number].begin(method), seconds)
+        except NodeLost as error:
+            self._lose(number)
+            raise RankLost(str(error)) from error
+
     def _lose(self, number: int) -> None:
         if not self._over:
             self._lost.append(self._nodes[number].id)
 
     def _told_places(self) -> str:
         return ", ".join(f"node {number[:8]}" for number in dict.fromkeys(node.id for node in self._nodes))
+
+
+def _as_many(shared: Parallel, cores: int, *, first: bool) -> int:
+    """Processes for a training on nodes of so many cores: as many as were asked for; or fewer, where some were lost and
+    their number changes nothing in the result.
+
+    Raises:
+        SpecError: there are too few cores.
+    """
+    assert shared.processes != "auto"
+    if shared.processes <= cores:
+        return shared.processes
+    if first or not shared.exact:
+        raise SpecError(
+            f"place: ray: a training wants {shared.processes} processes, and the cluster's nodes have {cores} cores "
+            "altogether; add nodes, or lower parallel.processes"
+        )
+    return 1 << cores.bit_length() - 1
 
 
 def _listen_to(host: OnNode, request: str, how: str, name: str, listened: _Listened) -> dict[str, Any]:
