@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 
+from tasks.running import ray_nodes
+
 
 def kill_node(number: str, *, workers: bool = True) -> None:
     """Kill a node's raylet.
@@ -33,6 +35,13 @@ def running_nodes() -> list[str]:
     import ray
 
     return [n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("CPU") and _raylet_of(n)]
+
+
+def kill_one_at_work(*, workers: bool = True) -> str:
+    """Kill a node that works for us; its number."""
+    number = next(node for node in running_nodes() if ray_nodes.busy.get(node))
+    kill_node(number, workers=workers)
+    return number
 
 
 def _raylet_of(node: dict[str, Any]) -> psutil.Process | None:

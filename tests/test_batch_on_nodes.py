@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from nodes import kill_node, left_of, on_nodes, running_nodes
+from nodes import kill_node, kill_one_at_work, left_of, on_nodes, running_nodes
 from onnx_models import digits, publish
 from test_batch_answers import upload, write_shards
 
@@ -56,8 +56,7 @@ def test_a_lost_node_loses_and_doubles_nothing(
     def strike(done: int, _: int) -> None:
         if done == 3:
             seen.extend(on_nodes("flows.batch.shard_worker"))
-            lost.append(next(node for node, count in ray_nodes.busy.items() if count))
-            kill_node(lost[0], workers=workers)
+            lost.append(kill_one_at_work(workers=workers))
 
     how: dict[str, Any] = {"keep": ["id"], "workers": 2, "place": "ray"}
     there = answer_all(store, variant, source, f"{bucket}/there", **how, on_progress=strike)

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from nodes import kill_node, left_of
+from nodes import kill_one_at_work, left_of
 from patience import PATIENCE
 from pydantic import ValidationError
 from taught_workloads import job_for, put_data, taught
@@ -142,7 +142,7 @@ def struck_in_training(store: Store) -> threading.Thread:
     def strike() -> None:
         while not store.list_objects("checkpoints/"):
             time.sleep(0.05)
-        kill_node(next(node for node, count in ray_nodes.busy.items() if count))
+        kill_one_at_work()
 
     thread = threading.Thread(target=strike, daemon=True)
     thread.start()
