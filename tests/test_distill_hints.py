@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.distill.hint_layers import matching_layers
-from tasks.distill.hints import Hinted, hint_loss, hinted
+from tasks.distill.hint_layers import attention_layers, matching_layers
+from tasks.distill.hints import Hinted, hint_loss, hinted, relation_loss
 from tasks.running.errors import SpecError
 from tasks.torch_models.fit import Fitted, fit
 from tasks.torch_models.objective import Hard, LiveAnswers, TrainingBatch, distillation
@@ -19,6 +20,7 @@ from tasks.torch_models.training_data import TrainingData
 from tasks.workloads.architectures import ImageClassifier, SimpleNet
 from tasks.workloads.mobilenet import MobileNetClassifier
 from tasks.workloads.resnet import ResNet20
+from tasks.workloads.text_encoder import EncoderShape, TextEncoder
 from tasks.workloads.vgg import VggClassifier
 
 pytestmark = pytest.mark.slow  # trains or exports real networks
@@ -191,3 +193,50 @@ def test_modules_that_answer_no_tensor_or_never_run_are_refused() -> None:
             hinted(base, teacher=Odd(), student=Odd(), pairs=[(name, name)], weight=1.0, inputs=rows, seed=0),
         ):
             raise AssertionError("must not get here")
+
+
+def test_relations_do_not_depend_on_widths_and_see_who_is_alike() -> None:
+    torch.manual_seed(0)
+    rows = torch.randn(3, 5, 24)
+    assert float(relation_loss(rows, rows)) == pytest.approx(0, abs=1e-6)
+    turns = torch.linalg.qr(torch.randn(12, 2, 2)).Q  # one of each head
+    turned = torch.einsum("nlhd,hde->nlhe", rows.reshape(3, 5, 12, 2), turns).reshape(3, 5, 24)
+    assert float(relation_loss(turned, rows)) == pytest.approx(0, abs=1e-5), "only products count"
+    assert float(relation_loss(torch.randn(3, 5, 36), rows)) > 0.1
+    by_hand = 0.0
+    student = torch.randn(3, 5, 5)  # widths that share no divisor: one head
+    for row in range(3):
+        ours, theirs = ((v[row] @ v[row].T / v.shape[2] ** 0.5).softmax(1) for v in (student, rows))
+        by_hand += float((theirs * (theirs / ours).log()).sum() / 15)
+    assert float(relation_loss(student, rows)) == pytest.approx(by_hand, rel=1e-5)
+    with pytest.raises(SpecError, match=r"shapes \[3, 5, 24\] and \[3, 4, 24\]; both must be"):
+        relation_loss(torch.randn(3, 4, 24), rows)
+
+
+def test_a_narrower_encoder_learns_how_its_teacher_attends() -> None:
+    torch.manual_seed(0)
+    shape = EncoderShape(vocabulary=30, features=24, layers=2, heads=4, hidden=32, places=10, pad=0)
+    small = replace(shape, features=12, heads=2, layers=1)
+    teacher, student = TextEncoder(shape, 3).eval().requires_grad_(False), TextEncoder(small, 3)
+    pairs = attention_layers(teacher, student)
+    parts = ("query", "key", "value")
+    assert pairs == [(f"layers.1.attention.{part}", f"layers.0.attention.{part}") for part in parts]
+    tokens = {"tokens": torch.randint(1, 30, (8, 10))}
+    batch = TrainingBatch(tokens, torch.randint(0, 3, (8,)), torch.arange(8))
+    base = distillation(nn.CrossEntropyLoss(), LiveAnswers(teacher), task="classes", temperature=2.0, alpha=1.0)
+    with hinted(
+        base, teacher=teacher, student=student, pairs=pairs, weight=1.0, inputs=tokens, seed=0, of="attention"
+    ) as objective:
+        assert list(objective.parameters()) == []
+        optimizer, losses = torch.optim.AdamW(student.parameters(), lr=1e-2), list[float]()
+        for _ in range(30):
+            loss = objective(student(**tokens), batch) - base(student(**tokens), batch)
+            losses.append(float(loss.detach()))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    assert losses[-1] < losses[0] / 2
+    with pytest.raises(
+        SpecError, match="finds none in the student SimpleNet: no module has the parts query, key, value"
+    ):
+        attention_layers(teacher, SimpleNet((4,), 3))

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from model_registry.variant import Frozen, Variant
+from tasks.distill.hint_kind import HintKind
 from tasks.running.policy import step
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome, Stage
@@ -15,18 +16,24 @@ from tasks.running.stage_cache import run_stage
 
 
 class HintSpec(Frozen):
-    """Hidden features of the teacher that the student's follow (FitNets), besides its answers."""
+    """What happens inside the teacher and the student follows, besides its answers."""
 
+    of: HintKind = Field(
+        default="features",
+        description="features: hidden features (FitNets); attention: how alike the positions of a row are to each "
+        "other, by the queries, keys and values of an attention (MiniLM), whatever their widths",
+    )
     layers: Literal["auto"] | Annotated[tuple[tuple[str, str], ...], Field(min_length=1)] = Field(
         default="auto",
         description="pairs [module of the teacher, module of the student]; auto: for each resolution of the features "
-        "that both have, the last module of each before it changes",
+        "that both have, the last module of each before it changes; of attention the queries, keys and values of the "
+        "last one of each",
     )
     weight: float = Field(
         default=1.0,
         gt=0,
         description="weight of the hints in the loss; a hint is 0 for features of the same direction and 2 for "
-        "unrelated ones",
+        "unrelated ones; of attention it is a divergence in nats",
     )
 
 

@@ -126,7 +126,7 @@ def _lessons(child: Child, data: TrainingData, whole: WholeDistributions | None)
     watched = None
     if hints is not None:  # the first teacher in memory: its features are part of the lesson
         teacher = load(child.store, teachers.pop(0), workload=data.workload).to(torch_device(child.job.device))
-        watched = WatchedTeacher(teacher, hints["layers"], hints["weight"])
+        watched = WatchedTeacher(teacher, hints["layers"], hints["weight"], hints["of"])
         live.append(LiveAnswers(teacher))
     stored = [
         teacher_says(

@@ -11,6 +11,8 @@ from tasks.distill.hints import features_last
 from tasks.running.errors import SpecError
 from tasks.torch_models.fit_rows import call_model
 
+_PARTS = (("query", "key", "value"), ("q_proj", "k_proj", "v_proj"), ("q", "k", "v"))
+"""What an attention calls its queries, keys and values."""
 Resolution = tuple[int, ...]
 """Sizes of the positions of a feature map: (height, width) of images, () of a dense layer."""
 
@@ -36,6 +38,33 @@ def matching_layers(teacher: nn.Module, student: nn.Module, inputs: dict[str, Te
             f"{_listed(theirs)}, the student {_listed(ours)}; give pairs [teacher module, student module]"
         )
     return pairs
+
+
+def attention_layers(teacher: nn.Module, student: nn.Module) -> list[tuple[str, str]]:
+    """Queries, keys and values of the last attention of each model.
+
+    Raises:
+        SpecError: one has no module with parts of those names.
+    """
+    theirs, ours = _last_attention(teacher, "teacher"), _last_attention(student, "student")
+    return list(zip(theirs, ours, strict=True))
+
+
+def _last_attention(model: nn.Module, role: str) -> tuple[str, ...]:
+    """Names of the three."""
+    found: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        parts = {part for part, _ in module.named_children()}
+        for names in _PARTS:
+            if parts.issuperset(names):
+                found = tuple(f"{name}.{part}".removeprefix(".") for part in names)
+    if not found:
+        wanted = " or ".join(", ".join(names) for names in _PARTS)
+        raise SpecError(
+            f"distill.hints of attention finds none in the {role} {type(model).__name__}: no module has the parts "
+            f"{wanted}; give distill.hints.layers, pairs [teacher module, student module]"
+        )
+    return found
 
 
 def last_modules(model: nn.Module, inputs: dict[str, Tensor]) -> dict[Resolution, str]:

@@ -1,12 +1,15 @@
 """Hints: the student's hidden features follow the teacher's, through projectors that are trained along.
 
 Romero et al. 2015, "FitNets: hints for thin deep nets" (arXiv:1412.6550), section 2.2, as one more term of the loss
-instead of a stage before, and over as many layers as wanted.
+instead of a stage before, and over as many layers as wanted. Or its attention does: how alike positions are has the
+same shape however wide the layers are, and needs no projector (Wang et al. 2021, "MiniLMv2", arXiv:2012.15828, section
+3.1).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,10 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tasks.distill.hint_kind import HintKind
 from tasks.running.errors import SpecError
 from tasks.torch_models.fit_rows import call_model
 from tasks.torch_models.objective import Objective, TrainingBatch
 
+_MOST_HEADS = 12
 Pairs = Sequence[tuple[str, str]]
 """Module names: of the teacher, of the student."""
 
@@ -26,21 +31,30 @@ Pairs = Sequence[tuple[str, str]]
 class Hinted(nn.Module):
     """The base objective plus ``weight`` times the mean of the hint losses of all pairs.
 
-    Its parameters are the projectors'. ``base`` must ask the teacher live: the features are those of its forward pass.
+    Its parameters are the projectors', which attention has none of. ``base`` must ask the teacher live: the features
+    are those of its forward pass.
     """
 
     def __init__(
-        self, base: Objective, pairs: Pairs, *, teacher: Taps, student: Taps, projectors: nn.ModuleList, weight: float
+        self,
+        base: Objective,
+        pairs: Pairs,
+        *,
+        teacher: Taps,
+        student: Taps,
+        projectors: nn.ModuleList,
+        weight: float,
+        compare: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
         super().__init__()
-        self.base, self.pairs, self.weight = base, tuple(pairs), weight
+        self.base, self.pairs, self.weight, self.compare = base, tuple(pairs), weight, compare
         self.teacher, self.student = teacher, student
         self.projectors = projectors
 
     def forward(self, outputs: Tensor, batch: TrainingBatch) -> Tensor:
         soft = self.base(outputs, batch)
         losses = [
-            hint_loss(projector(self.student[ours].float()), self.teacher[theirs].float())
+            self.compare(projector(self.student[ours].float()), self.teacher[theirs].float())
             for (theirs, ours), projector in zip(self.pairs, self.projectors, strict=True)
         ]
         return soft + self.weight * torch.stack(losses).mean()
@@ -56,13 +70,14 @@ def hinted(
     weight: float,
     inputs: dict[str, Tensor],
     seed: int,
+    of: HintKind = "features",
 ) -> Iterator[Hinted]:
     """The objective with hints, while the features of both models are watched.
 
     Args:
         base: asks ``teacher`` for its answers to each batch.
         pairs: which module of the student follows which of the teacher.
-        weight: of the hints; each lies between 0 (same direction) and 4 (opposite).
+        weight: of the hints; each lies between 0 (same direction) and 4 (opposite), of attention from 0 on, in nats.
         inputs: preprocessed rows for one forward pass of each model, which shows how wide the features are.
         seed: of the projectors' initial weights.
 
@@ -76,8 +91,12 @@ def hinted(
             for model in (teacher, student):
                 call_model(model.eval(), inputs)
             torch.manual_seed(seed)
-            projectors = nn.ModuleList(nn.Linear(ours[s].shape[-1], theirs[t].shape[-1]) for t, s in pairs)
-        yield Hinted(base, pairs, teacher=theirs, student=ours, projectors=projectors, weight=weight)
+            projectors = nn.ModuleList(
+                nn.Linear(ours[s].shape[-1], theirs[t].shape[-1]) if of == "features" else nn.Identity()
+                for t, s in pairs
+            )
+            compare = hint_loss if of == "features" else relation_loss
+        yield Hinted(base, pairs, teacher=theirs, student=ours, projectors=projectors, weight=weight, compare=compare)
     finally:
         theirs.close()
         ours.close()
@@ -139,6 +158,35 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
         student, teacher = _pooled(student, dim, size), _pooled(teacher, dim, size)
     ours, theirs = (functional.normalize(features.flatten(1), dim=1) for features in (student, teacher))
     return (ours - theirs).square().sum(dim=1).mean()
+
+
+def relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Divergence, in nats, of how alike the positions of a row are: ``KL(teacher || student)`` of the softmax of scaled
+    products, averaged over rows, heads and positions.
+
+    Args:
+        student, teacher: queries, keys or values [N, length, channels]; cut into as many heads for both, at most 12.
+
+    Raises:
+        SpecError: they are no rows of positions, or not of as many.
+    """
+    if student.ndim != 3 or teacher.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
+        raise SpecError(
+            f"distill.hints of attention compares outputs of shapes {list(teacher.shape)} and {list(student.shape)}; "
+            "both must be [rows, positions, channels], with as many positions"
+        )
+    shared = math.gcd(student.shape[2], teacher.shape[2])
+    heads = max(number for number in range(1, _MOST_HEADS + 1) if shared % number == 0)
+    ours, theirs = (_relations(value, heads) for value in (student, teacher))
+    divergence = functional.kl_div(ours, theirs, log_target=True, reduction="none")
+    return divergence.sum(dim=-1).mean()
+
+
+def _relations(value: Tensor, heads: int) -> Tensor:
+    """Logarithms [N, heads, length, length] of how alike each position is to each."""
+    split = value.unflatten(2, (heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
+    scores = split @ split.transpose(2, 3) / math.sqrt(split.shape[3])
+    return functional.log_softmax(scores, dim=-1)
 
 
 def _pooled(features: Tensor, dim: int, size: int) -> Tensor:

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tasks.distill.hint_layers import matching_layers
+from tasks.distill.hint_kind import HintKind
+from tasks.distill.hint_layers import attention_layers, matching_layers
 from tasks.distill.hints import hinted
 from tasks.distill.mix_search import Mix
 from tasks.running.task_kind import TaskKind
@@ -31,13 +32,14 @@ _HINT_ROWS = 2
 class WatchedTeacher:
     """A teacher whose hidden features are part of the lesson: ``model`` on the device of the training.
 
-    ``layers``: pairs of module names (its own, the student's), or ``auto``: matched by resolution. ``weight``: of the
-    hints beside the rest of the loss.
+    ``layers``: pairs of module names (its own, the student's), or ``auto``: matched by resolution, or the last
+    attention of each. ``weight``: of the hints beside the rest of the loss. ``of``: what is compared.
     """
 
     model: nn.Module
     layers: Literal["auto"] | Sequence[tuple[str, str]]
     weight: float
+    of: HintKind = "features"
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Lessons:
             weight=self.watched.weight,
             inputs=self._two_rows,
             seed=self.seed,
+            of=self.watched.of,
         ) as objective:
             yield objective
 
@@ -126,6 +129,8 @@ class Lessons:
         if self.watched.layers != "auto":
             return [(theirs, ours) for theirs, ours in self.watched.layers]
         student = self.begin().to(torch_device(self.device))
+        if self.watched.of == "attention":
+            return attention_layers(self.watched.model, student)
         return matching_layers(self.watched.model, student, self._two_rows)
 
     @cached_property
