@@ -6,7 +6,6 @@ from the names of the answers (see :class:`flows.batch.shards.ShardQuestion`) an
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -177,26 +176,24 @@ class _Team:
         """Answer shards until there is none; tells each answer, or the error, and at last None."""
         process: ShardProcess | None = None
         try:
-            while not self._over.is_set() and todo:
-                with contextlib.suppress(IndexError):  # another one took it
-                    shard = todo.popleft()
-                    died = lost = 0
-                    while (answer := (process := process or self._started()).ask(shard)) is None:
-                        if self._over.is_set():
-                            return
-                        died, lost = died + (not process.blameless), lost + process.blameless
-                        how = process.end()
-                        self._forget(shard, process.number)
-                        self._running.remove(process)
-                        process = None
-                        if died == _TRIES or lost == _LOSSES:
-                            raise ShardFailed(
-                                f"{shard.uri}: {died + lost} processes died over it, the last one with {how}; see what "
-                                "they said, or leave this file out"
-                            )
-                    if "error" in answer:
-                        raise ShardFailed(answer["error"])
-                    tell(answer)
+            while not self._over.is_set() and (shard := _first(todo)) is not None:
+                died = lost = 0
+                while (answer := (process := process or self._started()).ask(shard)) is None:
+                    if self._over.is_set():
+                        return
+                    died, lost = died + (not process.blameless), lost + process.blameless
+                    how = process.end()
+                    self._forget(shard, process.number)
+                    self._running.remove(process)
+                    process = None
+                    if died == _TRIES or lost == _LOSSES:
+                        raise ShardFailed(
+                            f"{shard.uri}: {died + lost} processes died over it, the last one with {how}; see what "
+                            "they said, or leave this file out"
+                        )
+                if "error" in answer:
+                    raise ShardFailed(answer["error"])
+                tell(answer)
         except BaseException as error:  # noqa: BLE001 - raised by whoever listens
             tell(error)
         finally:
@@ -210,6 +207,14 @@ class _Team:
         if self._over.is_set():
             process.leave()
         return process
+
+
+def _first(todo: deque[Shard]) -> Shard | None:
+    """The next one, which no other thread has; None where there is none."""
+    try:
+        return todo.popleft()
+    except IndexError:
+        return None
 
 
 def _there(store: Store, target: str) -> set[str]:

@@ -78,7 +78,8 @@ class ProcessHere:
 
     Args:
         begin: its first line, which says what is asked.
-        scratch: for its temporary files and for what it says on stderr; None: as this process.
+        scratch: for its temporary files and for what it says on stderr, which is told by ``end``; None: stderr is this
+            process's own.
     """
 
     blameless = False
@@ -89,7 +90,8 @@ class ProcessHere:
         with contextlib.ExitStack() as opened:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", WORKER],
-                env={**os.environ, "PYTHONSAFEPATH": "1", **({"TMPDIR": str(scratch)} if scratch else {})},
+                # What it leaves where it is ended over a shard goes with this process.
+                env={**os.environ, "PYTHONSAFEPATH": "1", "TMPDIR": str(scratch or guarded().scratch)},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=opened.enter_context(self._said.open("wb")) if self._said else None,
