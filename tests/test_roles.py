@@ -104,13 +104,15 @@ def test_what_stays_though_it_is_beaten_is_known_by_its_method() -> None:
 
 
 def test_candidates_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    shop = workshop()
+    shop = workshop(Candidate("teacher", "teacher", "", {}, 3, row_seconds=0.5))
     planner = LadderPlanner(shop.setup, shop.tally, shop.appraisal)
-    rung = {"form": "int8", "ratios": {}, "predicted_damage": 0.1, "cost": 0.1, "predicted_bytes": 4}
+    rung = {"form": "int8", "ratios": {}, "predicted_damage": 0.1, "cost": 0.1, "predicted_bytes": 4, "time": 0.2}
     shares = (0.011, 0.012, 0.0124, 0.2)
     monkeypatch.setattr(planner, "_ladder", lambda base: [rung | {"share": share} for share in shares])
     planner.plan(None)
-    assert [c.name for c in shop.tally.candidates] == ["pruned01", "pruned01x2", "pruned01x3", "pruned20"]
+    _, *narrower = shop.tally.candidates
+    assert [c.name for c in narrower] == ["pruned01", "pruned01x2", "pruned01x3", "pruned20"]
+    assert {c.row_seconds for c in narrower} == {0.1}, "as much less time to train as to answer"
 
 
 def test_controls_of_stored_searches_are_known_by_what_the_search_asked_for() -> None:
