@@ -2,10 +2,11 @@
 
     make with-ray DO='python benchmarks/node_kills.py --kills 20'
 
-Starts a stack and a cluster of two nodes of one core on this machine, answers the files here and then there. After
-every second file a node is killed (its raylet; every other time with all that it started, else its workers live on and
-may finish what they were asked) and another one is added. Also says what a file costs by itself on a node, and what two
-nodes gain, with nobody killed; on a machine of two cores the store and Ray itself want a share of those.
+Starts a stack and a cluster of two nodes of one core on this machine, answers the files here and then there. When two
+more files are answered and the node that was added last runs, another one is killed (its raylet; every other time with
+all that it started, else its workers live on and may finish what they were asked) and one is added. Also says what a
+file costs by itself on a node, and what two nodes gain, with nobody killed; on a machine of two cores the store and Ray
+itself want a share of those.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,14 @@ def test_files_of_this_machine_are_refused_before_a_node_looks_for_them(
 @pytest.mark.ray
 @pytest.mark.parametrize("workers", [True, False], ids=["dead", "living on"])
 def test_a_lost_node_loses_and_doubles_nothing(
-    store: Store, variant: Variant, tmp_path: Path, cluster: LocalCluster, workers: bool
+    store: Store,
+    variant: Variant,
+    tmp_path: Path,
+    cluster: LocalCluster,
+    workers: bool,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.WARNING, logger="winnow.ray")
     write_shards(tmp_path / "rows", files=FILES, rows=3000)
     source, bucket = upload(store, tmp_path / "rows", "rows"), f"s3://{store.bucket}"
     here = answer_all(store, variant, source, f"{bucket}/here", workers=1, keep=["id"])
@@ -60,7 +67,8 @@ def test_a_lost_node_loses_and_doubles_nothing(
 
     how: dict[str, Any] = {"keep": ["id"], "workers": 2, "place": "ray"}
     there = answer_all(store, variant, source, f"{bucket}/there", **how, on_progress=strike)
-    assert lost and (there.shards, there.computed) == (FILES, FILES)
+    assert f"node {lost[0][:8]} was lost, and its files are given to others" in caplog.text
+    assert (there.shards, there.computed) == (FILES, FILES)
     assert there.root == here.root and answers(store, "there") == answers(store, "here")
     again = answer_all(store, variant, source, f"{bucket}/there", **how)
     assert (again.computed, again.root) == (0, here.root)
@@ -91,7 +99,7 @@ def test_without_any_node_left_it_ends_and_says_so(
     source = upload(store, tmp_path / "rows", "rows")
 
     def strike(done: int, _: int) -> None:
-        if done == 2:
+        if done == 1:
             for node in running_nodes():
                 kill_node(node)
 

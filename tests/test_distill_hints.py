@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -209,6 +209,11 @@ def test_relations_do_not_depend_on_widths_and_see_who_is_alike() -> None:
         ours, theirs = ((v[row] @ v[row].T / v.shape[2] ** 0.5).softmax(1) for v in (student, rows))
         by_hand += float((theirs * (theirs / ours).log()).sum() / 15)
     assert float(relation_loss(student, rows)) == pytest.approx(by_hand, rel=1e-5)
+    seen = torch.arange(5) < torch.tensor([[5], [3], [2]])
+    cut = [float(relation_loss(student[r : r + 1, :n], rows[r : r + 1, :n])) * n for r, n in ((0, 5), (1, 3), (2, 2))]
+    assert float(relation_loss(student, rows, seen)) == pytest.approx(sum(cut) / 10, rel=1e-5), (
+        "filling counts for nothing"
+    )
     with pytest.raises(SpecError, match=r"shapes \[3, 5, 24\] and \[3, 4, 24\]; both must be"):
         relation_loss(torch.randn(3, 4, 24), rows)
 
@@ -223,10 +228,10 @@ def test_a_narrower_encoder_learns_how_its_teacher_attends() -> None:
     assert pairs == [(f"layers.1.attention.{part}", f"layers.0.attention.{part}") for part in parts]
     tokens = {"tokens": torch.randint(1, 30, (8, 10))}
     batch = TrainingBatch(tokens, torch.randint(0, 3, (8,)), torch.arange(8))
+    tokens["tokens"][:4, 7:] = 0  # filling
     base = distillation(nn.CrossEntropyLoss(), LiveAnswers(teacher), task="classes", temperature=2.0, alpha=1.0)
-    with hinted(
-        base, teacher=teacher, student=student, pairs=pairs, weight=1.0, inputs=tokens, seed=0, of="attention"
-    ) as objective:
+    how: dict[str, Any] = {"weight": 1.0, "inputs": tokens, "seed": 0, "of": "attention", "filling": {"tokens": (1, 0)}}
+    with hinted(base, teacher=teacher, student=student, pairs=pairs, **how) as objective:
         assert list(objective.parameters()) == []
         optimizer, losses = torch.optim.AdamW(student.parameters(), lr=1e-2), list[float]()
         for _ in range(30):
@@ -236,7 +241,6 @@ def test_a_narrower_encoder_learns_how_its_teacher_attends() -> None:
             loss.backward()
             optimizer.step()
     assert losses[-1] < losses[0] / 2
-    with pytest.raises(
-        SpecError, match="finds none in the student SimpleNet: no module has the parts query, key, value"
-    ):
-        attention_layers(teacher, SimpleNet((4,), 3))
+    assert attention_layers(teacher, SimpleNet((4,), 3)) == [], "it learns without hints"
+    with pytest.raises(SpecError, match="none in the teacher SimpleNet: no module has the parts query, key, value"):
+        attention_layers(SimpleNet((4,), 3), teacher)

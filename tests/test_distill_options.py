@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,20 +15,27 @@ from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.distill import DistillSpec, distill, mix_search
 from tasks.distill.mix_search import Mix, candidates, search_mix
+from tasks.running.child import Result
 from tasks.running.errors import SpecError, TrainingDiverged
+from tasks.running.stage import WorkloadRef
 from tasks.running.stage_plan import Plan, planning
 from tasks.torch_models.channel_pruner import ChannelPruner
 from tasks.torch_models.fit import Fitted
 from tasks.torch_models.fit_rows import evaluate, predict
 from tasks.torch_models.model_structure import ModelStructure
 from tasks.torch_models.torch_variant import build, load, parameter_count, read_architecture, save
+from tasks.workloads.workload import load_workload
 
 if TYPE_CHECKING:
     from taught_workloads import job_for, put_data, taught
     from test_distill import distilled, teacher_of
+    from test_text_workload import rows as text_rows
+    from test_text_workload import table
 else:  # tests/ is no package at run time
     from taught_workloads import job_for, put_data, taught
     from test_distill import distilled, teacher_of
+    from test_text_workload import rows as text_rows
+    from test_text_workload import table
 
 
 def test_no_epochs_give_an_untrained_student_and_no_control(store: Store) -> None:
@@ -228,6 +236,24 @@ def test_hints_are_followed_with_what_was_chosen_told(store: Store) -> None:
     assert [v.digest for v in named.variants] == [student.digest, control.digest]
     with pytest.raises(SpecError, match="'conv3', which the student ImageClassifier does not have"):
         distilled(store, workload, teacher, hints={"layers": [["conv1", "conv3"]]})
+
+
+def test_hints_of_attention_are_for_students_that_attend(store: Store, tmp_path: Path) -> None:
+    ref = WorkloadRef(path="winnow:Text", arguments={"source": table(tmp_path, text_rows()), "tokens": 16})
+    workload = load_workload(ref)
+    teacher = teacher_of(store, workload)
+
+    def taught_by(scale: dict[str, Any], hints: dict[str, Any] | None) -> Result:
+        return distilled(store, workload, teacher, scale=scale, hints=hints, control=False, epochs=1)
+
+    narrow, hints = {"width": 0.5, "layers": "half"}, {"of": "attention"}
+    followed, plain = taught_by(narrow, hints), taught_by(narrow, None)
+    theirs, ours = followed.values["hints"][0]
+    assert theirs.endswith("attention.query") and ours.endswith("attention.query") and theirs != ours
+    assert len(followed.values["hints"]) == 3 and followed.variants[0].digest != plain.variants[0].digest
+    bag = {"network": "bag"}
+    followed, plain = taught_by(bag, hints), taught_by(bag, None)
+    assert followed.values["hints"] == [] and len(followed.variants) == len(plain.variants) == 1
 
 
 def test_hints_of_the_first_of_several_teachers_and_of_augmented_rows(store: Store) -> None:

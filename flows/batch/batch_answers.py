@@ -152,9 +152,9 @@ class _Team:
         heard: SimpleQueue[dict[str, Any] | BaseException | None] = SimpleQueue()
         todo, at_work = deque(shards), self._size
         with ThreadPoolExecutor(max_workers=max(1, self._size)) as pool:
-            for _ in range(self._size):
-                pool.submit(self._work, todo, heard.put)
             try:
+                for _ in range(self._size):
+                    pool.submit(self._work, todo, heard.put)
                 while at_work:
                     told = heard.get()
                     if isinstance(told, BaseException):
@@ -197,8 +197,11 @@ class _Team:
         except BaseException as error:  # noqa: BLE001 - raised by whoever listens
             tell(error)
         finally:
-            if process is not None:
-                process.end()
+            try:
+                if process is not None:
+                    process.end()
+            except BaseException as error:  # noqa: BLE001 - likewise
+                tell(error)
             tell(None)
 
     def _started(self) -> ShardProcess:

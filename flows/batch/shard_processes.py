@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from flows.batch.shards import Shard
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.running.errors import SpecError
-from tasks.running.process_guard import guarded
+from tasks.running.process_guard import MARK, guarded
 from tasks.running.ray_nodes import NodeLost, OnNode, freest, usable_nodes
 
 WORKER = "flows.batch.shard_worker"
@@ -27,6 +28,9 @@ _LAST_WORDS = 500
 """Characters of what a process said at last, where nobody sees them otherwise."""
 _WAIT_FOR_NODES, _LOOK_SECONDS = 60.0, 2.0
 """Seconds for lost nodes to be replaced."""
+_AVOIDED_SECONDS = 45.0
+"""Less than that, so that a node which only lost a process is used again."""
+_log = logging.getLogger("winnow.ray")
 
 
 class ShardProcess(Protocol):
@@ -91,13 +95,19 @@ class ProcessHere:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", WORKER],
                 # What it leaves where it is ended over a shard goes with this process.
-                env={**os.environ, "PYTHONSAFEPATH": "1", "TMPDIR": str(scratch or guarded().scratch)},
+                env={
+                    **os.environ,
+                    "PYTHONSAFEPATH": "1",
+                    "TMPDIR": str(scratch or guarded().scratch),
+                    MARK: f"{guarded().mark}.shards",
+                },
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=opened.enter_context(self._said.open("wb")) if self._said else None,
                 text=True,
             )
         self.number = str(self._process.pid)
+        self._patience: threading.Timer | None = None
 
     def ask(self, shard: Shard) -> dict[str, Any] | None:
         process = self._process
@@ -118,14 +128,16 @@ class ProcessHere:
         assert self._process.stdin is not None
         with contextlib.suppress(OSError):
             self._process.stdin.close()
+        if self._patience is None:  # for one that does not hear it, while somebody waits for its answer
+            self._patience = threading.Timer(_END_SECONDS, self._process.kill)
+            self._patience.daemon = True
+            self._patience.start()
 
     def end(self) -> str:
         self.leave()
-        try:
-            code = self._process.wait(timeout=_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            code = self._process.wait()
+        code = self._process.wait()
+        assert self._patience is not None
+        self._patience.cancel()
         assert self._process.stdout is not None
         self._process.stdout.close()
         last = self._said.read_text(errors="replace").strip()[-_LAST_WORDS:] if self._said else ""
@@ -140,14 +152,15 @@ class ShardHost:
 
     def begin(self, begin: str) -> str:
         """Start it; why that cannot be done, or nothing."""
-        told, scratch = json.loads(begin), Path(tempfile.mkdtemp(prefix="winnow-shards-", dir=guarded().scratch))
+        told = json.loads(begin)
         try:
+            scratch = Path(tempfile.mkdtemp(prefix="winnow-shards-", dir=guarded().scratch))
             store, variant = Store(told["store"]), Variant.model_validate(told["variant"])
             told["folder"] = str(scratch / "model")
             store.materialise(variant.files, Path(told["folder"]))
+            self._process = ProcessHere(json.dumps(told), scratch)
         except Exception as error:  # noqa: BLE001 - told to whoever asked
             return f"{type(error).__name__}: {error}"
-        self._process = ProcessHere(json.dumps(told), scratch)
         return ""
 
     def ask(self, shard: str) -> str:
@@ -207,7 +220,7 @@ class Nodes:
     """
 
     def __init__(self) -> None:
-        self._lost: dict[str, str] = {}
+        self._lost: dict[str, tuple[float, str]] = {}
         self._lock, self._stopped, self._begin = threading.Lock(), threading.Event(), ""
         self.cores = sum(node.cores for node in usable_nodes(WORKER, None))
         """Of all of them."""
@@ -225,8 +238,10 @@ class Nodes:
         while True:
             try:
                 with self._lock:  # who comes next counts what is held already
-                    held = OnNode(freest(usable_nodes(WORKER, None, without=list(self._lost))), ShardHost)
-                return ProcessOnNode(self._begin, held, self._lost.__setitem__)
+                    if self._stopped.is_set():
+                        raise SpecError("place: ray: the others were ended")
+                    held = OnNode(freest(usable_nodes(WORKER, None, without=self._avoided())), ShardHost)
+                return ProcessOnNode(self._begin, held, self._lose)
             except SpecError as error:
                 if self._stopped.wait(_LOOK_SECONDS) or time.monotonic() > until:
                     raise SpecError(f"{error.message}{self._told_losses()}") from error
@@ -234,5 +249,14 @@ class Nodes:
     def stop(self) -> None:
         self._stopped.set()
 
+    def _lose(self, number: str, why: str) -> None:
+        self._lost[number] = time.monotonic(), why.splitlines()[0]
+        _log.warning("node %s was lost, and its files are given to others: %s", number[:8], self._lost[number][1])
+
+    def _avoided(self) -> list[str]:
+        """Those that were lost a moment ago: the cluster may take as long to know it. After that it does."""
+        now = time.monotonic()
+        return [number for number, (since, _) in list(self._lost.items()) if now - since < _AVOIDED_SECONDS]
+
     def _told_losses(self) -> str:
-        return "".join(f"; node {number[:8]} was lost: {why.splitlines()[0]}" for number, why in self._lost.items())
+        return "".join(f"; node {number[:8]} was lost: {why}" for number, (_, why) in list(self._lost.items()))

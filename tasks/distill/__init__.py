@@ -21,7 +21,8 @@ class HintSpec(Frozen):
     of: HintKind = Field(
         default="features",
         description="features: hidden features (FitNets); attention: how alike the positions of a row are to each "
-        "other, by the queries, keys and values of an attention (MiniLM), whatever their widths",
+        "other, by the queries, keys and values of an attention (MiniLM), whatever their widths; a student without "
+        "attention learns without hints",
     )
     layers: Literal["auto"] | Annotated[tuple[tuple[str, str], ...], Field(min_length=1)] = Field(
         default="auto",

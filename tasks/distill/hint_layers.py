@@ -41,29 +41,29 @@ def matching_layers(teacher: nn.Module, student: nn.Module, inputs: dict[str, Te
 
 
 def attention_layers(teacher: nn.Module, student: nn.Module) -> list[tuple[str, str]]:
-    """Queries, keys and values of the last attention of each model.
+    """Queries, keys and values of the last attention of each model; none where the student has no attention.
 
     Raises:
-        SpecError: one has no module with parts of those names.
+        SpecError: the teacher has no module with parts of those names.
     """
-    theirs, ours = _last_attention(teacher, "teacher"), _last_attention(student, "student")
-    return list(zip(theirs, ours, strict=True))
+    theirs, ours = _last_attention(teacher), _last_attention(student)
+    if not theirs:
+        wanted = " or ".join(", ".join(names) for names in _PARTS)
+        raise SpecError(
+            f"distill.hints of attention finds none in the teacher {type(teacher).__name__}: no module has the parts "
+            f"{wanted}; give distill.hints.layers, pairs [teacher module, student module]"
+        )
+    return list(zip(theirs, ours, strict=True)) if ours else []
 
 
-def _last_attention(model: nn.Module, role: str) -> tuple[str, ...]:
-    """Names of the three."""
+def _last_attention(model: nn.Module) -> tuple[str, ...]:
+    """Names of the three; empty where there are none."""
     found: tuple[str, ...] = ()
     for name, module in model.named_modules():
         parts = {part for part, _ in module.named_children()}
         for names in _PARTS:
             if parts.issuperset(names):
                 found = tuple(f"{name}.{part}".removeprefix(".") for part in names)
-    if not found:
-        wanted = " or ".join(", ".join(names) for names in _PARTS)
-        raise SpecError(
-            f"distill.hints of attention finds none in the {role} {type(model).__name__}: no module has the parts "
-            f"{wanted}; give distill.hints.layers, pairs [teacher module, student module]"
-        )
     return found
 
 

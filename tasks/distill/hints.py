@@ -9,7 +9,7 @@ same shape however wide the layers are, and needs no projector (Wang et al. 2021
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -24,6 +24,9 @@ from tasks.torch_models.fit_rows import call_model
 from tasks.torch_models.objective import Objective, TrainingBatch
 
 _MOST_HEADS = 12
+_NOWHERE = -1e9
+"""Score of a position that only fills the row up."""
+Filling = Mapping[str, tuple[int, float]]
 Pairs = Sequence[tuple[str, str]]
 """Module names: of the teacher, of the student."""
 
@@ -44,7 +47,7 @@ class Hinted(nn.Module):
         student: Taps,
         projectors: nn.ModuleList,
         weight: float,
-        compare: Callable[[Tensor, Tensor], Tensor],
+        compare: Callable[[Tensor, Tensor, TrainingBatch], Tensor],
     ) -> None:
         super().__init__()
         self.base, self.pairs, self.weight, self.compare = base, tuple(pairs), weight, compare
@@ -54,7 +57,7 @@ class Hinted(nn.Module):
     def forward(self, outputs: Tensor, batch: TrainingBatch) -> Tensor:
         soft = self.base(outputs, batch)
         losses = [
-            self.compare(projector(self.student[ours].float()), self.teacher[theirs].float())
+            self.compare(projector(self.student[ours].float()), self.teacher[theirs].float(), batch)
             for (theirs, ours), projector in zip(self.pairs, self.projectors, strict=True)
         ]
         return soft + self.weight * torch.stack(losses).mean()
@@ -71,6 +74,7 @@ def hinted(
     inputs: dict[str, Tensor],
     seed: int,
     of: HintKind = "features",
+    filling: Filling | None = None,
 ) -> Iterator[Hinted]:
     """The objective with hints, while the features of both models are watched.
 
@@ -80,12 +84,14 @@ def hinted(
         weight: of the hints; each lies between 0 (same direction) and 4 (opposite), of attention from 0 on, in nats.
         inputs: preprocessed rows for one forward pass of each model, which shows how wide the features are.
         seed: of the projectors' initial weights.
+        filling: by input, the dimension of the positions and what fills rows up; attention is compared without that.
 
     Raises:
         SpecError: a model has no module of that name, it did not run, or its output is no tensor [N, ...].
     """
-    theirs = Taps(teacher, tuple(name for name, _ in pairs), "teacher")
-    ours = Taps(student, tuple(name for _, name in pairs), "student")
+    as_is = of == "attention"
+    theirs = Taps(teacher, tuple(name for name, _ in pairs), "teacher", as_is=as_is)
+    ours = Taps(student, tuple(name for _, name in pairs), "student", as_is=as_is)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             for model in (teacher, student):
@@ -95,7 +101,12 @@ def hinted(
                 nn.Linear(ours[s].shape[-1], theirs[t].shape[-1]) if of == "features" else nn.Identity()
                 for t, s in pairs
             )
-            compare = hint_loss if of == "features" else relation_loss
+
+        def compare(student: Tensor, teacher: Tensor, batch: TrainingBatch) -> Tensor:
+            if of == "features":
+                return hint_loss(student, teacher)
+            return relation_loss(student, teacher, _seen(batch.inputs, filling or {}, teacher.shape[1]))
+
         yield Hinted(base, pairs, teacher=theirs, student=ours, projectors=projectors, weight=weight, compare=compare)
     finally:
         theirs.close()
@@ -103,9 +114,13 @@ def hinted(
 
 
 class Taps:
-    """The outputs of some modules in the model's last forward pass, by name, as [N, positions..., channels]."""
+    """The outputs of some modules in the model's last forward pass, by name, as [N, positions..., channels].
 
-    def __init__(self, model: nn.Module, names: tuple[str, ...], role: str) -> None:
+    Args:
+        as_is: they are that already.
+    """
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...], role: str, *, as_is: bool = False) -> None:
         modules = {name: module for name, module in model.named_modules() if name}
         unknown = sorted(set(names) - modules.keys())
         if unknown:
@@ -114,7 +129,7 @@ class Taps:
                 f"{type(model).__name__} does not have; it has {', '.join(modules)}"
             )
         self.role = role
-        self._last = features_last(model)
+        self._last = as_is or features_last(model)
         self._seen: dict[str, Any] = {}
         self._hooks = [modules[name].register_forward_hook(partial(self._keep, name)) for name in dict.fromkeys(names)]
 
@@ -160,12 +175,13 @@ def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (ours - theirs).square().sum(dim=1).mean()
 
 
-def relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
+def relation_loss(student: Tensor, teacher: Tensor, seen: Tensor | None = None) -> Tensor:
     """Divergence, in nats, of how alike the positions of a row are: ``KL(teacher || student)`` of the softmax of scaled
     products, averaged over rows, heads and positions.
 
     Args:
         student, teacher: queries, keys or values [N, length, channels]; cut into as many heads for both, at most 12.
+        seen: bool [N, length], the positions that are more than filling, which count alone; None: all.
 
     Raises:
         SpecError: they are no rows of positions, or not of as many.
@@ -177,15 +193,28 @@ def relation_loss(student: Tensor, teacher: Tensor) -> Tensor:
         )
     shared = math.gcd(student.shape[2], teacher.shape[2])
     heads = max(number for number in range(1, _MOST_HEADS + 1) if shared % number == 0)
-    ours, theirs = (_relations(value, heads) for value in (student, teacher))
-    divergence = functional.kl_div(ours, theirs, log_target=True, reduction="none")
-    return divergence.sum(dim=-1).mean()
+    ours, theirs = (_relations(value, heads, seen) for value in (student, teacher))
+    divergence = functional.kl_div(ours, theirs, log_target=True, reduction="none").sum(dim=-1).mean(dim=1)
+    if seen is None:
+        return divergence.mean()
+    return (divergence * seen).sum() / seen.sum().clamp(min=1)
 
 
-def _relations(value: Tensor, heads: int) -> Tensor:
-    """Logarithms [N, heads, length, length] of how alike each position is to each."""
+def _seen(inputs: Mapping[str, Tensor], filling: Filling, positions: int) -> Tensor | None:
+    """Bool [N, positions]: more than filling; None where no input has as many positions that could be filled up."""
+    for name, (dim, value) in filling.items():
+        content = inputs[name].movedim(dim, 1).flatten(2) if inputs[name].ndim > 2 else inputs[name].unsqueeze(2)
+        if content.shape[1] == positions:
+            return content.ne(value).any(dim=2)
+    return None
+
+
+def _relations(value: Tensor, heads: int, seen: Tensor | None) -> Tensor:
+    """Logarithms [N, heads, length, length] of how alike each position is to each that is seen."""
     split = value.unflatten(2, (heads, -1)).transpose(1, 2)  # type: ignore[no-untyped-call]
     scores = split @ split.transpose(2, 3) / math.sqrt(split.shape[3])
+    if seen is not None:
+        scores = scores.masked_fill(~seen[:, None, None, :], _NOWHERE)
     return functional.log_softmax(scores, dim=-1)
 
 

@@ -24,6 +24,7 @@ from tasks.torch_models.taught_decoder import WholeDistributions
 from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData
 from tasks.torch_models.views import Views
+from tasks.workloads.workload import row_filling
 
 _HINT_ROWS = 2
 
@@ -88,6 +89,10 @@ class Lessons:
         if self.watched is None:
             yield base
             return
+        if not self.hints:
+            print("the student has no attention, and learns without hints", flush=True)
+            yield base
+            return
         model.to(torch_device(self.device))
         with hinted(
             base,
@@ -98,6 +103,7 @@ class Lessons:
             inputs=self._two_rows,
             seed=self.seed,
             of=self.watched.of,
+            filling=row_filling(self.data.workload),
         ) as objective:
             yield objective
 
@@ -119,7 +125,8 @@ class Lessons:
 
     @cached_property
     def hints(self) -> list[tuple[str, str]]:
-        """Pairs of modules (the teacher's, the student's) whose features are compared; none without hints.
+        """Pairs of modules (the teacher's, the student's) whose features are compared; none without hints, or where
+        they are of attention and the student, a bag of words beside encoders, has none.
 
         Raises:
             SpecError: no modules go together.

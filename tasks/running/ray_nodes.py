@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -150,6 +151,8 @@ busy: dict[str, int] = {}
 _lock = threading.Lock()
 _known: dict[tuple[str, str, str | None], Surroundings] = {}
 """By node and workload: asked once."""
+_silent: dict[tuple[str, str, str | None], tuple[float, str]] = {}
+"""The same of those that did not answer: when, and why."""
 _told: set[str] = set()
 """Reasons that were given already."""
 
@@ -174,10 +177,15 @@ def usable_nodes(module: str, folder: str | None, *, without: Sequence[str] = ()
     usable, reasons = [], []
     for node in alive:
         key = (node.id, module, folder)
+        since, why = _silent.get(key, (0.0, ""))
+        if why and time.monotonic() - since < _FIND_SECONDS:
+            reasons.append(why)
+            continue
         try:
             facts = _known.get(key) or _ask_facts(ray, node, module, folder)
         except Exception as error:  # noqa: BLE001 - a node may fail in any way: another one serves
             reasons.append(f"{node.address}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            _silent[key] = time.monotonic(), reasons[-1]
             continue
         _known[key] = facts
         differ = here.differences(facts)

@@ -198,7 +198,7 @@ class _OnNodes:
         except SpecError as error:
             if attempt == 1:
                 raise
-            time.sleep(_COMING_SECONDS)  # others may come in the place of those that were lost
+            _wait_unless_stopped(_COMING_SECONDS)  # others may come in the place of those that were lost
             raise RankLost(error.message) from error
         free = {node: max(0, node.cores - busy.get(node.id, 0)) for node in nodes}
         order = sorted(nodes, key=lambda node: (-free[node], node.id))
@@ -213,8 +213,9 @@ class _OnNodes:
             first: dict[str, int] = {}
             for number in range(self.count):
                 first.setdefault(self._asked(number, "machine"), number)
-            for number in first.values():  # else a measurement could come between two that wait for each other
-                self._asked(number, "hold", None)
+            # At once, and in one order: else a measurement could come between two that wait for each other.
+            for _, number in sorted(first.items()):
+                self._hold(number)
         except BaseException:
             self.end()
             raise
@@ -249,9 +250,21 @@ class _OnNodes:
         for host in self._hosts:
             host.end()
 
-    def _asked(self, number: int, method: str, seconds: float | None = _PLACE_SECONDS) -> Any:
+    def _hold(self, number: int) -> None:
+        """Take the lock of that one's machine, however long a measurement has it."""
+        host = self._hosts[number]
+        asked = host.begin("hold")
+        while not host.ready(asked, _LOOK_SECONDS):
+            _wait_unless_stopped(0.0)
         try:
-            return self._hosts[number].answer(self._hosts[number].begin(method), seconds)
+            host.answer(asked)
+        except NodeLost as error:
+            self._lose(number)
+            raise RankLost(str(error)) from error
+
+    def _asked(self, number: int, method: str) -> Any:
+        try:
+            return self._hosts[number].answer(self._hosts[number].begin(method), _PLACE_SECONDS)
         except NodeLost as error:
             self._lose(number)
             raise RankLost(str(error)) from error
@@ -262,6 +275,18 @@ class _OnNodes:
 
     def _told_places(self) -> str:
         return ", ".join(f"node {number[:8]}" for number in dict.fromkeys(node.id for node in self._nodes))
+
+
+def _wait_unless_stopped(seconds: float) -> None:
+    """Raises Interrupted where the run is asked to stop."""
+    until = time.monotonic() + seconds
+    while True:
+        if stopping():
+            raise Interrupted("the run was asked to stop, and no more processes are placed")
+        left = until - time.monotonic()
+        if left <= 0:
+            return
+        time.sleep(min(_LOOK_SECONDS, left))
 
 
 def _as_many(shared: Parallel, cores: int, *, first: bool) -> int:
