@@ -184,7 +184,9 @@ def test_a_shallower_student_begins_with_the_teachers_layers_and_is_narrowed_too
     narrowed = rows["student1-pruned15"]
     assert narrowed["what"] == "student depth 0.34 pruned to 15% of the teacher's size"
     assert narrowed["settings"]["scale"] == {"depth": 0.34} and narrowed["settings"]["ratios"]
-    size = {name: min(form["bytes"] for form in row["forms"]) for name, row in rows.items()}
+    # What is not trained need not be made.
+    size = {n: min([form["bytes"] for form in row["forms"]] or [row["planned_bytes"]]) for n, row in rows.items()}
+    assert size["student1-pruned15"] > 0
     assert size["student1-pruned15"] < size["student1"] < size["teacher"]
     assert not [row for row in rows.values() if row["state"] == "failed"]
 
