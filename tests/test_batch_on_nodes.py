@@ -67,7 +67,8 @@ def test_a_lost_node_loses_and_doubles_nothing(
 
     how: dict[str, Any] = {"keep": ["id"], "workers": 2, "place": "ray"}
     there = answer_all(store, variant, source, f"{bucket}/there", **how, on_progress=strike)
-    assert f"node {lost[0][:8]} was lost, and its files are given to others" in caplog.text
+    if workers:  # else those of the node may answer all that is left before the cluster ends them
+        assert f"node {lost[0][:8]} was lost, and its files are given to others" in caplog.text
     assert (there.shards, there.computed) == (FILES, FILES)
     assert there.root == here.root and answers(store, "there") == answers(store, "here")
     again = answer_all(store, variant, source, f"{bucket}/there", **how)
