@@ -175,8 +175,9 @@ class _OnNodes:
         began: when the training did, by the monotonic clock.
 
     Raises:
-        RankLost: the first node is gone already.
-        SpecError: there are not as many cores.
+        RankLost: one of the nodes is gone already, or after a loss there are too few.
+        SpecError: the cluster has not as many cores, at the first attempt.
+        Interrupted: the run is asked to stop.
     """
 
     def __init__(
@@ -252,19 +253,17 @@ class _OnNodes:
 
     def _hold(self, number: int) -> None:
         """Take the lock of that one's machine, however long a measurement has it."""
-        host = self._hosts[number]
-        asked = host.begin("hold")
-        while not host.ready(asked, _LOOK_SECONDS):
+        asked = self._hosts[number].begin("hold")
+        while not self._hosts[number].ready(asked, _LOOK_SECONDS):
             _wait_unless_stopped(0.0)
-        try:
-            host.answer(asked)
-        except NodeLost as error:
-            self._lose(number)
-            raise RankLost(str(error)) from error
+        self._heard(number, asked)
 
     def _asked(self, number: int, method: str) -> Any:
+        return self._heard(number, self._hosts[number].begin(method))
+
+    def _heard(self, number: int, asked: Any) -> Any:
         try:
-            return self._hosts[number].answer(self._hosts[number].begin(method), _PLACE_SECONDS)
+            return self._hosts[number].answer(asked, _PLACE_SECONDS)
         except NodeLost as error:
             self._lose(number)
             raise RankLost(str(error)) from error
