@@ -2,16 +2,18 @@
 
     python benchmarks/proof.py vgg --output proof-vgg.json
     python benchmarks/proof.py all --zero-knob
+    python benchmarks/proof.py convnext --zero-knob --peers
     python benchmarks/proof.py --spec my/budget.yaml
 
 ``--zero-knob`` takes the row's spec that says nothing but a budget and the minutes; ``all`` makes one row after the
-other and ends with a table of them.
+other and ends with a table of them. ``--peers`` lets other tools (NNCF, Olive, ONNX Runtime alone) quantize the same
+teacher and measures all files in turns (benchmarks/peers/compare.py).
 
 Trains the row's teacher where it is missing, starts a stack of its own (in ``benchmarks/.winnow/proof`` on free
 ports, ended when the proof ends), runs the row's search, then the same again unchanged and with another budget, which
-shows what the store saves. The file that it chose lies beside the JSON. What was computed stays in that folder, so
-that a proof that was stopped goes on where it was, and a second one shows the wall time of a stored search: give a
-fresh ``--home`` to time one from nothing.
+shows what the store saves. The file that it chose and the teacher's lie beside the JSON. What was computed stays in
+that folder, so that a proof that was stopped goes on where it was, and a second one shows the wall time of a stored
+search: give a fresh ``--home`` to time one from nothing.
 
 Nothing is deployed: a champion of an earlier proof would be one more opponent. The tables go to standard output in
 Markdown, progress to standard error. Exit status: 0 where every goal is reached, 1 where one is not, 2 where there is
@@ -63,7 +65,7 @@ def main() -> int:
         for row in rows:
             output = arguments.output or output_of(row, arguments)
             try:
-                codes.append(prove(row, arguments.home, output, keep=arguments.keep))
+                codes.append(prove(row, arguments.home, output, keep=arguments.keep, peers=arguments.peers))
             except (FolderTaken, NoProof, NothingMeasured, subprocess.CalledProcessError) as error:
                 print(f"no proof of {row.name}: {error}", file=sys.stderr)
                 codes.append(2)
@@ -117,7 +119,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="where the JSON goes; the default is proof-ROW.json")
     parser.add_argument("--home", type=Path, default=HOME, help="folder of the stack and of all that was computed")
     parser.add_argument("--keep", action="store_true", help="leave the stack up at the end, to look at its pages")
+    parser.add_argument("--peers", action="store_true", help="measure other tools' files beside the chosen one")
     arguments = parser.parse_args()
+    if arguments.peers and (arguments.spec or arguments.keep):
+        parser.error("--peers knows the data of this file's rows, and nothing may run beside it: no --spec, no --keep")
     if arguments.output and arguments.row == "all":
         parser.error("--output is one file, and all makes one per row: leave it out, or name a row")
     if arguments.zero_knob and arguments.spec:
@@ -131,13 +136,15 @@ def own_row(spec: str) -> Row:
     return Row(path.stem, str(path.absolute()) if path.is_file() else spec)
 
 
-def prove(row: Row, home: Path, output: Path, *, keep: bool) -> int:
+def prove(row: Row, home: Path, output: Path, *, keep: bool, peers: bool) -> int:
     """Everything about a row; the JSON is written as soon as there is a result, and again with the later runs."""
     proof: dict[str, Any] = {"schema": 1, "row": row.name, "spec": Path(row.spec).name, **circumstances(LIBRARIES)}
     proof |= {"load_before": os.getloadavg()[0], "teacher": teacher(row.teacher) if row.teacher else None}
     pages = home.absolute() / "reports" / row.name
     file = output.with_suffix(".onnx").absolute()
-    file.unlink(missing_ok=True)
+    teachers = output.with_name(f"{output.stem}-teacher.onnx").absolute()
+    for old in (file, teachers):
+        old.unlink(missing_ok=True)
     with own_stack(home, keep=keep) as stack:
         report, first = run(stack, "search", row.spec, "--report", str(pages))
         result = result_of(report)
@@ -145,19 +152,36 @@ def prove(row: Row, home: Path, output: Path, *, keep: bool) -> int:
         proof |= facts(report, result, goals) | {"runs": [first.model_dump(mode="json")]}
         write(output, proof)
         print_result(row, report, result, goals)
-        if result.chosen is not None:
-            code, _ = stack.relay("pull", report.model, "--run", report.run_id, "-o", str(file))
+        wanted = {teachers: ("--variant", result.baseline.name)} | ({file: ()} if result.chosen is not None else {})
+        for target, options in wanted.items():
+            code, _ = stack.relay("pull", report.model, "--run", report.run_id, *options, "-o", str(target))
             if code:
-                raise NoProof(f"the chosen file could not be fetched; the search's result is in {output}")
+                raise NoProof(f"{target.name} could not be fetched; the search's result is in {output}")
         runs = [first, *later_runs(stack, row, result)]
     proof |= {"runs": [r.model_dump(mode="json") for r in runs], "load_after": os.getloadavg()[0]}
     write(output, proof)
-    print(f"\n{runs_table(runs)}\n\n{conditions(proof)}")
+    print(f"\n{runs_table(runs)}\n\n{conditions(proof)}", flush=True)
+    if peers:
+        proof |= {"peers": beside_peers(row, teachers, file)}
+        write(output, proof)
     chosen = f"{file}, " if file.exists() else ""
     print(f"{output}, {chosen}and the pages of the search in {pages}", file=sys.stderr)
     if keep:
         print(f"the stack is up; end it with: WINNOW_HOME={stack.home} winnow down", file=sys.stderr)
     return 0 if all(goal.reached for goal in goals) else 1
+
+
+def beside_peers(row: Row, fp32: Path, chosen: Path) -> dict[str, Any]:
+    """What other tools make of the same teacher, measured beside the chosen file; prints its table."""
+    output = chosen.with_name(f"{chosen.stem}-peers.json")
+    output.unlink(missing_ok=True)
+    also = ["--also", str(chosen)] if chosen.exists() else []
+    script = str(HERE / "peers" / "compare.py")
+    command = [sys.executable, script, row.name, "--fp32", str(fp32), "--output", str(output), *also]
+    if subprocess.run(command, check=False).returncode and not output.exists():
+        raise NoProof("the peers could not be measured; the search's result is in its JSON")
+    found: dict[str, Any] = json.loads(output.read_text())
+    return found
 
 
 def teacher(network: str) -> dict[str, Any]:

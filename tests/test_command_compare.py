@@ -139,6 +139,24 @@ def test_pull_writes_what_a_run_chose(store: Store, home: Path) -> None:
         assert not target.exists()
 
 
+def test_pull_writes_any_variant_of_a_run(store: Store, home: Path) -> None:
+    target = home / "teacher.onnx"
+    teacher = make_variant(store, "teacher.fp32", linear())
+    report = run_report("released", run_id="20261122-150455-blobs-cccc", model="blobs")
+    line = report.variants[0].model_copy(update={"name": teacher.name, "digest": teacher.digest})
+    save_run(store, report.model_copy(update={"variants": (line, *report.variants[1:])}))
+    done = winnow("pull", "blobs", "--run", "20261122-15", "--variant", "teacher.fp32", "-o", str(target), "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["digest"], told["version"], told["variant"]) == (teacher.digest, None, "teacher.fp32")
+    assert target.read_bytes() == store.fetch_bytes(teacher.file("model.onnx"))
+    target.unlink()
+    unknown = winnow("pull", "blobs", "--run", "20261122-15", "--variant", "teacher.fp64", "-o", str(target))
+    assert unknown.returncode == 1 and "'teacher.fp64'" in unknown.stderr and "teacher.fp32" in unknown.stderr
+    alone = winnow("pull", "blobs", "--variant", "teacher.fp32", "-o", str(target))
+    assert alone.returncode == 2 and "--run" in alone.stderr and not target.exists()
+
+
 def test_without_a_stack_the_remedy_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WINNOW_STORE", raising=False)
     for command in (("runs",), ("show", "x"), ("compare", "x"), ("pull", "x", "-o", str(home / "f"))):

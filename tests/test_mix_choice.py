@@ -132,6 +132,34 @@ def test_labels_stay_where_the_better_teacher_still_teaches_worse(taught_on: lis
     assert taught_on and tried.plan.distilling.alpha == 0.0 and tried.plan.teachers[0].name == "teacher"
 
 
+@pytest.mark.parametrize(("gain", "alpha", "who"), [(0.06, 0.5, "pruned10-r2"), (0.01, 0.0, "teacher")])
+def test_a_candidate_that_passed_the_teacher_teaches_the_others_if_that_is_better(
+    gain: float, alpha: float, who: str
+) -> None:
+    tried = Trainings({0.0: 0.9, 0.5: 0.85, 0.9: 0.83}, better=gain)
+    tried.choose()
+    pupil = outcome("pruned10-r2").variant
+    choice = MixChoice(tried.plan, tried.tally, tried.train)
+    choice.choose_teacher(tried.tally.candidates[0], MIXES[1], pupil)
+    assert tried.made[3:] == [(0.5, "pruned10-r2"), (0.0, "teacher")]
+    assert tried.plan.distilling.alpha == alpha and tried.plan.teachers[0].name == who
+    assert [(m.alpha, m.teacher, m.chosen) for m in tried.tally.mixes[3:]] == [
+        (0.5, "pruned10-r2", alpha > 0),
+        (0.0, "", alpha == 0),
+    ]
+    assert tried.tally.trials == 3, "two of the first choice besides its first, one of the second"
+
+
+def test_where_neither_teacher_nor_labels_train_it_the_teacher_stays() -> None:
+    tried = Trainings({0.0: 0.9, 0.5: 0.85, 0.9: 0.83})
+    tried.choose()
+    tried.metrics = {0.0: None, 0.5: None}
+    choice = MixChoice(tried.plan, tried.tally, tried.train)
+    with pytest.raises(TrainingDiverged):
+        choice.choose_teacher(tried.tally.candidates[0], MIXES[1], outcome("pruned10-r2").variant)
+    assert tried.plan.teachers[0].name == "teacher" and len(tried.tally.mixes) == 3
+
+
 def test_a_teacher_that_takes_too_long_is_not_trained_on_and_that_is_told(taught_on: list[dict[str, Any]]) -> None:
     tried = Trainings({0.0: 0.9, 0.5: 0.85, 0.9: 0.83}, train_teacher=True)
     tried.tally.candidates[0].row_seconds = 1.0

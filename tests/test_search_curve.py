@@ -56,3 +56,17 @@ def test_the_page_shows_curve_and_mix() -> None:
     made = report()
     assert made.search is not None
     assert "(1 min 20 s before the first training)" in ending(made.search)
+
+
+def test_a_candidate_that_taught_the_others_has_a_sentence_of_its_own() -> None:
+    made = report()
+    assert made.search is not None
+    later = [
+        MixTried(candidate="pruned08", alpha=0.5, temperature=4, views=None, metric=0.94, loss=0.2, chosen=True,
+                 teacher="pruned14-r2"),
+        MixTried(candidate="pruned08", alpha=0.0, temperature=4, views=None, metric=0.93, loss=0.2),
+    ]  # fmt: skip
+    search = made.search.model_copy(update={"mixes": (*made.search.mixes, *later)})
+    said = mix_sentence(made.model_copy(update={"search": search}))
+    assert "pruned14-r2 does better than the teacher" in said and "its answers at 50% 94.0 %" in said
+    assert said.endswith("later ones learned from pruned14-r2 too.") and "holds its pupils back" in said

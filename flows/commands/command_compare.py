@@ -119,8 +119,9 @@ def compare_command(what: str, as_json: bool) -> int:
 @click.option(
     "--run", metavar="RUN", help="The file that this run chose, released or not: its id or the beginning of one."
 )
+@click.option("--variant", metavar="NAME", help="With --run: that variant instead, as `winnow compare` names it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def pull_command(name: str, output: Path, run: str | None, as_json: bool) -> int:
+def pull_command(name: str, output: Path, run: str | None, variant: str | None, as_json: bool) -> int:
     """Write the champion of MODEL, the ONNX file in service, to a file. Its content is verified against its hash.
 
     \b
@@ -128,18 +129,21 @@ def pull_command(name: str, output: Path, run: str | None, as_json: bool) -> int
       winnow pull digits -o digits.onnx
       winnow pull digits@champion -o digits.onnx --json
       winnow pull digits --run 20261122-031500-digits-3f9a -o digits.onnx
+      winnow pull digits --run 20261122-03 --variant teacher.fp32 -o teacher.onnx
     """
     model, at, alias = name.partition("@")
     if not model or (at and (alias != "champion" or run)):
         raise click.UsageError(
             f"{name!r}: give MODEL or MODEL@champion, or MODEL with --run; other versions are in the MLflow registry"
         )
+    if variant and not run:
+        raise click.UsageError(f"--variant {variant} is one of a run's: name the run with --run RUN")
     store = reach_store()
-    digest, version, status = _chosen_by(store, model, run) if run else _in_service(store, model)
-    variant = store.load_variant(digest)
-    if variant.format != "onnx":
-        raise click.UsageError(f"{variant.name} is no ONNX file but {variant.format}")
-    store.fetch(variant.file("model.onnx"), output)  # through a partial file beside it, verified, then renamed
+    digest, version, status = _made_by(store, model, run, variant) if run else _in_service(store, model)
+    found = store.load_variant(digest)
+    if found.format != "onnx":
+        raise click.UsageError(f"{found.name} is no ONNX file but {found.format}")
+    store.fetch(found.file("model.onnx"), output)  # through a partial file beside it, verified, then renamed
     if as_json:
         _print_json(
             {
@@ -147,8 +151,8 @@ def pull_command(name: str, output: Path, run: str | None, as_json: bool) -> int
                 "model": model,
                 "version": version,
                 "status": status,
-                "digest": variant.digest,
-                "variant": variant.name,
+                "digest": found.digest,
+                "variant": found.name,
                 "bytes": output.stat().st_size,
                 "file": str(output),
             }
@@ -156,7 +160,7 @@ def pull_command(name: str, output: Path, run: str | None, as_json: bool) -> int
     else:
         size = output.stat().st_size
         what = f"version {version}" if version else f"of a run that ended as {status}"
-        click.echo(f"{output}: {model} {what} ({variant.name}), {size} bytes, {variant.digest}")
+        click.echo(f"{output}: {model} {what} ({found.name}), {size} bytes, {found.digest}")
     return 0
 
 
@@ -170,13 +174,19 @@ def _in_service(store: Store, model: str) -> tuple[str, int | None, str]:
     return entry.digest, entry.to_version, "released"
 
 
-def _chosen_by(store: Store, model: str, run: str) -> tuple[str, int | None, str]:
-    """Digest, version (None: not registered) and status of what a run chose."""
+def _made_by(store: Store, model: str, run: str, name: str | None) -> tuple[str, int | None, str]:
+    """Digest, version (None: not registered) and status of what a run chose, or of its variant of that name."""
     from tasks.running.errors import WinnowError
 
     report = _find(store, run)
     if report.model != model:
         raise WinnowError(f"run {report.run_id} is of the model {report.model!r}, not of {model!r}")
+    if name is not None:
+        named = {row.name: row.digest for row in report.variants}
+        if name not in named:
+            there = ", ".join(named) or "none was measured"
+            raise WinnowError(f"run {report.run_id} has no variant {name!r}; it has: {there}")
+        return named[name], report.version if named[name] == report.chosen else None, report.state
     if report.chosen is None:
         raise WinnowError(f"run {report.run_id} ({report.state}) chose nothing; `winnow show {report.run_id}` says why")
     return report.chosen, report.version, report.state

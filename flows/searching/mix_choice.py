@@ -10,7 +10,7 @@ from flows.searching.tally import Tally
 from flows.searching.training_plan import LABELS, MOST_EPOCHS, TrainingPlan
 from model_registry.variant import Variant
 from tasks.distill import distill
-from tasks.evidence.search_summary import MixTried
+from tasks.evidence.search_summary import TRAINED_ON, MixTried
 from tasks.running.errors import CANDIDATE_FAILURES, TrainingDiverged
 from tasks.running.stage import Outcome
 
@@ -19,7 +19,6 @@ _TEACHING = 0.2
 """Of the minutes, at most, to train the teacher on, where the spec allows that."""
 _SLOWER = 4.0
 """Times: narrow layers without norms die at a learning rate that others like."""
-_TRAINED_ON = "teacher-trained-on"
 
 
 class MixChoice:
@@ -34,6 +33,20 @@ class MixChoice:
         self.plan, self.tally, self.train = plan, tally, train
         self._tries = 0
         self._made: list[tuple[Mix, MixTried, tuple[Variant, ...]]] = []
+
+    def choose_teacher(self, candidate: Candidate, taught: Mix, teacher: Variant) -> None:
+        """Whether all further candidates learn from that teacher's answers too, or from labels alone as before.
+
+        Raises:
+            TrainingDiverged: either way.
+        """
+        usual, self.plan.teachers = self.plan.teachers, (teacher,)
+        try:
+            self._try(candidate, taught, last=False)
+        finally:
+            self.plan.teachers = usual
+        self._try(candidate, LABELS, last=True)
+        self._decide()
 
     def choose(self, candidate: Candidate, mixes: Sequence[Mix]) -> None:
         """Decide the plan's mix, and who teaches: what gave the best metric on validation.
@@ -56,9 +69,13 @@ class MixChoice:
         self.plan.teachers = best[2]
         if choosing_rate and "learning_rate" not in best[0] and self.tally.trials < self.plan.setup.settings.trials:
             self._try(candidate, self._more_slowly(best[0]), last=False)
-            best = self._best()
-        self.tally.mixes = tuple(tried.model_copy(update={"chosen": tried is best[1]}) for _, tried, _ in self._made)
-        self.plan.decide_mix(best[0])
+        self._decide()
+
+    def _decide(self) -> None:
+        """Take over the best, and keep for the report what was tried."""
+        mix, best, self.plan.teachers = self._best()
+        self.tally.mixes += tuple(tried.model_copy(update={"chosen": tried is best}) for _, tried, _ in self._made)
+        self.plan.decide_mix(mix)
 
     def _more_slowly(self, mix: Mix) -> Mix:
         return {**mix, "learning_rate": self.plan.distilling.learning_rate / _SLOWER}
@@ -107,7 +124,7 @@ class MixChoice:
         self.tally.count_training()
         try:
             outcome = distill(
-                setup.job, spec, data=setup.data, teacher=setup.teacher, parent=setup.teacher, label=_TRAINED_ON
+                setup.job, spec, data=setup.data, teacher=setup.teacher, parent=setup.teacher, label=TRAINED_ON
             )
         except CANDIDATE_FAILURES as error:
             self.tally.forgive()

@@ -34,23 +34,26 @@ class RungTrainer:
         self._counted: set[str] = set()
         self._lock = threading.Lock()
 
-    def advance(self, candidate: Candidate, mixes: Sequence[Mapping[str, Any]] = ({},)) -> None:
+    def advance(
+        self, candidate: Candidate, mixes: Sequence[Mapping[str, Any]] = ({},), pupil: Variant | None = None
+    ) -> None:
         """Train it one rung further and measure what came of it.
 
         Args:
             mixes: where there are several, the training is made with each, and this and all later ones with the best.
+            pupil: another candidate's model, which the training is made with too, and with labels alone.
         """
         self.tally.count_training()
         if candidate.rung >= self.setup.rungs_of(candidate):
             self.tally.attempt(candidate, lambda: self._tune(candidate))
             return
-        if len(mixes) == 1:
-            if mixes[0]:
-                self.plan.decide_mix(mixes[0])
-        else:
-            self.tally.attempt(
-                candidate, lambda: MixChoice(self.plan, self.tally, self._distill).choose(candidate, mixes)
-            )
+        choice = MixChoice(self.plan, self.tally, self._distill)
+        if pupil is not None:
+            self.tally.attempt(candidate, lambda: choice.choose_teacher(candidate, mixes[0], pupil))
+        elif len(mixes) > 1:
+            self.tally.attempt(candidate, lambda: choice.choose(candidate, mixes))
+        elif mixes[0]:
+            self.plan.decide_mix(mixes[0])
         if not candidate.failure:
             self.tally.attempt(candidate, lambda: self._train(candidate))
 

@@ -16,6 +16,7 @@ from flows.searching.search_progress import tell
 from flows.searching.search_record import SearchRecord, recall, remember, search_key
 from flows.searching.search_setup import SearchSetup
 from flows.searching.tally import Tally
+from flows.searching.training_plan import JUDGING, mix_is_tried
 from flows.searching.workshop import Workshop
 from flows.spec import PipelineSpec
 from model_registry.measurement import Measurement
@@ -163,9 +164,27 @@ def _train(shop: Workshop, moves: list[Candidate]) -> None:
         left = shop.setup.settings.trials - shop.tally.trials
         trainer.advance(first, mixes if len(mixes) <= left else ({},))
         plan.mixed = not first.failure
+    elif first is not None and (pupil := _better_teacher(shop, first)) is not None and pupil.model is not None:
+        plan.passed_on = True
+        answer_seconds = JUDGING * pupil.row_seconds
+        _, *taught = plan.mixes(answer_seconds, maker.ladders.augments)
+        trainer.advance(first, taught[:1] or ({},), pupil.model if taught else None)
     else:
         _side_by_side([lambda c=c: trainer.advance(c) for c in moves])  # type: ignore[misc]
     maker.set_aside()
+
+
+def _better_teacher(shop: Workshop, candidate: Candidate) -> Candidate | None:
+    """Of the candidates that do better than a teacher who holds its pupils back, the best; None where there is none, it
+    was tried already, or more than this candidate's first training would have to tell what it is worth."""
+    plan, tally, settings = shop.plan, shop.tally, shop.setup.settings
+    asked = plan.passed_on or plan.distilling.alpha != 0 or not mix_is_tried(shop.setup)
+    if asked or candidate.rung or settings.parallel > 1 or tally.trials + 2 > settings.trials:
+        return None
+    trained = [c for c in tally.candidates if c is not candidate and c.rung]
+    standings = [(shop.appraisal.standing(c), c) for c in trained]
+    better = [c for s, c in standings if s.loss is not None and s.loss + s.spread < 0]  # by more than chance explains
+    return min(better, key=lambda c: c.losses[-1], default=None)
 
 
 def _moves(shop: Workshop, start: float, seconds_left: float) -> list[Candidate]:

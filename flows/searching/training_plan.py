@@ -34,7 +34,7 @@ _LEAST_SHARE = 0.1
 """Of the training rows, for a first look at what trains slowly."""
 _OVERHEAD = 15.0
 """Seconds to export, quantize and measure what was trained, about."""
-_JUDGING = 1 / 3
+JUDGING = 1 / 3
 """Of a training step's time: answering a row of the validation split."""
 LABELS: Mapping[str, Any] = {"alpha": 0.0, "views": None}
 """The mix of labels alone."""
@@ -56,7 +56,7 @@ class TrainingPlan:
     def __init__(self, setup: SearchSetup, candidates: Sequence[Candidate] = ()) -> None:
         self.setup, self._candidates = setup, candidates
         self.distilling: DistillSpec = setup.distilling.model_copy(update={"control": False})
-        self.rows = setup.data.split("train").rows + _JUDGING * setup.data.split("validation").rows
+        self.rows = setup.data.split("train").rows + JUDGING * setup.data.split("validation").rows
         """Of an epoch, those that are judged counted by their share of its time."""
         self.left = 60 * setup.settings.minutes
         """Seconds that are left; kept up to date by the search."""
@@ -68,6 +68,8 @@ class TrainingPlan:
         """What the teacher takes for a view of all training rows; 0 while unknown."""
         self.mixed = False
         """Whether a training has shown which mix of labels and teacher is best."""
+        self.passed_on = False
+        """Whether a candidate that does better than the teacher was tried in its place."""
         self.gauged = setup.says("epochs")
         """Whether a candidate was trained twice, so that it is known how much more epochs gain."""
         self.epochs: tuple[int, ...] = ()

@@ -66,8 +66,12 @@ class CandidateRow(Frozen):
     """Another candidate that costs no more and was planned to lose less."""
 
 
+TRAINED_ON = "teacher-trained-on"
+"""Name of the teacher after more training."""
+
+
 class MixTried(Frozen):
-    """A mix of labels and teacher that the first training was made with, and what came of it on validation."""
+    """A mix of labels and teacher that a first training was made with, and what came of it on validation."""
 
     candidate: str
     alpha: float
@@ -78,10 +82,11 @@ class MixTried(Frozen):
     loss: float
     """The workload's own."""
     teacher: str = ""
-    """Who answered, if not the teacher itself."""
+    """Who answered, if not the teacher itself: :data:`TRAINED_ON`, or a candidate's model that does better than it."""
     learning_rate: float = 0.0
     """Its peak; 0 in records of before."""
     chosen: bool = False
+    """Of those that were tried with this candidate."""
 
 
 class BestSoFar(Frozen):

@@ -79,26 +79,48 @@ def ending(search: SearchSummary) -> str:
 
 
 def mix_sentence(report: RunReport) -> str:
-    """What the first training showed of labels and the teacher's answers; '' where the spec said the mix."""
+    """What first trainings showed of labels and the teacher's answers; '' where the spec said the mix."""
     search = report.search
     if search is None or len(search.mixes) < 2:
         return ""
     name = report.metric.name if report.metric else ""
+    by_candidate: dict[str, list[MixTried]] = {}
+    for mix in search.mixes:
+        by_candidate.setdefault(mix.candidate, []).append(mix)
+    first, *later = by_candidate.values()
+    return " ".join([_first_mixes(first, name), *(_other_teacher(mixes, name) for mixes in later)])
 
-    usual = search.mixes[0].learning_rate
+
+def _other_teacher(mixes: list[MixTried], name: str) -> str:
+    """Whether a candidate that does better than the teacher taught the others from then on."""
+    pupil = next((mix.teacher for mix in mixes if mix.alpha), "")
+    tried = ", ".join(
+        f"{'labels alone' if mix.alpha == 0 else f'its answers at {mix.alpha:.0%}'} {metric_text(mix.metric, name)}"
+        for mix in mixes
+    )
+    chosen = next((mix for mix in mixes if mix.chosen), mixes[0])
+    which = f"{pupil} too" if chosen.alpha else "labels alone as before"
+    return (
+        f"{pupil} does better than the teacher, so it was tried in its place: the first training of "
+        f"{chosen.candidate} gave {tried}; later ones learned from {which}."
+    )
+
+
+def _first_mixes(mixes: list[MixTried], name: str) -> str:
+    usual = mixes[0].learning_rate
 
     def described(mix: MixTried) -> str:
-        whose = "the teacher's answers" if not mix.teacher else "those of the teacher after more training"
+        whose = "those of the teacher after more training" if mix.teacher else "the teacher's answers"
         said = "labels alone" if mix.alpha == 0 else f"{whose} at {mix.alpha:.0%}"
         said += f" with a learning rate of {mix.learning_rate:.2g}" if mix.learning_rate != usual else ""
         return f"{said} {metric_text(mix.metric, name)}"
 
-    chosen = next((m for m in search.mixes if m.chosen), search.mixes[0])
+    chosen = next((m for m in mixes if m.chosen), mixes[0])
     more = " after more training" if chosen.teacher else ""
     which = "labels alone" if chosen.alpha == 0 else f"the teacher's answers{more} with a share of {chosen.alpha:.0%}"
     slow = f" at a learning rate of {chosen.learning_rate:.2g}" if chosen.learning_rate != usual else ""
     end = " This teacher holds its pupils back." if chosen.alpha == 0 else ""
-    tried = ", ".join(described(mix) for mix in search.mixes)
+    tried = ", ".join(described(mix) for mix in mixes)
     return (
         f"The first training of {chosen.candidate} gave on validation: {tried}; all others learned from "
         f"{which}{slow}.{end}"

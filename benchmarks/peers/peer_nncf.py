@@ -1,7 +1,7 @@
-"""NNCF's post-training quantization, run by NNCF's own environment: ``peer_nncf.py FOLDER DATA MAX_DROP ROWS``.
+"""NNCF's post-training quantization, run by NNCF's own environment: ``peer_nncf.py FOLDER MAX_DROP ROWS``.
 
 Writes ``nncf.onnx`` (``nncf.quantize`` with its defaults for CPUs, all calibration rows), ``nncf-mixed.onnx`` (its
-other preset: asymmetric activations) and ``nncf-control.onnx`` (``quantize_with_accuracy_control``), and
+other preset: asymmetric activations) and, for classes, ``nncf-control.onnx`` (``quantize_with_accuracy_control``), and
 ``peer_nncf.json`` with seconds per file. Knows nothing of Winnow.
 """
 
@@ -24,21 +24,22 @@ import onnxruntime
 VERSIONS = ("nncf", "onnx", "onnxruntime", "numpy")
 
 
-def main(folder: Path, data: Path, max_drop: float, validation_rows: int) -> None:
-    rows = np.load(data / "calibration.npy", allow_pickle=False)
-    calibration = nncf.Dataset([{"image": row[None]} for row in rows])
-    images = np.load(data / "validation.npy", allow_pickle=False)[:validation_rows]
-    labels = np.load(data / "validation.labels.npy", allow_pickle=False)[:validation_rows]
-    # One sample per item, so that the layers are ranked on single samples, as its documentation asks.
-    validation = nncf.Dataset([(image[None], label) for image, label in zip(images, labels, strict=True)], _feed)
+def main(folder: Path, max_drop: float, validation_rows: int) -> None:
+    names = [tensor.name for tensor in onnx.load(folder / "fp32.onnx").graph.input]
+    rows, _ = _samples(folder / "calibration.npz", names)
+    calibration = nncf.Dataset(rows)
     cpu = {"target_device": nncf.TargetDevice.CPU, "subset_size": len(rows)}
     recipes: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
         "nncf": lambda model: nncf.quantize(model, calibration, **cpu),
         "nncf-mixed": lambda model: nncf.quantize(model, calibration, preset=nncf.QuantizationPreset.MIXED, **cpu),
-        "nncf-control": lambda model: nncf.quantize_with_accuracy_control(
-            model, calibration, validation, _validate, max_drop=max_drop, **cpu
-        ),
     }
+    asked, targets = _samples(folder / "validation.npz", names, validation_rows)
+    if targets.ndim == 1 and np.issubdtype(targets.dtype, np.integer):
+        # One sample per item, so that the layers are ranked on single samples, as its documentation asks.
+        validation = nncf.Dataset(list(zip(asked, targets, strict=True)), lambda item: item[0])
+        recipes["nncf-control"] = lambda model: nncf.quantize_with_accuracy_control(
+            model, calibration, validation, _validate, max_drop=max_drop, **cpu
+        )
     made: dict[str, Any] = {"versions": {name: importlib.metadata.version(name) for name in VERSIONS}}
     for name, quantize in recipes.items():
         began = time.monotonic()
@@ -50,8 +51,12 @@ def main(folder: Path, data: Path, max_drop: float, validation_rows: int) -> Non
     (folder / "peer_nncf.json").write_text(json.dumps(made, indent=2) + "\n")
 
 
-def _feed(item: Any) -> dict[str, Any]:
-    return {"image": item[0]}
+def _samples(file: Path, names: list[str], count: int | None = None) -> tuple[list[dict[str, Any]], Any]:
+    """One feed per row, each of one row, and the targets."""
+    with np.load(file, allow_pickle=False) as archive:
+        arrays = {name: archive[name][:count] for name in names}
+        targets = archive["target"][:count]
+    return [{name: values[i : i + 1] for name, values in arrays.items()} for i in range(len(targets))], targets
 
 
 def _validate(model: onnx.ModelProto, items: Iterable[Any]) -> tuple[float, list[float]]:
@@ -59,9 +64,9 @@ def _validate(model: onnx.ModelProto, items: Iterable[Any]) -> tuple[float, list
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    right = [float(session.run(None, {"image": image})[0].argmax() == label) for image, label in items]
+    right = [float(session.run(None, feed)[0].argmax() == label) for feed, label in items]
     return float(np.mean(right)), right
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))

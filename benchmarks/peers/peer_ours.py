@@ -1,7 +1,8 @@
-"""Winnow's own post-training quantization, as a stage runs it: ``peer_ours.py FOLDER DATA MAX_DROP VALIDATION_ROWS``.
+"""Winnow's own post-training quantization, as a stage runs it: ``peer_ours.py FOLDER MAX_DROP VALIDATION_ROWS SPEC``.
 
 Writes ``ours-static.onnx`` (the defaults), ``ours-recipe.onnx`` (equalization, bias correction, calibration method
-chosen) and ``ours-control.onnx`` (that with accuracy control), and ``peer_ours.json`` with seconds per file.
+chosen) and ``ours-control.onnx`` (that with accuracy control by the workload's metric), and ``peer_ours.json`` with
+seconds per file.
 """
 
 from __future__ import annotations
@@ -15,14 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 
 sys.path.append(str(Path(__file__).parent.parent.parent))
 
+from flows.spec import load_spec
 from model_registry.cpu_class import cpu_class, sums_saturate
 from tasks.onnx_models.byte_input import fold_byte_inputs
 from tasks.onnx_models.float_biases import float_biases
-from tasks.onnx_models.onnx_graph import strip
+from tasks.onnx_models.onnx_graph import signature, strip
 from tasks.quantize.accuracy_control import control_accuracy
 from tasks.quantize.agreement import agree, top_answers
 from tasks.quantize.bias_correction import add_biases
@@ -31,6 +34,8 @@ from tasks.quantize.equalization import equalize
 from tasks.quantize.layer_groups import layer_groups
 from tasks.quantize.prepared_graph import prepare
 from tasks.quantize.static_recipe import static_recipe
+from tasks.running.splits import TARGET
+from tasks.workloads.workload import Workload, load_workload
 
 VERSIONS = ("winnow-mlops", "onnx", "onnxruntime", "numpy")
 _SAME = 1e-3
@@ -64,20 +69,23 @@ def recipe(file: bytes, feeds: Feeds, folder: Path, *, careful: bool) -> tuple[A
 
 
 def controlled(
-    file: bytes, prepared: Any, build: Any, rows: NDArray[Any], labels: NDArray[Any], max_drop: float
+    file: bytes, prepared: Any, build: Any, rows: dict[str, NDArray[Any]], workload: Workload, max_drop: float
 ) -> tuple[frozenset[str], dict[str, Any]]:
     """The nodes to leave in fp32."""
-    parent = top_answers(file, {"image": rows})
-    right = (parent.argmax(axis=1) == labels).mean()
+    feeds = {name: values for name, values in rows.items() if name != TARGET}
+    parent, targets = top_answers(file, feeds), rows[TARGET]
+    sign = 1.0 if workload.metric(targets, parent).better == "higher" else -1.0
+    best = workload.scores(parent, targets).mean()
 
     def predict(excluded: frozenset[str], chosen: NDArray[np.int64] | None) -> NDArray[Any]:
-        return top_answers(build(excluded).SerializeToString(), {"image": rows if chosen is None else rows[chosen]})
+        asked = feeds if chosen is None else {name: values[chosen] for name, values in feeds.items()}
+        return top_answers(build(excluded).SerializeToString(), asked)
 
     found = control_accuracy(
-        layer_groups(prepared, {"image": (1, *rows.shape[1:])}),
+        layer_groups(prepared, {name: (1, *values.shape[1:]) for name, values in feeds.items()}),
         predict=predict,
         parent=parent,
-        drop=lambda outputs: float(right - (outputs.argmax(axis=1) == labels).mean()),
+        drop=lambda outputs: float(sign * (best - workload.scores(outputs, targets).mean())),
         max_drop=max_drop,
         samples=300,
     )
@@ -91,11 +99,14 @@ def write(file: Path, quantized: Any) -> None:
     file.write_bytes(strip(quantized, merge_equal=True))
 
 
-def main(folder: Path, data: Path, max_drop: float, validation_rows: int) -> None:
+def main(folder: Path, max_drop: float, validation_rows: int, spec: str) -> None:
     file = (folder / "fp32.onnx").read_bytes()
-    feeds = {"image": np.load(data / "calibration.npy", allow_pickle=False)}
-    rows = np.load(data / "validation.npy", allow_pickle=False)[:validation_rows]
-    labels = np.load(data / "validation.labels.npy", allow_pickle=False)[:validation_rows]
+    taken = {tensor.name for tensor in signature(onnx.load_from_string(file))[0]}
+    with np.load(folder / "calibration.npz", allow_pickle=False) as archive:
+        feeds = {name: archive[name] for name in archive.files if name in taken}
+    with np.load(folder / "validation.npz", allow_pickle=False) as archive:
+        rows = {name: archive[name][:validation_rows] for name in archive.files if name in taken or name == TARGET}
+    workload = load_workload(load_spec(spec).workload)
     made: dict[str, Any] = {"versions": {name: importlib.metadata.version(name) for name in VERSIONS}}
     with tempfile.TemporaryDirectory() as work:
         for name in ("ours-static", "ours-recipe"):
@@ -104,7 +115,7 @@ def main(folder: Path, data: Path, max_drop: float, validation_rows: int) -> Non
             write(folder / f"{name}.onnx", build(frozenset()))
             made[name] = {"seconds": time.monotonic() - began, **notes}
         began = time.monotonic()
-        excluded, notes = controlled(file, prepared, build, rows, labels, max_drop)
+        excluded, notes = controlled(file, prepared, build, rows, workload, max_drop)
         write(folder / "ours-control.onnx", build(excluded))
         seconds = made["ours-recipe"]["seconds"] + time.monotonic() - began  # it starts from that recipe
         made["ours-control"] = {"seconds": seconds, **notes}
@@ -112,4 +123,4 @@ def main(folder: Path, data: Path, max_drop: float, validation_rows: int) -> Non
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]))
+    main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

@@ -1,4 +1,4 @@
-"""Olive's static quantization, run by Olive's own environment: ``peer_olive.py FOLDER DATA``.
+"""Olive's static quantization, run by Olive's own environment: ``peer_olive.py FOLDER``.
 
 Writes ``olive.onnx`` (the pass ``OnnxStaticQuantization`` with its defaults) and ``olive-x86.onnx`` (unsigned
 activations and a scale per channel, as ONNX Runtime advises for x86), and ``peer_olive.json`` with seconds per file.
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from olive.data.config import DataComponentConfig, DataConfig
 from olive.data.registry import Registry
@@ -36,28 +37,31 @@ READ: set[int] = set()
 
 
 class Rows(torch.utils.data.Dataset[Any]):
-    """Images of a .npy file; a label belongs to Olive's form and is not looked at."""
+    """Rows of an .npz file; a label belongs to Olive's form and is not looked at."""
 
-    def __init__(self, file: str) -> None:
-        self.images = np.load(file, allow_pickle=False)
+    def __init__(self, file: str, names: list[str]) -> None:
+        with np.load(file, allow_pickle=False) as archive:
+            self.arrays = {name: archive[name] for name in names}
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(next(iter(self.arrays.values())))
 
     def __getitem__(self, number: int) -> tuple[dict[str, Any], int]:
         READ.add(number)
-        return {"image": self.images[number]}, 0
+        return {name: values[number] for name, values in self.arrays.items()}, 0
 
 
 @Registry.register_dataset()  # type: ignore[untyped-decorator]
-def glyph_rows(file: str, **_: Any) -> Rows:
-    return Rows(file)
+def npz_rows(file: str, names: list[str], **_: Any) -> Rows:
+    return Rows(file, names)
 
 
-def main(folder: Path, data: Path) -> None:
+def main(folder: Path) -> None:
+    names = [tensor.name for tensor in onnx.load(folder / "fp32.onnx").graph.input]
+    given = {"file": str(folder / "calibration.npz"), "names": names}
     rows = DataConfig(
-        name="glyphs",
-        load_dataset_config=DataComponentConfig(type="glyph_rows", params={"file": str(data / "calibration.npy")}),
+        name="rows",
+        load_dataset_config=DataComponentConfig(type="npz_rows", params=given),
         pre_process_data_config=DataComponentConfig(type="skip_pre_process"),
         post_process_data_config=DataComponentConfig(type="skip_post_process"),
         dataloader_config=DataComponentConfig(params={"batch_size": BATCH}),
@@ -79,4 +83,4 @@ def main(folder: Path, data: Path) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(Path(sys.argv[1]))
