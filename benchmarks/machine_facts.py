@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from model_registry.cpu_class import cpu_class
+from model_registry.cpu_class import cpu_class, cpu_model
 
 
 def circumstances(libraries: Iterable[str]) -> dict[str, Any]:
@@ -25,10 +25,8 @@ def circumstances(libraries: Iterable[str]) -> dict[str, Any]:
 
 def hardware() -> dict[str, Any]:
     """CPU and its class, cores that may be used, memory."""
-    info = Path("/proc/cpuinfo").read_text()
-    model = next((line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")), "")
     return {
-        "cpu": model,
+        "cpu": cpu_model(),
         "cpu_class": cpu_class(),
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

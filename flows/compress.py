@@ -40,6 +40,7 @@ from tasks.release.show_versions import show_versions
 from tasks.report.run_report import RunReport
 from tasks.rival import RivalSpec, rival
 from tasks.running.errors import CANDIDATE_FAILURES, GateFailed
+from tasks.running.measuring_machine import require_machines
 from tasks.running.ray_nodes import require_cluster
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job
@@ -81,6 +82,7 @@ def make_variants(job: Job, spec: PipelineSpec) -> Made:
     require_targets(spec.targets)
     if spec.place == "ray":
         require_cluster()
+    require_machines(job)
     data = check_data(job, spec.data)
     import_ahead(data)
     checked = data_ref(data)

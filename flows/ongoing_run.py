@@ -207,6 +207,7 @@ def make_job(spec: PipelineSpec, run_id: str) -> Job:
         device=resolve_device(spec.device),
         parallel=spec.parallel,
         place=spec.place,
+        measure_on=spec.measure_on,
         limits={str(stage): limits for stage, limits in spec.limits.items()},
     )
 

@@ -7,6 +7,7 @@ have VNNI too and sum exactly as well, so they are no class of their own.
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
@@ -35,6 +36,21 @@ def cpu_class(cpuinfo: Path = CPUINFO, machine: str | None = None) -> str:
     if name in _ARM_NAMES:
         return "aarch64/" + next((label for flag, label in _ARM if flag in flags), "neon")
     return f"{name}/generic"
+
+
+def cpu_model(cpuinfo: Path = CPUINFO) -> str:
+    """The processor's name as the kernel gives it; of a machine that gives none, its architecture."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return model or platform.machine()
+
+
+def machine_name() -> str:
+    """What this machine is called where machines that measure are named: ``AMD EPYC 7B13, 8 cores``."""
+    return f"{cpu_model()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def sums_saturate(name: str) -> bool:

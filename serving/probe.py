@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from model_registry.answering import AnsweringFailed, AskedProcess, answer_requests
-from model_registry.cpu_class import CPUINFO, cpu_class
+from model_registry.cpu_class import cpu_class, cpu_model
 from model_registry.decoder_form import TOKENS
 from model_registry.measurement import Clocked, Hardware, LatencyIntervals, Speedup, Throughput, TokenSpeed
 from model_registry.variant import Frozen, TensorSpec, Variant
@@ -290,13 +290,8 @@ class Probe:
 
 def hardware() -> Hardware:
     """This machine, as measurements name it."""
-    try:
-        lines = CPUINFO.read_text().splitlines()
-    except OSError:
-        lines = []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return Hardware(
-        cpu=model or platform.machine(),
+        cpu=cpu_model(),
         cores=len(os.sched_getaffinity(0)),
         cpu_class=cpu_class(),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),

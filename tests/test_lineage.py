@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from measurements import measured
-from test_search_parts import outcome, setup
+from search_pieces import outcome, setup
 
 from flows.lineage import Made, MadeStep
 from model_registry.manifest import FileEntry

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from test_search_parts import candidate, outcome, setup
+from search_pieces import candidate, outcome, setup
 
 from flows.lineage import MadeStep
 from flows.searching import mix_choice
@@ -21,7 +21,7 @@ MIXES = (LABELS, {"alpha": 0.5, "temperature": 4.0, "views": None}, {"alpha": 0.
 
 class Trainings:
     """Metrics on validation by share of the teacher's answers; another teacher adds ``better`` to what it taught, a
-    lower learning rate ``slower``."""
+    lower learning rate ``slower``; the loss falls to ``fell`` of that after one epoch."""
 
     def __init__(
         self,
@@ -30,11 +30,12 @@ class Trainings:
         better: float = 0.0,
         slower: float | None = None,
         diverges: bool = False,
+        fell: float = 1.0,
         **search: Any,
     ) -> None:
         said = {"epochs": 39} | ({"learning_rate": 4e-3} if slower is None else {})
         self.plan = TrainingPlan(setup(minutes=10, distill=said, **search))
-        self.slower, self.diverges = slower or 0.0, diverges
+        self.slower, self.diverges, self.fell = slower or 0.0, diverges, fell
         steps = [MadeStep(outcome("teacher")), MadeStep(outcome("teacher.fp32"))]
         self.tally = Tally(steps, steps[1].outcome.variant, outcome("baseline"))
         self.tally.candidates.append(candidate())
@@ -49,7 +50,8 @@ class Trainings:
             raise TrainingDiverged("NaN")
         metric += self.slower if slowly else 0.0
         metric += self.better if alpha and teacher != "teacher" else 0.0
-        return outcome("s").model_copy(update={"values": {"student": {"val_metric": metric, "val_loss": 0.1}}})
+        found = {"val_metric": metric, "val_loss": 0.1, "first_val_loss": 0.1 / self.fell}
+        return outcome("s").model_copy(update={"values": {"student": found}})
 
     def choose(self) -> MixChoice:
         choice = MixChoice(self.plan, self.tally, self.train)
@@ -98,6 +100,18 @@ def test_the_best_mix_is_tried_at_a_lower_learning_rate_too(slower: float, rate:
     assert tried.tally.trials == 3
 
 
+def test_where_the_loss_fell_well_no_lower_learning_rate_is_tried() -> None:
+    tried = Trainings({0.0: 0.8, 0.5: 0.85, 0.9: 0.83}, slower=0.01, fell=0.8)
+    tried.choose()
+    assert tried.tally.trials == 2 and tried.plan.distilling.learning_rate == pytest.approx(4e-3)
+
+
+def test_where_less_of_the_teacher_does_better_no_more_of_it_is_tried() -> None:
+    tried = Trainings({0.0: 0.9, 0.5: 0.85, 0.9: 0.95})
+    tried.choose()
+    assert [alpha for alpha, _ in tried.made] == [0.0, 0.5] and tried.plan.distilling.alpha == 0.0
+
+
 def test_where_all_diverge_the_lower_learning_rate_is_the_way_out() -> None:
     tried = Trainings({0.0: 0.8, 0.5: 0.85, 0.9: 0.83}, slower=0.0, diverges=True)
     tried.choose()
@@ -119,11 +133,11 @@ def test_a_teacher_that_was_trained_on_teaches_if_it_does_better(taught_on: list
     (training,) = taught_on
     assert training["spec"].alpha == 0.0 and training["spec"].epochs == 12  # a fifth of 600 s
     assert training["parent"].name == training["teacher"].name == "teacher"
-    assert [teacher for _, teacher in tried.made] == ["teacher"] * 3 + ["teacher-trained-on"] * 2
+    assert [teacher for _, teacher in tried.made] == ["teacher"] * 2 + ["teacher-trained-on"] * 2
     chosen = next(m for m in tried.tally.mixes if m.chosen)
     assert (chosen.alpha, chosen.teacher) == (0.9, "teacher-trained-on")
     assert tried.plan.teachers[0].name == "teacher-trained-on"
-    assert tried.tally.seconds == 50.0 and tried.tally.trials == 5
+    assert tried.tally.seconds == 50.0 and tried.tally.trials == 4
 
 
 def test_labels_stay_where_the_better_teacher_still_teaches_worse(taught_on: list[dict[str, Any]]) -> None:
@@ -141,13 +155,13 @@ def test_a_candidate_that_passed_the_teacher_teaches_the_others_if_that_is_bette
     pupil = outcome("pruned10-r2").variant
     choice = MixChoice(tried.plan, tried.tally, tried.train)
     choice.choose_teacher(tried.tally.candidates[0], MIXES[1], pupil)
-    assert tried.made[3:] == [(0.5, "pruned10-r2"), (0.0, "teacher")]
+    assert tried.made[2:] == [(0.5, "pruned10-r2"), (0.0, "teacher")]
     assert tried.plan.distilling.alpha == alpha and tried.plan.teachers[0].name == who
-    assert [(m.alpha, m.teacher, m.chosen) for m in tried.tally.mixes[3:]] == [
+    assert [(m.alpha, m.teacher, m.chosen) for m in tried.tally.mixes[2:]] == [
         (0.5, "pruned10-r2", alpha > 0),
         (0.0, "", alpha == 0),
     ]
-    assert tried.tally.trials == 3, "two of the first choice besides its first, one of the second"
+    assert tried.tally.trials == 2, "one of the first choice besides its first, one of the second"
 
 
 def test_where_neither_teacher_nor_labels_train_it_the_teacher_stays() -> None:
@@ -157,7 +171,7 @@ def test_where_neither_teacher_nor_labels_train_it_the_teacher_stays() -> None:
     choice = MixChoice(tried.plan, tried.tally, tried.train)
     with pytest.raises(TrainingDiverged):
         choice.choose_teacher(tried.tally.candidates[0], MIXES[1], outcome("pruned10-r2").variant)
-    assert tried.plan.teachers[0].name == "teacher" and len(tried.tally.mixes) == 3
+    assert tried.plan.teachers[0].name == "teacher" and len(tried.tally.mixes) == 2
 
 
 def test_a_teacher_that_takes_too_long_is_not_trained_on_and_that_is_told(taught_on: list[dict[str, Any]]) -> None:

@@ -17,21 +17,26 @@ from typing import Any
 
 import psutil
 import pytest
-from nodes import kill_one_at_work, left_of
+from measured_models import linear, make_data, make_job, make_variant
+from nodes import kill_one_at_work, left_of, on_nodes
 from patience import PATIENCE
 from pydantic import ValidationError
 from taught_workloads import job_for, put_data, taught
 
 from flows.spec import PipelineSpec
+from model_registry.cpu_class import machine_name
 from model_registry.store import Store
 from model_registry.variant import Variant
+from tasks.measure import CLOCK, MeasureSpec, measure, measurement_of
 from tasks.running import ray_nodes
 from tasks.running.errors import SpecError, StageTimedOut, TrainingDiverged
+from tasks.running.measuring_machine import require_machines
 from tasks.running.ray_local_cluster import LocalCluster
 from tasks.running.ray_nodes import Surroundings, require_cluster
 from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Limits, Parallel
 from tasks.running.stage_cache import run_stage
+from tasks.running.stage_call import StageCall
 from tasks.train import TRAIN, TrainSpec
 
 HERE = Path(__file__).parent
@@ -65,6 +70,29 @@ def test_nodes_that_would_answer_otherwise_say_why() -> None:
         f"the workload's code is not there: no module mine and not {here.workload}",
     ]
     assert "no_such_module" in Surroundings.here("no_such_module", None).workload
+
+
+def test_machines_that_measure_are_looked_for_before_anything_is_computed(task: tuple[Job, DataRef]) -> None:
+    job, _ = task
+    require_machines(job)
+    require_machines(job.model_copy(update={"measure_on": machine_name()}))
+    with pytest.raises(SpecError, match=rf"this machine is '{re.escape(machine_name())}'.*place: ray"):
+        require_machines(job.model_copy(update={"measure_on": "PDP-11, 1 cores"}))
+
+
+def test_measurements_of_named_machines_are_those_of_any_of_them(
+    task: tuple[Job, DataRef], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, data = task
+
+    def key(job: Job) -> str:
+        return StageCall(CLOCK, job, MeasureSpec(), data).key
+
+    named = job.model_copy(update={"measure_on": machine_name()})
+    before = key(job), key(named)
+    monkeypatch.setattr("tasks.running.stage_call.socket.gethostname", lambda: "elsewhere")
+    assert (key(job) == before[0], key(named) == before[1]) == (False, True)
+    assert key(named.model_copy(update={"measure_on": "PDP-11, 1 cores"})) != before[1]
 
 
 # -- on a cluster --------------------------------------------------------------------------------------------------
@@ -208,3 +236,54 @@ def test_a_command_runs_beside_a_cluster_that_ends_with_it(store: Store, tmp_pat
     assert f"2 {store.uri}" in done.stdout
     left = [p for p in psutil.process_iter(["cmdline"]) if "ray_local_cluster" in " ".join(p.info["cmdline"] or [])]
     assert len(left) <= 1, "only that of the other tests"
+
+
+@pytest.mark.ray
+def test_nodes_of_the_named_machines_measure_and_others_do_not(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cluster: LocalCluster
+) -> None:
+    monkeypatch.setenv("WINNOW_HOME", str(tmp_path / "home"))
+    quick = MeasureSpec(rounds=5, seconds=0.1)
+    job, data = make_job(store, tmp_path), make_data(store)
+    variant = make_variant(store, "teacher", linear())
+    stays = measure.task.fn(elsewhere(job), quick, data=data, variant=variant)
+    assert "node" not in stays.host, "nothing is said: the machine that orchestrates measures"
+
+    named = elsewhere(job, measure_on=machine_name())
+    require_machines(named)
+    away = measure.task.fn(named, quick, data=data, variant=variant)
+    assert away.status == "computed" and "node" in away.host
+    found = measurement_of(away)
+    assert f"{found.hardware.cpu}, {found.hardware.cores} cores" == machine_name()
+    assert measure.task.fn(named, quick, data=data, variant=variant).status == "reused"
+    here = named.model_copy(update={"place": "local"})
+    assert measure.task.fn(here, quick, data=data, variant=variant).status == "reused", "any such machine will do"
+
+    missing = elsewhere(job, measure_on="PDP-11, 1 cores")
+    for ask in (require_machines, lambda job: measure.task.fn(job, quick, data=data, variant=variant)):
+        with pytest.raises(SpecError, match=rf"the machine is '{re.escape(machine_name())}' and not 'PDP-11, 1 cores'"):
+            ask(missing)
+
+
+@pytest.mark.ray
+def test_what_measures_on_a_node_is_alone_there(
+    task: tuple[Job, DataRef], store: Store, tmp_path: Path, cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both nodes are on this machine: a training on the one is waited for by the other's measurement."""
+    job, data = task
+    variant, quick = make_variant(store, "teacher", linear()), MeasureSpec(rounds=5, seconds=0.1)
+    ended: list[str] = []
+
+    def train() -> None:
+        run_stage(TRAIN, elsewhere(job), LONG, data=data)
+        ended.append("training")
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    while not (on_nodes("tasks.running.child") or ended):
+        time.sleep(0.05)
+    job = make_job(store, tmp_path).model_copy(update={"place": "ray", "measure_on": machine_name()})
+    assert measure.task.fn(job, quick, data=make_data(store), variant=variant).status == "computed"
+    ended.append("measurement")
+    thread.join(PATIENCE)
+    assert ended == ["training", "measurement"]

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from measurements import measured
+from search_pieces import BASELINE, clocked, outcome, setup
 from searches import search_report
 from test_architecture import FILES, parsed, relative
-from test_search_parts import BASELINE, clocked, outcome, setup
 
 from flows.lineage import Made, MadeStep
 from flows.searching.appraisal import Appraisal

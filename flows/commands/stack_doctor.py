@@ -104,11 +104,10 @@ def _versions() -> DoctorCheck:
 
 
 def _machine() -> DoctorCheck:
-    from model_registry.cpu_class import cpu_class
+    from model_registry.cpu_class import cpu_class, machine_name
 
-    cores = len(os.sched_getaffinity(0))
     name = cpu_class()
-    found = f"{cores} cores, CPU class {name}"
+    found = f"{machine_name()}, CPU class {name}"
     if name.startswith("x86-64/") and not name.endswith("vnni"):
         return DoctorCheck(
             "machine", "warn", found, "without VNNI int8 models are smaller but hardly faster; measure them"

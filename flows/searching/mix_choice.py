@@ -19,11 +19,13 @@ _TEACHING = 0.2
 """Of the minutes, at most, to train the teacher on, where the spec allows that."""
 _SLOWER = 4.0
 """Times: narrow layers without norms die at a learning rate that others like."""
+_LEARNED = 0.9
+"""Of the validation loss after one epoch: what ends below learned well enough at its learning rate."""
 
 
 class MixChoice:
-    """Tries mixes, and the best one at a lower learning rate; where labels alone do best and the spec wants it, trains
-    the teacher on and tries it again.
+    """Tries mixes with ever more of the teacher until that does worse, and the best one at a lower learning rate unless
+    its loss fell well; where labels alone do best and the spec wants it, trains the teacher on and tries it again.
 
     Args:
         train: the candidate's next training with a mix, by the teachers of the plan.
@@ -32,7 +34,8 @@ class MixChoice:
     def __init__(self, plan: TrainingPlan, tally: Tally, train: Callable[[Candidate, Mix], Outcome]) -> None:
         self.plan, self.tally, self.train = plan, tally, train
         self._tries = 0
-        self._made: list[tuple[Mix, MixTried, tuple[Variant, ...]]] = []
+        self._made: list[tuple[Mix, MixTried, tuple[Variant, ...], bool]] = []
+        """The last of each: whether its loss fell well."""
 
     def choose_teacher(self, candidate: Candidate, taught: Mix, teacher: Variant) -> None:
         """Whether all further candidates learn from that teacher's answers too, or from labels alone as before.
@@ -56,6 +59,8 @@ class MixChoice:
         """
         choosing_rate = not self.plan.setup.says("learning_rate")
         for number, mix in enumerate(mixes):
+            if number > 1 and len(self._made) == number and self._best() is not self._made[-1]:
+                break  # less of the teacher did better
             self._try(candidate, mix, last=number == len(mixes) - 1 and not choosing_rate)
         if choosing_rate and not self._made:
             self._try(candidate, self._more_slowly(mixes[0]), last=True)
@@ -67,14 +72,15 @@ class MixChoice:
                     self._try(candidate, mix, last=False)
         best = self._best()
         self.plan.teachers = best[2]
-        if choosing_rate and "learning_rate" not in best[0] and self.tally.trials < self.plan.setup.settings.trials:
+        untold = "learning_rate" not in best[0] and not best[3]
+        if choosing_rate and untold and self.tally.trials < self.plan.setup.settings.trials:
             self._try(candidate, self._more_slowly(best[0]), last=False)
         self._decide()
 
     def _decide(self) -> None:
         """Take over the best, and keep for the report what was tried."""
-        mix, best, self.plan.teachers = self._best()
-        self.tally.mixes += tuple(tried.model_copy(update={"chosen": tried is best}) for _, tried, _ in self._made)
+        mix, best, self.plan.teachers, _ = self._best()
+        self.tally.mixes += tuple(tried.model_copy(update={"chosen": tried is best}) for _, tried, *_ in self._made)
         self.plan.decide_mix(mix)
 
     def _more_slowly(self, mix: Mix) -> Mix:
@@ -102,9 +108,9 @@ class MixChoice:
             candidate=candidate.name,
             teacher="" if teachers[0] == self.plan.setup.teacher else teachers[0].name,
         )
-        self._made.append((mix, tried, teachers))
+        self._made.append((mix, tried, teachers, found["val_loss"] < _LEARNED * found["first_val_loss"]))
 
-    def _best(self) -> tuple[Mix, MixTried, tuple[Variant, ...]]:
+    def _best(self) -> tuple[Mix, MixTried, tuple[Variant, ...], bool]:
         """Of equals the first."""
         sign = 1.0 if self.plan.setup.data.metric.better == "higher" else -1.0
         return max(self._made, key=lambda made: (sign * made[1].metric, -made[1].loss))

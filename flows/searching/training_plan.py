@@ -20,6 +20,8 @@ _SHARED = 0.75
 in the rest."""
 MOST_SHARE = 0.9
 """The same where no other one may."""
+_PASSED_ON = 0.6
+"""The same where narrower ones will begin with what the candidate learns."""
 _SCOUTING = 0.03
 """Of the minutes, for the first training of all; other first rungs have as many epochs, or fewer that take as long."""
 _LOOKING = 1 / 3
@@ -150,7 +152,11 @@ class TrainingPlan:
         """Of the seconds that are left, for the candidate's last training."""
         others = (c for c in self._candidates if c is not candidate and 0 < c.rung < self.setup.rungs_of(c))
         useful = any(self.finish_seconds(other) <= (1 - _SHARED) * self.left for other in others)
-        return _SHARED if useful and not self._hurried(candidate) else MOST_SHARE
+        if self._hurried(candidate):
+            return MOST_SHARE
+        if any(c.base == candidate.name and not (c.made or c.failure or c.behind) for c in self._candidates):
+            return _PASSED_ON
+        return _SHARED if useful else MOST_SHARE
 
     def _hurried(self, candidate: Candidate) -> bool:
         """Whether a short training now would leave too little time for the long one: then that is next."""

@@ -144,7 +144,7 @@ def distill(
     """Train the variants ``student`` and ``control``: same model, seed and budget, with and without the teacher.
 
     The files ``student.history.jsonl`` and ``control.history.jsonl`` hold their curves. Values: ``student`` and
-    ``control`` (each ``parameters``, ``epochs``, ``best_epoch``, ``val_metric``, ``val_loss``), ``parent`` or, of a
+    ``control`` (each ``parameters``, ``epochs``, ``best_epoch``, ``val_metric``, ``val_loss``, ``first_val_loss``), ``parent`` or, of a
     fresh student, ``teacher`` (``val_metric``), ``metric`` (its name), and ``gain``: the student's metric over the
     control's on validation, turned so that more is better, with ``gain_interval`` (95 %, paired) and ``gain_p``;
     without control there is no gain. ``chosen`` (``temperature``, ``alpha``), ``tried`` (those and ``epochs``,

@@ -79,7 +79,7 @@ def qat(
     ``parent`` and of ``qat``, both as ONNX Runtime answers), ``parity`` (see :mod:`tasks.qat.int8_parity`; of a decoder
     the ``largest`` difference of a log-probability in the first ``rows`` of validation), ``float_weights`` (how many of
     the ``layers`` began at unrounded weights) or ``trainable`` (number of weights of 4 bits), and of the training
-    ``epochs``, ``best_epoch``, ``val_metric``, ``val_loss``, ``stopped_early``.
+    ``epochs``, ``best_epoch``, ``val_metric``, ``val_loss``, ``first_val_loss`` (after one epoch), ``stopped_early``.
 
     Raises:
         QatUnsupported: the file has an operator or a way of quantizing that cannot be trained; or of a decoder, the

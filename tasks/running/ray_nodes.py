@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from model_registry.cpu_class import cpu_class
+from model_registry.cpu_class import cpu_class, machine_name
 from tasks.running.errors import SpecError
 from tasks.running.source_hash import closure_hash
 
@@ -34,6 +34,8 @@ class Surroundings:
     """Hash of Winnow's own code."""
     workload: str
     """Hash of the user's, or why it is not there."""
+    name: str = ""
+    """What the machine is called; of those that only compute it may be any."""
 
     @classmethod
     def here(cls, module: str, folder: str | None) -> Surroundings:
@@ -50,7 +52,7 @@ class Surroundings:
         except Exception as error:  # noqa: BLE001 - a user's package may be broken in any way
             workload = f"{type(error).__name__}: {error}"
         version = platform.python_version_tuple()
-        return cls(".".join(version[:2]), cpu_class(), closure_hash("tasks.running.child"), workload)
+        return cls(".".join(version[:2]), cpu_class(), closure_hash("tasks.running.child"), workload, machine_name())
 
     def differences(self, other: Surroundings) -> list[str]:
         """In words, of another's against these."""
@@ -157,12 +159,15 @@ _told: set[str] = set()
 """Reasons that were given already."""
 
 
-def usable_nodes(module: str, folder: str | None, *, without: Sequence[str] = ()) -> list[Node]:
+def usable_nodes(
+    module: str, folder: str | None, *, without: Sequence[str] = (), machines: str | None = None
+) -> list[Node]:
     """The nodes whose results would be those of this machine.
 
     Args:
         module, folder: where the code is that is to run there, beside Winnow's own.
         without: numbers of nodes that are not to be asked, for they were lost.
+        machines: only those that are such machines.
 
     Raises:
         SpecError: there is none; says what is wrong with each.
@@ -189,6 +194,8 @@ def usable_nodes(module: str, folder: str | None, *, without: Sequence[str] = ()
             continue
         _known[key] = facts
         differ = here.differences(facts)
+        if machines not in (None, facts.name):
+            differ.append(f"the machine is {facts.name!r} and not {machines!r}, where measure_on wants to measure")
         if differ:
             reasons.append(f"{node.address}: {', '.join(differ)}")
         else:

@@ -65,13 +65,18 @@ class StageHost:
             if asked.get("ranks"):  # whoever placed them has the lock, once for all ranks of a machine
                 answer = run_child(asked, party=Party(time.monotonic() - settings["used"]), **common)
             else:
-                with machine_lock(exclusive=False):
+                with machine_lock(exclusive=settings["alone"], on_wait=self._wait):
                     answer = run_ranks(asked, ranks=ranks, **common) if ranks > 1 else run_child(asked, **common)
         except Exception as error:  # noqa: BLE001 - told to whoever asked, who raises it there
             details = getattr(error, "details", {})
             told = {"type": type(error).__name__, "message": str(error), "details": details}
             return json.dumps({"error": told}, default=str)
         return json.dumps({"result": answer, "host": socket.gethostname()})
+
+    def _wait(self) -> None:
+        waiting = (0.0, "waiting for the node")
+        if waiting not in self._progress:
+            self._progress.append(waiting)
 
     def machine(self) -> str:
         """What tells this machine, or container, from those that have other machine locks."""
@@ -106,6 +111,7 @@ def run_on_ray(
     log_path: Path,
     threads: int | None = None,
     shared: Parallel | None = None,
+    machines: str | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Run ``request['entry']`` on a node of the cluster; its result, and which node that was, or which ones.
@@ -114,15 +120,16 @@ def run_on_ray(
         request, name, limits, log_path, threads, on_progress: as for :func:`tasks.running.launch.run_child`.
         shared: how its training is shared out among processes: on that node, or on several where their number was said
             and none has as many cores.
+        machines: it measures, on a node that is such a machine, and alone there.
 
     Raises:
-        SpecError: no node can run it: too few cores, or other code, Python or CPUs than here.
+        SpecError: no node can run it: too few cores, or other code, Python or CPUs than here, or no such machine.
         ChildFailed: it lost its node again and again.
         Exception: what the stage raised there.
     """
     workload = request["job"]["workload"]
     code = workload["path"].partition(":")[0], workload["folder"]
-    how = {"name": name, "limits": limits.model_dump(mode="json"), "threads": threads}
+    how = {"name": name, "limits": limits.model_dump(mode="json"), "threads": threads, "alone": machines is not None}
     together = shared.processes if shared is not None and shared.processes != "auto" else 1
     if shared is not None and together > max(node.cores for node in usable_nodes(*code)):
         spread = partial(_OnNodes, code=code, how=how, shared=shared, lost=[], began=time.monotonic())
@@ -132,7 +139,7 @@ def run_on_ray(
     text = json.dumps({**how, "shared": shared.model_dump(mode="json") if shared else None})
     lost: list[str] = []
     while True:
-        nodes = usable_nodes(*code, without=lost)
+        nodes = usable_nodes(*code, without=lost, machines=machines)
         large = [node for node in nodes if node.cores >= together]  # after a loss there may be none
         node = freest(large or nodes, threads)
         host = OnNode(node, StageHost)

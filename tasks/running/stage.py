@@ -140,6 +140,9 @@ class Job(Frozen):
 
     place: Place = "local"
     """Where processes of stages run; no part of a result's identity."""
+    measure_on: str | None = None
+    """Machines that measure, as :func:`model_registry.cpu_class.machine_name` calls them; None: the one that
+    orchestrates."""
 
     @property
     def shards(self) -> int:

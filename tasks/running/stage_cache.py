@@ -184,7 +184,8 @@ def _find(store: Store, key: str) -> tuple[StageRecord | None, str]:
 
 def _compute(call: StageCall) -> StageRecord:
     """Run the stage's process where the job places it, and describe what it made."""
-    remote = call.job.place == "ray" and not call.stage.machine_matters  # of two machines' clocks none is the other's
+    here = call.stage.machine_matters and not call.job.measure_on  # of two machines' clocks none is the other's
+    remote = call.job.place == "ray" and not here
     answer, host, seconds = _compute_on_cluster(call) if remote else _compute_here(call)
     return StageRecord(
         key=call.key,
@@ -209,6 +210,7 @@ def _compute_on_cluster(call: StageCall) -> tuple[dict[str, Any], str, float]:
         log_path=log_folder(call.job.run_id) / f"{call.file_stem}.log",
         threads=call.stage.threads or call.job.threads,
         shared=call.shared,
+        machines=call.job.measure_on if call.stage.machine_matters else None,
         on_progress=lambda fraction, text: _tell(call.name, fraction, text),
     )
     return answer, host, time.monotonic() - began

@@ -87,7 +87,8 @@ class StageCall:
             parts["cpu_class"] = cpu_class()
             parts["sums_saturate"] = sums_saturate(cpu_class())  # decided there, outside the sources that are hashed
         if stage.machine_matters:
-            parts["machine"] = {"host": socket.gethostname(), "cpu_class": cpu_class(), "cores": os.cpu_count()}
+            here = {"host": socket.gethostname(), "cores": os.cpu_count()}
+            parts["machine"] = {"cpu_class": cpu_class()} | ({"name": job.measure_on} if job.measure_on else here)
         canonical: dict[str, Any] = json.loads(canonical_json(parts))  # tuples to lists, as they will be read back
         return canonical
 

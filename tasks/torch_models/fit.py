@@ -65,6 +65,7 @@ class Fitted:
             "best_epoch": self.best_epoch,
             "val_metric": self.val_metric,
             "val_loss": self.val_loss,
+            "first_val_loss": float(self.history[0]["val_loss"]),
             "stopped_early": self.stopped_early,
         }
 
