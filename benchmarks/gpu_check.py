@@ -347,8 +347,8 @@ def xla(check: Check) -> None:
     import jax
 
     from tasks.compile.answer_proof import different
-    from tasks.compile.runtime_answers import as_run
     from tasks.compile.xla_program import call_program, xla_program
+    from tasks.onnx_models.graph_as_run import as_run
 
     images = np.random.default_rng(1).random((16 if check.quick else 256, 3, SMALL, SMALL)).astype(np.float32)
     file = files_of(check)["static"]

@@ -7,7 +7,6 @@ import os
 import platform
 import time
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from model_registry.cpu_class import cpu_class, cpu_model

@@ -86,8 +86,8 @@ class PipelineSpec(Frozen):
         default=None,
         min_length=1,
         description="machines that latencies are measured on, by CPU and number of cores: AMD EPYC 7B13, 8 cores "
-        "(`winnow doctor` says what this one is called). With place: ray those nodes of the cluster, one measurement at "
-        "a time on each; else this machine must be one. What was measured on another one is not used again",
+        "(`winnow doctor` says what this one is called). With place: ray those nodes of the cluster, one measurement "
+        "at a time on each; else this machine must be one. What was measured on another one is not used again",
     )
     data: DataSpec = Field(
         default_factory=DataSpec, description="what the data must satisfy before anything is trained"

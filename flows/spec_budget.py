@@ -17,6 +17,7 @@ SAME = {
     "budget.max_bytes": "gates.max_bytes",
     "budget.min_speedup": "gates.min_speedup",
     "budget.min_shrink": "gates.min_shrink",
+    "budget.max_luts": "gates.max_luts",
     "budget.batch": "measure.batch",
     "budget.threads": "export.threads",
     "objective": "gates.objective",
@@ -24,6 +25,8 @@ SAME = {
 """What a person asks for, and the stage's key that looks at it. Specs of before the budget may say the latter; the
 documents do not."""
 
+_CIRCUITS: dict[str, Any] = {"methods": ["static"], "scales": "power_of_two"}
+"""Of quantization: what can become a circuit."""
 TAIL_REQUESTS = 200
 """Of each variant, where a limit rests on the slowest twentieth of them."""
 
@@ -56,11 +59,27 @@ def budgeted(document: dict[str, Any]) -> dict[str, Any]:
     methods, size = said(made, "quantize.methods"), said(made, "budget.max_bytes")
     if isinstance(methods, list | tuple) and "mixed" in methods and size is not None:
         made["quantize"].setdefault("max_bytes", size)
+    tables = said(made, "budget.max_luts")
+    if tables is not None and (misfit := _for_circuits(made, tables)):
+        raise ValueError(misfit)
     if said(made, "budget.p95_ms") is not None or said(made, "gates.max_p95_ms") is not None:
         measure = made.setdefault("measure", {})
         if isinstance(measure, dict):
             measure.setdefault("requests", TAIL_REQUESTS)
     return made
+
+
+def _for_circuits(made: dict[str, Any], tables: Any) -> str:
+    """Have files made that an FPGA can take, and their tables counted; what is wrong where the spec asks otherwise."""
+    for section, wanted in (("measure", {"max_luts": tables}), ("quantize", _CIRCUITS)):
+        there = made.setdefault(section, {})
+        if not isinstance(there, dict):
+            return f"budget.max_luts needs int8 files: {section} {there!r} makes none; remove one"
+        for key, value in wanted.items():
+            found = there.setdefault(key, value)
+            if (list(found) if isinstance(found, tuple) else found) != value:
+                return f"budget.max_luts {tables!r} needs {section}.{key} {value!r}, and it is {found!r}; remove one"
+    return ""
 
 
 def _two_margins(document: dict[str, Any]) -> list[str]:

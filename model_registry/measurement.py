@@ -122,6 +122,8 @@ class Clocked(Frozen):
 
     tail_share: float = Field(gt=0)
     """As :attr:`Measurement.tail_share`."""
+    luts: int | None = None
+    """As :attr:`Measurement.luts`."""
 
     @property
     def latency_share(self) -> tuple[float, Interval]:
@@ -220,6 +222,8 @@ class Measurement(Record):
     parameters: int = Field(ge=0)
     macs: int | None = None
     """Multiply-accumulates for one sample; None where the graph cannot be counted."""
+    luts: int | None = None
+    """Look-up tables of an FPGA, about; None where nobody asked, and for files that no FPGA takes as they are."""
     predictions: FileEntry
     """npz (no pickle) of the outputs on the split, one row per sample in the split's order."""
     scores: FileEntry

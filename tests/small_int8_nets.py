@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import nn
 
-from tasks.compile.runtime_answers import as_run
+from tasks.onnx_models.graph_as_run import as_run
 from tasks.quantize.calibration import RowReader
 from tasks.quantize.int8_static import quantize_statically
 from tasks.quantize.power_of_two import snap_scales

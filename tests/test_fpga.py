@@ -10,14 +10,17 @@ import numpy as np
 import onnxruntime
 import pytest
 from onnx import numpy_helper
-from small_int8_nets import ROWS, chain, convolutions, few, int8, means, run_as
+from small_int8_nets import ROWS, chain, convolutions, few, float_file, int8, means, run_as
 from torch import nn
 
-from tasks.compile import fpga_circuit
 from tasks.compile.clocked_verilog import clocked, sources, write_verilog
-from tasks.compile.fpga_circuit import circuit, multiplications, refuse_large
-from tasks.compile.fpga_target import behind_codes, floats, to_codes
-from tasks.compile.integer_network import integer_network
+from tasks.compile.fpga_target import floats
+from tasks.onnx_models import fpga_circuit
+from tasks.onnx_models.circuit_codes import behind_codes, to_codes
+from tasks.onnx_models.fpga_circuit import circuit, multiplications, refuse_large
+from tasks.onnx_models.fpga_size import look_up_tables
+from tasks.onnx_models.graph_as_run import as_run
+from tasks.onnx_models.integer_network import integer_network
 from tasks.quantize.power_of_two import power_of_two
 from tasks.running.errors import TargetUnsupported
 
@@ -45,6 +48,20 @@ def test_every_scale_is_a_power_of_two_and_the_answers_stay_near(net: Callable[[
         for model in (prepared, quantized)
     )
     assert np.abs(exact - rounded).max() < 0.05 * np.abs(exact).max()
+
+
+def test_look_up_tables_are_those_of_the_circuit_and_of_large_ones_at_least_its_multiplications(tmp_path: Path) -> None:
+    file = int8(convolutions(), tmp_path)[0].SerializeToString()
+    network = integer_network(as_run(file, tmp_path))
+    count = multiplications(network, (2, 8, 8))
+    found = look_up_tables(file, ROWS[:1], tmp_path, at_most=count)
+    assert found is not None and count < found == round(circuit(network, (2, 8, 8)).cost)
+    written = write_verilog(circuit(network, (2, 8, 8)), tmp_path / "rtl")
+    assert found == pytest.approx(written.luts, rel=0.01), "what the target tells"
+    assert look_up_tables(file, ROWS[:1], tmp_path, at_most=count - 1) == count
+    any_scale = int8(convolutions(), tmp_path, powers_of_two=False)[0].SerializeToString()
+    assert look_up_tables(any_scale, ROWS[:1], tmp_path, at_most=10**6) is None
+    assert look_up_tables(float_file(convolutions()), ROWS[:1], tmp_path, at_most=10**6) is None
 
 
 @pytest.mark.parametrize("net", NETS)

@@ -68,6 +68,15 @@ def test_what_may_reach_the_margin_is_not_left_without_the_time_for_it() -> None
     assert move(known, *students, incumbent=2.0, seconds_left=150.0) == "s1", "it would win nothing"
 
 
+def test_what_costs_more_than_one_that_may_still_pass_is_not_looked_at() -> None:
+    known = made("middle", 2.0, rung=1, loss=0.06, seconds=20.0, finish=200.0)
+    dearer = Standing(name="s3", cost=3.0, last=4, kind="student", seconds=20.0)
+    assert move(known, dearer, seconds_left=400.0) == "middle"
+    assert move(known, replace(dearer, cost=1.9), seconds_left=400.0) == "s3"
+    late = replace(known, finish=500.0)
+    assert move(late, dearer, seconds_left=400.0) == "s3", "it comes too late to be an answer"
+
+
 def test_what_is_nearly_proven_goes_on_before_a_hopeless_look() -> None:
     known = made("middle", 2.0, rung=3, loss=0.003, spread=0.0024, seconds=40.0, finish=20.0)
     look = Standing(name="s1", cost=1.5, last=4, kind="student", seconds=20.0)

@@ -76,6 +76,7 @@ def test_a_candidate_at_its_limit_is_within() -> None:
         ({"max_p95_ms": 0.9}, "latency"),
         ({"min_speedup": 1.1}, "speedup"),
         ({"min_shrink": 1.1}, "shrink"),
+        ({"max_luts": 0.9}, "fpga"),
     ],
 )
 def test_beyond_any_limit_it_fails_that_gate(change: dict[str, float], gate: str) -> None:
@@ -85,7 +86,9 @@ def test_beyond_any_limit_it_fails_that_gate(change: dict[str, float], gate: str
     form = min(row.forms, key=lambda f: f.bytes)
     assert form.speedup_low and form.shrink and form.bound is not None
     limits = {"margin": form.bound, "max_bytes": form.bytes, "max_p95_ms": form.p95_ms}
-    limits |= {"min_speedup": form.speedup_low, "min_shrink": form.shrink}
-    lower = {name: int(limits[name] * by) if name == "max_bytes" else limits[name] * by for name, by in change.items()}
+    limits |= {"min_speedup": form.speedup_low, "min_shrink": form.shrink, "max_luts": 1000}
+    form = form.model_copy(update={"luts": 1000})
+    whole = ("max_bytes", "max_luts")
+    lower = {name: int(limits[name] * by) if name in whole else limits[name] * by for name, by in change.items()}
     (found,) = judged(row.model_copy(update={"forms": (form,)}), GateSpec.model_validate(limits | lower)).forms
     assert found.fails == (gate,)

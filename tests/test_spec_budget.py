@@ -35,6 +35,15 @@ def test_ratios_to_the_baseline_are_gates() -> None:
     assert parse_spec(spec.model_dump(mode="json", by_alias=True), "again") == spec
 
 
+def test_look_up_tables_are_counted_of_files_that_can_become_circuits() -> None:
+    spec = parsed(budget={"max_luts": 5000}, search={})
+    assert (spec.gates.max_luts, spec.measure.max_luts) == (5000, 5000) and spec.quantize is not None
+    assert (spec.quantize.methods, spec.quantize.scales) == (("static",), "power_of_two")
+    assert parse_spec(spec.model_dump(mode="json", by_alias=True), "again") == spec
+    with pytest.raises(SpecError, match=r"budget.max_luts 5000 needs quantize.scales 'power_of_two', and it is 'any'"):
+        parsed(budget={"max_luts": 5000}, quantize={"scales": "any"})
+
+
 def test_a_part_that_is_not_said_leaves_the_gates_default() -> None:
     spec = parsed(budget={"p95_ms": 2.0}, gates={"margin": 0.01})
     assert (spec.gates.margin, spec.gates.max_bytes, spec.objective) == (0.01, None, "latency")

@@ -253,6 +253,15 @@ def test_ratios_to_the_baseline_are_gates_and_the_sure_part_of_the_speed_up_coun
     assert names == {"speedup", "shrink"}
 
 
+def test_look_up_tables_are_a_gate_and_what_is_no_circuit_does_not_pass_it() -> None:
+    small, large = (measured(f"of {n}", BASE, p50=p, bytes=100, luts=n) for n, p in ((4000, 2.0), (6000, 1.0)))
+    assert choose(GateSpec(max_luts=5000), [small, large], BASE, {}).chosen.name == "of 4000"
+    (gate,) = failing_gates(GateSpec(max_luts=5000), large, BASE)
+    assert (gate.gate, gate.value, gate.unit) == ("fpga", 6000, "LUTs")
+    (none,) = failing_gates(GateSpec(max_luts=5000), BASE, BASE)
+    assert none.gate == "fpga" and none.value != none.value and "no circuit can be made of it" in none.meaning
+
+
 def test_variants_equally_fast_within_noise_are_told_apart_by_size() -> None:
     first, second = measured("first", BASE, p50=1.00, bytes=900), measured("second", BASE, p50=1.03, bytes=100)
     assert first.latency_share[1][1] > second.latency_share[1][0]

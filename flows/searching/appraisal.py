@@ -53,8 +53,12 @@ class Appraisal:
     def over_budget(self, form: Measurement | Clocked) -> list[str]:
         """What of the budget the form exceeds by its structure, whatever training does."""
         gates = structural_rows(self.setup.spec.gates, form, baseline_costs=self.baseline)
+        exceeded = [g for g in gates if not g.within]
         return [
-            f"{g.meaning} {g.value:.4g} {'>' if g.at_most else '<'} {g.limit:g} {g.unit}" for g in gates if not g.within
+            g.meaning
+            if math.isnan(g.value)
+            else f"{g.meaning} {g.value:.4g} {'>' if g.at_most else '<'} {g.limit:g} {g.unit}"
+            for g in exceeded
         ]
 
     def cheapest(self, forms: Iterable[Measurement]) -> Measurement | None:

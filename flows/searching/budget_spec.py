@@ -71,6 +71,12 @@ class BudgetSpec(Frozen):
         allow_inf_nan=False,
         description="how many times smaller than the baseline's file the variant's must be at least",
     )
+    max_luts: int | None = Field(
+        default=None,
+        gt=0,
+        description="largest acceptable number of look-up tables of an FPGA, as da4ml estimates them; only static "
+        "int8 files with scales that are powers of two are made then (see docs/targets.md). Needs winnow-mlops[fpga]",
+    )
     threads: int | None = Field(
         default=None,
         ge=1,

@@ -30,6 +30,7 @@ def row_of(candidate: Candidate, gates: GateSpec, baseline: Measurement) -> Cand
             speedup=m.speedup.value if m.speedup else None,
             speedup_low=m.speedup.interval[0] if m.speedup else None,
             shrink=baseline.bytes / m.bytes,
+            luts=m.luts,
             cpu_seconds=m.cpu_seconds,
             fails=tuple(g.gate for g in failing_gates(gates, m, baseline)),
         )
@@ -70,6 +71,7 @@ def _timed(found: Clocked, baseline: Measurement) -> CandidateForm:
         speedup=found.speedup.value,
         speedup_low=found.speedup.interval[0],
         shrink=baseline.bytes / found.bytes,
+        luts=found.luts,
         cpu_seconds=None,
     )
 
@@ -100,6 +102,10 @@ def _over(form: CandidateForm, gates: GateSpec) -> dict[str, str]:
         found["speedup"] = f"{form.speedup_low:.3g}x as fast (lower end) < {gates.min_speedup:g}x"
     if gates.min_shrink is not None and form.shrink is not None and form.shrink < gates.min_shrink:
         found["shrink"] = f"{form.shrink:.3g}x smaller < {gates.min_shrink:g}x"
+    if gates.max_luts is not None and form.luts is None:
+        found["fpga"] = "no circuit can be made of it"
+    elif gates.max_luts is not None and form.luts is not None and form.luts > gates.max_luts:
+        found["fpga"] = f"about {form.luts} LUTs > {gates.max_luts} LUTs"
     return found
 
 

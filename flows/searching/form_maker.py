@@ -73,7 +73,7 @@ class FormMaker:
             return
         outcome = clock(
             self.setup.job,
-            ClockSpec(batch=self.setup.spec.measure.batch),
+            ClockSpec(batch=self.setup.spec.measure.batch, max_luts=self.setup.spec.measure.max_luts),
             data=self.setup.data,
             variants=sketches,
             baseline=self.tally.exported,

@@ -141,7 +141,8 @@ def next_move(
 
     1. Each family (``kind``) has one short training, of its candidate nearest to ``start``: the fastest one to train
        first, since several trainings are made of the very first; it is no fresh network if there is another, since
-       what suits it suits no other.
+       what suits it suits no other. But what costs more than a candidate that may still reach the margin is not looked
+       at while that may.
     2. Before a second training of another kind or cost, the first one is trained further, a little: how fast losses
        fall decides what is worth a look at all, and tasks differ (powers of 0.7 and 1.9 were seen).
     3. In the family that promises most: bisection with short trainings, then the cheapest one that may pass goes on.
@@ -158,12 +159,14 @@ def next_move(
     """
     worth = float("inf") if incumbent is None else _CHEAPER * incumbent
     open_ = [s for s in standings if s.possible and s.rung < s.last and s.seconds <= seconds_left and s.cost < worth]
-    name = _choice(standings, open_, rules, anything_won=incumbent is not None)
     leader = min(
         (s for s in open_ if 0 < s.rung < rules.rungs + s.longer and s.finish <= seconds_left),
         key=lambda s: s.cost,
         default=None,
     )
+    if leader is not None:
+        open_ = [s for s in open_ if s.rung or s.cost < _CHEAPER * leader.cost]
+    name = _choice(standings, open_, rules, anything_won=incumbent is not None)
     other = next((s for s in open_ if s.name == name), None)
     if leader is None or other is None or other is leader:
         return name

@@ -42,12 +42,19 @@ STAGE = Stage(
 )
 
 
-def require_targets(targets: Sequence[Target]) -> None:
+def require_targets(targets: Sequence[Target], *, counts_luts: bool = False) -> None:
     """Refuse targets whose libraries or machine are not there; called before anything is trained.
+
+    Args:
+        counts_luts: a budget limits the look-up tables of an FPGA.
 
     Raises:
         SpecError: names what to install, or what the machine lacks.
     """
+    if counts_luts and find_spec("da4ml") is None:
+        raise SpecError(
+            "budget.max_luts needs da4ml, which is not installed: pip install 'winnow-mlops[fpga]', or remove it"
+        )
     for target in targets:
         absent = [name for name in _PROGRAMS.get(target, ()) if shutil.which(name) is None]
         if absent:

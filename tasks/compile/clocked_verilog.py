@@ -16,7 +16,7 @@ from da4ml.codegen import VerilogModel
 from da4ml.trace.pipeline import to_pipeline
 from numpy.typing import NDArray
 
-from tasks.compile.fpga_circuit import Circuit
+from tasks.onnx_models.fpga_circuit import Circuit
 from tasks.running.errors import TargetUnsupported
 
 NAME = "winnow_net"

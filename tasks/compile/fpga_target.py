@@ -9,19 +9,16 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 from numpy.typing import NDArray
-from onnx import ModelProto
-from onnx.utils import Extractor
 
 from tasks.compile.answer_proof import different
 from tasks.compile.clocked_verilog import NAME, Verilog, cells, clocked, sources, write_verilog
 from tasks.compile.form_request import FormRequest, MadeForm
-from tasks.compile.fpga_circuit import circuit, refuse_large
-from tasks.compile.integer_network import IntegerNetwork, integer_network
-from tasks.compile.runtime_answers import as_run
 from tasks.evidence.number_text import count_text
+from tasks.onnx_models.circuit_codes import behind_codes, to_codes
+from tasks.onnx_models.fpga_circuit import circuit, refuse_large
+from tasks.onnx_models.graph_as_run import as_run
+from tasks.onnx_models.integer_network import IntegerNetwork, integer_network
 
 Array = NDArray[Any]
 RANDOM_ROWS = 100_000
@@ -65,45 +62,11 @@ def make_fpga(asked: FormRequest) -> MadeForm:
     return MadeForm(fields, {"rtl.tar.gz": _packed(verilog, network, codes.shape[1:])})
 
 
-def to_codes(model: ModelProto, network: IntegerNetwork, rows: Array) -> Array:
-    """The bytes that the circuit is sent for raw rows: what the graph does before its first layer."""
-    name = model.graph.input[0].name
-    if network.codes == name:
-        return rows
-    session = _session(_part(model, [name], [network.codes], codes_signed=network.signed))
-    codes: Array = session.run(None, {name: rows})[0]
-    return codes
-
-
-def behind_codes(model: ModelProto, network: IntegerNetwork, codes: Array) -> Array:
-    """What ONNX Runtime answers to these bytes, [rows, outputs]."""
-    session = _session(_part(model, [network.codes], [model.graph.output[0].name], codes_signed=network.signed))
-    parts = [session.run(None, {network.codes: codes[n : n + 1024]})[0] for n in range(0, len(codes), 1024)]
-    return np.concatenate(parts).reshape(len(codes), -1)
-
-
 def floats(network: IntegerNetwork, answers: NDArray[np.int64]) -> Array:
     """The circuit's whole numbers as the model's answers [rows, outputs], float32."""
     each = np.repeat(network.scale, answers.shape[1] // len(network.scale))
     found: Array = (answers - network.zero).astype(np.float32) * each
     return found
-
-
-def _part(model: ModelProto, inputs: list[str], outputs: list[str], *, codes_signed: bool) -> ModelProto:
-    known = ModelProto()
-    known.CopyFrom(model)
-    there = {value.name for value in (*model.graph.input, *model.graph.output)}
-    for name in {*inputs, *outputs} - there:  # bytes, of any shape
-        signed = onnx.TensorProto.INT8 if codes_signed else onnx.TensorProto.UINT8
-        known.graph.value_info.append(onnx.helper.make_tensor_value_info(name, signed, None))
-    return Extractor(known).extract_model(inputs, outputs)
-
-
-def _session(model: ModelProto) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def _facts(verilog: Verilog, count: int) -> dict[str, str]:

@@ -1,18 +1,18 @@
-"""ONNX Runtime's own word on a single node, and on which graph it runs."""
+"""ONNX Runtime's own word on a single node, and on every row."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto
+from onnx import NodeProto
 
 from model_registry.variant import Variant
+from tasks.onnx_models.graph_as_run import runtime_options, runtime_session
 
 _STANDARD = 21
 """Opset of a single node's model."""
@@ -38,22 +38,7 @@ def ask_runtime(node: NodeProto, *inputs: NDArray[Any] | None, **attributes: Any
     graph = onnx.helper.make_graph([alone], "node", tensors, [onnx.helper.make_empty_tensor_value_info("o")])
     opsets = [onnx.helper.make_opsetid("", _STANDARD), onnx.helper.make_opsetid("com.microsoft", 1)]
     model = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    return list(_session(model.SerializeToString(), _options()).run(None, fed))
-
-
-def as_run(file: bytes, folder: Path) -> ModelProto:
-    """The graph as ONNX Runtime runs it, with its int8 kernels in the places where it has them.
-
-    Without what depends on the processor's own layouts, which moves values and changes none.
-    """
-    written = folder / "as-run.onnx"
-    options = _options()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    options.optimized_model_filepath = str(written)
-    _session(file, options)
-    model = onnx.load_model(written)
-    written.unlink()
-    return model
+    return list(runtime_session(model.SerializeToString(), runtime_options()).run(None, fed))
 
 
 def runtime_answers(file: bytes, variant: Variant, inputs: Sequence[NDArray[Any]], *, batch: int) -> list[NDArray[Any]]:
@@ -64,7 +49,7 @@ def runtime_answers(file: bytes, variant: Variant, inputs: Sequence[NDArray[Any]
         batch: rows that are asked about together.
     """
     runtime = variant.runtime
-    options = _options()
+    options = runtime_options()
     options.intra_op_num_threads = runtime.intra_op_threads
     options.graph_optimization_level = _LEVELS[runtime.graph_optimization]
     session = onnxruntime.InferenceSession(
@@ -84,14 +69,3 @@ _LEVELS = {
     "extended": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     "all": onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
 }
-
-
-def _options() -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return options
-
-
-def _session(file: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])

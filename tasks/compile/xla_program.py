@@ -51,7 +51,7 @@ def xla_program(model: ModelProto, inputs: Sequence[TensorSpec]) -> XlaProgram:
     """Compile the graph for every platform at once; the batch stays free where the inputs' is.
 
     Args:
-        model: as ONNX Runtime runs it, see :func:`tasks.compile.runtime_answers.as_run`.
+        model: as ONNX Runtime runs it, see :func:`tasks.onnx_models.graph_as_run.as_run`.
         inputs: of the variant, in the order in which the function takes them.
 
     Raises:

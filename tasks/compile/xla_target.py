@@ -8,8 +8,8 @@ import jax
 
 from tasks.compile.answer_proof import TOLERANCE, prove
 from tasks.compile.form_request import FormRequest, MadeForm
-from tasks.compile.runtime_answers import as_run
 from tasks.compile.xla_program import PLATFORMS, call_program, xla_program
+from tasks.onnx_models.graph_as_run import as_run
 
 ARTIFACT = "model.stablehlo"
 

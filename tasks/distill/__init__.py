@@ -144,17 +144,16 @@ def distill(
     """Train the variants ``student`` and ``control``: same model, seed and budget, with and without the teacher.
 
     The files ``student.history.jsonl`` and ``control.history.jsonl`` hold their curves. Values: ``student`` and
-    ``control`` (each ``parameters``, ``epochs``, ``best_epoch``, ``val_metric``, ``val_loss``, ``first_val_loss``), ``parent`` or, of a
-    fresh student, ``teacher`` (``val_metric``), ``metric`` (its name), and ``gain``: the student's metric over the
-    control's on validation, turned so that more is better, with ``gain_interval`` (95 %, paired) and ``gain_p``;
-    without control there is no gain. ``chosen`` (``temperature``, ``alpha``), ``tried`` (those and ``epochs``,
-    ``val_loss``, ``val_metric`` of each short training), ``epoch_seconds`` (of an epoch of the student), ``hints``
-    (pairs of module names), ``teachers`` (``val_metric`` of each), ``inherited`` (share of the student's parameters
-    that began as the teacher's; with ``inherit``), ``scale`` (as it was settled beside the teacher). Where labels alone
-    teach (``alpha`` 0, no hints) no teacher is
-    asked and ``teacher`` is absent. An untrained student (0 epochs) only has ``parameters``, ``inherited`` and
-    ``row_seconds``, which a row of a training step would take, and ``larger`` (``batch_size``, ``row_seconds``):
-    the same with as large a batch as hardly lengthens a step.
+    ``control`` (each ``parameters``, ``epochs``, ``best_epoch``, ``val_metric``, ``val_loss``, ``first_val_loss``),
+    ``parent`` or, of a fresh student, ``teacher`` (``val_metric``), ``metric`` (its name), and ``gain``: the student's
+    metric over the control's on validation, turned so that more is better, with ``gain_interval`` (95 %, paired) and
+    ``gain_p``; without control there is no gain. ``chosen`` (``temperature``, ``alpha``), ``tried`` (those and
+    ``epochs``, ``val_loss``, ``val_metric`` of each short training), ``epoch_seconds`` (of an epoch of the student),
+    ``hints`` (pairs of module names), ``teachers`` (``val_metric`` of each), ``inherited`` (share of the student's
+    parameters that began as the teacher's; with ``inherit``), ``scale`` (as it was settled beside the teacher). Where
+    labels alone teach (``alpha`` 0, no hints) no teacher is asked and ``teacher`` is absent. An untrained
+    student (0 epochs) only has ``parameters``, ``inherited`` and ``row_seconds``, which a row of a training step would
+    take, and ``larger`` (``batch_size``, ``row_seconds``): the same with as large a batch as hardly lengthens a step.
 
     Args:
         parent: a torch variant that is trained further instead of a fresh student; it keeps its structure (role,

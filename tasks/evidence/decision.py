@@ -14,7 +14,7 @@ from tasks.evidence.number_text import gate_number
 from tasks.evidence.split_gap import SplitGap
 
 Severity = Literal["critical", "warning"]
-Unit = Literal["loss", "metric", "ms", "bytes", "ratio", "samples", "points", "tokens/s"]
+Unit = Literal["loss", "metric", "ms", "bytes", "ratio", "samples", "points", "tokens/s", "LUTs"]
 
 
 class GateRow(Frozen):

@@ -84,8 +84,8 @@ def times_text(ratio: float) -> str:
 
 
 def gate_number(value: float, unit: str, metric: str) -> str:
-    """A gate's number in its unit: ``loss``, ``metric``, ``ms``, ``bytes``, ``ratio``, ``samples``, ``points`` or
-    ``tokens/s``."""
+    """A gate's number in its unit: ``loss``, ``metric``, ``ms``, ``bytes``, ``ratio``, ``samples``, ``points``,
+    ``tokens/s`` or ``LUTs``."""
     if value != value:
         return "missing"
     if unit == "loss":
@@ -99,4 +99,5 @@ def gate_number(value: float, unit: str, metric: str) -> str:
         "samples": f"{value:.0f}",
         "points": points(value, "accuracy"),
         "tokens/s": f"{three_digits(value)} tokens/s",
+        "LUTs": f"{count_text(value)} LUTs",
     }[unit]

@@ -31,6 +31,8 @@ class CandidateForm(Frozen):
     """Lower end of its 95 % interval; None in records of before, as is ``shrink``: they are not judged by it."""
     shrink: float | None = None
     """Bytes of the baseline's file over this one's."""
+    luts: int | None = None
+    """Look-up tables of an FPGA, about; None where nobody asked, or no circuit can be made of it."""
     cpu_seconds: float | None
     fails: tuple[str, ...] = ()
     """Gates that it would fail."""

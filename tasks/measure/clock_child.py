@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from model_registry.manifest import FileEntry
+from tasks.measure.fpga_need import tables_needed
 from tasks.measure.probe_process import probe_process
 from tasks.running.child import Child, Result
 
@@ -25,4 +26,8 @@ def main(child: Child) -> Result:
             seconds=child.spec["seconds"],
         )
         probe.settle()
-    return Result(values={"clocked": [each.model_dump(mode="json") for each in found]})
+    child.progress(0.9, "sizing")
+    at_most = child.spec["max_luts"]
+    needed = [tables_needed(v, inputs, store=child.store, folder=child.workdir, at_most=at_most) for v in variants]
+    sized = [each.model_copy(update={"luts": luts}) for each, luts in zip(found, needed, strict=True)]
+    return Result(values={"clocked": [each.model_dump(mode="json") for each in sized]})

@@ -17,6 +17,7 @@ from tasks.evidence.class_loss import class_losses
 from tasks.evidence.paired import Scores, compare_paired, summarise_pairs
 from tasks.evidence.scoring import per_class, score
 from tasks.evidence.text_bytes import bits_per_byte
+from tasks.measure.fpga_need import tables_needed
 from tasks.measure.kept_answers import kept_answers
 from tasks.measure.probe_process import ProbeProcess, probe_process
 from tasks.onnx_models.onnx_cost import onnx_cost
@@ -56,6 +57,9 @@ def main(child: Child) -> Result:
             **evidence,
             **_numbers(probed),
             **_costs(child, variant),
+            luts=tables_needed(
+                variant, inputs, store=child.store, folder=child.workdir, at_most=child.spec["max_luts"]
+            ),
             predictions=publish_arrays(
                 child.store, "predictions.npz", outputs=kept_answers(outputs, child.spec["predict_batch"])
             ),

@@ -103,7 +103,8 @@ def train(job: Job, spec: TrainSpec, *, data: DataRef, label: str = "") -> Outco
     Args:
         label: names the stage, where several teachers are trained.
 
-    Values: ``parameters``, ``epochs`` done, ``best_epoch``, ``val_metric``, ``val_loss``, ``first_val_loss`` (after one epoch), ``stopped_early``.
+    Values: ``parameters``, ``epochs`` done, ``best_epoch``, ``val_metric``, ``val_loss``, ``first_val_loss`` (after one
+    epoch), ``stopped_early``.
 
     Raises:
         TrainingDiverged: the loss became NaN or infinite.

@@ -74,6 +74,10 @@ def structural_rows(
         meaning, ratio = "size of the baseline's file over this one's", baseline_costs.bytes / costs.bytes
         limit = spec.min_shrink
         rows.append(GateRow(gate="shrink", meaning=meaning, value=ratio, limit=limit, unit="ratio", at_most=False))
+    if spec.max_luts is not None:
+        value = math.nan if costs.luts is None else costs.luts
+        meaning = "look-up tables of an FPGA, about" if costs.luts is not None else "no circuit can be made of it"
+        rows.append(GateRow(gate="fpga", meaning=meaning, value=value, limit=spec.max_luts, unit="LUTs"))
     return tuple(rows)
 
 

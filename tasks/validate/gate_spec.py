@@ -10,7 +10,7 @@ from tasks.evidence.number_text import share_of_baseline
 
 _SMALLEST = 1e-12
 """Of a baseline without any error: what equals it still passes."""
-STRUCTURAL = ("latency", "size", "speedup", "shrink")
+STRUCTURAL = ("latency", "size", "speedup", "shrink", "fpga")
 """Gates that depend on a model's structure alone: training changes nothing about them."""
 
 
@@ -66,6 +66,9 @@ class GateSpec(Frozen):
         allow_inf_nan=False,
         description="what budget.min_shrink says",
         json_schema_extra={"deprecated": True},
+    )
+    max_luts: int | None = Field(
+        default=None, gt=0, description="what budget.max_luts says", json_schema_extra={"deprecated": True}
     )
     max_choice_drop: float | None = Field(
         default=None,

@@ -115,7 +115,7 @@ def integer_network(model: ModelProto) -> IntegerNetwork:
     """Read the chain out of a graph.
 
     Args:
-        model: as ONNX Runtime runs it, see :func:`tasks.compile.runtime_answers.as_run`.
+        model: as ONNX Runtime runs it, see :func:`tasks.onnx_models.graph_as_run.as_run`.
 
     Raises:
         TargetUnsupported: names the node, what it does, and the nearest form that can be taken.

@@ -15,7 +15,7 @@ import numpy as np
 from da4ml.trace import FixedVariableArray, HWConfig, comb_trace
 from numpy.typing import NDArray
 
-from tasks.compile.integer_network import (
+from tasks.onnx_models.integer_network import (
     IntegerNetwork,
     Layer,
     MaxOver,
