@@ -98,6 +98,22 @@ def test_a_search_ends_with_the_smallest_variant_inside_the_budget(winnow: Winno
     assert (winnow.home / "runs" / refused["run_id"] / "report" / "report.html").exists()
 
 
+def test_a_search_finds_what_fits_an_fpga(winnow: Winnow) -> None:
+    students = [{"network": "shallow"}, {"network": "strided", "width": 0.5}]
+    search = {"minutes": 5, "trials": 3, "shrink": [], "students": students, "rungs": 1}
+    budget = {"max_accuracy_drop": 0.3, "max_luts": 50_000}
+    changes = {"search": search, "budget": budget, "quantize": {"calibration_samples": 32}, "qat": None}
+    report = winnow.report(spec(winnow.folder, "for-a-board", **changes))
+    assert report["status"] == "released"
+    candidates = {c["name"]: c for c in report["search"]["candidates"]}
+    assert candidates["student1"]["state"] == "over the budget" and not candidates["student1"]["losses"]
+    assert "LUTs > 50000 LUTs" in candidates["student1"]["reason"] and candidates["teacher"]["state"] == "over the budget"
+    chosen = next(f for f in candidates["student2"]["forms"] if f["digest"] == report["chosen"])
+    assert chosen["name"].endswith("int8-static") and 3_000 < chosen["luts"] <= 50_000
+    gate = next(g for g in report["decision"]["gates"] if g["gate"] == "fpga")
+    assert gate["passed"] and gate["value"] == chosen["luts"]
+
+
 def test_a_killed_search_goes_on_where_it_was(winnow: Winnow) -> None:
     search = {**SPEC["search"], "students": [], "control": False, "parallel": 2}
     path = spec(winnow.folder, "stopped", seed=5, search=search, objective="front")
