@@ -79,7 +79,7 @@ def compress(
 
 def make_variants(job: Job, spec: PipelineSpec) -> Made:
     """The chain from the data to every variant, measured. Each step is looked up before it is computed."""
-    require_targets(spec.targets, counts_luts=spec.measure.max_luts is not None)
+    require_targets(spec.targets, counts_luts=spec.measure.luts_below is not None)
     if spec.place == "ray":
         require_cluster()
     require_machines(job)

@@ -75,6 +75,8 @@ def test_what_costs_more_than_one_that_may_still_pass_is_not_looked_at() -> None
     assert move(known, replace(dearer, cost=1.9), seconds_left=400.0) == "s3"
     late = replace(known, finish=500.0)
     assert move(late, dearer, seconds_left=400.0) == "s3", "it comes too late to be an answer"
+    hopeless = made("middle", 2.0, rung=2, loss=0.9, seconds=20.0, finish=200.0)
+    assert move(hopeless, dearer, incumbent=4.0, seconds_left=400.0) == "s3", "what nobody trains on stands in no way"
 
 
 def test_what_is_nearly_proven_goes_on_before_a_hopeless_look() -> None:
@@ -237,3 +239,14 @@ def test_every_search_ends(ladder: list[tuple[float, float]], incumbent: float |
         assert incumbent is None or old.cost < incumbent
         standings[name] = made(name, old.cost, rung=old.rung + 1, loss=losses[name] / (old.rung + 1))
     raise AssertionError("the search goes on for ever")
+
+
+def test_of_those_that_may_pass_the_one_goes_on_that_saves_most_times_its_chance() -> None:
+    sure = made("sure", 0.069, rung=2, loss=0.004, spread=0.001)
+    risky = made("risky", 0.055, rung=2, loss=0.0138, spread=0.0009)
+    assert expected(risky, RULES) == pytest.approx(0.0051, abs=1e-4)
+    near = replace(risky, loss=0.013)
+    assert expected(near, RULES) < MARGIN
+    assert move(sure, near, incumbent=0.32) == "sure", "a fifth cheaper is not worth half the chance"
+    assert move(sure, replace(near, cost=0.02), incumbent=0.32) == "risky", "three times cheaper is"
+    assert move(sure, near, incumbent=0.0695) == "risky", "the other one wins nothing"

@@ -51,7 +51,7 @@ def test_files_of_two_inputs_and_a_regression_are_made_and_measured(
     monkeypatch.setattr(compare, "PEERS", tmp_path / "peers")
     monkeypatch.setattr(compare, "REQUIREMENTS", {})
     folder = tmp_path / "peers" / "two"
-    compare.make_files(str(spec), fp32, folder, 0.01, 30)
+    compare.make_files(str(spec), fp32, folder, max_drop=0.01, relative=True, validation_rows=30)
     with np.load(folder / "calibration.npz", allow_pickle=False) as archive:
         assert {name: archive[name].shape[0] for name in archive.files} == {"image": 64, "table": 64, "target": 64}
     ours, plain = compare.load(folder / "peer_ours.json"), compare.load(folder / "peer_onnxruntime.json")

@@ -107,7 +107,9 @@ def test_a_search_finds_what_fits_an_fpga(winnow: Winnow) -> None:
     assert report["status"] == "released"
     candidates = {c["name"]: c for c in report["search"]["candidates"]}
     assert candidates["student1"]["state"] == "over the budget" and not candidates["student1"]["losses"]
-    assert "LUTs > 50000 LUTs" in candidates["student1"]["reason"] and candidates["teacher"]["state"] == "over the budget"
+    assert (
+        "LUTs > 50000 LUTs" in candidates["student1"]["reason"] and candidates["teacher"]["state"] == "over the budget"
+    )
     chosen = next(f for f in candidates["student2"]["forms"] if f["digest"] == report["chosen"])
     assert chosen["name"].endswith("int8-static") and 3_000 < chosen["luts"] <= 50_000
     gate = next(g for g in report["decision"]["gates"] if g["gate"] == "fpga")

@@ -70,3 +70,7 @@ def test_a_candidate_that_taught_the_others_has_a_sentence_of_its_own() -> None:
     said = mix_sentence(made.model_copy(update={"search": search}))
     assert "pruned14-r2 does better than the teacher" in said and "its answers at 50% 94.0 %" in said
     assert said.endswith("later ones learned from pruned14-r2 too.") and "holds its pupils back" in said
+    alone = made.search.model_copy(update={"mixes": tuple(later)})
+    assert mix_sentence(made.model_copy(update={"search": alone})).startswith("pruned14-r2 does better")
+    diverged = made.search.model_copy(update={"mixes": (*made.search.mixes, later[1])})
+    assert "does better" not in mix_sentence(made.model_copy(update={"search": diverged}))

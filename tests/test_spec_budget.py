@@ -37,11 +37,18 @@ def test_ratios_to_the_baseline_are_gates() -> None:
 
 def test_look_up_tables_are_counted_of_files_that_can_become_circuits() -> None:
     spec = parsed(budget={"max_luts": 5000}, search={})
-    assert (spec.gates.max_luts, spec.measure.max_luts) == (5000, 5000) and spec.quantize is not None
+    assert (spec.gates.max_luts, spec.measure.luts_below) == (5000, 8192) and spec.quantize is not None
+    assert parsed(gates={"max_luts": 70_000}).measure.luts_below == 65_536, (
+        "who says it to the gate wants it counted too"
+    )
     assert (spec.quantize.methods, spec.quantize.scales) == (("static",), "power_of_two")
     assert parse_spec(spec.model_dump(mode="json", by_alias=True), "again") == spec
     with pytest.raises(SpecError, match=r"budget.max_luts 5000 needs quantize.scales 'power_of_two', and it is 'any'"):
         parsed(budget={"max_luts": 5000}, quantize={"scales": "any"})
+    with pytest.raises(SpecError, match="qat contradict each other"):
+        parsed(budget={"max_luts": 5000}, qat={})
+    with pytest.raises(SpecError, match=r"budget.max_luts: -1 is refused"):
+        parsed(budget={"max_luts": -1})
 
 
 def test_a_part_that_is_not_said_leaves_the_gates_default() -> None:

@@ -1,7 +1,7 @@
 """Winnow's int8 files against those of other tools, from the same trained model, on the same rows, in one run.
 
     python benchmarks/proof.py convnext --zero-knob --peers
-    python benchmarks/peers/compare.py convnext --fp32 proof-convnext-teacher.onnx --also proof-convnext.onnx
+    python benchmarks/peers/compare.py convnext --also proof-convnext-zero-knob.onnx
 
 The second line is what the first one ends with, for files that are there. Each tool (NNCF, Olive, ONNX Runtime alone)
 gets the teacher's fp32 ONNX file and the same 512 calibration rows, those with accuracy control also the same rows of
@@ -46,17 +46,19 @@ def main() -> int:
     row = ROWS[arguments.row]
     spec = (row.budget_only or row).spec
     folder = PEERS / row.name
-    max_drop = row.drop or row.margin or 0.01
+    max_drop, relative = row.relative_drop or row.drop or row.margin or 0.01, row.relative_drop is not None
     result: dict[str, Any] = {
         "schema": 1,
         "row": row.name,
         "date": time.strftime("%Y-%m-%d"),
         "load_before": os.getloadavg(),
         "max_drop": max_drop,
+        "relative_drop": relative,
         "validation_rows": arguments.validation_rows,
     }
     if not arguments.only_measure:
-        make_files(spec, arguments.fp32, folder, max_drop, arguments.validation_rows)
+        rows = arguments.validation_rows
+        make_files(spec, arguments.fp32, folder, max_drop=max_drop, relative=relative, validation_rows=rows)
     parts = {tool: load(folder / f"peer_{tool}.json") for tool in TOOLS}
     result["versions"] = {tool: part.pop("versions") for tool, part in parts.items() if part}
     made = {name: facts for part in parts.values() for name, facts in part.items()}
@@ -79,7 +81,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("row", choices=list(ROWS), help="of benchmarks/proof.py: its data, its metric, its budget")
-    parser.add_argument("--fp32", type=Path, help="the teacher's ONNX file; the default is proof-ROW-teacher.onnx")
+    parser.add_argument("--fp32", type=Path, help="the teacher's ONNX file; the default is what proof.py left here")
     parser.add_argument("--output", type=Path, help="where the JSON goes; the default is peers-ROW.json")
     parser.add_argument("--validation-rows", type=int, default=4000, help="that accuracy control looks at")
     parser.add_argument("--test-rows", type=int, help="of the test split; the default is all")
@@ -87,7 +89,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--also", type=Path, action="append", default=[], help="another ONNX file to measure")
     parser.add_argument("--only-measure", action="store_true", help="measure the files that the last run made")
     arguments = parser.parse_args()
-    arguments.fp32 = arguments.fp32 or Path(f"proof-{arguments.row}-teacher.onnx")
+    left = [Path(f"proof-{arguments.row}{end}-teacher.onnx") for end in ("-zero-knob", "")]
+    arguments.fp32 = arguments.fp32 or next((file for file in left if file.is_file()), left[0])
     arguments.output = arguments.output or Path(f"peers-{arguments.row}.json")
     needed = [*arguments.also, *([] if arguments.only_measure else [arguments.fp32])]
     if missing := [str(path) for path in needed if not path.is_file()]:
@@ -98,15 +101,20 @@ def parse() -> argparse.Namespace:
     return arguments
 
 
-def make_files(spec: str, fp32: Path, folder: Path, max_drop: float, validation_rows: int) -> None:
-    """Have each tool write its files and ``peer_<tool>.json``; one that cannot be installed is named and left out."""
+def make_files(spec: str, fp32: Path, folder: Path, *, max_drop: float, relative: bool, validation_rows: int) -> None:
+    """Have each tool write its files and ``peer_<tool>.json``; one that cannot be installed is named and left out.
+
+    Args:
+        max_drop: what accuracy control may lose of the metric; ``relative``: as a share of it (others than ours control
+            the accuracy of classes only).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for old in [*folder.glob("*.onnx"), *folder.glob("peer_*.json")]:
         old.unlink()
     shutil.copyfile(fp32, folder / "fp32.onnx")
     rows = [str(max_drop), str(validation_rows)]
     run(sys.executable, "inputs", [spec, str(folder)])
-    run(sys.executable, "ours", [str(folder), *rows, spec])
+    run(sys.executable, "ours", [str(folder), *rows, spec, *(["--relative"] if relative else [])])
     run(sys.executable, "onnxruntime", [str(folder)])
     for peer in REQUIREMENTS:
         try:

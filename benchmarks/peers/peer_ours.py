@@ -1,4 +1,4 @@
-"""Winnow's own post-training quantization, as a stage runs it: ``peer_ours.py FOLDER MAX_DROP VALIDATION_ROWS SPEC``.
+"""Winnow's own post-training quantization, as a stage runs it: ``peer_ours.py FOLDER MAX_DROP ROWS SPEC [--relative]``.
 
 Writes ``ours-static.onnx`` (the defaults), ``ours-recipe.onnx`` (equalization, bias correction, calibration method
 chosen) and ``ours-control.onnx`` (that with accuracy control by the workload's metric), and ``peer_ours.json`` with
@@ -99,7 +99,7 @@ def write(file: Path, quantized: Any) -> None:
     file.write_bytes(strip(quantized, merge_equal=True))
 
 
-def main(folder: Path, max_drop: float, validation_rows: int, spec: str) -> None:
+def main(folder: Path, max_drop: float, validation_rows: int, spec: str, relative: str = "") -> None:
     file = (folder / "fp32.onnx").read_bytes()
     taken = {tensor.name for tensor in signature(onnx.load_from_string(file))[0]}
     with np.load(folder / "calibration.npz", allow_pickle=False) as archive:
@@ -115,7 +115,9 @@ def main(folder: Path, max_drop: float, validation_rows: int, spec: str) -> None
             write(folder / f"{name}.onnx", build(frozenset()))
             made[name] = {"seconds": time.monotonic() - began, **notes}
         began = time.monotonic()
-        excluded, notes = controlled(file, prepared, build, rows, workload, max_drop)
+        parent = top_answers(file, {name: values for name, values in rows.items() if name != TARGET})
+        share = abs(workload.scores(parent, rows[TARGET]).mean()) if relative else 1.0
+        excluded, notes = controlled(file, prepared, build, rows, workload, max_drop * share)
         write(folder / "ours-control.onnx", build(excluded))
         seconds = made["ours-recipe"]["seconds"] + time.monotonic() - began  # it starts from that recipe
         made["ours-control"] = {"seconds": seconds, **notes}
@@ -123,4 +125,4 @@ def main(folder: Path, max_drop: float, validation_rows: int, spec: str) -> None
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+    main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), *sys.argv[4:])

@@ -50,7 +50,8 @@ def compress_model(
         train, validation, test: each ``(inputs, targets)`` as arrays, tensors or pandas objects [rows, ...]; a mapping
             of columns with the key ``target``; or a torch Dataset of ``(input, target)``. The test split is used once.
         budget: any of ``max_accuracy_drop`` (in the metric's unit) or ``max_relative_drop`` (a share of it),
-            ``p95_ms``, ``max_bytes``, ``min_speedup`` and ``min_shrink`` (times, against the baseline), ``threads``,
+            ``p95_ms``, ``max_bytes``, ``min_speedup`` and ``min_shrink`` (times, against the baseline), ``max_luts``,
+            ``threads``,
             ``batch``.
         objective: what counts inside the budget: ``latency``, ``size``, ``throughput``, or ``front``: all that no
             other beats.

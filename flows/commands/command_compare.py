@@ -119,7 +119,11 @@ def compare_command(what: str, as_json: bool) -> int:
 @click.option(
     "--run", metavar="RUN", help="The file that this run chose, released or not: its id or the beginning of one."
 )
-@click.option("--variant", metavar="NAME", help="With --run: that variant instead, as `winnow compare` names it.")
+@click.option(
+    "--variant",
+    metavar="NAME",
+    help="With --run: that variant instead, by its name in `winnow compare`, or its digest.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def pull_command(name: str, output: Path, run: str | None, variant: str | None, as_json: bool) -> int:
     """Write the champion of MODEL, the ONNX file in service, to a file. Its content is verified against its hash.
@@ -182,11 +186,15 @@ def _made_by(store: Store, model: str, run: str, name: str | None) -> tuple[str,
     if report.model != model:
         raise WinnowError(f"run {report.run_id} is of the model {report.model!r}, not of {model!r}")
     if name is not None:
-        named = {row.name: row.digest for row in report.variants}
-        if name not in named:
-            there = ", ".join(named) or "none was measured"
+        found = sorted({row.digest for row in report.variants if name in (row.name, row.digest)})
+        if not found:
+            there = ", ".join(row.name for row in report.variants) or "none was measured"
             raise WinnowError(f"run {report.run_id} has no variant {name!r}; it has: {there}")
-        return named[name], report.version if named[name] == report.chosen else None, report.state
+        if len(found) > 1:
+            raise WinnowError(
+                f"run {report.run_id} has several variants {name!r}; name one by its digest: {', '.join(found)}"
+            )
+        return found[0], report.version if found[0] == report.chosen else None, report.state
     if report.chosen is None:
         raise WinnowError(f"run {report.run_id} ({report.state}) chose nothing; `winnow show {report.run_id}` says why")
     return report.chosen, report.version, report.state

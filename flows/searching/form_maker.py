@@ -73,7 +73,7 @@ class FormMaker:
             return
         outcome = clock(
             self.setup.job,
-            ClockSpec(batch=self.setup.spec.measure.batch, max_luts=self.setup.spec.measure.max_luts),
+            ClockSpec(batch=self.setup.spec.measure.batch, luts_below=self.setup.spec.measure.luts_below),
             data=self.setup.data,
             variants=sketches,
             baseline=self.tally.exported,
@@ -103,6 +103,7 @@ class FormMaker:
         if not self.appraisal.only_int8_fails(candidate):
             return
         assert candidate.float32 is not None
+        circuits = self.setup.spec.gates.max_luts is not None
         spec = self.setup.quantizing.model_copy(
             update={
                 "methods": ("static",),
@@ -110,7 +111,8 @@ class FormMaker:
                 "equalize": True,
                 "bias_correction": True,
                 "calibration_method": "auto",
-                "accuracy_control": {"max_drop": self.appraisal.gates.margin / 2},
+                # What stays in fp32 becomes no circuit.
+                "accuracy_control": None if circuits else {"max_drop": self.appraisal.gates.margin / 2},
             }
         )
         spec = QuantizeSpec.model_validate(spec.model_dump())

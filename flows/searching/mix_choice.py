@@ -19,8 +19,8 @@ _TEACHING = 0.2
 """Of the minutes, at most, to train the teacher on, where the spec allows that."""
 _SLOWER = 4.0
 """Times: narrow layers without norms die at a learning rate that others like."""
-_LEARNED = 0.9
-"""Of the validation loss after one epoch: what ends below learned well enough at its learning rate."""
+_LEARNED = 0.1
+"""Of the validation loss after one epoch: where it falls by that, the learning rate is well enough."""
 
 
 class MixChoice:
@@ -49,7 +49,9 @@ class MixChoice:
         finally:
             self.plan.teachers = usual
         self._try(candidate, LABELS, last=True)
+        earlier = self.tally.mixes
         self._decide()
+        self.tally.mixes = (*earlier, *self.tally.mixes)
 
     def choose(self, candidate: Candidate, mixes: Sequence[Mix]) -> None:
         """Decide the plan's mix, and who teaches: what gave the best metric on validation.
@@ -80,7 +82,7 @@ class MixChoice:
     def _decide(self) -> None:
         """Take over the best, and keep for the report what was tried."""
         mix, best, self.plan.teachers, _ = self._best()
-        self.tally.mixes += tuple(tried.model_copy(update={"chosen": tried is best}) for _, tried, *_ in self._made)
+        self.tally.mixes = tuple(tried.model_copy(update={"chosen": tried is best}) for _, tried, *_ in self._made)
         self.plan.decide_mix(mix)
 
     def _more_slowly(self, mix: Mix) -> Mix:
@@ -108,7 +110,7 @@ class MixChoice:
             candidate=candidate.name,
             teacher="" if teachers[0] == self.plan.setup.teacher else teachers[0].name,
         )
-        self._made.append((mix, tried, teachers, found["val_loss"] < _LEARNED * found["first_val_loss"]))
+        self._made.append((mix, tried, teachers, _fell(found["first_val_loss"], found["val_loss"])))
 
     def _best(self) -> tuple[Mix, MixTried, tuple[Variant, ...], bool]:
         """Of equals the first."""
@@ -145,3 +147,8 @@ class MixChoice:
                 f"a teacher that was trained on: {epochs} epochs more did not make it better on validation "
                 f"({before:.4g}, then {after:.4g})"
             )
+
+
+def _fell(first: float, last: float) -> bool:
+    """Losses may be negative: log-densities are."""
+    return first - last > _LEARNED * abs(first)

@@ -73,7 +73,8 @@ class SearchRecord(Record):
 
 
 def search_key(job: Job, spec: PipelineSpec, data: DataRef, teacher: Variant) -> str:
-    """Identity of a search: everything but the budget, the objective and the time it may take."""
+    """Identity of a search: everything but the budget, the objective and the time it may take. Of
+    machines it is theirs that the spec names: what is measured elsewhere is another search's."""
     assert spec.search is not None
     parts: dict[str, Any] = {
         "workload": job.workload.model_dump(mode="json", exclude={"folder"}),
@@ -86,6 +87,8 @@ def search_key(job: Job, spec: PipelineSpec, data: DataRef, teacher: Variant) ->
         "measure": spec.measure.model_dump(mode="json"),
         "export": spec.export.model_dump(mode="json"),
     }
+    if job.measure_on is not None:
+        parts["machines"] = job.measure_on
     for name in ("distill", "prune", "quantize", "qat"):
         part = getattr(spec, name)
         parts[name] = part.model_dump(mode="json") if part else None

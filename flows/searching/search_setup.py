@@ -77,5 +77,7 @@ class SearchSetup:
 
     @property
     def trainings(self) -> int:
-        """That a candidate may have: the rungs, and quantization-aware training where there is an int8 file."""
-        return self.settings.rungs + int(self.settings.qat and "static" in self.quantizing.methods)
+        """That a candidate may have: the rungs, and quantization-aware training where there is an int8 file; not where
+        scales must be powers of two, which it does not learn."""
+        tuned = self.settings.qat and "static" in self.quantizing.methods and self.quantizing.scales == "any"
+        return self.settings.rungs + int(tuned)

@@ -16,7 +16,7 @@ from tasks.running.splits import DataRef
 from tasks.running.stage import Job, Outcome, Stage
 from tasks.running.stage_cache import run_stage
 
-_OF_MAX_LUTS = "what budget.max_luts says"
+_OF_MAX_LUTS = "multiplications up to which look-up tables of an FPGA are counted; follows from budget.max_luts"
 
 
 class MeasureSpec(Frozen):
@@ -44,7 +44,7 @@ class MeasureSpec(Frozen):
         description="number of samples per run when a split is predicted; above 1 a file of your own that takes an "
         "int8 scale from the whole batch answers differently",
     )
-    max_luts: int | None = Field(default=None, gt=0, description=_OF_MAX_LUTS, json_schema_extra={"deprecated": True})
+    luts_below: int | None = Field(default=None, gt=0, description=_OF_MAX_LUTS, json_schema_extra={"deprecated": True})
 
 
 STAGE = Stage(
@@ -98,7 +98,7 @@ class ClockSpec(Frozen):
 
     batch: int = Field(default=1, ge=1, description="samples per request")
     seconds: float = Field(default=0.3, gt=0, description="time for each file, about")
-    max_luts: int | None = Field(default=None, gt=0, description=_OF_MAX_LUTS)
+    luts_below: int | None = Field(default=None, gt=0, description=_OF_MAX_LUTS)
 
 
 @step(STAGE)
@@ -123,7 +123,7 @@ def measure(
         "inputs": split.model_dump(mode="json") if split else None,
         "baseline_scores": scores.model_dump(mode="json") if scores else None,
     }
-    stage = _estimating(STAGE, spec.max_luts)
+    stage = _estimating(STAGE, spec.luts_below)
     return run_stage(stage, job, spec, data=data, inputs=inputs, extra=extra, label=label or variant.name)
 
 
@@ -141,12 +141,12 @@ def clock(
     split = split_inputs(job, data).get("validation")
     extra = {"inputs": split.model_dump(mode="json") if split else None}
     inputs = {"baseline": baseline, **{f"variant{number}": v for number, v in enumerate(variants)}}
-    return run_stage(_estimating(CLOCK, spec.max_luts), job, spec, data=data, inputs=inputs, extra=extra, label=label)
+    return run_stage(_estimating(CLOCK, spec.luts_below), job, spec, data=data, inputs=inputs, extra=extra, label=label)
 
 
-def _estimating(stage: Stage, max_luts: int | None) -> Stage:
+def _estimating(stage: Stage, luts_below: int | None) -> Stage:
     """The stage with what estimates an FPGA's tables among its libraries, where that is asked for."""
-    return stage if max_luts is None else replace(stage, libraries=(*stage.libraries, "da4ml"))
+    return stage if luts_below is None else replace(stage, libraries=(*stage.libraries, "da4ml"))
 
 
 @step(CONTINUE)

@@ -27,7 +27,7 @@ def main(child: Child) -> Result:
         )
         probe.settle()
     child.progress(0.9, "sizing")
-    at_most = child.spec["max_luts"]
+    at_most = child.spec["luts_below"]
     needed = [tables_needed(v, inputs, store=child.store, folder=child.workdir, at_most=at_most) for v in variants]
     sized = [each.model_copy(update={"luts": luts}) for each, luts in zip(found, needed, strict=True)]
     return Result(values={"clocked": [each.model_dump(mode="json") for each in sized]})

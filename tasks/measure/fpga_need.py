@@ -17,7 +17,7 @@ def tables_needed(variant: Variant, inputs: Path, *, store: Store, folder: Path,
         inputs: npz of rows, an array for each of the variant's inputs.
         store: has the variant's file.
         folder: for files on the way.
-        at_most: the budget's limit; None: nobody asks.
+        at_most: see there; None: nobody asks.
 
     Returns:
         None where nobody asks, or the variant is nothing that an FPGA could take.

@@ -58,7 +58,7 @@ def main(child: Child) -> Result:
             **_numbers(probed),
             **_costs(child, variant),
             luts=tables_needed(
-                variant, inputs, store=child.store, folder=child.workdir, at_most=child.spec["max_luts"]
+                variant, inputs, store=child.store, folder=child.workdir, at_most=child.spec["luts_below"]
             ),
             predictions=publish_arrays(
                 child.store, "predictions.npz", outputs=kept_answers(outputs, child.spec["predict_batch"])

@@ -35,7 +35,7 @@ _SOLVER = {"hard_dc": 2}
 """How many adders deeper than the shallowest a tree may be, to have fewer of them."""
 _EXACT = 1 << 24
 """Float32 holds whole numbers below: what ONNX Runtime multiplies by a scale."""
-_MOST = 60_000
+MOST = 60_000
 """Multiplications that are unrolled; a circuit of more takes no common FPGA, and hours to make."""
 
 
@@ -84,9 +84,9 @@ def refuse_large(network: IntegerNetwork, shape: tuple[int, ...]) -> int:
         TargetUnsupported: they are too many.
     """
     count = multiplications(network, shape)
-    if count > _MOST:
+    if count > MOST:
         raise TargetUnsupported(
-            f"target fpga unrolls every multiplication of a row, {_MOST} at most, and this model has {count}; a "
+            f"target fpga unrolls every multiplication of a row, {MOST} at most, and this model has {count}; a "
             "smaller student fits (budget.max_bytes, or distill and prune further)"
         )
     return count

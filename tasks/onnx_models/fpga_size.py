@@ -8,7 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from tasks.onnx_models.circuit_codes import to_codes
-from tasks.onnx_models.fpga_circuit import circuit, multiplications
+from tasks.onnx_models.fpga_circuit import circuit, refuse_large
 from tasks.onnx_models.graph_as_run import as_run
 from tasks.onnx_models.integer_network import integer_network
 from tasks.running.errors import TargetUnsupported
@@ -25,13 +25,14 @@ def look_up_tables(file: bytes, row: NDArray[Any], folder: Path, *, at_most: int
             takes a table at least, and their number is the answer.
 
     Returns:
-        None where the file is no chain of layers of whole numbers with scales that are powers of two.
+        None where no circuit can be made of the file: it is no chain of layers of whole numbers with scales that are
+        powers of two, or has more multiplications than are ever unrolled.
     """
     try:
         model = as_run(file, folder)
         network = integer_network(model)
         shape = to_codes(model, network, row).shape[1:]
-        count = multiplications(network, shape)
+        count = refuse_large(network, shape)
         return count if count > at_most else round(circuit(network, shape).cost)
     except TargetUnsupported:
         return None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 from model_registry.sizes import size_text
-from tasks.evidence.number_text import ms_text, points, share_of_baseline
+from tasks.evidence.number_text import count_text, ms_text, points, share_of_baseline
 from tasks.evidence.search_summary import CandidateForm
 from tasks.report.run_report import RunReport
 
@@ -24,6 +25,7 @@ class BudgetLimits:
     share: float | None = None
     tokens_per_second: float | None = None
     ttft_ms: float | None = None
+    luts: float | None = None
 
     def text(self, metric: str) -> str:
         """All of them in words; '' without any."""
@@ -35,6 +37,7 @@ class BudgetLimits:
             f"file at least {self.shrink:g}× smaller" if self.shrink is not None else "",
             f"at least {self.tokens_per_second:g} tokens/s" if self.tokens_per_second is not None else "",
             f"first token within {ms_text(self.ttft_ms)} ms" if self.ttft_ms is not None else "",
+            f"at most {count_text(self.luts)} LUTs" if self.luts is not None else "",
         ]
         return ", ".join(part for part in parts if part)
 
@@ -56,6 +59,7 @@ class BudgetLimits:
             form.bytes / self.bytes - 1 if self.bytes else None,
             self.speedup / form.speedup_low - 1 if self.speedup and form.speedup_low else None,
             self.shrink / form.shrink - 1 if self.shrink and form.shrink else None,
+            (math.inf if form.luts is None else form.luts / self.luts - 1) if self.luts else None,
         ]
         return max((s for s in shares if s is not None), default=0.0)
 
@@ -76,6 +80,10 @@ class BudgetLimits:
             parts.append(f"it is {sure} where {self.speedup:g}× are asked")
         if self.shrink is not None and form.shrink is not None and form.shrink < self.shrink:
             parts.append(f"its file is {form.shrink:.2f}× smaller than the baseline's where {self.shrink:g}× are asked")
+        if self.luts is not None and form.luts is None:
+            parts.append("no circuit can be made of it")
+        elif self.luts is not None and form.luts is not None and form.luts > self.luts:
+            parts.append(f"it takes {count_text(form.luts)} LUTs where {count_text(self.luts)} are allowed")
         return parts
 
 
@@ -101,6 +109,7 @@ def limits_of(report: RunReport) -> BudgetLimits:
         share=share,
         tokens_per_second=_number(budget.get("min_tokens_per_second"), gates.get("min_tokens_per_second")),
         ttft_ms=_number(budget.get("max_ttft_ms"), gates.get("max_ttft_ms")),
+        luts=_number(budget.get("max_luts"), gates.get("max_luts")),
     )
 
 

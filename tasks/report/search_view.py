@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from model_registry.sizes import KB, size_text
 from tasks.evidence.number_text import count_text, difference_text, is_share, metric_text, ms_text, seconds_text
-from tasks.evidence.search_summary import CandidateForm, CandidateRow, MixTried, SearchSummary
+from tasks.evidence.search_summary import TRAINED_ON, CandidateForm, CandidateRow, MixTried, SearchSummary
 from tasks.report.budget_limits import BudgetLimits, limits_of
 from tasks.report.run_report import RunReport
 
@@ -87,8 +87,14 @@ def mix_sentence(report: RunReport) -> str:
     by_candidate: dict[str, list[MixTried]] = {}
     for mix in search.mixes:
         by_candidate.setdefault(mix.candidate, []).append(mix)
-    first, *later = by_candidate.values()
-    return " ".join([_first_mixes(first, name), *(_other_teacher(mixes, name) for mixes in later)])
+    said = [
+        _other_teacher(mixes, name)
+        if any(mix.teacher not in ("", TRAINED_ON) for mix in mixes)
+        else _first_mixes(mixes, name)
+        for mixes in by_candidate.values()
+        if len(mixes) > 1
+    ]
+    return " ".join(said)
 
 
 def _other_teacher(mixes: list[MixTried], name: str) -> str:

@@ -141,7 +141,7 @@ def run_on_ray(
     while True:
         nodes = usable_nodes(*code, without=lost, machines=machines)
         large = [node for node in nodes if node.cores >= together]  # after a loss there may be none
-        node = freest(large or nodes, threads)
+        node = freest(large or nodes, threads if machines is None else None)  # files say themselves how many
         host = OnNode(node, StageHost)
         try:
             answer = _listen_to(host, json.dumps(request), text, name, _Listened(log_path, on_progress))
