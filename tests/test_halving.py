@@ -241,6 +241,15 @@ def test_every_search_ends(ladder: list[tuple[float, float]], incumbent: float |
     raise AssertionError("the search goes on for ever")
 
 
+def test_what_stands_still_is_not_expected_to_get_better() -> None:
+    stuck = made("stuck", 2.0, rung=2, loss=0.006, spread=0.001)
+    assert expected(stuck, RULES) < MARGIN and hoped(stuck, RULES) < 10
+    still = replace(stuck, stalled=0.0)
+    assert expected(still, RULES) == pytest.approx(0.007) and hoped(still, RULES) == float("inf")
+    larger = made("larger", 3.0)
+    assert move(stuck, larger, incumbent=6.0) == "stuck" and move(still, larger, incumbent=6.0) == "larger"
+
+
 def test_of_those_that_may_pass_the_one_goes_on_that_saves_most_times_its_chance() -> None:
     sure = made("sure", 0.069, rung=2, loss=0.004, spread=0.001)
     risky = made("risky", 0.055, rung=2, loss=0.0138, spread=0.0009)

@@ -154,6 +154,22 @@ def test_only_trained_files_that_are_not_the_baseline_count() -> None:
     assert [form.name for form in tally.forms()] == ["teacher.int8", "b", "c"]
 
 
+def test_a_loss_that_stood_still_while_the_epochs_grew_is_noticed() -> None:
+    appraisal, trained = appraise(), candidate()
+    for losses, epochs, found in (
+        ([0.0085, 0.0095], [12, 36], 0.0),
+        ([0.0095, 0.0085], [12, 36], pytest.approx(0.101, abs=1e-3)),
+        ([0.0485, 0.0295], [4, 12], None),
+        ([0.0085, 0.0095], [12, 15], None),
+        ([-0.001, 0.001], [12, 36], None),
+        ([0.002, -0.001], [12, 36], None),
+        ([0.0085], [12], None),
+        ([0.0085, 0.009], [0.3, 1], None),
+    ):
+        trained.losses, trained.epochs = losses, list(map(float, epochs))
+        assert appraisal.standing(trained).stalled == found, (losses, epochs)
+
+
 def test_what_more_epochs_gained_is_learned_from() -> None:
     appraisal = appraise()
     assert appraisal.rules([], 0.1).power == 1.5

@@ -23,6 +23,8 @@ _TRUST = 1.2
 _SLOWEST, _FASTEST = 0.3, 1.5
 """Losses fall at least, and at most, with this power of the epochs, as far as the guess goes: after a first training of
 an epoch or two, powers of 1.8 and more were seen."""
+_MUCH_LONGER, _STANDING_STILL = 1.5, 0.2
+"""Times the epochs; and a power of them with which a loss hardly falls."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class Appraisal:
             kind=candidate.family,
             fresh=candidate.kind == "student",
             longer=candidate.longer,
+            stalled=_stalled(candidate),
         )
 
     def nearly_proven(self, candidate: Candidate) -> bool:
@@ -162,3 +165,14 @@ class Appraisal:
         """A measured file in a few words."""
         faster = f", {form.speedup.value:.1f}x" if form.speedup else ""
         return f"{form.p50_ms:.3g} ms{faster}, {size_text(form.bytes)}, loss {loss_of(form):+.4f}"
+
+
+def _stalled(candidate: Candidate) -> float | None:
+    """With which power of the epochs its loss fell in its latest training, where they grew much and it hardly did."""
+    if len(candidate.losses) < 2 or len(candidate.epochs) < len(candidate.losses):
+        return None
+    (before, few), (after, many) = list(zip(candidate.losses, candidate.epochs, strict=False))[-2:]
+    if before <= 0 or few < 1 or many < _MUCH_LONGER * few:
+        return None
+    power = math.log(before / after) / math.log(many / few) if after > 0 else math.inf
+    return max(0.0, power) if power < _STANDING_STILL else None

@@ -44,7 +44,8 @@ class Standing:
     within the margin, if all goes well. ``kind``: losses are compared within one kind only, for what starts
     from the teacher's weights is far ahead after a short training, and what is shallower may lose less than what is
     narrower and as cheap. ``fresh``: it starts from random weights. ``longer``: trainings of the whole model that it
-    may have besides the rungs.
+    may have besides the rungs. ``stalled``: with which power of the epochs its loss still fell in its latest training,
+    where that was hardly any; None: it fell, or was not seen yet.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Standing:
     kind: str = ""
     fresh: bool = False
     longer: int = 0
+    stalled: float | None = None
 
 
 @dataclass(frozen=True)
@@ -97,11 +99,12 @@ def expected(standing: Standing, rules: Rules) -> float:
 
     The guess: further epochs divide what is lost, and with it the number of answers that differ, with whose root the
     bound's half-width shrinks. It is a hopeful one, and is meant to be: a candidate wrongly given up is lost, one
-    wrongly trained costs a rung.
+    wrongly trained costs a rung. One whose loss stood still while its epochs doubled has what it can have: a pupil of a
+    VGG lost 0.0085 after 12 epochs, and 0.0095 after 24 and after 200.
     """
     if standing.loss is None:
         return float("inf")
-    left: float = standing.ahead**rules.power
+    left: float = standing.ahead ** (rules.power if standing.stalled is None else standing.stalled)
     return max(standing.loss, 0.0) / left + min(standing.loss, 0.0) + standing.spread / math.sqrt(left)
 
 
