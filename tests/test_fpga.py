@@ -94,7 +94,7 @@ def test_multiplications_are_counted_for_each_place(tmp_path: Path, monkeypatch:
     network = integer_network(run_as(int8(convolutions(), tmp_path)[0], tmp_path))
     most = 16 * 4 * 2 * 9 + 16 * 4 * 2 * 9 + 16 * 3
     assert most * 0.9 < multiplications(network, (2, 8, 8)) <= most
-    monkeypatch.setattr(fpga_circuit, "_MOST", 1000)
+    monkeypatch.setattr(fpga_circuit, "MOST", 1000)
     with pytest.raises(TargetUnsupported, match="unrolls every multiplication of a row, 1000 at most"):
         refuse_large(network, (2, 8, 8))
 

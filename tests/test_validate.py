@@ -259,6 +259,9 @@ def test_look_up_tables_are_a_gate_and_what_is_no_circuit_does_not_pass_it() -> 
     (gate,) = failing_gates(GateSpec(max_luts=5000), large, BASE)
     assert (gate.gate, gate.value, gate.unit) == ("fpga", 6000, "LUTs")
     (none,) = failing_gates(GateSpec(max_luts=5000), BASE, BASE)
+    assert none.model_dump(mode="json")["value"] is None, "JSON has no NaN"
+    again = GateRow.model_validate_json(none.model_dump_json())
+    assert again.value != again.value and not again.within
     assert none.gate == "fpga" and none.value != none.value and "no circuit can be made of it" in none.meaning
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_serializer, field_validator
 
 from model_registry.manifest import FileEntry
 from model_registry.measurement import ClassLoss, MetricEstimate, PairedComparison
@@ -18,7 +19,10 @@ Unit = Literal["loss", "metric", "ms", "bytes", "ratio", "samples", "points", "t
 
 
 class GateRow(Frozen):
-    """One gate: a number, its limit, and what it means. ``at_most`` False: the limit is a minimum."""
+    """One gate: a number, its limit, and what it means. ``at_most`` False: the limit is a minimum.
+
+    A number that is missing is NaN here and null in JSON, which has no NaN.
+    """
 
     gate: str
     meaning: str
@@ -27,6 +31,15 @@ class GateRow(Frozen):
     unit: Unit
     at_most: bool = True
     severity: Severity = "critical"
+
+    @field_validator("value", mode="before")
+    @classmethod
+    def _missing(cls, given: Any) -> Any:
+        return math.nan if given is None else given
+
+    @field_serializer("value", when_used="json")
+    def _without_nan(self, value: float) -> float | None:
+        return None if math.isnan(value) else value
 
     @property
     def within(self) -> bool:
