@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from search_pieces import candidate, outcome, setup
+from search_pieces import appraise, candidate, file, outcome, setup
 
 from flows.lineage import MadeStep
 from flows.searching import mix_choice
 from flows.searching.mix_choice import MixChoice
+from flows.searching.search import _better_teacher
 from flows.searching.tally import Tally
 from flows.searching.training_plan import LABELS, TrainingPlan
 from tasks.running.errors import TrainingDiverged
@@ -190,3 +192,20 @@ def test_a_teacher_whose_further_training_diverges_harms_nobody(monkeypatch: pyt
     tried.choose()
     assert tried.plan.distilling.alpha == 0.0 and tried.plan.teachers[0].name == "teacher"
     assert "TrainingDiverged: the loss became NaN" in tried.tally.untried[0]
+
+
+def test_only_a_candidate_that_beats_a_teacher_who_holds_back_is_tried_in_its_place() -> None:
+    appraisal = appraise()
+    plan, new = appraisal.plan, candidate(trained=False)
+    better, worse = (candidate(file(name, 0.1, flips)) for name, flips in (("better", (6, 0)), ("worse", (0, 20))))
+    tally = SimpleNamespace(candidates=[worse, better, new], trials=0)
+    shop: Any = SimpleNamespace(plan=plan, tally=tally, setup=appraisal.setup, appraisal=appraisal)
+    assert plan.distilling.alpha != 0 and _better_teacher(shop, new) is None, "the teacher does not hold back"
+    plan.decide_mix(LABELS)
+    assert _better_teacher(shop, new) is better
+    assert _better_teacher(shop, worse) is None, "it was trained already"
+    tally.candidates.remove(better)
+    assert _better_teacher(shop, new) is None
+    tally.candidates.append(better)
+    plan.passed_on = True
+    assert _better_teacher(shop, new) is None, "once"

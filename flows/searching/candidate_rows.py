@@ -5,13 +5,12 @@ from __future__ import annotations
 from flows.searching.candidate import Candidate, loss_of
 from model_registry.measurement import Clocked, Measurement, Objective
 from tasks.evidence.objective_cost import objective_cost
-from tasks.evidence.search_summary import CandidateForm, CandidateRow, State
+from tasks.evidence.search_summary import NO_CIRCUIT, CandidateForm, CandidateRow, State
 from tasks.validate.choice import failing_gates
 from tasks.validate.gate_spec import STRUCTURAL, GateSpec
 
 _OF_FORMS = ("non_inferior_to_baseline", *STRUCTURAL)
 """Gates that can be judged again by a form's own numbers."""
-_NO_CIRCUIT = "no circuit can be made of it"
 
 
 def row_of(candidate: Candidate, gates: GateSpec, baseline: Measurement) -> CandidateRow:
@@ -104,7 +103,7 @@ def _over(form: CandidateForm, gates: GateSpec) -> dict[str, str]:
     if gates.min_shrink is not None and form.shrink is not None and form.shrink < gates.min_shrink:
         found["shrink"] = f"{form.shrink:.3g}x smaller < {gates.min_shrink:g}x"
     if gates.max_luts is not None and form.luts is None:
-        found["fpga"] = _NO_CIRCUIT
+        found["fpga"] = NO_CIRCUIT
     elif gates.max_luts is not None and form.luts is not None and form.luts > gates.max_luts:
         found["fpga"] = f"about {form.luts} LUTs > {gates.max_luts} LUTs"
     return found
@@ -123,7 +122,7 @@ def _state(row: CandidateRow, gates: GateSpec) -> tuple[State, str]:
         return "failed", row.reason
     over = [_over(form, gates) for form in row.forms]
     if over and all(over):
-        nearest = min(over, key=lambda texts: (len(texts), _NO_CIRCUIT in texts.values()))
+        nearest = min(over, key=lambda texts: (len(texts), NO_CIRCUIT in texts.values()))
         return "over the budget", "; ".join(nearest.values())
     if not row.forms and gates.max_bytes is not None and row.planned_bytes > gates.max_bytes:
         return "over the budget", f"planned with {row.planned_bytes:.0f} bytes > {gates.max_bytes} bytes"

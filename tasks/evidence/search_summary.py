@@ -68,6 +68,8 @@ class CandidateRow(Frozen):
     """Another candidate that costs no more and was planned to lose less."""
 
 
+NO_CIRCUIT = "no circuit can be made of it"
+"""What a budget of look-up tables says of a file that no FPGA takes."""
 TRAINED_ON = "teacher-trained-on"
 """Name of the teacher after more training."""
 

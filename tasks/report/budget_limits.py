@@ -8,7 +8,7 @@ from typing import Any
 
 from model_registry.sizes import size_text
 from tasks.evidence.number_text import count_text, ms_text, points, share_of_baseline
-from tasks.evidence.search_summary import CandidateForm
+from tasks.evidence.search_summary import NO_CIRCUIT, CandidateForm
 from tasks.report.run_report import RunReport
 
 
@@ -81,7 +81,7 @@ class BudgetLimits:
         if self.shrink is not None and form.shrink is not None and form.shrink < self.shrink:
             parts.append(f"its file is {form.shrink:.2f}× smaller than the baseline's where {self.shrink:g}× are asked")
         if self.luts is not None and form.luts is None:
-            parts.append("no circuit can be made of it")
+            parts.append(NO_CIRCUIT)
         elif self.luts is not None and form.luts is not None and form.luts > self.luts:
             parts.append(f"it takes {count_text(form.luts)} LUTs where {count_text(self.luts)} are allowed")
         return parts

@@ -8,6 +8,7 @@ from model_registry.measurement import Clocked, Measurement
 from tasks.evidence.class_loss import fewest_samples
 from tasks.evidence.decision import GateRow, Scored
 from tasks.evidence.mean_bound import FEWEST
+from tasks.evidence.search_summary import NO_CIRCUIT
 from tasks.validate.gate_spec import GateSpec
 
 FEWEST_QUESTIONS = 1000
@@ -76,7 +77,7 @@ def structural_rows(
         rows.append(GateRow(gate="shrink", meaning=meaning, value=ratio, limit=limit, unit="ratio", at_most=False))
     if spec.max_luts is not None:
         value = math.nan if costs.luts is None else costs.luts
-        meaning = "look-up tables of an FPGA, about" if costs.luts is not None else "no circuit can be made of it"
+        meaning = "look-up tables of an FPGA, about" if costs.luts is not None else NO_CIRCUIT
         rows.append(GateRow(gate="fpga", meaning=meaning, value=value, limit=spec.max_luts, unit="LUTs"))
     return tuple(rows)
 
