@@ -50,7 +50,10 @@ def setup(objective: str = "latency", distill: dict[str, Any] | None = None, **s
     )
     metric = MetricRef(name="accuracy", better="higher", builtin=True)
     file = FileEntry(path="f", sha256="0" * 64, size=1)
-    splits = tuple(SplitRef(name=name, file=file, rows=rows) for name, rows in (("train", 1000), ("validation", 300)))
+    splits = tuple(
+        SplitRef(name=name, file=file, rows=rows)
+        for name, rows in (("train", 1000), ("validation", 300), ("test", 300))
+    )
     data = DataRef(fingerprint="f", splits=splits, columns={}, task="classes", metric=metric)
     job = Job(run_id="r", model="m", store="s3://s", workload=WORKLOAD)
     return SearchSetup.of(job, spec, data, outcome("teacher"), ())

@@ -20,7 +20,7 @@ from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.ask import AskSpec, ask, ask_child
 from tasks.running.child import Child, Result
-from tasks.running.errors import SpecError, TrainingDiverged
+from tasks.running.errors import TrainingDiverged
 from tasks.running.stage import Job, Outcome
 from tasks.running.stage_plan import Plan, planning
 from tasks.workloads.workload import Workload
@@ -74,13 +74,6 @@ def test_a_training_finds_every_answer_it_wants(
     assert len(before) == questions * len(teachers)
     distilled(store, workload, *teachers, control=False, views=views)
     assert answers(store) == before
-
-
-def test_views_need_an_augmentation(store: Store) -> None:
-    workload = taught("Blobs")
-    with pytest.raises(SpecError, match=r"views: 2 .*write one, or leave views out"):
-        asked(store, workload, teacher_of(store, workload), views=2)
-    assert answers(store) == []
 
 
 @pytest.mark.parametrize(("kind", "alpha", "times"), [("torch", 0.5, 1), ("torch", 0.0, 0), ("onnx", 0.5, 0)])

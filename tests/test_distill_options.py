@@ -274,12 +274,6 @@ def test_students_learn_from_fixed_views_of_an_augmented_split(store: Store) -> 
     assert store.list_records("teacher-answers/") == answers, "students share the teacher's answers"
 
 
-def test_views_need_an_augmentation(store: Store) -> None:
-    workload = taught("Blobs")
-    with pytest.raises(SpecError, match=r"views: 2 .*:Blobs has no augment.*write one, or leave views out"):
-        distilled(store, workload, teacher_of(store, workload), views=2)
-
-
 def test_the_spec_refuses_what_makes_no_sense() -> None:
     cases: tuple[dict[str, Any], ...] = (
         {"temperature": 0},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from search_pieces import candidate, setup
 
-from flows.searching.training_plan import LABELS, TrainingPlan, questions_of
+from flows.searching.training_plan import LABELS, TrainingPlan, learned_by_heart, questions_of
 from tasks.ask import AskSpec
 
 
@@ -126,6 +126,26 @@ def test_a_long_training_sees_more_views_than_the_short_ones_had() -> None:
     said.decide_mix(said.mixes(0.02, augments=True)[1])
     trained.rung = 2
     assert said.rung(trained).views == 2
+
+
+def test_what_is_learned_by_heart_is_mixed_in_long_trainings() -> None:
+    plan = TrainingPlan(setup(minutes=10))
+    trained = candidate()
+    trained.row_seconds = 0.01
+    plan.decide_epochs(trained)
+    mixes = plan.mixes(0.002, augments=False)  # 2 s for the rows
+    plan.decide_mix(mixes[1])
+    assert plan.training(trained, 20).views is None
+    found = {"views_of": "mixed", "student": {"train_metric": 0.95, "val_metric": 0.9}}
+    assert learned_by_heart(found, "higher", 0.02) and not learned_by_heart(found, "higher", 0.03)
+    assert not learned_by_heart(found, "lower", 0.02), "an error that is larger on what it learned from"
+    assert not learned_by_heart({**found, "views_of": "augmented"}, "higher", 0.02)
+    plan.by_heart = True
+    assert plan.training(trained, 20).views == 4 and plan.training(trained, 7).views is None
+    plan.left = 30.0
+    assert plan.training(trained, 20).views == 3, "a fifth of what is left"
+    plan.decide_mix(LABELS)
+    assert plan.training(trained, 20).views is None, "labels know nothing of mixtures"
 
 
 def test_a_short_training_is_left_out_where_the_long_one_would_come_too_late() -> None:

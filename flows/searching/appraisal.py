@@ -129,7 +129,7 @@ class Appraisal:
             kind=candidate.family,
             fresh=candidate.kind == "student",
             longer=candidate.longer,
-            stalled=_stalled(candidate),
+            stalled=_stalled(candidate) if candidate.views or not self.plan.by_heart else None,
         )
 
     def nearly_proven(self, candidate: Candidate) -> bool:

@@ -53,6 +53,8 @@ class Candidate:
     """The same as far as is hoped, which is less."""
     row_seconds: float = 0.0
     """What a row of a training step takes, by a few trial steps; 0 while unknown."""
+    views: int | None = None
+    """Of the training split, in its latest training."""
     batch_size: int | None = None
     """Rows of a training step, where more of them take hardly longer than as many as the spec says."""
 

@@ -12,7 +12,7 @@ from flows.searching.candidate import Candidate, loss_of, released
 from flows.searching.form_maker import FormMaker
 from flows.searching.mix_choice import MixChoice
 from flows.searching.tally import Tally
-from flows.searching.training_plan import LABELS, TrainingPlan, questions_of
+from flows.searching.training_plan import LABELS, TrainingPlan, learned_by_heart, questions_of
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.ask import AskSpec, ask
@@ -119,6 +119,10 @@ class RungTrainer:
         outcome = self._distill(candidate)
         candidate.training_seconds = outcome.cost_seconds
         candidate.measured_epoch = outcome.values.get("epoch_seconds") or 0.0
+        candidate.views = self.plan.views(epochs)
+        better, margin = self.setup.data.metric.better, self.appraisal.gates.margin
+        news = not self.plan.by_heart and learned_by_heart(outcome.values, better, margin)
+        self.plan.by_heart = self.plan.by_heart or news
         candidate.epochs.append(epochs + (candidate.epochs[-1] if candidate.epochs else 0))
         candidate.model = self.tally.keep_step(outcome, (parent, self.plan.teachers[0])).variants[0]
         if candidate.rung:
@@ -131,7 +135,8 @@ class RungTrainer:
         if candidate.rung == rungs:
             self.forms.refine(candidate, label)
         candidate.losses.append(min(loss_of(m) for m in candidate.forms))
-        if candidate.rung == rungs and not self.setup.says("epochs") and self.appraisal.nearly_proven(candidate):
+        promising = self.appraisal.nearly_proven(candidate) or news  # the next one is of other rows
+        if candidate.rung == rungs and not self.setup.says("epochs") and promising:
             candidate.longer += 1
             candidate.last += 1
 

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from flows.lineage import Made
+from flows.searching.assurance import sure_forms, without_doubtful
 from flows.searching.budget_spec import SearchSpec
 from flows.searching.candidate import Candidate, loss_of
 from flows.searching.candidate_rows import judged, row_of
 from flows.searching.foretelling import foretell
-from flows.searching.halving import enough, hoped, next_move
+from flows.searching.halving import Rules, Standing, enough, hoped, next_move
 from flows.searching.search_progress import tell
 from flows.searching.search_record import SearchRecord, recall, remember, search_key
 from flows.searching.search_setup import SearchSetup
@@ -91,6 +92,7 @@ def search(
         control=control,
         planning_seconds=tally.planning_seconds,
         mixes=tally.mixes,
+        by_heart=shop.plan.by_heart,
         untried=tuple(tally.untried),
         curve=tuple(tally.curve),
     )
@@ -142,8 +144,10 @@ def _explore(shop: Workshop, settings: SearchSpec) -> tuple[str, bool]:
             late = _moves(shop, start, float("inf"))
             if late:
                 return f"search.minutes ({settings.minutes:g}) leaves no time to train {late[0].name} further", True
-            why = "nothing cheaper than the best one may reach the margin" if best else "no candidate is left to train"
-            return why, False
+            if best is None:
+                return "no candidate is left to train", False
+            safer = "" if _is_sure(shop, best) else ", and nothing dearer is left to try that is likelier to pass"
+            return f"nothing cheaper than the best one may reach the margin{safer}", False
         if not all(c.made for c in moves):  # only now is known what they cost, and so whether they are worth it
             shop.maker.make(moves)
             continue
@@ -196,16 +200,29 @@ def _moves(shop: Workshop, start: float, seconds_left: float) -> list[Candidate]
         standing = appraisal.standing(candidate)
         candidate.enough, candidate.hoped = enough(standing, rules), hoped(standing, rules)
     while len(chosen) < min(settings.parallel, settings.trials - shop.tally.trials):
-        name = next_move(
-            [appraisal.standing(c) for c in shop.tally.candidates if c not in chosen],
-            rules,
-            incumbent=min(proven, default=None),
-            seconds_left=seconds_left,
-        )
+        standings = [appraisal.standing(c) for c in shop.tally.candidates if c not in chosen]
+        name = next_move(standings, rules, incumbent=min(proven, default=None), seconds_left=seconds_left)
+        if name is None and proven and not shop.setup.says("epochs"):
+            name = _surer_move(shop, standings, rules, seconds_left)
         if name is None:
             break
         chosen.append(next(c for c in shop.tally.candidates if c.name == name))
     return chosen
+
+
+def _surer_move(shop: Workshop, standings: list[Standing], rules: Rules, seconds_left: float) -> str | None:
+    """What to train where nothing cheaper may reach the margin, but the best one may well fail on the test split."""
+    appraisal, forms = shop.appraisal, shop.tally.forms()
+    best = appraisal.cheapest(forms)
+    if best is None or _is_sure(shop, best):
+        return None
+    passing = [form for form in forms if appraisal.passes(form)]
+    sure = min(map(appraisal.cost, (shop.appraisal.baseline, *sure_forms(passing, rules.margin, shop.setup.data))))
+    return next_move(without_doubtful(standings, rules, sure), rules, incumbent=sure, seconds_left=seconds_left)
+
+
+def _is_sure(shop: Workshop, form: Measurement) -> bool:
+    return bool(sure_forms([form], shop.appraisal.gates.margin, shop.setup.data))
 
 
 def _side_by_side(moves: list[Callable[[], None]]) -> None:

@@ -32,6 +32,10 @@ _ASKING = 0.08
 _ASKING_FOR_LONG = 0.2
 """Of the seconds that are left, at most, for more of the teacher's answers before a long training."""
 _MOST_VIEWS = 4
+_BY_HEART = 2.0
+"""Margins by which a pupil does better on rows that it learned from: then it has learned them by heart."""
+_LONG = 8
+"""Epochs of a training in which that does harm."""
 _LEAST_SHARE = 0.1
 """Of the training rows, for a first look at what trains slowly."""
 _OVERHEAD = 15.0
@@ -70,6 +74,8 @@ class TrainingPlan:
         """What the teacher takes for a view of all training rows; 0 while unknown."""
         self.mixed = False
         """Whether a training has shown which mix of labels and teacher is best."""
+        self.by_heart = False
+        """Whether pupils learn the training split by heart, and more rows can be made of it."""
         self.passed_on = False
         """Whether a candidate that does better than the teacher was tried in its place."""
         self.gauged = setup.says("epochs")
@@ -105,10 +111,8 @@ class TrainingPlan:
         if not epoch:
             return planned
         seconds = self._share(candidate) * self.left - _OVERHEAD
-        more_views = (self._views(seconds / epoch) or 0) - (self.distilling.views or 0)
-        affordable = int(
-            (seconds - (self._views(seconds / epoch) or 0) * self._view_seconds * (more_views > 0)) / epoch
-        )
+        more_views = (self.views(seconds / epoch) or 0) - (self.distilling.views or 0)
+        affordable = int((seconds - (self.views(seconds / epoch) or 0) * self._view_seconds * (more_views > 0)) / epoch)
         affordable = min(int(MOST_EPOCHS - before), affordable)
         if candidate.epochs and math.isfinite(candidate.enough):  # no more than it takes
             more = math.ceil(candidate.epochs[-1] * (candidate.enough - 1))
@@ -132,12 +136,14 @@ class TrainingPlan:
             last = max(1, min(MOST_EPOCHS, int(seconds / epoch)))
         return (had + between + last) / had
 
-    def _views(self, epochs: float) -> int | None:
+    def views(self, epochs: float) -> int | None:
         """Views of each row that the teacher is asked about, for a training of so many epochs: seen again and again, a
         few learn by heart what a short training only saw once."""
         views = self.distilling.views
+        if self.by_heart and views is None and self.distilling.alpha != 0 and epochs >= _LONG:
+            views = 1  # the rows as they are; with more, what is made of them
         if views is None or not self._view_seconds or self.setup.says("views"):
-            return views
+            return self.distilling.views
         affordable = int(_ASKING_FOR_LONG * self.left / self._view_seconds)
         return max(views, min(_MOST_VIEWS, int(epochs), affordable))
 
@@ -200,7 +206,7 @@ class TrainingPlan:
     def training(self, candidate: Candidate, epochs: float) -> DistillSpec:
         """A training of the candidate of that many epochs; of less than one, a single one of as large a share."""
         update: dict[str, Any] = {"epochs": max(1, round(epochs))} | ({"share": epochs} if epochs < 1 else {})
-        update["views"] = self._views(epochs)
+        update["views"] = self.views(epochs)
         if candidate.batch_size is not None:
             update["batch_size"] = candidate.batch_size
         if candidate.kind == "student":
@@ -234,6 +240,21 @@ class TrainingPlan:
         settings = self.setup.settings
         affordable = _SCOUTING * 60 * settings.minutes * settings.eta**rung / epoch
         return max(_LEAST_SHARE, min(planned, affordable if affordable < 1 else int(affordable)))
+
+
+def learned_by_heart(found: Mapping[str, Any], better: str, margin: float) -> bool:
+    """Whether a training did so much better on rows that it learned from than on others that a long one should see
+    more of them, and more can be made.
+
+    Args:
+        found: values of the training's outcome.
+        margin: of the budget, in the metric's unit.
+    """
+    pupil = found["student"]
+    if found.get("views_of") not in ("moved", "mixed") or "train_metric" not in pupil:
+        return False
+    gap: float = pupil["train_metric"] - pupil["val_metric"]
+    return (gap if better == "higher" else -gap) > _BY_HEART * margin
 
 
 def affordable_epochs(plan: TrainingPlan, candidate: Candidate) -> float:

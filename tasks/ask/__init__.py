@@ -15,7 +15,9 @@ class AskSpec(Frozen):
     """What the teachers are asked about."""
 
     views: int | None = Field(
-        default=None, ge=1, description="augmented versions of the training split, besides the validation split"
+        default=None,
+        ge=1,
+        description="augmented versions of the training split (see distill.views), besides the validation split",
     )
     validation: bool = Field(default=True, description="also the validation split, by which a teacher is judged")
 

@@ -14,7 +14,7 @@ def main(child: Child) -> Result:
     workload = load_workload(child.job.workload, child.data.known)
     splits = {name: read_split(child.store, child.data, name) for name in ("validation", "train")}
     questions: list[tuple[str, View | None]] = [("validation", None)] if child.spec["validation"] else []
-    views = wanted_views(workload, child.spec["views"], child.job.seed)
+    views = wanted_views(workload, child.spec["views"], child.job.seed, splits["train"], child.data.task)
     if views is not None:
         questions += [("train", view) for view in views.all()]
     elif not workload.augments:

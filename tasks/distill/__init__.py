@@ -79,7 +79,9 @@ class DistillSpec(Frozen):
         ge=1,
         le=1000,
         description="number of fixed augmentations of the training split, used in turn by epoch; the teacher answers "
-        "them once for all students; null: augment() is drawn for each batch and the teacher asked each time",
+        "them once for all students; of a workload without augment() the first one is the rows as they are, and the "
+        "others are images moved by a pixel of 28, or mixtures of two rows each that the teacher alone labels; null: "
+        "augment() is drawn for each batch and the teacher asked each time",
     )
     control: bool = Field(
         default=True, description="also train the same student without the teacher, to show what the teacher gained"
@@ -144,7 +146,9 @@ def distill(
     """Train the variants ``student`` and ``control``: same model, seed and budget, with and without the teacher.
 
     The files ``student.history.jsonl`` and ``control.history.jsonl`` hold their curves. Values: ``student`` and
-    ``control`` (each ``parameters``, ``epochs``, ``best_epoch``, ``val_metric``, ``val_loss``, ``first_val_loss``),
+    ``control`` (each ``parameters``, ``epochs``, ``best_epoch``, ``val_metric``, ``val_loss``, ``first_val_loss``, and
+    ``train_metric`` on as many rows of the training split), ``views_of`` (what ``views`` are made by: ``augmented``,
+    ``moved``, ``mixed``, or None),
     ``parent`` or, of a fresh student, ``teacher`` (``val_metric``), ``metric`` (its name), and ``gain``: the student's
     metric over the control's on validation, turned so that more is better, with ``gain_interval`` (95 %, paired) and
     ``gain_p``; without control there is no gain. ``chosen`` (``temperature``, ``alpha``), ``tried`` (those and

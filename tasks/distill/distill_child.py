@@ -32,7 +32,7 @@ from tasks.torch_models.teacher_answers import teacher_outputs, teacher_says
 from tasks.torch_models.torch_variant import build, load, parameter_count, read_architecture, save
 from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData
-from tasks.torch_models.views import wanted_views
+from tasks.torch_models.views import view_kind, wanted_views
 from tasks.workloads.workload import Workload, load_workload, settled_scale
 
 _SETTLING_ROWS = 16
@@ -68,6 +68,7 @@ def main(child: Child) -> Result:
         name = f"control-{label}" if label else "control"
         pupils.append(_publish(child, data, untaught.model, untaught.fitted, name))
     values["epoch_seconds"] = pupil.fitted.epoch_seconds
+    values["views_of"] = view_kind(data.workload, data.train, child.data.task)
     values["chosen"] = {"temperature": mix.temperature, "alpha": mix.alpha}
     values["tried"] = [trial.as_json() for trial in tried]
     if spec["hints"] is not None:
@@ -121,7 +122,10 @@ def _whole(child: Child, workload: Workload, student: nn.Module) -> WholeDistrib
 
 def _lessons(child: Child, data: TrainingData, whole: WholeDistributions | None) -> Lessons:
     """What the trainings share, with the teachers' answers from the store."""
-    hints, views = child.spec["hints"], wanted_views(data.workload, child.spec["views"], child.job.seed)
+    hints, views = (
+        child.spec["hints"],
+        wanted_views(data.workload, child.spec["views"], child.job.seed, data.train, child.data.task),
+    )
     teachers, live = [] if whole is not None else _asked(child), list[TeacherAnswers]()
     watched = None
     if hints is not None:  # the first teacher in memory: its features are part of the lesson
@@ -197,8 +201,20 @@ def _publish(child: Child, data: TrainingData, model: nn.Module, fitted: Fitted,
     """Judge the trained model on validation and save it, with its curves."""
     outputs, targets = answers(model, Rows(data.workload, data.validation, torch_device(child.job.device)))
     history = child.store.publish_bytes(history_jsonl(fitted.history), f"{name}.history.jsonl")
-    facts = {"parameters": parameter_count(model), **fitted.summary()}
+    facts = {"parameters": parameter_count(model), **fitted.summary(), **_on_train(child, data, model)}
     return _Pupil(_save(child, data, model, name), history, facts, data.workload.scores(outputs, targets))
+
+
+def _on_train(child: Child, data: TrainingData, model: nn.Module) -> dict[str, float]:
+    """Its ``train_metric`` on as many rows of the training split, evenly spread: what it has learned by heart shows
+    beside validation. Absent where a score depends on other rows, and of language models, whose answers are long."""
+    rows, most = len(data.train[TARGET]), len(data.validation[TARGET])
+    if child.data.language is not None or data.workload.metric(data.validation[TARGET][:1]).counts is not None:
+        return {}
+    some = np.linspace(0, rows - 1, min(rows, most)).astype(np.intp)
+    columns = {name: values[some] for name, values in data.train.items()}
+    outputs, targets = answers(model, Rows(data.workload, columns, torch_device(child.job.device)))
+    return {"train_metric": float(data.workload.scores(outputs, targets).mean())}
 
 
 def _save(child: Child, data: TrainingData, model: nn.Module, name: str) -> Variant:

@@ -110,13 +110,17 @@ class Lessons:
     def fit(
         self, model: nn.Module, objective: Objective, *, name: str, epochs: int, progress: Callable[[float, str], None]
     ) -> Fitted:
-        """Train the model; a killed training of this name goes on where it was."""
+        """Train the model; a killed training of this name goes on where it was.
+
+        Without a teacher there are no mixtures of rows: nobody knows what they are.
+        """
+        unknown = isinstance(objective, Hard) and self.views is not None and self.views.kind == "mixed"
         return fit(
             model,
             self.data,
             replace(self.training, epochs=epochs),
             objective=objective,
-            views=self.views,
+            views=None if unknown else self.views,
             seed=self.seed,
             device=self.device,
             checkpoints=self.checkpoints(name),

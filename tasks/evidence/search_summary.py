@@ -131,6 +131,8 @@ class SearchSummary(Frozen):
     planning_seconds: float = 0.0
     """Of all seconds, those before the first training."""
     mixes: tuple[MixTried, ...] = ()
+    by_heart: bool = False
+    """Whether pupils learned the training split by heart, and long trainings saw changed rows therefore."""
     untried: tuple[str, ...] = ()
     """What the teacher does not allow to be tried, and why."""
     curve: tuple[BestSoFar, ...] = ()

@@ -14,6 +14,10 @@ from tasks.report.run_report import RunReport
 
 _TONES = {"keeps the budget": "good", "failed": "bad", "loses too much": "bad", "over the budget": "bad"}
 _WIDTH, _HEIGHT = 72, 26
+_BY_HEART = (
+    "Candidates answered rows that they had learned from much better than others, so long trainings saw changed ones "
+    "as well: images moved by a pixel or so, of other data mixtures of two rows."
+)
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,14 @@ def ending(search: SearchSummary) -> str:
 
 
 def mix_sentence(report: RunReport) -> str:
-    """What first trainings showed of labels and the teacher's answers; '' where the spec said the mix."""
+    """What first trainings showed of labels and the teacher's answers, where the spec did not say the mix; and whether
+    rows were changed."""
     search = report.search
-    if search is None or len(search.mixes) < 2:
+    if search is None:
         return ""
+    by_heart = _BY_HEART if search.by_heart else ""
+    if len(search.mixes) < 2:
+        return by_heart
     name = report.metric.name if report.metric else ""
     by_candidate: dict[str, list[MixTried]] = {}
     for mix in search.mixes:
@@ -94,7 +102,7 @@ def mix_sentence(report: RunReport) -> str:
         for mixes in by_candidate.values()
         if len(mixes) > 1
     ]
-    return " ".join(said)
+    return " ".join([*said, *([by_heart] if by_heart else [])])
 
 
 def _other_teacher(mixes: list[MixTried], name: str) -> str:

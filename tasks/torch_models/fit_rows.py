@@ -147,10 +147,11 @@ class Rows:
         """By which batches are cut behind their longest row."""
         return RowLengths(self.workload, self.columns)
 
-    def show(self, view: View) -> None:
-        """From now on every batch is of this view, whatever generator is given."""
+    def show(self, view: View | None) -> None:
+        """From now on every batch is of this view, whatever generator is given; None: of the rows themselves."""
         if view != self._view:
-            self._shown, self._view = view.inputs(self.workload, self.columns), view
+            self._shown = view.inputs(self.workload, self.columns) if view is not None else {}
+            self._view = view
 
     def __call__(self, index: Tensor, augment: torch.Generator | None, *, cut: bool = False) -> TrainingBatch:
         """The rows of these numbers (int64 [N]): of the view that is shown; else augmented if a generator is given.

@@ -71,7 +71,7 @@ def teacher_says(
         return torch.from_numpy(found).to(where)
 
     if views is not None:
-        return StoredViews(tuple(outputs(view) for view in views.all()))
+        return StoredViews(tuple(map(outputs, views.all())))
     return StoredAnswers(outputs())
 
 
@@ -107,7 +107,7 @@ def teacher_outputs(
     """
     asked = _ingredients(teacher, workload, data, split, device)
     if view is not None:
-        asked["view"] = [view.seed, view.number]
+        asked["view"] = [view.seed, view.number, view.kind]
     key = f"teacher-answers/{hash_bytes(canonical_json(asked))}.json"
     found = _find(store, key)
     if Ranks.current().all(found is not None) and found is not None:

@@ -3,22 +3,32 @@
 With fresh augmentation the teacher is asked again for each batch, which costs more than the student's own step. A few
 fixed views, taken in turn by epoch, keep most of the gain, and all students of a search share the teacher's answers.
 Source: Shen and Xing 2022, "A Fast Knowledge Distillation Framework for Visual Recognition" (arXiv:2112.01528); Wu et
-al. 2022, "TinyViT" (arXiv:2207.10666), section 3.
+al. 2022, "TinyViT" (arXiv:2207.10666), section 3. Where a workload augments nothing, the rows as they are take turns
+with what can be made of them without knowing what they are: images that are moved a little, or mixtures of two rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from tasks.running.errors import SpecError
+from tasks.running.splits import Columns
+from tasks.running.task_kind import TaskKind
 from tasks.torch_models.fit_seeding import seeded
+from tasks.torch_models.made_rows import mixable, mixed, movable, moved
 from tasks.workloads.workload import Inputs, Workload
 
 _ROWS = 512
 """Rows augmented at a time: part of what a view is, for the generator is drawn from once per call."""
+ViewKind = Literal["augmented", "moved", "mixed"]
+"""What a view is made by: the workload's own augmentation, or what stands in for it."""
+_MOVABLE = ("classes", "binary", "labels")
+"""Tasks whose answer is one of the whole image: it stays the same where the image is moved a little."""
 
 
 @dataclass(frozen=True)
@@ -27,42 +37,71 @@ class View:
 
     seed: int
     number: int
+    kind: ViewKind = "augmented"
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the targets of the rows are those of the view too."""
+        return self.kind != "mixed"
 
     def inputs(self, workload: Workload, columns: dict[str, Tensor]) -> Inputs:
         """The augmented inputs of all rows, in order, before preprocessing."""
         rows = len(next(iter(columns.values())))
+        change = {"augmented": workload.augment, "moved": moved, "mixed": mixed}[self.kind]
         parts: list[Inputs] = []
         with seeded(self.seed, self.number) as generator:  # an augmentation may use the global generators too
             for index in torch.split(torch.arange(rows), _ROWS):
                 inputs, _ = workload.batch({name: values[index] for name, values in columns.items()})
-                parts.append(workload.augment(inputs, generator))
+                parts.append(change(inputs, generator))
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 @dataclass(frozen=True)
 class Views:
-    """The first ``count`` views of a seed: more of them keep the answers to the first."""
+    """The first ``count`` views of a seed: more of them keep the answers to the first.
+
+    The first one of what is no augmentation of the workload's own is the rows as they are, None.
+    """
 
     count: int
     seed: int
+    kind: ViewKind = "augmented"
 
-    def of_epoch(self, epoch: int) -> View:
+    def of_epoch(self, epoch: int) -> View | None:
         """The one that an epoch (from 1) sees."""
-        return View(self.seed, (epoch - 1) % self.count)
+        return self._view((epoch - 1) % self.count)
 
-    def all(self) -> tuple[View, ...]:
-        return tuple(View(self.seed, number) for number in range(self.count))
+    def all(self) -> tuple[View | None, ...]:
+        return tuple(self._view(number) for number in range(self.count))
+
+    def _view(self, number: int) -> View | None:
+        return None if self.kind != "augmented" and number == 0 else View(self.seed, number, self.kind)
 
 
-def wanted_views(workload: Workload, count: int | None, seed: int) -> Views | None:
-    """The views that a spec asks for, if any.
+def view_kind(workload: Workload, train: Columns, task: TaskKind) -> ViewKind | None:
+    """What views of this training split are made by; None: there are none."""
+    if workload.augments:
+        return "augmented"
+    some = {name: torch.from_numpy(np.ascontiguousarray(values[:2])) for name, values in train.items()}
+    inputs, _ = workload.batch(some)
+    if task in _MOVABLE and movable(inputs):
+        return "moved"
+    return "mixed" if mixable(workload, inputs) else None
+
+
+def wanted_views(workload: Workload, count: int | None, seed: int, train: Columns, task: TaskKind) -> Views | None:
+    """The views of this training split that a spec asks for, if any.
 
     Raises:
-        SpecError: the workload augments nothing.
+        SpecError: the workload augments nothing, and nothing can be made of its rows.
     """
-    if count is not None and not workload.augments:
+    if count is None:
+        return None
+    kind = view_kind(workload, train, task)
+    if kind is None:
         raise SpecError(
             f"views: {count} are augmented versions of the training split, but {workload.ref.path} has no "
-            "augment(inputs, generator): write one, or leave views out"
+            "augment(inputs, generator), and codes, tokens and rows of different lengths cannot be mixed: write one, "
+            "or leave views out"
         )
-    return None if count is None else Views(count, seed)
+    return Views(count, seed, kind)

@@ -1,0 +1,71 @@
+"""What a search does with minutes that are left: variants that are likelier to pass on the test split."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from measurements import measured
+from search_pieces import BASELINE, file, setup
+
+from flows.searching.assurance import SURE, chance_on_test, sure_forms, without_doubtful
+from flows.searching.halving import Rules, Standing, next_move
+from model_registry.measurement import Measurement
+from tasks.evidence.proportion import loss_bound
+
+MARGIN = 0.03
+RULES = Rules(margin=MARGIN, rungs=3, power=1.0, start=0.2)
+DATA = setup().data
+
+
+def test_the_chance_on_the_test_split_is_what_a_simulation_finds() -> None:
+    rng = np.random.default_rng(0)
+    told, passed = [], []
+    for _ in range(400):
+        worse, better = rng.uniform(0.0, 0.06), 0.01  # whatever a variant may lose in truth
+        (lost, won, _), (lost_again, won_again, _) = rng.multinomial(360, (worse, better, 1 - worse - better), size=2)
+        drawn = measured("drawn", BASELINE, p50=0.1, right=340, flips=(int(won), int(lost)), bytes=50_000)
+        told.append(chance_on_test(drawn, MARGIN, DATA))
+        passed.append(loss_bound(int(won_again), int(lost_again), 360) <= MARGIN)
+    sure, doubtful = np.array(told) >= SURE, (np.array(told) > 0.3) & (np.array(told) < 0.7)
+    assert sure.sum() > 30 and np.mean(np.array(passed)[sure]) >= SURE
+    assert doubtful.sum() > 30 and 0.3 < np.mean(np.array(passed)[doubtful]) < 0.7
+
+
+def test_more_rows_to_test_on_make_it_surer_and_the_baseline_is_sure() -> None:
+    form = file("small", 0.1, (0, 4))
+    splits = {split.name: split for split in DATA.splits}
+    more = splits["test"].model_copy(update={"rows": 30_000})
+    many = DATA.model_copy(update={"splits": (splits["train"], splits["validation"], more)})
+    assert chance_on_test(form, MARGIN, DATA) < chance_on_test(form, MARGIN, many)
+    assert chance_on_test(BASELINE, MARGIN, DATA) == 1.0
+    equal = file("same", 0.1, (0, 0))
+    assert sure_forms([equal, form], 0.02, DATA) == [equal]
+
+
+def test_a_doubtful_variant_that_has_had_all_its_trainings_has_dearer_ones_tried() -> None:
+    safe = Standing("safe", 0.5, 3, rung=3, loss=-0.005, spread=0.01, kind="cut")
+    best = Standing("best", 0.1, 3, rung=3, loss=0.01, spread=0.018, kind="student")
+    between = Standing("between", 0.2, 3, kind="student", seconds=10.0)
+    dear = Standing("dear", 0.6, 3, kind="student", seconds=10.0)
+    everything = [safe, best, between, dear]
+    assert next_move(everything, RULES, incumbent=0.1, seconds_left=1e9) is None, "nothing is cheaper than the best"
+    surer = without_doubtful(everything, RULES, sure=0.5)
+    assert next_move(surer, RULES, incumbent=0.5, seconds_left=1e9) == "between"
+
+
+def test_a_doubtful_variant_that_may_be_trained_further_is() -> None:
+    best = Standing("best", 0.1, 3, rung=1, loss=0.01, spread=0.018, kind="student", seconds=5.0, finish=10.0)
+    between = Standing("between", 0.2, 3, kind="student", seconds=10.0)
+    surer = without_doubtful([best, between], RULES, sure=0.5)
+    assert surer == [best, between]
+    assert next_move(surer, RULES, incumbent=0.5, seconds_left=1e9) == "best"
+    hopeless = replace(best, loss=0.2, rung=3)
+    assert without_doubtful([hopeless], RULES, sure=0.5) == [hopeless], "it loses too much anyway"
+
+
+@pytest.mark.parametrize(("flips", "sure"), [((0, 0), True), ((0, 3), True), ((2, 12), False)])
+def test_little_is_lost_surely_and_nearly_the_margin_doubtfully(flips: tuple[int, int], sure: bool) -> None:
+    form: Measurement = file("small", 0.1, flips)
+    assert bool(sure_forms([form], MARGIN, DATA)) is sure
