@@ -19,10 +19,12 @@ from tasks.data.materialise import storable
 from tasks.data.split_files import SplitFiles
 from tasks.readers import source_parts
 from tasks.readers.image_shards import read_samples
+from tasks.readers.joined_tables import read_joined_tables
 from tasks.running.splits import SPLITS
-from tasks.workloads import gathered_images, table_parts
+from tasks.workloads import gathered_images, table_parts, text_parts
 from tasks.workloads.images import Images
 from tasks.workloads.tabular import Tabular
+from tasks.workloads.text import Text
 
 LIMIT = 16 << 20
 
@@ -69,7 +71,27 @@ class Pictures:
         return len(list(read_samples(source, image=None, target=None, left=Counter())))
 
 
-def store(workload: Tabular | Images, folder: Path) -> dict[str, int]:
+class Letters:
+    """Texts of 120 letters with a label, of which 24 tokens are kept: 58 MB in 8 files of JSON lines."""
+
+    files, rows, row_bytes, ending = 8, 60_000, 121, "jsonl"
+
+    def write(self, file: Path, rows: int, seed: int) -> None:
+        words = [f"word{number}" for number in range(900)]
+        chosen = np.random.default_rng(seed).integers(0, 900, (rows, 16))
+        with file.open("w") as stream:
+            for row in chosen:
+                text = " ".join(words[number] for number in row)
+                stream.write(json.dumps({"text": text, "target": "ab"[row[0] % 2]}) + "\n")
+
+    def workload(self, source: str) -> Text:
+        return Text(source, tokens=24, vocabulary=600)
+
+    def whole(self, source: str) -> int:
+        return len(read_joined_tables(source, texts=("text", "target")))
+
+
+def store(workload: Tabular | Images | Text, folder: Path) -> dict[str, int]:
     """What the data step does with data in parts, but for its checks; the rows of each split."""
     files = SplitFiles(folder / "columns")
     folder.joinpath("rows").mkdir()
@@ -85,8 +107,8 @@ def private_bytes() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmData"))
 
 
-def main(kind: Rows | Pictures, folder: Path) -> None:
-    source_parts._BLOCK_BYTES, table_parts._PART_BYTES = 1 << 18, 1 << 20
+def main(kind: Rows | Pictures | Letters, folder: Path) -> None:
+    source_parts._BLOCK_BYTES, table_parts._PART_BYTES, text_parts._PART_BYTES = 1 << 18, 1 << 20, 1 << 18
     gathered_images._BLOCK_BYTES, gathered_images._PART_BYTES = 1 << 18, 1 << 20
     for number in range(kind.files):
         kind.write(folder / f"{number:02}.{kind.ending}", kind.rows, number)
@@ -108,4 +130,5 @@ def main(kind: Rows | Pictures, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Rows() if sys.argv[1] == "rows" else Pictures(), Path(sys.argv[2]))
+    kinds: dict[str, Rows | Pictures | Letters] = {"rows": Rows(), "pictures": Pictures(), "letters": Letters()}
+    main(kinds[sys.argv[1]], Path(sys.argv[2]))

@@ -199,7 +199,7 @@ def test_a_changed_added_or_renamed_file_is_noticed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "times"), [("rows", 20), ("pictures", 7)])
+@pytest.mark.parametrize(("kind", "times"), [("rows", 20), ("pictures", 7), ("letters", 3)])
 def test_many_times_the_memory_that_there_is(kind: str, times: int, tmp_path: Path) -> None:
     """The rows take many times what the process may take besides its libraries; read at once they do not fit."""
     command = [sys.executable, str(HERE / "parts_memory_script.py"), kind, str(tmp_path)]

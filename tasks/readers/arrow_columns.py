@@ -117,6 +117,8 @@ def _texts(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         try:
             column = column.cast(pa.string())
+        except pa.ArrowMemoryError:
+            raise
         except pa.ArrowException as error:
             raise DataReadError(f"{path}: column {name!r} is of type {column.type}, which is no text") from error
     found = np.empty(len(column), object)

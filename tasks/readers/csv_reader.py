@@ -83,6 +83,8 @@ def _parse(path: Path, delimiter: str, decimal: str, missing: Sequence[str], tex
             parse_options=pc.ParseOptions(delimiter=delimiter, newlines_in_values=bool(texts)),
             convert_options=convert,
         )
+    except pa.ArrowMemoryError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataReadError(
             f"{path} cannot be read as CSV: {error}. It must be UTF-8 text, its first line the column names, "

@@ -57,12 +57,12 @@ def divide_texts(
         Reading(),
     )
     for split, table in tables.items():
-        kept, numbers[split] = _rows(table, columns, target, unlabelled=unlabelled, where=names[split])
+        kept, numbers[split] = rows_of_texts(table, columns, target, unlabelled=unlabelled, where=names[split])
         texts[split] = list(zip(*(map(str, kept[name].tolist()) for name in columns), strict=True))
         labels[split] = [str(value) for value in kept[target].tolist()]
         reading += kept.reading
     hashed: dict[str, Columns] = {
-        split: {_HASH: _hashes(rows), target: np.array(labels[split], np.str_)} for split, rows in texts.items()
+        split: {_HASH: hash_texts(rows), target: np.array(labels[split], np.str_)} for split, rows in texts.items()
     }
     if "all" in hashed:
         places = split_columns(hashed["all"], seed=seed, target=target).source_rows
@@ -94,10 +94,14 @@ def only_one_split(
     return {split: kept[split] for split in tokens}
 
 
-def _rows(
+def rows_of_texts(
     table: Columns, columns: tuple[str, ...], target: str, *, unlabelled: Unlabelled, where: str
 ) -> tuple[ReadColumns, NDArray[np.intp]]:
-    """The rows that have a label, and their numbers."""
+    """The rows of a table that have a label, and their numbers in it.
+
+    Raises:
+        DataReadError: a column is missing, the target holds fractions or lists, or rows have no label.
+    """
     absent = [name for name in (*columns, target) if name not in table]
     if absent:
         raise DataReadError(
@@ -117,7 +121,7 @@ def _rows(
     return labelled_rows(table, target, unlabelled=unlabelled, where=where)
 
 
-def _hashes(rows: list[Row]) -> NDArray[np.uint8]:
+def hash_texts(rows: list[Row]) -> NDArray[np.uint8]:
     """[rows, 16]: equal texts have equal ones."""
     digests = (hashlib.blake2b("\0".join(row).encode(errors="replace"), digest_size=16).digest() for row in rows)
     return np.frombuffer(b"".join(digests), np.uint8).reshape(len(rows), 16)

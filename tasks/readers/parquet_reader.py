@@ -17,6 +17,8 @@ def read_parquet(path: Path, *, texts: Collection[str] = ()) -> ReadColumns:
 
     try:
         table = pq.ParquetFile(path).read()
+    except pa.ArrowMemoryError:
+        raise
     except (pa.ArrowException, OSError) as error:
         raise DataReadError(
             f"{path} cannot be read as Parquet: {error}. Check that it was copied whole; "

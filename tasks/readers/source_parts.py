@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tasks.readers.arrow_columns import to_columns
+from tasks.readers.jsonl_reader import line_blocks, read_lines
 from tasks.readers.reading import ReadColumns, listed
 from tasks.readers.sources import is_pattern, local, matching
 from tasks.readers.tables import read_table
@@ -55,12 +58,21 @@ def part_names(source: str) -> list[str]:
 
 
 def read_blocks(
-    source: str, *, delimiter: str | None = None, decimal: str | None = None, missing: Sequence[str] = ()
+    source: str,
+    *,
+    delimiter: str | None = None,
+    decimal: str | None = None,
+    missing: Sequence[str] = (),
+    texts: Collection[str] = (),
+    columns: Sequence[str] | None = None,
 ) -> Iterator[RowBlock]:
     """The rows of all files in the order of their names; arguments as for :func:`read_table`.
 
-    Parquet is read some rows at a time; a file of another kind is one block, so it must fit the memory. A file in S3
-    lies on the disk while it is read.
+    Parquet is read some rows at a time, and so are JSON lines of which the columns are named; a file of another kind is
+    one block, so it must fit the memory. A file in S3 lies on the disk while it is read.
+
+    Args:
+        columns: that are needed, where they are known; a block may have more.
 
     Raises:
         DataReadError: a file cannot be read.
@@ -69,11 +81,19 @@ def read_blocks(
     for name in part_names(source):
         start = 0
         if name.lower().endswith(".parquet"):
-            blocks = _parquet_blocks(name)
+            blocks = _parquet_blocks(name, texts, columns)
+        elif columns is not None and name.lower().removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+            blocks = _line_blocks(name, texts, columns)
         else:
-            blocks = iter([read_table(name, delimiter=delimiter, decimal=decimal, missing=missing)])
-        for columns in blocks:
-            block = RowBlock(name, start, before + start, columns)
+            blocks = iter([read_table(name, delimiter=delimiter, decimal=decimal, missing=missing, texts=texts)])
+        for found in blocks:
+            lacking = sorted(set(columns or ()) - set(found))
+            if lacking:
+                raise DataReadError(
+                    f"{name} has no column {listed(lacking)}; it has {listed(found)}: all files of {source} need the "
+                    f"columns {listed(columns or ())}"
+                )
+            block = RowBlock(name, start, before + start, found)
             yield block
             start += block.rows
         before += start
@@ -109,10 +129,24 @@ def parquet_tables(path: Path, columns: Sequence[str] | None = None) -> Iterator
         ) from error
 
 
-def _parquet_blocks(source: str) -> Iterator[ReadColumns]:
+def _parquet_blocks(source: str, texts: Collection[str], columns: Sequence[str] | None) -> Iterator[ReadColumns]:
     with local(source) as path:
-        for table in parquet_tables(path):
-            yield to_columns(table, path)
+        for table in parquet_tables(path, columns):
+            yield to_columns(table, path, texts=texts)
+
+
+def _line_blocks(source: str, texts: Collection[str], columns: Sequence[str]) -> Iterator[ReadColumns]:
+    """Of JSON lines. A column that none of a block's lines has was in the file before: it is missing there."""
+    with local(source) as path:
+        known: ReadColumns | None = None
+        for lines in line_blocks(path, _BLOCK_BYTES):
+            found = read_lines(lines, path, texts=texts)
+            if known is not None:
+                rows = len(next(iter(found.values())))
+                for name in set(columns) & set(known) - set(found):
+                    found[name] = np.full(rows, "", known[name].dtype if known[name].dtype.kind == "O" else "U1")
+            known = known or found
+            yield found
 
 
 def _block_rows(file: pq.ParquetFile) -> int:

@@ -16,12 +16,13 @@ from torch import nn
 from tasks.readers.kept_columns import Unlabelled
 from tasks.readers.labelled_texts import Row, only_one_split
 from tasks.readers.reading import Reading
-from tasks.readers.sources import local
+from tasks.readers.sources import is_pattern, local
 from tasks.readers.split_tables import Source
 from tasks.readers.splitting import Divided
 from tasks.running.errors import DataReadError, SpecError
 from tasks.running.splits import TARGET
 from tasks.workloads.kept_layers import how_many, named_layers
+from tasks.workloads.text_parts import LOST
 from tasks.workloads.text_tokenizer import (
     LEAST_VOCABULARY,
     encode,
@@ -45,12 +46,8 @@ VOCABULARY = 8192
 _SHARES = {"all": 1.0, "half": 1 / 2, "third": 1 / 3}
 _SMALL: dict[str, Any] = {"features": 128, "layers": 4, "heads": 4, "hidden": 512, "places": 512}
 """The encoder where no pretrained one is named: little text teaches no more."""
-_LOST = (
-    "{lost} rows were left out: cut at {tokens} tokens, or without what the tokenizer ignores, they are the texts of "
-    "rows in another split"
-)
 _BAG_FEATURES = 32
-_PAD = 0
+PAD = 0
 """Of a tokenizer that is trained here."""
 
 
@@ -192,7 +189,7 @@ class EncodedTexts(ABC):
             known, separator = self._tokenizer, None
             if self.texts == 2:
                 separator = known.token_to_id("[SEP]")
-            return EncoderShape(vocabulary=known.get_vocab_size(), pad=_PAD, separator=separator, **_SMALL)
+            return EncoderShape(vocabulary=known.get_vocab_size(), pad=PAD, separator=separator, **_SMALL)
         with local(self.encoder) as folder:
             shape = read_shape(folder, pair=self.texts == 2)
         if self.tokens > shape.places - shape.first:
@@ -225,7 +222,7 @@ class EncodedTexts(ABC):
         if self.encoder is not None:
             return Known(labels, "")
         texts = (text for row in self._read.texts["train"] for text in row)
-        made = sized(new_tokenizer(texts, size=self.vocabulary), tokens=self.tokens, pad=_PAD)
+        made = sized(new_tokenizer(texts, size=self.vocabulary), tokens=self.tokens, pad=PAD)
         return Known(labels, made.to_str())
 
 
@@ -245,7 +242,7 @@ def in_one_split(
     """
     kept = only_one_split(tokens, read.texts)
     lost = sum(int((~rows).sum()) for rows in kept.values())
-    more += Reading(findings=(_LOST.format(lost=lost, tokens=most),) if lost else ())
+    more += Reading(findings=(LOST.format(lost=lost, tokens=most),) if lost else ())
     return Divided(
         {name: {"tokens": tokens[name][rows], TARGET: targets[name][rows]} for name, rows in kept.items()},
         {name: read.source_rows[name][rows] for name, rows in kept.items()},
@@ -270,7 +267,7 @@ def require_network(network: str) -> None:
 def _state(workload: EncodedTexts) -> str | None:
     """Settings and the state of the files; None where it cannot be told whether they have changed."""
     names = [workload.source] if isinstance(workload.source, str) else [*workload.source.values()]
-    if any(name.startswith("s3://") for name in names):
+    if any(name.startswith("s3://") or is_pattern(name) for name in names):
         return None
     states = list[Any]()
     for name in names:
