@@ -48,6 +48,15 @@ def test_before_a_second_look_the_first_candidate_tells_how_fast_losses_fall() -
     )
 
 
+def test_what_is_soon_proven_goes_before_what_saves_a_little_more() -> None:
+    wide = made("wide", 2.0, rung=2, loss=0.004, seconds=60.0, finish=60.0)
+    narrow = made("narrow", 1.8, rung=2, loss=0.005, seconds=540.0, finish=540.0)
+    assert move(wide, narrow, incumbent=4.0, seconds_left=700.0) == "wide"
+    assert move(replace(wide, cost=3.9), narrow, incumbent=4.0, seconds_left=700.0) == "narrow", (
+        "it saves next to nothing"
+    )
+
+
 def test_the_fastest_to_train_is_first_and_a_fresh_network_only_when_the_mix_is_known() -> None:
     ours = made("narrow", 2.0, seconds=30.0)
     shallow = Standing(name="shallow", cost=2.0, last=4, kind="cut", seconds=10.0)

@@ -1,9 +1,9 @@
 """Whether the best variant is likely to pass on the test split too, and what else is worth its training if it is not.
 
-A search that has nothing cheaper left to look at still has minutes. Where the best variant keeps the margin on
-validation by little, another sample of as many rows refuses it often, and the release falls back to the next one of the
-sequence, which may cost a multiple. So what is left of the minutes goes to what lies between the cheapest variant that
-is all but sure to pass and the best one, itself included.
+Where the best variant keeps the margin on validation by little, another sample of as many rows refuses it often, and
+the release falls back to the next one of the sequence, which may cost a multiple. So a search goes on as if it had not
+got such a variant: it trains it further, and what lies between it and the cheapest one that is likely to pass. What is
+found on the way is asked in the sequence all the same.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from flows.searching.halving import Rules, Standing, expected
 from model_registry.measurement import Measurement
 from tasks.running.splits import DataRef
 
-SURE = 0.8
-"""Chance from which nothing more is done for a variant."""
+LIKELY, SURE = 0.8, 0.95
+"""Chances from which what costs more than a variant is left alone: while there is something else to do, and then."""
 
 
 def chance_on_test(form: Measurement, margin: float, data: DataRef) -> float:
@@ -37,19 +37,19 @@ def chance_on_test(form: Measurement, margin: float, data: DataRef) -> float:
     return NormalDist().cdf(left / error) if error > 0 else float(left >= 0)
 
 
-def sure_forms(forms: Iterable[Measurement], margin: float, data: DataRef) -> list[Measurement]:
-    """Those that are all but sure to pass."""
-    return [form for form in forms if chance_on_test(form, margin, data) >= SURE]
+def likely_forms(forms: Iterable[Measurement], chance: float, *, margin: float, data: DataRef) -> list[Measurement]:
+    """Those that pass on the test split with this chance at least."""
+    return [form for form in forms if chance_on_test(form, margin, data) >= chance]
 
 
 def without_doubtful(standings: Sequence[Standing], rules: Rules, sure: float) -> list[Standing]:
     """The candidates as they stand while something surer is looked for.
 
-    One that has had all its trainings, may pass and is cheaper than what is sure is taken for one that loses too much:
-    what lies above it is looked at again.
+    One that has had all its trainings, may pass and is cheaper than what is likely to is taken for one that loses too
+    much: what lies above it is looked at again.
 
     Args:
-        sure: cost of the cheapest variant that is all but sure to pass.
+        sure: cost of the cheapest variant that is likely to pass.
     """
     return [
         replace(s, loss=rules.margin, spread=max(s.spread, rules.margin))

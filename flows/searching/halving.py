@@ -4,8 +4,9 @@ What a candidate costs is known exactly before it is trained (latency and size d
 loses is only guessed from short trainings, and grows as candidates of one family get cheaper. So the classic rule of
 successive halving (train all, keep the best third) would keep the wrong ones: the largest lose least. Here short
 trainings halve, in logarithms of the cost, what lies between the dearest one that loses too much and the cheapest one
-that may pass; then the one of those that may pass is trained further that wins most, its chance counted, and the search
-ends when nothing cheaper than the best proven one may pass. Rungs as in Jamieson and Talwalkar 2016, arXiv:1502.07943.
+that may pass; then the one of those that may pass is trained further that wins most for its time, its chance counted,
+and the search ends when nothing cheaper than the best proven one may pass. Rungs as in Jamieson and Talwalkar 2016,
+arXiv:1502.07943.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ WELL_WITHIN = 0.4
 _CHEAPER = 0.97
 """Of the best proven one's cost: what costs more than this is not cheaper beyond the noise of a timing."""
 _ENDLESS = 1e4
+_PATIENCE = 0.3
+"""Of the seconds that are left: what takes as long is half as good as what takes no time. Found in simulation, see
+benchmarks/search_policy.py: what is proven early leaves time for the next one."""
+_MOST_SECONDS = 3600.0
 _HOPE = 1.6
 """Power of the epochs that a long training may gain with at least, as far as it is not to be given up."""
 
@@ -84,6 +89,14 @@ class Rules:
     """Whether a candidate was trained twice, so that ``power`` is what was seen."""
     mixed: bool = True
     """Whether a training has shown which mix of labels and teacher is best."""
+
+
+@dataclass(frozen=True)
+class Stakes:
+    """``before``: what the best proven one costs, or the dearest where nothing is proven."""
+
+    before: float
+    seconds_left: float
 
 
 def rung_epochs(epochs: int, rungs: int, eta: float) -> tuple[int, ...]:
@@ -149,8 +162,8 @@ def next_move(
     2. Before a second training of another kind or cost, the first one is trained further, a little: how fast losses
        fall decides what is worth a look at all, and tasks differ (powers of 0.7 and 1.9 were seen).
     3. In the family that promises most: bisection with short trainings, then of those that may pass the one goes on
-       that saves most, times its chance: of 25 minutes twelve once went to the cheapest one, which never came near. The
-       next family follows when nothing is left to do there.
+       that saves most for its time, times its chance: of 25 minutes twelve once went to the cheapest one, which never
+       came near. The next family follows when nothing is left to do there.
     4. What is not hopeless is trained further, the most promising first.
     5. But before a move that would leave too little time for it, the best of those that may still reach the margin is
        trained: of many structures that were looked at none is an answer.
@@ -165,13 +178,14 @@ def next_move(
     open_ = [s for s in standings if s.possible and s.rung < s.last and s.seconds <= seconds_left and s.cost < worth]
     promising = [s for s in open_ if 0 < s.rung < rules.rungs + s.longer and s.finish <= seconds_left]
     before = incumbent if incumbent is not None else max((s.cost for s in standings), default=1.0)
-    leader = max(promising, key=lambda s: (_saving(s, rules, before), -s.cost), default=None)
+    stakes = Stakes(before, min(seconds_left, _MOST_SECONDS))
+    leader = max(promising, key=lambda s: (_saving(s, rules, stakes), -s.cost), default=None)
     name, won = None, incumbent is not None
     if promising:
         limit = _CHEAPER * min(s.cost for s in promising)
-        name = _choice(standings, [s for s in open_ if s.rung or s.cost < limit], rules, before, anything_won=won)
+        name = _choice(standings, [s for s in open_ if s.rung or s.cost < limit], rules, stakes, anything_won=won)
     if name is None:  # none of those that are promising either, which hope alone has made so
-        name = _choice(standings, open_, rules, before, anything_won=won)
+        name = _choice(standings, open_, rules, stakes, anything_won=won)
     other = next((s for s in open_ if s.name == name), None)
     if leader is None or other is None or other is leader:
         return name
@@ -180,21 +194,21 @@ def next_move(
 
 
 def _choice(
-    standings: Sequence[Standing], open_: Sequence[Standing], rules: Rules, before: float, *, anything_won: bool
+    standings: Sequence[Standing], open_: Sequence[Standing], rules: Rules, stakes: Stakes, *, anything_won: bool
 ) -> str | None:
     begun = [s for s in open_ if s.loss is not None and 0 < s.rung < rules.rungs - 1]
     if begun and not rules.gauged:
         return min(begun, key=lambda s: (s.fresh, s.seconds)).name
     affordable = [s for s in open_ if s.loss is not None or s.seconds <= rules.looks_left]
     if any(s.loss is not None and s.rung for s in standings):
-        name = _best_move(standings, affordable, rules, before, anything_won=anything_won)
+        name = _best_move(standings, affordable, rules, stakes, anything_won=anything_won)
         if name is not None:
             return name
-    return _best_move(standings, open_, rules, before, anything_won=anything_won)
+    return _best_move(standings, open_, rules, stakes, anything_won=anything_won)
 
 
 def _best_move(
-    standings: Sequence[Standing], open_: Sequence[Standing], rules: Rules, before: float, *, anything_won: bool
+    standings: Sequence[Standing], open_: Sequence[Standing], rules: Rules, stakes: Stakes, *, anything_won: bool
 ) -> str | None:
     families: dict[str, list[Standing]] = {}
     for standing in standings:
@@ -203,8 +217,8 @@ def _best_move(
     nearest = [min(f, key=lambda s: (abs(_log(s.cost) - _log(rules.start)), s.cost, s.name)) for f in new if f]
     if nearest:
         return min(nearest, key=lambda s: (s.fresh and not rules.mixed, s.seconds)).name
-    for members in sorted(families.values(), key=lambda f: min(_promise(s, rules, before) for s in f)):
-        name = _within(members, [s for s in members if s in open_], rules, before)
+    for members in sorted(families.values(), key=lambda f: min(_promise(s, rules, stakes) for s in f)):
+        name = _within(members, [s for s in members if s in open_], rules, stakes)
         if name is not None:
             return name
     rest = [s for s in open_ if s.loss is not None]
@@ -213,7 +227,7 @@ def _best_move(
     return min(rest, key=lambda s: (expected(s, rules), s.cost, s.name)).name if rest else None
 
 
-def _within(members: Sequence[Standing], open_: Sequence[Standing], rules: Rules, before: float) -> str | None:
+def _within(members: Sequence[Standing], open_: Sequence[Standing], rules: Rules, stakes: Stakes) -> str | None:
     """The next move within a family of which something is known."""
     known = [s for s in members if s.loss is not None]
     ceiling = min((s.cost for s in known if expected(s, rules) <= rules.margin), default=float("inf"))
@@ -224,25 +238,23 @@ def _within(members: Sequence[Standing], open_: Sequence[Standing], rules: Rules
         middle = (_log(low) + _log(high)) / 2
         return min(between, key=lambda s: (abs(_log(s.cost) - middle), s.cost, s.name)).name
     near = [s for s in open_ if expected(s, rules) <= rules.margin]
-    return min(near, key=lambda s: (-_saving(s, rules, before), s.cost, s.name)).name if near else None
+    return min(near, key=lambda s: (-_saving(s, rules, stakes), s.cost, s.name)).name if near else None
 
 
-def _promise(standing: Standing, rules: Rules, before: float) -> tuple[float, float, float]:
+def _promise(standing: Standing, rules: Rules, stakes: Stakes) -> tuple[float, float, float]:
     """For sorting, best first: what may pass by what it saves; after that the rest, by what it is expected to lose."""
     loss = expected(standing, rules)
-    return (0.0 if loss <= rules.margin else loss, -_saving(standing, rules, before), standing.cost)
+    return (0.0 if loss <= rules.margin else loss, -_saving(standing, rules, stakes), standing.cost)
 
 
-def _saving(standing: Standing, rules: Rules, before: float) -> float:
-    """What it may save, in logarithms of the cost, times its chance: one half where it is expected to lose the margin.
-
-    Args:
-        before: what the best proven one costs, or the dearest where nothing is proven.
-    """
+def _saving(standing: Standing, rules: Rules, stakes: Stakes) -> float:
+    """What it may save, in logarithms of the cost, times its chance, for its time. Its chance is one half where it is
+    expected to lose the margin."""
     loss = expected(standing, rules)
     if not math.isfinite(loss) or standing.cost <= 0:
         return 0.0
-    return max(0.0, _log(before) - _log(standing.cost)) / (1 + (max(loss, 0.0) / rules.margin) ** 2)
+    saved = max(0.0, _log(stakes.before) - _log(standing.cost)) / (1 + (max(loss, 0.0) / rules.margin) ** 2)
+    return saved / (min(standing.seconds, standing.finish) + _PATIENCE * stakes.seconds_left)
 
 
 def _log(cost: float) -> float:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextvars
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from flows.lineage import Made
-from flows.searching.assurance import sure_forms, without_doubtful
+from flows.searching.assurance import LIKELY, SURE, likely_forms, without_doubtful
 from flows.searching.budget_spec import SearchSpec
 from flows.searching.candidate import Candidate, loss_of
 from flows.searching.candidate_rows import judged, row_of
@@ -194,35 +195,39 @@ def _better_teacher(shop: Workshop, candidate: Candidate) -> Candidate | None:
 def _moves(shop: Workshop, start: float, seconds_left: float) -> list[Candidate]:
     """The candidates to train next, as many as may train at a time."""
     settings, appraisal, chosen = shop.setup.settings, shop.appraisal, list[Candidate]()
-    proven = [appraisal.cost(form) for form in shop.tally.forms() if appraisal.passes(form)]
     rules = appraisal.rules(shop.tally.candidates, start)
     for candidate in shop.tally.candidates:
         standing = appraisal.standing(candidate)
         candidate.enough, candidate.hoped = enough(standing, rules), hoped(standing, rules)
     while len(chosen) < min(settings.parallel, settings.trials - shop.tally.trials):
         standings = [appraisal.standing(c) for c in shop.tally.candidates if c not in chosen]
-        name = next_move(standings, rules, incumbent=min(proven, default=None), seconds_left=seconds_left)
-        if name is None and proven and not shop.setup.says("epochs"):
-            name = _surer_move(shop, standings, rules, seconds_left)
+        # A spec that says the epochs has chosen how long it wants to train.
+        chances = (0.0,) if shop.setup.says("epochs") else (LIKELY, SURE)
+        names = (_next_move(shop, standings, rules, chance, seconds_left) for chance in chances)
+        name = next((name for name in names if name is not None), None)
         if name is None:
             break
         chosen.append(next(c for c in shop.tally.candidates if c.name == name))
     return chosen
 
 
-def _surer_move(shop: Workshop, standings: list[Standing], rules: Rules, seconds_left: float) -> str | None:
-    """What to train where nothing cheaper may reach the margin, but the best one may well fail on the test split."""
-    appraisal, forms = shop.appraisal, shop.tally.forms()
-    best = appraisal.cheapest(forms)
-    if best is None or _is_sure(shop, best):
-        return None
-    passing = [form for form in forms if appraisal.passes(form)]
-    sure = min(map(appraisal.cost, (shop.appraisal.baseline, *sure_forms(passing, rules.margin, shop.setup.data))))
-    return next_move(without_doubtful(standings, rules, sure), rules, incumbent=sure, seconds_left=seconds_left)
+def _next_move(
+    shop: Workshop, standings: list[Standing], rules: Rules, chance: float, seconds_left: float
+) -> str | None:
+    """What may become cheaper than the best of those that pass on the test split with this chance at least."""
+    appraisal, data = shop.appraisal, shop.setup.data
+    passing = [form for form in shop.tally.forms() if appraisal.passes(form)]
+    proven = [appraisal.cost(form) for form in likely_forms(passing, chance, margin=rules.margin, data=data)]
+    if passing and chance >= SURE:
+        proven.append(appraisal.cost(appraisal.baseline))  # what is served anyway is not lost
+    incumbent = min(proven, default=None)
+    if chance:
+        standings = without_doubtful(standings, rules, math.inf if incumbent is None else incumbent)
+    return next_move(standings, rules, incumbent=incumbent, seconds_left=seconds_left)
 
 
 def _is_sure(shop: Workshop, form: Measurement) -> bool:
-    return bool(sure_forms([form], shop.appraisal.gates.margin, shop.setup.data))
+    return bool(likely_forms([form], SURE, margin=shop.appraisal.gates.margin, data=shop.setup.data))
 
 
 def _side_by_side(moves: list[Callable[[], None]]) -> None:
