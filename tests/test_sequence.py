@@ -49,10 +49,19 @@ def test_safer_and_dearer_ones_stand_before_the_best() -> None:
 
 def test_the_safest_best_goes_alone_and_nobody_twice() -> None:
     best, slow = variant("best", 0.5, 0.004), variant("slow", 2.0, 0.018)
-    assert names(fixed_sequence("latency", [slow, best, best], best)) == ["best"]
+    assert names(fixed_sequence("latency", [slow, best, best], best, MARGIN)) == ["best"]
     safe = variant("safe", 2.0, 0.002)
     same = safe.model_copy(update={"name": "safe again"})
-    assert len(fixed_sequence("latency", [safe, same, best], best)) == 2
+    assert len(fixed_sequence("latency", [safe, same, best], best, MARGIN)) == 2
+
+
+def test_what_is_certain_stands_before_what_has_a_low_bound_by_luck() -> None:
+    int8, pupil = variant("int8", 2.0, 0.004), variant("pupil", 0.5, 0.003)
+    assert pupil.paired is not None
+    lucky = pupil.model_copy(update={"paired": pupil.paired.model_copy(update={"difference": 0.009})})
+    assert lucky.paired and lucky.paired.bound < 0.004, "it gains 0.9 points, give or take 1.2"
+    best = variant("best", 0.4, 0.018)
+    assert names(fixed_sequence("latency", [int8, lucky, best], best, MARGIN)) == ["int8", "pupil", "best"]
 
 
 def test_one_as_fast_within_noise_but_safer_stands_before_the_smaller_one() -> None:
@@ -63,7 +72,7 @@ def test_one_as_fast_within_noise_but_safer_stands_before_the_smaller_one() -> N
 
 @pytest.mark.parametrize("objective", ["latency", "size", "throughput"])
 def test_of_many_the_safest_the_cheapest_and_two_well_apart_are_tested(objective: Any) -> None:
-    many = [variant(f"v{n:02}", 2.0 ** (-n / 4), 0.001 + n * 0.001, bytes=10_000 - 500 * n) for n in range(17)]
+    many = [variant(f"v{n:02}", 2.0 ** (-n / 4), 0.003 + n * 0.0009, bytes=10_000 - 500 * n) for n in range(17)]
     many = [
         m.model_copy(update={"throughput": m.throughput.model_copy(update={"value": 1000 / m.p50_ms})}) for m in many
     ]
@@ -86,9 +95,9 @@ def test_a_front_holds_what_nothing_safer_equals_at_latency_and_size() -> None:
 
 
 def test_of_a_long_front_the_ends_stay_and_the_crowd_is_thinned_out() -> None:
-    many = [variant(f"v{n:02}", 4.0 * 0.9**n, 0.001 + n * 0.0005, bytes=1000) for n in range(12)]
+    many = [variant(f"v{n:02}", 4.0 * 0.9**n, 0.003 + n * 0.0005, bytes=1000) for n in range(12)]
     many.append(variant("smallest", 4.0, 0.018, bytes=10))
-    kept = names(front_sequence(many))
+    kept = names(front_sequence(many, MARGIN))
     assert len(kept) == MOST_ON_FRONT and {"v00", "v11", "smallest"} <= set(kept)
 
 

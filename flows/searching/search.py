@@ -76,7 +76,7 @@ def search(
 
     if stored is not None:
         tally.carry(stored.made(data, checked))
-    ended, limited = _explore(shop, spec.search)
+    ended, limited = explore(shop, spec.search)
     control = shop.trainer.prove_teaching(_winner(shop))
     made = tally.made(data, checked)
     best = shop.appraisal.cheapest(made.candidates)
@@ -129,7 +129,7 @@ def _answered(stored: SearchRecord, spec: PipelineSpec, gates: GateSpec, found: 
     )
 
 
-def _explore(shop: Workshop, settings: SearchSpec) -> tuple[str, bool]:
+def explore(shop: Workshop, settings: SearchSpec) -> tuple[str, bool]:
     """Make and train candidates until the search is over; why it is, and whether a limit ended it."""
     tally, limit = shop.tally, settings.minutes * 60
     shop.maker.line_up(lambda: _report(shop))

@@ -62,7 +62,8 @@ def choose(
     if passing:
         best, why = best_of(spec.objective, passing)
         front = spec.objective == "front"
-        sequence = front_sequence(passing) if front else fixed_sequence(spec.objective, passing, best)
+        margin = spec.resolved(baseline.metric.value).margin
+        sequence = front_sequence(passing, margin) if front else fixed_sequence(spec.objective, passing, best, margin)
         on_front = f", {len(sequence)} of them on the front" if front else ""
         why = f"{len(passing)} of {len(candidates)} variants pass on validation{on_front}; {why}"
         return Choice(best, sequence, why, failing)

@@ -22,33 +22,43 @@ _ALIKE = 1.03
 """Costs that differ less are the same within the noise of a timing."""
 
 
-def fixed_sequence(objective: Objective, passing: Sequence[Measurement], last: Measurement) -> tuple[Measurement, ...]:
+def fixed_sequence(
+    objective: Objective, passing: Sequence[Measurement], last: Measurement, margin: float
+) -> tuple[Measurement, ...]:
     """From the safest of the passing variants to ``last``, at most :data:`MOST_TESTED`.
 
-    Safe is a low 95 % bound of the loss on validation. Before the last stand safer ones that no other safer one beats
-    at both cost and bound: each costs less than the one before and is less safe. Of more than fit, the safest stays
-    and those between are spread evenly by the logarithm of their costs.
+    Safe is a loss on validation that lies many of its errors below the margin: such a one keeps it on other rows
+    too. A low bound does not tell that. Of a structure that answers one row in ten otherwise it is luck as often as
+    not, and of the teacher's int8 file, which answers one in a hundred otherwise, it is all but certain. Before the
+    last stand safer ones that no other safer one beats at both cost and safety: each costs less than the one before
+    and is less safe. Of more than fit, the safest stays and those between are spread evenly by the logarithm of
+    their costs.
 
     Args:
         passing: variants that keep every critical gate on validation; a digest that occurs twice counts once.
         last: the one of them that the objective prefers.
+        margin: that may be lost, in the metric's unit.
     """
+
+    def risk(m: Measurement) -> float:
+        return _risk(m, margin)
+
     cheapest = cost_of_objective(objective, last)
 
     def cost(m: Measurement) -> float:
         # Not below the last one's: it was preferred among those that speed cannot tell apart.
         return max(cost_of_objective(objective, m), cheapest)
 
-    safer = {m.digest: m for m in passing if m.digest != last.digest and _bound(m) < _bound(last)}
+    safer = {m.digest: m for m in passing if m.digest != last.digest and risk(m) < risk(last)}
     before: list[Measurement] = []
-    for m in sorted(safer.values(), key=lambda m: (cost(m), _bound(m), m.digest)):
-        if not before or _bound(m) < _bound(before[-1]):
+    for m in sorted(safer.values(), key=lambda m: (cost(m), risk(m), m.digest)):
+        if not before or risk(m) < risk(before[-1]):
             before.append(m)
     before.reverse()
     return (*_spread(before, [math.log(cost(m) / cheapest) for m in before]), last)
 
 
-def front_sequence(passing: Sequence[Measurement]) -> tuple[Measurement, ...]:
+def front_sequence(passing: Sequence[Measurement], margin: float) -> tuple[Measurement, ...]:
     """Every passing variant that no safer one equals or beats at both latency and size, from the safest on.
 
     Of more than :data:`MOST_ON_FRONT` go those nearest to another in latency and size; the safest, the fastest, the
@@ -56,7 +66,7 @@ def front_sequence(passing: Sequence[Measurement]) -> tuple[Measurement, ...]:
     breaks its margin is as improbable as that the first of these in the sequence passes.
     """
     kept: list[Measurement] = []
-    for m in sorted(passing, key=lambda m: (_bound(m), cost_of_objective("front", m), m.digest)):
+    for m in sorted(passing, key=lambda m: (_risk(m, margin), cost_of_objective("front", m), m.digest)):
         if not any(k.latency_share[0] <= _ALIKE * m.latency_share[0] and k.bytes <= _ALIKE * m.bytes for k in kept):
             kept.append(m)
     objectives: tuple[Objective, ...] = ("latency", "size", "front")
@@ -88,8 +98,12 @@ def _apart(one: Measurement, other: Measurement) -> float:
     return math.hypot(math.log(one.latency_share[0] / other.latency_share[0]), math.log(one.bytes / other.bytes))
 
 
-def _bound(m: Measurement) -> float:
-    return m.paired.bound if m.paired else 0.0  # the baseline loses nothing against itself
+def _risk(m: Measurement, margin: float) -> float:
+    """Lower is safer: by how many times the half-width of its one-sided 95 % bound the loss is above the margin."""
+    if m.paired is None:
+        return -math.inf  # the baseline loses nothing against itself
+    loss, half = -m.paired.difference, m.paired.bound + m.paired.difference
+    return (loss - margin) / half if half > 0 else math.copysign(math.inf, loss - margin)
 
 
 def _spread(before: list[Measurement], heights: list[float]) -> list[Measurement]:
