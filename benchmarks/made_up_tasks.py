@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from model_registry.manifest import hash_bytes
+
 TRAIN, TEST = 20_000, 4000
 TEACHER_INT8 = 0.4
 """Cost of the teacher's int8 file, which loses nothing."""
@@ -39,7 +41,7 @@ class MadeUpTask:
     """
 
     def __init__(self, seed: int) -> None:
-        self.random = random = np.random.default_rng(seed)
+        self.seed, random = seed, np.random.default_rng(seed)
         self.minutes, self.margin = float(random.choice([8, 12, 20, 25])), float(random.choice([0.005, 0.01]))
         self.epoch_seconds = _between(random, 4, 90)
         self.rows, self.differ = int(random.choice([2000, 4000])), float(random.uniform(0.02, 0.08))
@@ -48,16 +50,16 @@ class MadeUpTask:
         self._gain = float(random.uniform(0, 1)) * self.margin
         self._start, self._power = float(random.uniform(3, 15)) * self.margin, float(random.uniform(0.6, 1.4))
         self.structures = [
-            self._structure(f"pruned{100 * share:.0f}{form}", "", share * (0.93 if form else 1.0), edge)
+            self._structure(random, f"pruned{100 * share:.0f}{form}", "", share * (0.93 if form else 1.0), edge)
             for share in _SHARES
             for form in ("", "f")
             if not form or share <= _WIDEST_FP32
         ]
         if random.random() < _CAN_BE_CUT:
             better = edge / math.sqrt(float(random.uniform(0.5, 4)))
-            self.structures.append(self._structure("half", "half", _HALF, better))
+            self.structures.append(self._structure(random, "half", "half", _HALF, better))
             self.structures += [
-                self._structure(f"half-pruned{100 * share:.0f}", "half", share, better)
+                self._structure(random, f"half-pruned{100 * share:.0f}", "half", share, better)
                 for share in _SHARES
                 if share < _NARROWER * _HALF
             ]
@@ -76,9 +78,10 @@ class MadeUpTask:
         """Standard error of a loss on so many rows."""
         return math.sqrt(max(self.differ, 1.5 * abs(loss)) / rows)
 
-    def seen(self, loss: float) -> float:
-        """The loss as the validation split shows it; another one each time."""
-        return float(self.random.normal(loss, self.error(loss, self.rows)))
+    def seen(self, name: str, loss: float, rows: int) -> float:
+        """The loss of the file of this name as a split of so many rows shows it: the same whenever it is asked."""
+        random = np.random.default_rng([self.seed, rows, int(hash_bytes(name.encode())[:8], 16)])
+        return float(random.normal(loss, self.error(loss, rows)))
 
     def possible(self) -> float:
         """The least cost of a structure that could be proven, had it all the time there is."""
@@ -89,9 +92,9 @@ class MadeUpTask:
         ]
         return min(costs, default=TEACHER_INT8)
 
-    def _structure(self, name: str, base: str, planned: float, edge: float) -> Structure:
+    def _structure(self, random: np.random.Generator, name: str, base: str, planned: float, edge: float) -> Structure:
         damage = 0.05 if planned >= _HARMLESS else 3 * math.log(_HARMLESS / planned)
-        cost = planned * float(np.exp(self.random.normal(0, 0.05)))
+        cost = planned * float(np.exp(random.normal(0, 0.05)))
         return Structure(name, base, planned, cost, edge, damage + (1.0 if base else 0.0))
 
 

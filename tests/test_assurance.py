@@ -13,6 +13,7 @@ from flows.searching.assurance import LIKELY, SURE, chance_on_test, likely_forms
 from flows.searching.halving import Rules, Standing, next_move
 from model_registry.measurement import Measurement
 from tasks.evidence.proportion import loss_bound
+from tasks.running.splits import SPLITS
 
 MARGIN = 0.03
 RULES = Rules(margin=MARGIN, rungs=3, power=1.0, start=0.2)
@@ -21,16 +22,22 @@ DATA = setup().data
 
 def test_the_chance_on_the_test_split_is_what_a_simulation_finds() -> None:
     rng = np.random.default_rng(0)
+    rows = {"train": 1000, "validation": 360, "test": 1000}
+    data = DATA.model_copy(
+        update={"splits": tuple(split.model_copy(update={"rows": rows[split.name]}) for split in DATA.splits)}
+    )
     told, passed = [], []
-    for _ in range(400):
+    for _ in range(2000):
         worse, better = rng.uniform(0.0, 0.06), 0.01  # whatever a variant may lose in truth
-        (lost, won, _), (lost_again, won_again, _) = rng.multinomial(360, (worse, better, 1 - worse - better), size=2)
+        shares = (worse, better, 1 - worse - better)
+        (lost, won, _), (lost_again, won_again, _) = (rng.multinomial(rows[name], shares) for name in SPLITS[2:])
         drawn = measured("drawn", BASELINE, p50=0.1, right=340, flips=(int(won), int(lost)), bytes=50_000)
-        told.append(chance_on_test(drawn, MARGIN, DATA))
-        passed.append(loss_bound(int(won_again), int(lost_again), 360) <= MARGIN)
-    sure, doubtful = np.array(told) >= LIKELY, (np.array(told) > 0.3) & (np.array(told) < 0.7)
-    assert sure.sum() > 30 and np.mean(np.array(passed)[sure]) >= LIKELY
-    assert doubtful.sum() > 30 and 0.3 < np.mean(np.array(passed)[doubtful]) < 0.7
+        told.append(chance_on_test(drawn, MARGIN, data))
+        passed.append(loss_bound(int(won_again), int(lost_again), rows["test"]) <= MARGIN)
+    chance, came = np.array(told), np.array(passed)
+    for low, high in ((0.1, 0.3), (0.3, 0.5), (0.5, 0.7), (0.7, 0.9), (0.9, 1.0)):
+        some = (chance >= low) & (chance <= high)
+        assert some.sum() > 50 and abs(came[some].mean() - chance[some].mean()) < 0.13, (low, high)
 
 
 def test_more_rows_to_test_on_make_it_surer_and_the_baseline_is_sure() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -13,15 +15,17 @@ from torch import Tensor
 from model_registry.store import Store
 from tasks.running.errors import SpecError
 from tasks.running.splits import Columns
-from tasks.torch_models.made_rows import mixable, mixed, movable, moved
+from tasks.running.stage import WorkloadRef
+from tasks.torch_models import views as views_module
+from tasks.torch_models.made_rows import codes_among, mixable, mixed, movable, moved
 from tasks.torch_models.objective import MatchOutputs, SoftTargets, StoredViews, TrainingBatch
 from tasks.torch_models.views import View, ViewKind, Views, view_kind, wanted_views
-from tasks.workloads.workload import Workload
+from tasks.workloads.workload import Workload, load_workload
 
 
 def test_a_mixture_lies_between_its_row_and_another_and_comes_from_the_generator_alone() -> None:
     rows = {"x": torch.arange(8.0).reshape(8, 1), "image": (torch.arange(8) * 30).to(torch.uint8).reshape(8, 1, 1)}
-    one, same, other = (mixed(rows, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    one, same, other = (mixed(rows, torch.Generator().manual_seed(seed), {}) for seed in (0, 0, 1))
     assert torch.equal(one["x"], same["x"]) and not torch.equal(one["x"], other["x"])
     assert one["image"].dtype is torch.uint8 and (one["x"] != rows["x"]).any()
     assert one["x"].min() >= 0 and one["x"].max() <= 7
@@ -32,9 +36,41 @@ def test_codes_stay_those_of_the_first_row_and_gaps_do_not_spread() -> None:
     values = torch.tensor([[1.0], [float("nan")], [3.0]])
     rows = {"code": torch.tensor([4, 5, 6]), "byte": torch.tensor([[1], [2], [3]], dtype=torch.uint8), "x": values}
     for seed in range(5):
-        found = mixed(rows, torch.Generator().manual_seed(seed))
+        found = mixed(rows, torch.Generator().manual_seed(seed), {})
         assert torch.equal(found["code"], rows["code"]) and torch.equal(found["byte"], rows["byte"])
         assert torch.equal(found["x"].isnan(), values.isnan())
+
+
+def test_whole_numbers_in_a_table_stay_those_of_the_first_row() -> None:
+    table = torch.tensor([[0.5, 2.0, 3.0], [1.5, 5.0, float("nan")], [2.5, 9.0, 4.0]])
+    codes = codes_among({"features": table, "signal": torch.zeros(3, 2, 2)})
+    assert [*codes] == ["features"] and codes["features"].tolist() == [False, True, True]
+    assert not mixable(workload_of(Blobs()), {"features": table[:, 1:]})
+    found = mixed({"features": table}, torch.Generator().manual_seed(1), codes)["features"]
+    assert torch.equal(found[:, 1], table[:, 1]) and found[:, 2].isnan().tolist() == [False, True, False]
+    assert not torch.equal(found[:, 0], table[:, 0])
+
+
+def test_a_view_of_a_table_knows_its_codes_from_all_rows(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    rows = [f"{draw.normal():.3f},{draw.choice(['Ulm', 'Bonn', 'Kiel'])},{'ab'[n % 2]}" for n in range(700)]
+    (tmp_path / "people.csv").write_text("\n".join(["size,town,target", *rows]))
+    ref = WorkloadRef(path="winnow:Tabular", arguments={"source": str(tmp_path / "people.csv")})
+    workload = load_workload(ref)
+    train = workload.splits()["train"]
+    assert view_kind(workload, train, "classes") == "mixed"
+    columns = {name: torch.from_numpy(values) for name, values in train.items()}
+    seen, was = View(0, 1, "mixed").inputs(workload, columns)["features"], columns["features"]
+    assert torch.equal(seen[:, 1], was[:, 1]), "towns are numbers, between which there is nothing"
+    assert (seen[:, 0] != was[:, 0]).float().mean() > 0.9
+
+
+def test_too_large_a_split_is_not_changed_unasked(monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = taught("Blobs")
+    monkeypatch.setattr(views_module, "_MOST_BYTES", 1000)
+    assert view_kind(blobs, blobs.splits()["train"], "classes") is None
+    noisy = taught("NoisyBlobs")
+    assert view_kind(noisy, noisy.splits()["train"], "classes") == "augmented", "that one was asked for"
 
 
 class Coded(Blobs):
@@ -63,13 +99,13 @@ def workload_of(user: Blobs) -> Workload:
 
 
 def test_what_is_no_number_or_has_no_fixed_length_cannot_be_mixed() -> None:
-    batch = {"features": torch.zeros(2, 4)}
+    batch = {"features": torch.rand(2, 4)}
     assert mixable(workload_of(Blobs()), batch) and not mixable(workload_of(Filled()), batch)
     coded, blobs, noisy = workload_of(Coded()), taught("Blobs"), taught("NoisyBlobs")
     assert view_kind(coded, coded.splits()["train"], "classes") is None
     assert view_kind(blobs, blobs.splits()["train"], "classes") == "mixed"
     assert view_kind(noisy, noisy.splits()["train"], "classes") == "augmented"
-    with pytest.raises(SpecError, match=r"views: 2 .*has no augment.*cannot be mixed: write one, or leave views out"):
+    with pytest.raises(SpecError, match=r"views: 2 .*has no augment.*by themselves: write one, or leave views out"):
         wanted_views(coded, 2, 0, coded.splits()["train"], "classes")
 
 

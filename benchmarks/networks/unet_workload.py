@@ -12,7 +12,8 @@ from torch.nn import functional
 
 import winnow
 
-ROWS = {"train": 3_000, "calibration": 300, "validation": 1_200, "test": 2_000}
+ROWS = {"train": 3_000, "calibration": 300, "validation": 3_000, "test": 3_000}
+"""A pupil's IoU differs from the teacher's by 16 points a picture: half a point is the bound of 3 000 of them."""
 CLASSES = ("background", "disc", "square", "triangle")
 _SIZE = 48
 _MOST_SHAPES = 5

@@ -55,6 +55,8 @@ class Candidate:
     """What a row of a training step takes, by a few trial steps; 0 while unknown."""
     views: int | None = None
     """Of the training split, in its latest training."""
+    by_heart: bool = False
+    """Whether it does much better on rows that it learned from."""
     batch_size: int | None = None
     """Rows of a training step, where more of them take hardly longer than as many as the spec says."""
 

@@ -12,11 +12,11 @@ from flows.searching.candidate import Candidate, loss_of, released
 from flows.searching.form_maker import FormMaker
 from flows.searching.mix_choice import MixChoice
 from flows.searching.tally import Tally
-from flows.searching.training_plan import LABELS, TrainingPlan, learned_by_heart, questions_of
+from flows.searching.training_plan import LABELS, TrainingPlan, learned_by_heart, makes_rows, questions_of
 from model_registry.store import Store
 from model_registry.variant import Variant
 from tasks.ask import AskSpec, ask
-from tasks.distill import distill
+from tasks.distill import DistillSpec, distill
 from tasks.evidence.arrays import fetch_arrays
 from tasks.evidence.paired import compare_paired
 from tasks.export import export
@@ -30,6 +30,8 @@ class RungTrainer:
 
     def __init__(self, plan: TrainingPlan, tally: Tally, appraisal: Appraisal, forms: FormMaker) -> None:
         self.setup, self.plan, self.tally, self.appraisal, self.forms = plan.setup, plan, tally, appraisal, forms
+        self.views_of: str | None = None
+        """What views of the training split are made by."""
         self._asked: list[tuple[AskSpec, Variant]] = []
         self._counted: set[str] = set()
         self._lock = threading.Lock()
@@ -72,7 +74,8 @@ class RungTrainer:
         model = untrained
         for rung in range(trained):
             epochs = winner.epochs[rung] - (winner.epochs[rung - 1] if rung else 0)
-            spec = self.plan.training(winner, epochs).model_copy(update={"hints": None, **LABELS})
+            views = winner.views if self.views_of == "moved" and rung == trained - 1 else None
+            spec = self.plan.training(winner, epochs).model_copy(update={"hints": None, **LABELS, "views": views})
             label = f"{CONTROL}-{winner.name}-r{rung + 1}"
             outcome = distill(setup.job, spec, data=setup.data, teacher=setup.teacher, parent=model, label=label)
             model = outcome.variants[0]
@@ -88,10 +91,14 @@ class RungTrainer:
         return {"gain": paired.difference, "low": low, "high": high, "p": paired.p}
 
     def _distill(self, candidate: Candidate, mix: Mapping[str, Any] | None = None) -> Outcome:
-        """The candidate's next training, asked of the store first."""
+        """The candidate's next training with a mix."""
+        return self._taught(candidate, self.plan.rung(candidate, mix))
+
+    def _taught(self, candidate: Candidate, spec: DistillSpec) -> Outcome:
+        """Its next training, asked of the store first."""
         setup, parent = self.setup, candidate.model
         assert parent is not None
-        spec, (teacher, *others) = self.plan.rung(candidate, mix), self.plan.teachers
+        teacher, *others = self.plan.teachers
         questions = questions_of(spec)
         if setup.data.language is not None and not others and spec.hints is None:
             questions = None  # a decoder's teacher is asked about whole distributions, which nobody could keep
@@ -116,13 +123,13 @@ class RungTrainer:
         assert parent is not None
         label = f"{candidate.name}-r{candidate.rung + 1}"
         epochs = self.plan.next_epochs(candidate)
-        outcome = self._distill(candidate)
+        spec = self.plan.rung(candidate)
+        outcome = self._taught(candidate, spec)
         candidate.training_seconds = outcome.cost_seconds
         candidate.measured_epoch = outcome.values.get("epoch_seconds") or 0.0
-        candidate.views = self.plan.views(epochs)
+        candidate.views, self.views_of = spec.views, outcome.values.get("views_of")
         better, margin = self.setup.data.metric.better, self.appraisal.gates.margin
-        news = not self.plan.by_heart and learned_by_heart(outcome.values, better, margin)
-        self.plan.by_heart = self.plan.by_heart or news
+        candidate.by_heart = learned_by_heart(outcome.values, better, margin)
         candidate.epochs.append(epochs + (candidate.epochs[-1] if candidate.epochs else 0))
         candidate.model = self.tally.keep_step(outcome, (parent, self.plan.teachers[0])).variants[0]
         if candidate.rung:
@@ -135,10 +142,21 @@ class RungTrainer:
         if candidate.rung == rungs:
             self.forms.refine(candidate, label)
         candidate.losses.append(min(loss_of(m) for m in candidate.forms))
-        promising = self.appraisal.nearly_proven(candidate) or news  # the next one is of other rows
-        if candidate.rung == rungs and not self.setup.says("epochs") and promising:
+        if candidate.rung == rungs and not self.setup.says("epochs") and self.appraisal.nearly_proven(candidate):
             candidate.longer += 1
             candidate.last += 1
+
+    def note_hearts(self, trained: Sequence[Candidate]) -> None:
+        """Learn from trainings, when all of those side by side are done, whether long ones are to see other rows; who
+        has had its last one of the old ones gets another."""
+        by_heart = [c for c in trained if c.by_heart]
+        if self.plan.by_heart or not by_heart or not makes_rows(self.plan):
+            return
+        self.plan.by_heart = True
+        for candidate in by_heart:
+            if candidate.rung == self.setup.rungs_of(candidate) and not self.setup.says("epochs"):
+                candidate.longer += 1
+                candidate.last += 1
 
     def _tune(self, candidate: Candidate) -> None:
         """Quantization-aware training of its int8 file, if it has one."""

@@ -93,7 +93,7 @@ def search(
         control=control,
         planning_seconds=tally.planning_seconds,
         mixes=tally.mixes,
-        by_heart=shop.plan.by_heart,
+        by_heart=shop.plan.by_heart and any((c.views or 0) > 1 for c in tally.candidates),
         untried=tuple(tally.untried),
         curve=tuple(tally.curve),
     )
@@ -147,7 +147,8 @@ def explore(shop: Workshop, settings: SearchSpec) -> tuple[str, bool]:
                 return f"search.minutes ({settings.minutes:g}) leaves no time to train {late[0].name} further", True
             if best is None:
                 return "no candidate is left to train", False
-            safer = "" if _is_sure(shop, best) else ", and nothing dearer is left to try that is likelier to pass"
+            said = shop.setup.says("epochs") or _is_sure(shop, best)
+            safer = "" if said else ", and nothing dearer is left to try that is likelier to pass"
             return f"nothing cheaper than the best one may reach the margin{safer}", False
         if not all(c.made for c in moves):  # only now is known what they cost, and so whether they are worth it
             shop.maker.make(moves)
@@ -176,6 +177,7 @@ def _train(shop: Workshop, moves: list[Candidate]) -> None:
         trainer.advance(first, taught[:1] or ({},), pupil.model if taught else None)
     else:
         _side_by_side([lambda c=c: trainer.advance(c) for c in moves])  # type: ignore[misc]
+    trainer.note_hearts([c for c in moves if not c.failure])
     maker.set_aside()
 
 
@@ -218,7 +220,7 @@ def _next_move(
     appraisal, data = shop.appraisal, shop.setup.data
     passing = [form for form in shop.tally.forms() if appraisal.passes(form)]
     proven = [appraisal.cost(form) for form in likely_forms(passing, chance, margin=rules.margin, data=data)]
-    if passing and chance >= SURE:
+    if passing and chance:
         proven.append(appraisal.cost(appraisal.baseline))  # what is served anyway is not lost
     incumbent = min(proven, default=None)
     if chance:

@@ -70,7 +70,7 @@ class TrainingPlan:
         """Seconds that first trainings may still take."""
         self.teachers: tuple[Variant, ...] = (setup.teacher, *setup.others)
         """Who answers; the first may be the teacher after more training."""
-        self._view_seconds = 0.0
+        self.view_seconds = 0.0
         """What the teacher takes for a view of all training rows; 0 while unknown."""
         self.mixed = False
         """Whether a training has shown which mix of labels and teacher is best."""
@@ -112,7 +112,7 @@ class TrainingPlan:
             return planned
         seconds = self._share(candidate) * self.left - _OVERHEAD
         more_views = (self.views(seconds / epoch) or 0) - (self.distilling.views or 0)
-        affordable = int((seconds - (self.views(seconds / epoch) or 0) * self._view_seconds * (more_views > 0)) / epoch)
+        affordable = int((seconds - (self.views(seconds / epoch) or 0) * self.view_seconds * (more_views > 0)) / epoch)
         affordable = min(int(MOST_EPOCHS - before), affordable)
         if candidate.epochs and math.isfinite(candidate.enough):  # no more than it takes
             more = math.ceil(candidate.epochs[-1] * (candidate.enough - 1))
@@ -140,11 +140,12 @@ class TrainingPlan:
         """Views of each row that the teacher is asked about, for a training of so many epochs: seen again and again, a
         few learn by heart what a short training only saw once."""
         views = self.distilling.views
-        if self.by_heart and views is None and self.distilling.alpha != 0 and epochs >= _LONG:
-            views = 1  # the rows as they are; with more, what is made of them
-        if views is None or not self._view_seconds or self.setup.says("views"):
-            return self.distilling.views
-        affordable = int(_ASKING_FOR_LONG * self.left / self._view_seconds)
+        if self.by_heart and makes_rows(self) and epochs >= _LONG:
+            made = min(_MOST_VIEWS, int(_ASKING_FOR_LONG * self.left / self.view_seconds))
+            return made if made > 1 else None  # the first are the rows as they are
+        if views is None or not self.view_seconds or self.setup.says("views"):
+            return views
+        affordable = int(_ASKING_FOR_LONG * self.left / self.view_seconds)
         return max(views, min(_MOST_VIEWS, int(epochs), affordable))
 
     def finish_seconds(self, candidate: Candidate) -> float:
@@ -182,8 +183,8 @@ class TrainingPlan:
         """
         if not mix_is_tried(self.setup):
             return ({},)
-        self._view_seconds = max(1e-9, self.setup.data.split("train").rows * answer_seconds)
-        affordable = int(_ASKING * 60 * self.setup.settings.minutes / self._view_seconds)
+        self.view_seconds = max(1e-9, self.setup.data.split("train").rows * answer_seconds)
+        affordable = int(_ASKING * 60 * self.setup.settings.minutes / self.view_seconds)
         if affordable < 1:
             return (LABELS,)
         views = self.distilling.views or (min(_MOST_VIEWS, affordable, self.epochs[0]) if augments else None)
@@ -240,6 +241,13 @@ class TrainingPlan:
         settings = self.setup.settings
         affordable = _SCOUTING * 60 * settings.minutes * settings.eta**rung / epoch
         return max(_LEAST_SHARE, min(planned, affordable if affordable < 1 else int(affordable)))
+
+
+def makes_rows(plan: TrainingPlan) -> bool:
+    """Whether a long training may see rows that are made of the split's: a teacher says what they are, and the spec
+    does not say how many views there are."""
+    said = plan.setup.says("views") or plan.distilling.views is not None
+    return not said and plan.distilling.alpha != 0 and plan.view_seconds > 0
 
 
 def learned_by_heart(found: Mapping[str, Any], better: str, margin: float) -> bool:

@@ -24,8 +24,10 @@ def read_jsonl(path: Path, *, texts: Collection[str] = ()) -> ReadColumns:
     return read_lines(data, path, texts=texts)
 
 
-def read_lines(data: bytes, path: Path, *, texts: Collection[str] = ()) -> ReadColumns:
-    """The same of some lines of the file."""
+def read_lines(
+    data: bytes, path: Path, *, texts: Collection[str] = (), columns: Collection[str] | None = None
+) -> ReadColumns:
+    """The same of some lines of the file; ``columns``: that are wanted, if not all."""
     import pyarrow as pa
     import pyarrow.json as pj
 
@@ -34,6 +36,8 @@ def read_lines(data: bytes, path: Path, *, texts: Collection[str] = ()) -> ReadC
     with _refusing(path):
         whole = pj.ReadOptions(block_size=min(len(data) + 1, 2**31 - 1))  # one block: types are inferred from all lines
         table = pj.read_json(pa.BufferReader(data), read_options=whole)
+    if columns is not None and set(columns) & set(table.column_names):
+        table = table.select([name for name in table.column_names if name in columns])
     return to_columns(table, path, texts=texts)
 
 

@@ -140,7 +140,7 @@ def _line_blocks(source: str, texts: Collection[str], columns: Sequence[str]) ->
     with local(source) as path:
         known: ReadColumns | None = None
         for lines in line_blocks(path, _BLOCK_BYTES):
-            found = read_lines(lines, path, texts=texts)
+            found = read_lines(lines, path, texts=texts, columns=columns)
             if known is not None:
                 rows = len(next(iter(found.values())))
                 for name in set(columns) & set(known) - set(found):

@@ -8,6 +8,8 @@ mixed, which have no label, but a student learns from the teacher's answers what
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -16,6 +18,7 @@ from tasks.workloads.workload import Inputs, Workload, row_filling
 
 _IMAGES, _SMALLEST = 4, 28
 """Dimensions of images; height and width from which they are moved, by a pixel for each time that it fits in."""
+_TABLE = 2
 _IMAGE = 3
 """Dimensions from which whole numbers of one byte are brightnesses, [N, height, width] and up; below they are codes."""
 
@@ -33,20 +36,34 @@ def moved(inputs: Inputs, generator: torch.Generator) -> Inputs:
     return {name: _moved(value, ways) if _is_image(value) else value for name, value in inputs.items()}
 
 
+def codes_among(inputs: Inputs) -> dict[str, Tensor]:
+    """Of inputs that are tables of numbers, [N, columns]: in which columns all of these rows hold whole numbers, or
+    nothing; bool [columns]. They may be codes, between which there is nothing."""
+    tables = {name: values for name, values in inputs.items() if values.is_floating_point() and values.ndim == _TABLE}
+    return {name: ((values == values.round()) | values.isnan()).all(dim=0) for name, values in tables.items()}
+
+
 def mixable(workload: Workload, inputs: Inputs) -> bool:
     """Whether there is anything between two of these rows, [N, ...] before preprocessing: numbers that are no codes,
     and no rows of different lengths."""
-    return not row_filling(workload) and any(map(_continuous, inputs.values()))
+    if row_filling(workload):
+        return False
+    codes = codes_among(inputs)
+    return any(_continuous(v) and not (name in codes and codes[name].all()) for name, v in inputs.items())
 
 
-def mixed(inputs: Inputs, generator: torch.Generator) -> Inputs:
+def mixed(inputs: Inputs, generator: torch.Generator, codes: Mapping[str, Tensor]) -> Inputs:
     """Each row with another one of these, at random shares that are the same for all inputs; codes stay the first's.
 
     A value that is missing (NaN) in the other row stays as it is.
+
+    Args:
+        codes: as :func:`codes_among` all rows of the split.
     """
     rows = len(next(iter(inputs.values())))
     others, shares = torch.randperm(rows, generator=generator), torch.rand(rows, generator=generator)
-    return {name: _between(v, v[others], shares) if _continuous(v) else v for name, v in inputs.items()}
+    found = {name: _between(v, v[others], shares) if _continuous(v) else v for name, v in inputs.items()}
+    return {name: torch.where(codes[name], inputs[name], v) if name in codes else v for name, v in found.items()}
 
 
 def _is_image(values: Tensor) -> bool:

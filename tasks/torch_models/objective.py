@@ -181,6 +181,8 @@ def mean_answers(teachers: Sequence[TeacherAnswers]) -> TeacherAnswers:
 
 
 def _mix(soft: Tensor, loss: HardLoss, outputs: Tensor, batch: TrainingBatch, alpha: float) -> Tensor:
-    if alpha == 1.0 or (batch.view is not None and not batch.view.labelled):  # no targets needed, or they say nothing
+    if alpha == 1.0:  # no targets needed
         return soft
+    if batch.view is not None and not batch.view.labelled:  # they say nothing
+        return alpha * soft
     return alpha * soft + (1.0 - alpha) * loss(outputs, batch.targets)

@@ -9,7 +9,9 @@ with what can be made of them without knowing what they are: images that are mov
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -20,13 +22,15 @@ from tasks.running.errors import SpecError
 from tasks.running.splits import Columns
 from tasks.running.task_kind import TaskKind
 from tasks.torch_models.fit_seeding import seeded
-from tasks.torch_models.made_rows import mixable, mixed, movable, moved
+from tasks.torch_models.made_rows import codes_among, mixable, mixed, movable, moved
 from tasks.workloads.workload import Inputs, Workload
 
 _ROWS = 512
 """Rows augmented at a time: part of what a view is, for the generator is drawn from once per call."""
 ViewKind = Literal["augmented", "moved", "mixed"]
 """What a view is made by: the workload's own augmentation, or what stands in for it."""
+_MOST_BYTES = 2 << 30
+"""Of a split that is changed without anybody having asked for it: a view is held in memory."""
 _MOVABLE = ("classes", "binary", "labels")
 """Tasks whose answer is one of the whole image: it stays the same where the image is moved a little."""
 
@@ -46,14 +50,30 @@ class View:
 
     def inputs(self, workload: Workload, columns: dict[str, Tensor]) -> Inputs:
         """The augmented inputs of all rows, in order, before preprocessing."""
-        rows = len(next(iter(columns.values())))
-        change = {"augmented": workload.augment, "moved": moved, "mixed": mixed}[self.kind]
+        change: Callable[[Inputs, torch.Generator], Inputs] = workload.augment
+        if self.kind == "moved":
+            change = moved
+        elif self.kind == "mixed":
+            change = partial(mixed, codes=_codes(workload, columns))
         parts: list[Inputs] = []
         with seeded(self.seed, self.number) as generator:  # an augmentation may use the global generators too
-            for index in torch.split(torch.arange(rows), _ROWS):
-                inputs, _ = workload.batch({name: values[index] for name, values in columns.items()})
-                parts.append(change(inputs, generator))
+            parts += [change(inputs, generator) for inputs in _blocks(workload, columns)]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _blocks(workload: Workload, columns: dict[str, Tensor]) -> Iterator[Inputs]:
+    """Inputs of all rows, on the CPU, in order."""
+    rows = len(next(iter(columns.values())))
+    for index in torch.split(torch.arange(rows), _ROWS):
+        yield workload.batch({name: values[index.to(values.device)].cpu() for name, values in columns.items()})[0]
+
+
+def _codes(workload: Workload, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for inputs in _blocks(workload, columns):
+        here = codes_among(inputs)
+        found = {name: found[name] & codes if name in found else codes for name, codes in here.items()}
+    return found
 
 
 @dataclass(frozen=True)
@@ -82,7 +102,9 @@ def view_kind(workload: Workload, train: Columns, task: TaskKind) -> ViewKind | 
     """What views of this training split are made by; None: there are none."""
     if workload.augments:
         return "augmented"
-    some = {name: torch.from_numpy(np.ascontiguousarray(values[:2])) for name, values in train.items()}
+    if sum(values.nbytes for values in train.values()) > _MOST_BYTES:
+        return None
+    some = {name: torch.from_numpy(np.ascontiguousarray(values[:_ROWS])) for name, values in train.items()}
     inputs, _ = workload.batch(some)
     if task in _MOVABLE and movable(inputs):
         return "moved"
@@ -101,7 +123,7 @@ def wanted_views(workload: Workload, count: int | None, seed: int, train: Column
     if kind is None:
         raise SpecError(
             f"views: {count} are augmented versions of the training split, but {workload.ref.path} has no "
-            "augment(inputs, generator), and codes, tokens and rows of different lengths cannot be mixed: write one, "
-            "or leave views out"
+            "augment(inputs, generator); codes, tokens, rows of different lengths and splits of more than "
+            f"{_MOST_BYTES >> 30} GiB are not changed by themselves: write one, or leave views out"
         )
     return Views(count, seed, kind)

@@ -18,7 +18,7 @@ from model_registry.variant import Frozen
 from tasks.readers.class_labels import label_order
 from tasks.readers.kept_columns import Unlabelled, is_missing
 from tasks.readers.labelled_texts import Row, hash_texts, rows_of_texts
-from tasks.readers.reading import Reading, listed
+from tasks.readers.reading import Reading, listed, rows_text
 from tasks.readers.row_buckets import KEYS, RowBuckets, Rows, drawn_splits, hash_rows, hash_text
 from tasks.readers.source_parts import RowBlock, part_names, read_blocks
 from tasks.readers.splitting import FRACTIONS, Divided
@@ -28,6 +28,8 @@ from tasks.workloads.text_tokenizer import new_tokenizer
 
 _PART_BYTES = 8 << 20
 """Rows that a partition holds at least, but for the last one."""
+_ENCODED_ROWS = 1024
+"""At a time: the tokenizer fills them up to the longest, and takes some hundred bytes for each token meanwhile."""
 _MAX_CLASSES = 10_000
 LOST = (
     "{lost} rows were left out: cut at {tokens} tokens, or without what the tokenizer ignores, they are the texts of "
@@ -135,7 +137,9 @@ class TextParts:
         buckets, found = RowBuckets(folder / "rows", np.dtype(fields)), Counter[str]()
         for block in self._blocks(found):
             rows = np.zeros(len(block.texts), buckets.dtype)
-            rows["tokens"] = encode(block.texts)
+            for start in range(0, len(rows), _ENCODED_ROWS):
+                few = slice(start, start + _ENCODED_ROWS)
+                rows["tokens"][few] = encode(block.texts[few])
             rows["hash"], _ = hash_rows(np.ascontiguousarray(rows["tokens"]).view(np.uint8), self.seed)
             rows["draw"], rows["split"], rows["row"] = block.draw, block.split, block.row
             rows["label"] = [codes.get(label, -1) for label in block.labels]
@@ -176,7 +180,12 @@ class TextParts:
         wanted = (*self.columns, self.target)
         for block in read_blocks(self.source, delimiter=self.delimiter, texts=self.columns, columns=wanted):
             where = f"{block.name}, counted from its row {block.start}" if block.start else block.name
-            if self.unlabelled == "drop" and self.target in block.columns and _is_empty(block, self.target):
+            if _is_empty(block, self.target):  # of which nothing tells the kind
+                if self.unlabelled == "refuse":
+                    raise DataReadError(
+                        f"{where}: {rows_text(range(block.rows))} of {block.rows} have no {self.target!r} to predict; "
+                        "fill it in, or leave these rows out by `unlabelled: drop`"
+                    )
                 found["unlabelled"] += block.rows
                 continue
             table, kept = rows_of_texts(
