@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model_registry.sizes import size_text
 from tasks.running.errors import SpecError
 from tasks.running.splits import Columns
 from tasks.running.task_kind import TaskKind
@@ -124,6 +125,6 @@ def wanted_views(workload: Workload, count: int | None, seed: int, train: Column
         raise SpecError(
             f"views: {count} are augmented versions of the training split, but {workload.ref.path} has no "
             "augment(inputs, generator); codes, tokens, rows of different lengths and splits of more than "
-            f"{_MOST_BYTES >> 30} GiB are not changed by themselves: write one, or leave views out"
+            f"{size_text(_MOST_BYTES)} are not changed by themselves: write one, or leave views out"
         )
     return Views(count, seed, kind)
