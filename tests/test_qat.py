@@ -16,12 +16,13 @@ from torch.nn import functional
 from model_registry.cpu_class import cpu_class, sums_saturate
 from tasks.export.onnx_export import export_onnx
 from tasks.export.raw_inputs import RawInputs
+from tasks.onnx_models.float_biases import float_biases
 from tasks.onnx_models.onnx_cost import onnx_cost
 from tasks.onnx_models.onnx_graph import strip
 from tasks.qat.float_weights import float_weights
 from tasks.qat.int8_parity import check_int8_parity, run_onnx
 from tasks.qat.lsq import lsq
-from tasks.qat.torch_graph import TorchGraph
+from tasks.qat.torch_graph import QatLayer, TorchGraph
 from tasks.qat.write_back import write_back
 from tasks.quantize.calibration import RowReader
 from tasks.quantize.int8_static import quantize_statically
@@ -219,6 +220,31 @@ def test_constants_that_were_merged_by_accident_part_again(made: Made) -> None:
     written = write_back(module)
     images = {"image": made.images}
     check_int8_parity(ask(module, made.images), run_onnx(strip(written, merge_equal=True), images), scale=None)
+
+
+def test_biases_in_float_are_trained_as_onnx_runtime_rounds_them(made: Made) -> None:
+    model = onnx.load_from_string(made.int8)
+    assert float_biases(model) == 4
+    file = strip(model, merge_equal=True)
+    module, whole = graph_of(file), graph_of(made.int8)
+    assert [layer.whole_bias for layer in module.layers.values() if isinstance(layer, QatLayer)] == 6 * [True]
+    np.testing.assert_array_equal(ask(module, made.images), ask(whole, made.images))
+    assert strip(write_back(module), merge_equal=True) == file
+    train(module, steps=20)
+    written = onnx.load_from_string(strip(write_back(module), merge_equal=True))
+    values = {i.name: numpy_helper.to_array(i) for i in written.graph.initializer}
+    makers = {name: node for node in written.graph.node for name in node.output}
+    rounded = 0
+    for node in (n for n in written.graph.node if n.op_type == "Conv" and n.input[2] in values):
+        data, weight = (values[makers[name].input[1]] for name in node.input[:2])
+        steps = values[node.input[2]] / (data * weight)
+        np.testing.assert_allclose(steps, np.rint(steps), atol=1e-3 * max(1.0, np.abs(steps).max()))
+        rounded += int(np.any(np.abs(steps) > 1))
+    assert rounded == 4
+    found = check_int8_parity(
+        ask(module, made.images), run_onnx(written.SerializeToString(), {"image": made.images}), scale=None
+    )
+    assert found.beyond == 0 and found.flipped == 0
 
 
 def test_a_layer_left_in_float_learns_with_its_repeated_scale(made: Made, tmp_path: Path) -> None:

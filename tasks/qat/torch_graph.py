@@ -30,7 +30,7 @@ class QatLayer(nn.Module):
         kernel: the weight.
         bias: float values; None = none.
         source: the input's quantizer; None = the input or the weight is not quantized.
-        whole_bias: the bias is int32, in units of both scales.
+        whole_bias: the bias is a multiple of both scales, int32 in the file or rounded to it when the file is loaded.
         outputs: the dimension of the outputs in the weight (0 or its last).
         channels: their dimension in what the layer answers.
     """
@@ -62,7 +62,7 @@ class QatLayer(nn.Module):
         if not isinstance(self.kernel, WeightQuantizer):
             return self._answer(x, self.kernel, self.bias)
         if self.training or self._source == [None]:
-            return self._answer(x, self.kernel(), self._rounded_bias())
+            return self._answer(x, self.kernel(), self._trained_bias())
         (source,) = self._source
         assert source is not None
         whole = (x / source.scale()).round()
@@ -78,16 +78,22 @@ class QatLayer(nn.Module):
         step: Tensor = source.scale() * self.kernel.scale()
         return step
 
+    def rounded_bias(self) -> Tensor:
+        """The bias as ONNX Runtime adds it."""
+        assert self.bias is not None
+        return self.bias_integers() * self.step() if self.whole_bias else self.bias
+
     def bias_integers(self) -> Tensor:
         """The int32 bias as whole floats."""
         assert self.bias is not None
         return (self.bias / self.step()).clamp(-_BIAS_LIMIT, _BIAS_LIMIT).round()
 
-    def _rounded_bias(self) -> Tensor | None:
+    def _trained_bias(self) -> Tensor | None:
+        """Rounded, with the gradient of one that is not."""
         if self.bias is None or not self.whole_bias:
             return self.bias
         with torch.no_grad():
-            error = self.bias_integers() * self.step() - self.bias
+            error = self.rounded_bias() - self.bias
         return self.bias + error
 
     def _answer(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -188,7 +194,12 @@ class TorchGraph(nn.Module):
 
     def trained_floats(self) -> dict[str, Tensor]:
         """Weights and biases that stay float, by name of their initializer."""
-        return {name: getattr(self.layers[key], what) for name, (key, what) in self.floats.items()}
+        found = dict[str, Tensor]()
+        for name, (key, what) in self.floats.items():
+            layer = self.layers[key]
+            rounds = what == "bias" and isinstance(layer, QatLayer)
+            found[name] = layer.rounded_bias() if rounds else getattr(layer, what)
+        return found
 
     def _add(self, node: NodeProto) -> None:
         output, graph = node.output[0], self.graph
@@ -249,7 +260,9 @@ class TorchGraph(nn.Module):
             kernel,
             bias,
             source,
-            whole_bias=given in graph.biases,
+            # A float bias between an int8 input and an int8 weight is rounded to int32 when the file is loaded, see
+            # tasks/onnx_models/float_biases.py.
+            whole_bias=bias is not None and source is not None and isinstance(kernel, WeightQuantizer),
             outputs=outputs,
             channels=1 if node.op_type == "Conv" else -1,
         )
