@@ -8,20 +8,22 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
+import grpc
+import grpc.aio
 import numpy as np
 import orjson
 import pytest
 
 from serving.exceptions import InferenceTimedOut, InvalidRequest, NotReady
-from serving.grpc_front import grpc_keeper
-from serving.grpc_front.arrival_watch import ArrivalWatch
+from serving.grpc_front import front_link, grpc_keeper
 from serving.grpc_front.front_link import FrontAnswer, FrontLink
 from serving.grpc_front.grpc_keeper import GrpcKeeper
 from serving.grpc_front.grpc_order import GrpcOrder
+from serving.grpc_front.grpc_process import grpc_server
+from serving.grpc_front.grpc_service import GrpcService
 from serving.grpc_front.infer_messages import infer_body, infer_response
 from serving.grpc_front.inference_pb2 import InferParameter, ModelInferRequest
 from serving.limits import RequestLimits
@@ -144,9 +146,9 @@ def test_an_order_arrives_as_it_was_given() -> None:
 
 
 # -- connections ------------------------------------------------------------------------------------------------
-@contextmanager
-def front(*connections: list[bytes]) -> Iterator[tuple[FrontLink, list[bytes]]]:
-    """A link to a front that takes so many connections, answers on each with these, then closes it; what it read."""
+def talk_to(talk: Callable[[FrontLink], Awaitable[Any]], *connections: list[bytes]) -> tuple[Any, list[bytes]]:
+    """What comes of a talk with a front that takes so many connections, answers on each with these, then closes it; and
+    what the front read."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     read: list[bytes] = []
 
@@ -165,17 +167,24 @@ def front(*connections: list[bytes]) -> Iterator[tuple[FrontLink, list[bytes]]]:
                     connection.recv(1 << 16)  # until it is dropped
         theirs.close()
 
+    async def main() -> Any:
+        link = FrontLink(ours)
+        try:
+            return await talk(link)
+        finally:
+            link.close()
+            await asyncio.sleep(0)
+
     thread = threading.Thread(target=serve)
     thread.start()
-    link = FrontLink(ours)
     try:
-        yield link, read
+        found = asyncio.run(main())
     finally:
-        link.close()
         ours.close()
         thread.join(10)
         theirs.close()
     assert not thread.is_alive()
+    return found, read
 
 
 def http(body: bytes, status: str = "200 OK", lines: str = "") -> bytes:
@@ -183,14 +192,15 @@ def http(body: bytes, status: str = "200 OK", lines: str = "") -> bytes:
 
 
 def test_a_connection_is_kept_and_made_again_when_it_was_closed() -> None:
+    async def talk(link: FrontLink) -> list[FrontAnswer]:
+        key = {"authorization": "Bearer k"}
+        first = await link.ask("GET", "/v2", seconds=10)
+        second = await link.ask("POST", "/v2/models/m/infer", b"{}ab", seconds=10, headers=key, json_bytes=2)
+        return [first, second, await link.ask("GET", "/v2", seconds=10)]  # on another one: the first is closed
+
     raw = http(b"{}xyz", lines="inference-header-content-length: 2\r\n")
-    with front([http(b"{}"), raw], [http(b'{"error":"no"}', "400 Bad Request")]) as (link, read):
-        assert link.ask("GET", "/v2", seconds=10) == (200, b"{}", -1)
-        asked = link.ask(
-            "POST", "/v2/models/m/infer", b"{}ab", seconds=10, headers={"authorization": "Bearer k"}, json_bytes=2
-        )
-        assert asked == (200, b"{}xyz", 2)
-        assert link.ask("GET", "/v2", seconds=10).status == 400  # on the second one: the first is closed
+    found, read = talk_to(talk, [http(b"{}"), raw], [http(b'{"error":"no"}', "400 Bad Request")])
+    assert found[:2] == [(200, b"{}", -1), (200, b"{}xyz", 2)] and found[2].status == 400
     assert read[1] == (
         b"POST /v2/models/m/infer HTTP/1.1\r\nhost: winnow\r\ncontent-length: 4\r\nauthorization: Bearer k\r\n"
         b"inference-header-content-length: 2\r\n\r\n{}ab"
@@ -198,74 +208,87 @@ def test_a_connection_is_kept_and_made_again_when_it_was_closed() -> None:
 
 
 def test_a_connection_that_is_said_to_close_is_not_used_again() -> None:
-    with front([http(b"1", lines="connection: close\r\n")], [http(b"2")]) as (link, read):
-        assert [link.ask("GET", "/v2", seconds=10).body for _ in range(2)] == [b"1", b"2"]
-    assert len(read) == 2
+    async def talk(link: FrontLink) -> list[bytes]:
+        return [(await link.ask("GET", "/v2", seconds=10)).body for _ in range(2)]
+
+    found, read = talk_to(talk, [http(b"1", lines="connection: close\r\n")], [http(b"2")])
+    assert found == [b"1", b"2"] and len(read) == 2
+
+
+def test_calls_beyond_the_connections_there_may_be_wait_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talk(link: FrontLink) -> list[bytes]:
+        answers = await asyncio.gather(*(link.ask("GET", f"/{n}", seconds=10) for n in range(3)))
+        return [answer.body for answer in answers]
+
+    monkeypatch.setattr(front_link, "_MOST_CONNECTIONS", 1)
+    found, read = talk_to(talk, [http(b"1"), http(b"2"), http(b"3")])
+    assert found == [b"1", b"2", b"3"] and [request[:6] for request in read] == [b"GET /0", b"GET /1", b"GET /2"]
 
 
 def test_no_answer_in_time_is_said_and_never_taken_for_the_next_one() -> None:
-    with front([], [http(b"2")]) as (link, _):
+    async def talk(link: FrontLink) -> bytes:
         with pytest.raises(InferenceTimedOut):
-            link.ask("GET", "/v2", seconds=0.05)
-        assert link.ask("GET", "/v2", seconds=10).body == b"2"
+            await link.ask("GET", "/v2", seconds=0.05)
+        return (await link.ask("GET", "/v2", seconds=10)).body
+
+    assert talk_to(talk, [], [http(b"2")])[0] == b"2"
+
+
+def test_a_call_that_is_given_up_takes_its_connection_with_it() -> None:
+    async def talk(link: FrontLink) -> bytes:
+        given_up = asyncio.create_task(link.ask("GET", "/v2", seconds=10))
+        await asyncio.sleep(0.05)
+        given_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await given_up
+        return (await link.ask("GET", "/v2", seconds=10)).body
+
+    assert talk_to(talk, [], [http(b"2")])[0] == b"2"
 
 
 def test_a_front_that_is_gone_is_said() -> None:
-    with front([http(b"1")]) as (link, _):
-        link.ask("GET", "/v2", seconds=10)
+    async def talk(link: FrontLink) -> None:
+        await link.ask("GET", "/v2", seconds=10)
         with pytest.raises(NotReady, match="shutting down"):
-            link.ask("GET", "/v2", seconds=10)
+            await link.ask("GET", "/v2", seconds=10)
+
+    talk_to(talk, [http(b"1")])
 
 
 @pytest.mark.parametrize("value", ["Bearer k\r\nhost: other", "Bearer \x00", "Bearer ä"])
 def test_a_key_cannot_end_its_line(value: str) -> None:
-    with front() as (link, _), pytest.raises(InvalidRequest, match="printable ASCII"):
-        link.ask("GET", "/v2", seconds=10, headers={"authorization": value})
+    async def talk(link: FrontLink) -> None:
+        with pytest.raises(InvalidRequest, match="printable ASCII"):
+            await link.ask("GET", "/v2", seconds=10, headers={"authorization": value})
+
+    talk_to(talk)
 
 
 # -- calls without a message ------------------------------------------------------------------------------------
-class Call:
-    """Its message comes when it is cancelled at the latest."""
-
-    def __init__(self) -> None:
-        self.cancelled = threading.Event()
-
-    def cancel(self) -> None:
-        self.cancelled.set()
-
-    def arriving(self) -> Iterator[bytes]:
-        assert self.cancelled.wait(10)
-        raise ConnectionError
-        yield b""
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def test_a_call_whose_message_does_not_arrive_is_ended() -> None:
-    patient, hasty = ArrivalWatch(60), ArrivalWatch(0)
-    call, ended = Call(), threading.Event()
+    async def main() -> tuple[grpc.StatusCode, str]:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        limits, port = RequestLimits(body_seconds=0.2), free_port()
+        server = grpc_server(GrpcOrder("127.0.0.1", port, limits), GrpcService(FrontLink(ours), limits))
+        await server.start()
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.stream_unary("/inference.GRPCInferenceService/ServerLive")(timeout=20)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+        await server.stop(0)
+        ours.close()
+        theirs.close()
+        return caught.value.code(), str(caught.value.details())
 
-    def wait() -> None:
-        with pytest.raises(ConnectionError):
-            hasty.message(call.arriving(), call)
-        ended.set()
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    while not ended.wait(0.01):
-        hasty.sweep()
-    thread.join(10)
-    assert call.cancelled.is_set()
-    arrived = Call()
-    assert hasty.message(iter([b"a"]), arrived) == b"a"
-    assert hasty.message(iter([]), arrived) is None
-    hasty.sweep()
-    assert not arrived.cancelled.is_set()
-
-    def look() -> Iterator[bytes]:
-        patient.sweep()
-        yield b"b"
-
-    assert patient.message(look(), arrived) == b"b"
-    assert not arrived.cancelled.is_set()
+    code, text = asyncio.run(main())
+    assert code == grpc.StatusCode.DEADLINE_EXCEEDED and "did not arrive within 0.2 s" in text
 
 
 # -- the process ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The gRPC process as a client of the HTTP front: a connection per thread, kept open.
+"""The gRPC process as a client of the HTTP front: a connection for each call that is under way, kept for the next one.
 
 Connections are socket pairs of which the front is sent one end, so that there is no port and no file which others could
 open. ``http.client`` is left out: reading a head with it costs more than everything else here.
@@ -6,15 +6,16 @@ open. ``http.client`` is left out: reading a head with it costs more than everyt
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
-import threading
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from serving.exceptions import InferenceTimedOut, InvalidRequest, NotReady
 
-_BUFFER_BYTES = 1 << 18
+_MOST_CONNECTIONS = 256
+"""Calls beyond wait for one, so that HTTP's own clients find room."""
 
 
 class FrontAnswer(NamedTuple):
@@ -30,7 +31,7 @@ class _Closed(Exception):
 
 
 class FrontLink:
-    """Asks the front; used by any number of threads.
+    """Asks the front; of the event loop that it is used in.
 
     Args:
         control: see :mod:`serving.grpc_front.grpc_order`.
@@ -38,9 +39,10 @@ class FrontLink:
 
     def __init__(self, control: socket.socket) -> None:
         self._control = control
-        self._of_thread = threading.local()
+        self._idle: list[_Connection] = []
+        self._room = asyncio.Semaphore(_MOST_CONNECTIONS)
 
-    def ask(
+    async def ask(
         self,
         method: str,
         path: str,
@@ -64,53 +66,109 @@ class FrontLink:
             NotReady: the front takes no more requests.
         """
         request = b"".join((_head(method, path, len(body), headers or {}, json_bytes), body))
-        kept: socket.socket | None = getattr(self._of_thread, "connection", None)
         try:
-            if kept is not None:
-                with contextlib.suppress(_Closed):  # it was idle for too long; nothing of the request was looked at
-                    return self._exchange(kept, request, seconds)
-            return self._exchange(self._connect(), request, seconds)
+            async with asyncio.timeout(seconds), self._room:
+                while self._idle:
+                    with contextlib.suppress(_Closed):  # idle for too long; nothing of the request was looked at
+                        return await self._exchange(self._idle.pop(), request)
+                return await self._exchange(await self._connect(), request)
         except TimeoutError as error:
-            self.close()  # the answer may still come, and would be taken for that of the next request
             raise InferenceTimedOut("there was no answer in time") from error
         except (_Closed, OSError) as error:
-            self.close()
             raise NotReady("the endpoint is shutting down, or has no connection left; try again") from error
 
-    def _connect(self) -> socket.socket:
+    def close(self) -> None:
+        """Close what is kept."""
+        while self._idle:
+            self._idle.pop().close()
+
+    async def _connect(self) -> _Connection:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             try:
+                ours.setblocking(False)
                 socket.send_fds(self._control, [b'{"connect":true}'], [theirs.fileno()])
             except OSError:
                 ours.close()
                 raise
-        self.close()
-        self._of_thread.connection = ours
-        return ours
+        _, connection = await asyncio.get_running_loop().create_unix_connection(_Connection, sock=ours)
+        return connection
+
+    async def _exchange(self, connection: _Connection, request: bytes) -> FrontAnswer:
+        try:
+            answer = await connection.exchange(request)
+        except BaseException:  # the answer may still come, and would be taken for that of the next request
+            connection.close()
+            raise
+        if connection.reusable:
+            self._idle.append(connection)
+        else:
+            connection.close()
+        return answer
+
+
+class _Connection(asyncio.Protocol):
+    """One request at a time.
+
+    Attributes:
+        reusable: whether the front keeps the connection after the latest answer.
+    """
+
+    def __init__(self) -> None:
+        self.reusable = True
+        self._transport: asyncio.Transport | None = None
+        self._data = bytearray()
+        self._head: tuple[int, int, int] | None = None
+        """Status, bytes up to the end of the body, bytes of its JSON part."""
+        self._start = 0
+        self._answer: asyncio.Future[FrontAnswer] | None = None
+
+    async def exchange(self, request: bytes) -> FrontAnswer:
+        """Raises _Closed."""
+        if self._transport is None or self._transport.is_closing():
+            raise _Closed
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return await self._answer
 
     def close(self) -> None:
-        """Close the calling thread's connection; the next request makes another one."""
-        connection: socket.socket | None = self._of_thread.__dict__.pop("connection", None)
-        if connection is not None:
-            connection.close()
+        if self._transport is not None:
+            self._transport.abort()
 
-    def _exchange(self, connection: socket.socket, request: bytes, seconds: float) -> FrontAnswer:
-        connection.settimeout(seconds)
-        with contextlib.suppress(ConnectionError):  # refused by its head: the answer is there all the same
-            connection.sendall(request)
-        data = bytearray()
-        while (end := data.find(b"\r\n\r\n")) < 0:
-            _receive(connection, data)
-        first, *lines = bytes(data[:end]).lower().split(b"\r\n")
+    # -- asyncio's callbacks ------------------------------------------------------------------------------------
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        if self._head is None and not self._read_head():
+            return
+        assert self._head is not None
+        status, end, json_bytes = self._head
+        if len(self._data) < end:
+            return
+        body = bytes(memoryview(self._data)[self._start : end])
+        self._data, self._head = bytearray(), None
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(FrontAnswer(status, body, json_bytes))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.reusable = False
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(_Closed())
+
+    def _read_head(self) -> bool:
+        """Whether it is there."""
+        end = self._data.find(b"\r\n\r\n")
+        if end < 0:
+            return False
+        first, *lines = bytes(self._data[:end]).lower().split(b"\r\n")
         headers = dict(line.split(b": ", 1) for line in lines)
-        start, length = end + 4, int(headers[b"content-length"])
-        while len(data) < start + length:
-            _receive(connection, data)
-        if headers.get(b"connection") == b"close":
-            self.close()
+        self._start = end + 4
+        self.reusable = headers.get(b"connection") != b"close"
         json_bytes = int(headers.get(b"inference-header-content-length", -1))
-        return FrontAnswer(int(first.split(b" ", 2)[1]), bytes(data[start:]), json_bytes)
+        self._head = int(first.split(b" ", 2)[1]), self._start + int(headers[b"content-length"]), json_bytes
+        return True
 
 
 def _head(method: str, path: str, length: int, headers: Mapping[str, str], json_bytes: int) -> bytes:
@@ -122,13 +180,3 @@ def _head(method: str, path: str, length: int, headers: Mapping[str, str], json_
     if json_bytes >= 0:
         lines.append(f"inference-header-content-length: {json_bytes}")
     return "\r\n".join((*lines, "", "")).encode("ascii")
-
-
-def _receive(connection: socket.socket, data: bytearray) -> None:
-    try:
-        more = connection.recv(_BUFFER_BYTES)
-    except ConnectionError as error:
-        raise _Closed from error
-    if not more:
-        raise _Closed
-    data += more

@@ -1,33 +1,33 @@
 """The gRPC listener's process: ``python -m serving.grpc_front.grpc_process DESCRIPTOR``, started by the endpoint.
 
 grpcio brings threads and a completion queue with it, and a large part of a call's CPU is its own: it shares a
-process with nothing else. The synchronous server is used since it costs what the asyncio one does, and holds up better
-on a busy machine.
+process with nothing else. Its asyncio server is used: calls that arrive together reach the front together, where they
+become one batch, and no thread waits for another's lock.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
+import grpc.aio
 import orjson
 
+from serving.event_loop import loop_factory
 from serving.grpc_front.front_link import FrontLink
 from serving.grpc_front.grpc_order import LONGEST_MESSAGE, GrpcOrder
 from serving.grpc_front.grpc_service import GrpcService
 from serving.telemetry.log_lines import configure_log
 from serving.tls import Tls, TlsMisconfigured
 
-_THREADS = 64
-"""Calls that are under way at a time; each of them waits for an answer of the front."""
-_HANDSHAKE_SECONDS, _SWEEP_SECONDS = 10.0, 1.0
+_HANDSHAKE_SECONDS = 10.0
 _IDENTITY_ALONE = 1
 """The bit of the one compression that is taken: none."""
 log = logging.getLogger("winnow.serving")
@@ -41,31 +41,29 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     control.set_inheritable(False)
     order = GrpcOrder.from_message(control.recv(LONGEST_MESSAGE))
-    service = GrpcService(FrontLink(control), order.limits)
-    try:
-        server = grpc_server(order, service)
-    except (RuntimeError, TlsMisconfigured) as error:
-        control.send(orjson.dumps({"error": str(error)}))
-        sys.exit(1)
-    server.start()
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        try:
+            runner.run(serve(control, order))
+        except (RuntimeError, TlsMisconfigured) as error:
+            control.send(orjson.dumps({"error": str(error)}))
+            sys.exit(1)
+        logging.shutdown()
+        os._exit(0)  # calls that were given up still wait for their answers
+
+
+async def serve(control: socket.socket, order: GrpcOrder) -> None:
+    """As :func:`main`; raises what :func:`grpc_server` raises."""
+    loop, over = asyncio.get_running_loop(), asyncio.Event()
+    server = grpc_server(order, GrpcService(FrontLink(control), order.limits))
+    await server.start()
     control.send(b'{"ready":true}')
-    control.settimeout(_SWEEP_SECONDS)
-    while _goes_on(control):
-        service.sweep()
-    server.stop(order.limits.drain_seconds).wait()
-    logging.shutdown()
-    os._exit(0)  # threads whose calls were given up still wait for their answers
+    loop.add_reader(control, lambda: over.set() if not control.recv(LONGEST_MESSAGE) else None)
+    await over.wait()
+    loop.remove_reader(control)
+    await server.stop(order.limits.drain_seconds)
 
 
-def _goes_on(control: socket.socket) -> bool:
-    """False once the endpoint sends no more; comes back in time to look after the calls."""
-    try:
-        return bool(control.recv(LONGEST_MESSAGE))
-    except TimeoutError:
-        return True
-
-
-def grpc_server(order: GrpcOrder, service: GrpcService) -> grpc.Server:
+def grpc_server(order: GrpcOrder, service: GrpcService) -> grpc.aio.Server:
     """A server that listens where the order says, not yet started.
 
     Raises:
@@ -73,8 +71,7 @@ def grpc_server(order: GrpcOrder, service: GrpcService) -> grpc.Server:
         TlsMisconfigured: the certificate cannot be used.
     """
     limits = order.limits
-    server = grpc.server(
-        ThreadPoolExecutor(_THREADS, thread_name_prefix="grpc"),
+    server = grpc.aio.server(
         handlers=[service.handlers()],
         maximum_concurrent_rpcs=limits.pending,
         options=[

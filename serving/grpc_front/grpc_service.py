@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 import grpc
+import grpc.aio
 import orjson
 from google.protobuf.json_format import ParseDict
 from google.protobuf.message import DecodeError, Message
@@ -14,7 +16,6 @@ from google.protobuf.message import DecodeError, Message
 from serving.exceptions import InferenceTimedOut, InvalidRequest, ServingError
 from serving.front.http_routes import check_names
 from serving.grpc_front import inference_pb2 as messages
-from serving.grpc_front.arrival_watch import ArrivalWatch
 from serving.grpc_front.front_link import FrontAnswer, FrontLink
 from serving.grpc_front.infer_messages import infer_body, infer_response
 from serving.limits import RequestLimits
@@ -38,6 +39,8 @@ _FORWARDED = ("authorization", "x-request-id", "traceparent", "tracestate")
 _UNREADY = (404, 503)
 _NO_DEADLINE = 86400.0
 """From here on it is none: grpc gives a call without one 300 years."""
+_LARGE_BYTES = 1 << 20
+"""Of a message: it is turned round beside the loop, which others wait for."""
 _MARGIN_SECONDS = 5.0
 """The front gives up before we do, for it knows why."""
 log = logging.getLogger("winnow.serving")
@@ -63,15 +66,10 @@ class GrpcService:
 
     def __init__(self, link: FrontLink, limits: RequestLimits) -> None:
         self._link, self._limits = link, limits
-        self._arrivals = ArrivalWatch(limits.body_seconds)
-
-    def sweep(self) -> None:
-        """End what took too long; called about once a second."""
-        self._arrivals.sweep()
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """For ``grpc.server``."""
-        answers: dict[str, tuple[Any, Callable[[Any, Caller], Message]]] = {
+        answers: dict[str, tuple[Any, Callable[[Any, Caller], Awaitable[Message]]]] = {
             "ServerLive": (messages.ServerLiveRequest, self.server_live),
             "ServerReady": (messages.ServerReadyRequest, self.server_ready),
             "ModelReady": (messages.ModelReadyRequest, self.model_ready),
@@ -82,64 +80,77 @@ class GrpcService:
             "RepositoryIndex": (messages.RepositoryIndexRequest, self.repository_index),
         }
         return grpc.method_handlers_generic_handler(
-            _SERVICE, {name: _handler(kind, answer, self._arrivals) for name, (kind, answer) in answers.items()}
+            _SERVICE,
+            {name: _handler(kind, answer, self._limits.body_seconds) for name, (kind, answer) in answers.items()},
         )
 
-    def model_infer(self, request: messages.ModelInferRequest, caller: Caller) -> Message:
-        body, json_bytes = infer_body(request, caller.seconds, most_elements=self._limits.elements)
+    async def model_infer(self, request: messages.ModelInferRequest, caller: Caller) -> Message:
         path = f"{_path(request.model_name, request.model_version)}/infer"
-        return infer_response(self._ask("POST", path, caller, body, json_bytes))
+        large = request.ByteSize() > _LARGE_BYTES
+        if large:
+            body, json_bytes = await asyncio.to_thread(self._body, request, caller)
+        else:
+            body, json_bytes = self._body(request, caller)
+        answer = await self._ask("POST", path, caller, body, json_bytes)
+        return infer_response(answer)
 
-    def server_live(self, request: messages.ServerLiveRequest, caller: Caller) -> Message:
-        self._ask("GET", "/v2/health/live", caller)
+    def _body(self, request: messages.ModelInferRequest, caller: Caller) -> tuple[bytes, int]:
+        return infer_body(request, caller.seconds, most_elements=self._limits.elements)
+
+    async def server_live(self, request: messages.ServerLiveRequest, caller: Caller) -> Message:
+        await self._ask("GET", "/v2/health/live", caller)
         return messages.ServerLiveResponse(live=True)
 
-    def server_ready(self, request: messages.ServerReadyRequest, caller: Caller) -> Message:
-        return messages.ServerReadyResponse(ready=self._is_ready("/v2/health/ready", caller))
+    async def server_ready(self, request: messages.ServerReadyRequest, caller: Caller) -> Message:
+        return messages.ServerReadyResponse(ready=await self._is_ready("/v2/health/ready", caller))
 
-    def model_ready(self, request: messages.ModelReadyRequest, caller: Caller) -> Message:
+    async def model_ready(self, request: messages.ModelReadyRequest, caller: Caller) -> Message:
         path = f"{_path(request.name, request.version)}/ready"
-        return messages.ModelReadyResponse(ready=self._is_ready(path, caller))
+        return messages.ModelReadyResponse(ready=await self._is_ready(path, caller))
 
-    def server_metadata(self, request: messages.ServerMetadataRequest, caller: Caller) -> Message:
-        return self._told("/v2", caller, messages.ServerMetadataResponse())
+    async def server_metadata(self, request: messages.ServerMetadataRequest, caller: Caller) -> Message:
+        return await self._told("/v2", caller, messages.ServerMetadataResponse())
 
-    def model_metadata(self, request: messages.ModelMetadataRequest, caller: Caller) -> Message:
-        return self._told(_path(request.name, request.version), caller, messages.ModelMetadataResponse())
+    async def model_metadata(self, request: messages.ModelMetadataRequest, caller: Caller) -> Message:
+        return await self._told(_path(request.name, request.version), caller, messages.ModelMetadataResponse())
 
-    def model_statistics(self, request: messages.ModelStatisticsRequest, caller: Caller) -> Message:
+    async def model_statistics(self, request: messages.ModelStatisticsRequest, caller: Caller) -> Message:
         if request.version and not request.name:
             raise InvalidRequest("a version alone says nothing; send the model's name with it")
         of = _path(request.name, request.version) if request.name else "/v2/models"
-        return self._told(f"{of}/stats", caller, messages.ModelStatisticsResponse())
+        return await self._told(f"{of}/stats", caller, messages.ModelStatisticsResponse())
 
-    def repository_index(self, request: messages.RepositoryIndexRequest, caller: Caller) -> Message:
+    async def repository_index(self, request: messages.RepositoryIndexRequest, caller: Caller) -> Message:
         if request.repository_name:
             raise InvalidRequest("there is one repository, without a name; leave repository_name empty")
-        found = orjson.loads(self._ask("POST", "/v2/repository/index", caller).body)
+        found = orjson.loads((await self._ask("POST", "/v2/repository/index", caller)).body)
         models = [model for model in found if model["state"] == "READY" or not request.ready]
         return ParseDict({"models": models}, messages.RepositoryIndexResponse())
 
-    def _told(self, path: str, caller: Caller, message: Message) -> Message:
+    async def _told(self, path: str, caller: Caller, message: Message) -> Message:
         """The front's JSON as a message: the two have the same members."""
-        found = orjson.loads(self._ask("GET", path, caller).body)
+        found = orjson.loads((await self._ask("GET", path, caller)).body)
         return ParseDict(found, message)
 
-    def _is_ready(self, path: str, caller: Caller) -> bool:
+    async def _is_ready(self, path: str, caller: Caller) -> bool:
         try:
-            self._ask("GET", path, caller)
+            await self._ask("GET", path, caller)
         except _Refused as refused:
             if refused.status in _UNREADY:
                 return False
             raise
         return True
 
-    def _ask(self, method: str, path: str, caller: Caller, body: bytes = b"", json_bytes: int = -1) -> FrontAnswer:
+    async def _ask(
+        self, method: str, path: str, caller: Caller, body: bytes = b"", json_bytes: int = -1
+    ) -> FrontAnswer:
         longest = self._limits.infer_seconds + _MARGIN_SECONDS
         seconds = longest if caller.seconds is None else min(longest, caller.seconds)
         if seconds <= 0:
             raise InferenceTimedOut("the call's deadline was over before it was begun")
-        answer = self._link.ask(method, path, body, seconds=seconds, headers=caller.headers, json_bytes=json_bytes)
+        answer = await self._link.ask(
+            method, path, body, seconds=seconds, headers=caller.headers, json_bytes=json_bytes
+        )
         if answer.status != 200:
             raise _Refused(answer.status, orjson.loads(answer.body)["error"])
         return answer
@@ -151,22 +162,26 @@ def _path(model: str, version: str) -> str:
     return f"/v2/models/{model}/versions/{version}" if version else f"/v2/models/{model}"
 
 
-def _handler(kind: Any, answer: Callable[[Any, Caller], Message], arrivals: ArrivalWatch) -> grpc.RpcMethodHandler:
-    """A call's handler.
+def _handler(
+    kind: Any, answer: Callable[[Any, Caller], Awaitable[Message]], seconds: float
+) -> grpc.RpcMethodHandler[Any, Any]:
+    """A call's handler; ``seconds``: within which its message must be there, for grpc sets no limit.
 
     All calls are of one message. They are taken as if they streamed, which is the same on the wire, since only then are
     we asked before the message is there. It is read here, for grpc would take a malformed one for a fault of ours.
     """
 
-    def handle(arriving: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
+    async def handle(arriving: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         try:
-            raw = arrivals.message(arriving, context)
-        except grpc.RpcError:  # the call is over: there is nobody to answer
-            return b""
+            async with asyncio.timeout(seconds):
+                raw = await context.read()
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"the message did not arrive within {seconds:g} s")
         try:
-            if raw is None:
+            if raw is grpc.aio.EOF:
                 raise InvalidRequest(f"the call has no message, a {kind.DESCRIPTOR.name}")
-            return answer(kind.FromString(raw), _caller(context)).SerializeToString()  # type: ignore[no-any-return]
+            found: bytes = (await answer(kind.FromString(raw), _caller(context))).SerializeToString()
+            return found
         except DecodeError:
             code, text = grpc.StatusCode.INVALID_ARGUMENT, f"the message is not a {kind.DESCRIPTOR.name}"
         except ServingError as error:
@@ -174,15 +189,15 @@ def _handler(kind: Any, answer: Callable[[Any, Caller], Message], arrivals: Arri
         except Exception:  # whatever it is, the client is answered and the log says it
             log.exception("a fault of the endpoint's own on %s", kind.DESCRIPTOR.name)
             code, text = grpc.StatusCode.INTERNAL, "internal error; the endpoint's log says more"
-        context.abort(code, text)
+        await context.abort(code, text)
         raise AssertionError("abort raises")
 
     return grpc.stream_unary_rpc_method_handler(handle)
 
 
-def _caller(context: grpc.ServicerContext) -> Caller:
+def _caller(context: grpc.aio.ServicerContext[Any, Any]) -> Caller:
     headers: dict[str, str] = {}
-    for name, value in context.invocation_metadata():
+    for name, value in context.invocation_metadata() or ():
         if name in _FORWARDED:
             headers.setdefault(name, value)
     left = context.time_remaining()

@@ -197,8 +197,10 @@ class TorchGraph(nn.Module):
         found = dict[str, Tensor]()
         for name, (key, what) in self.floats.items():
             layer = self.layers[key]
-            rounds = what == "bias" and isinstance(layer, QatLayer)
-            found[name] = layer.rounded_bias() if rounds else getattr(layer, what)
+            if what == "bias" and isinstance(layer, QatLayer):
+                found[name] = layer.rounded_bias()
+            else:
+                found[name] = getattr(layer, what)
         return found
 
     def _add(self, node: NodeProto) -> None:
