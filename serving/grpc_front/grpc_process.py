@@ -43,7 +43,7 @@ def main() -> None:
     order = GrpcOrder.from_message(control.recv(LONGEST_MESSAGE))
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         try:
-            runner.run(serve(control, order))
+            runner.run(_serve(control, order))
         except (RuntimeError, TlsMisconfigured) as error:
             control.send(orjson.dumps({"error": str(error)}))
             sys.exit(1)
@@ -51,7 +51,7 @@ def main() -> None:
         os._exit(0)  # calls that were given up still wait for their answers
 
 
-async def serve(control: socket.socket, order: GrpcOrder) -> None:
+async def _serve(control: socket.socket, order: GrpcOrder) -> None:
     """As :func:`main`; raises what :func:`grpc_server` raises."""
     loop, over = asyncio.get_running_loop(), asyncio.Event()
     server = grpc_server(order, GrpcService(FrontLink(control), order.limits))
