@@ -195,7 +195,7 @@ async def serve(settings: EndpointSettings, listening: Listening | None = None) 
     keys = KeyRing(settings.key_file, settings.admin_token, _issuer_tokens(settings))
     data = DataPlane(rollout, settings.limits, keys, samples)
     data.watch = requests = _watch(settings)
-    grpc = None if settings.grpc_port is None else GrpcKeeper(_grpc_order(settings, settings.grpc_port), data.connect)
+    grpc = None if settings.grpc_port is None else GrpcKeeper(_grpc_order(settings, settings.grpc_port), data.adopt)
     files = [file for file in (settings.certificate, settings.certificate_key, settings.client_authorities) if file]
     acceptors = AcceptorKeeper(settings.acceptors, sockets[0], files, data.connect)
     watch = EndpointWatch(rollout, data, keys, acceptors, cpu_hour_cost=settings.cpu_hour_cost)

@@ -6,8 +6,10 @@ import asyncio
 import errno
 import os
 import socket
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,7 +20,7 @@ import orjson
 import pytest
 
 from serving.exceptions import InferenceTimedOut, InvalidRequest, NotReady
-from serving.grpc_front import front_link, grpc_keeper
+from serving.grpc_front import grpc_keeper, grpc_service
 from serving.grpc_front.front_link import FrontAnswer, FrontLink
 from serving.grpc_front.grpc_keeper import GrpcKeeper
 from serving.grpc_front.grpc_order import GrpcOrder
@@ -215,14 +217,15 @@ def test_a_connection_that_is_said_to_close_is_not_used_again() -> None:
     assert found == [b"1", b"2"] and len(read) == 2
 
 
-def test_calls_beyond_the_connections_there_may_be_wait_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def talk(link: FrontLink) -> list[bytes]:
-        answers = await asyncio.gather(*(link.ask("GET", f"/{n}", seconds=10) for n in range(3)))
-        return [answer.body for answer in answers]
+@pytest.mark.parametrize("piece", [b"HTTP/1.1 200 OK\r\nContent-Len", b"HTTP/1.1 200 OK\r\nno length: 1\r\n\r\n"])
+def test_what_was_answered_in_part_or_unreadably_is_not_asked_again(piece: bytes) -> None:
+    async def talk(link: FrontLink) -> None:
+        await link.ask("GET", "/v2", seconds=10)
+        with pytest.raises(NotReady):
+            await link.ask("POST", "/v2/models/m/infer", b"{}", seconds=10)
 
-    monkeypatch.setattr(front_link, "_MOST_CONNECTIONS", 1)
-    found, read = talk_to(talk, [http(b"1"), http(b"2"), http(b"3")])
-    assert found == [b"1", b"2", b"3"] and [request[:6] for request in read] == [b"GET /0", b"GET /1", b"GET /2"]
+    _, read = talk_to(talk, [http(b"1"), piece], [http(b"2")])
+    assert len(read) == 2
 
 
 def test_no_answer_in_time_is_said_and_never_taken_for_the_next_one() -> None:
@@ -272,23 +275,53 @@ def free_port() -> int:
         return port
 
 
-def test_a_call_whose_message_does_not_arrive_is_ended() -> None:
-    async def main() -> tuple[grpc.StatusCode, str]:
+def test_calls_whose_message_does_not_arrive_are_ended_and_others_wait_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(grpc_service, "_MOST_CALLS", 1)
+
+    async def main() -> tuple[list[tuple[grpc.StatusCode, str]], float]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         limits, port = RequestLimits(body_seconds=0.2), free_port()
         server = grpc_server(GrpcOrder("127.0.0.1", port, limits), GrpcService(FrontLink(ours), limits))
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = channel.stream_unary("/inference.GRPCInferenceService/ServerLive")(timeout=20)
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await call
+            call, began = channel.stream_unary("/inference.GRPCInferenceService/ServerLive"), time.monotonic()
+            ended = await asyncio.gather(call(timeout=20), call(timeout=20), return_exceptions=True)
+            took = time.monotonic() - began
         await server.stop(0)
         ours.close()
         theirs.close()
-        return caught.value.code(), str(caught.value.details())
+        return [(e.code(), str(e.details())) for e in ended if isinstance(e, grpc.aio.AioRpcError)], took
 
-    code, text = asyncio.run(main())
-    assert code == grpc.StatusCode.DEADLINE_EXCEEDED and "did not arrive within 0.2 s" in text
+    ended, took = asyncio.run(main())
+    assert len(ended) == 2 and took >= 0.4
+    for code, text in ended:
+        assert code == grpc.StatusCode.DEADLINE_EXCEEDED and "did not arrive within 0.2 s" in text
+
+
+def test_its_process_ends_with_an_endpoint_that_died_with_something_unread() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    port = free_port()
+    command = [sys.executable, "-m", "serving.grpc_front.grpc_process", str(theirs.fileno())]
+    with subprocess.Popen(command, pass_fds=[theirs.fileno()], stderr=subprocess.DEVNULL) as process:
+        theirs.close()
+        ours.send(GrpcOrder("127.0.0.1", port, RequestLimits(drain_seconds=0.1)).to_message())
+        ours.settimeout(30)
+        assert orjson.loads(ours.recv(1 << 16)) == {"ready": True}
+
+        async def ask() -> None:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+                call = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=10)
+                _, descriptors, _, _ = await asyncio.to_thread(socket.recv_fds, ours, 1 << 16, 1)
+                other = channel.unary_unary("/inference.GRPCInferenceService/ServerLive")(b"", timeout=10)
+                await asyncio.sleep(0.3)  # its request for a connection is not read any more
+                ours.close()
+                os.close(descriptors[0])
+                await asyncio.gather(call, other, return_exceptions=True)
+
+        asyncio.run(ask())
+        assert process.wait(20) in (0, 1)
 
 
 # -- the process ------------------------------------------------------------------------------------------------

@@ -149,6 +149,22 @@ def test_who_has_sent_everything_still_gets_the_answer() -> None:
     play(scene)
 
 
+def test_nobody_waits_behind_an_adopted_connection_that_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Echo, "connect", Echo.adopt)
+
+    async def scene(echo: Echo, connect: Any) -> None:
+        client = await connect()
+        client.send(b"GET /slow HTTP/1.1\r\nhost: a\r\n\r\n")
+        while not any(connection._busy for connection in echo.connections):
+            await asyncio.sleep(0.001)
+        (connection,) = echo.connections
+        client.writer.write_eof()
+        assert await client.ended(0.15), "before there is an answer"
+        assert connection.gone
+
+    play(scene)
+
+
 def test_http_1_0_and_connection_close_end_after_the_answer() -> None:
     async def scene(echo: Echo, connect: Any) -> None:
         for head in (b"GET /echo HTTP/1.0\r\n\r\n", b"GET /echo HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"):

@@ -5,8 +5,8 @@
 Both serve the same file under the same protocol (raw contents, unary calls), are up at the same time and take turns on
 loopback, the order turned round in every second round. The load is a closed loop of that many calls, eight to a
 connection, made by grpcio in this process from bytes that were serialized before; CPU time is that of all processes of
-a server. PyTriton has an environment of its own, as in ``peers.py``. Exit status 1 where an answer was wrong or an
-error.
+a server. PyTriton has an environment of its own, as in ``peers.py``. Exit status 1 where a call failed, or the first
+answers of the two differ.
 """
 
 from __future__ import annotations

@@ -60,15 +60,18 @@ class HttpService(Protocol):
 class HttpConnection(StreamedAnswers, asyncio.Protocol):
     """A client's connection to a service.
 
+    Args:
+        half_closes: whether the client may have sent all it wants and still wait for its answer.
+
     Attributes:
         gone: whether nobody waits for an answer any more.
         notes: of the request that is being answered; None where nobody will read them.
     """
 
-    __slots__ = ("_lingering", "_reader", "_reading_paused", "_rest", "_writing_paused")
+    __slots__ = ("_half_closes", "_lingering", "_reader", "_reading_paused", "_rest", "_writing_paused")
 
-    def __init__(self, service: HttpService) -> None:
-        self.service = service
+    def __init__(self, service: HttpService, *, half_closes: bool = True) -> None:
+        self.service, self._half_closes = service, half_closes
         self._transport: asyncio.Transport | None = None
         self._reader = RequestReader(
             service.heads,
@@ -108,7 +111,7 @@ class HttpConnection(StreamedAnswers, asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._half_closed = True
-        return self._busy  # whoever has sent all it wants may still be waiting for its answer
+        return self._busy and self._half_closes
 
     def pause_writing(self) -> None:
         self._writing_paused = True

@@ -51,6 +51,10 @@ class RoutedService:
         """A protocol for a new connection."""
         return HttpConnection(self)
 
+    def adopt(self) -> HttpConnection:
+        """The protocol of a connection of the gRPC process, which closes it when its caller has given up."""
+        return HttpConnection(self, half_closes=False)
+
     def tick(self) -> None:
         """Check every connection's deadlines; called twice a second."""
         self.now = time.monotonic()

@@ -14,9 +14,6 @@ from typing import NamedTuple, cast
 
 from serving.exceptions import InferenceTimedOut, InvalidRequest, NotReady
 
-_MOST_CONNECTIONS = 256
-"""Calls beyond wait for one, so that HTTP's own clients find room."""
-
 
 class FrontAnswer(NamedTuple):
     """An HTTP answer. ``json_bytes``: of the body's JSON part, -1 where all of it is JSON."""
@@ -30,6 +27,10 @@ class _Closed(Exception):
     """The front closed the connection before it answered."""
 
 
+class _Unanswered(_Closed):
+    """No byte came back."""
+
+
 class FrontLink:
     """Asks the front; of the event loop that it is used in.
 
@@ -40,7 +41,6 @@ class FrontLink:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._idle: list[_Connection] = []
-        self._room = asyncio.Semaphore(_MOST_CONNECTIONS)
 
     async def ask(
         self,
@@ -67,10 +67,11 @@ class FrontLink:
         """
         request = b"".join((_head(method, path, len(body), headers or {}, json_bytes), body))
         try:
-            async with asyncio.timeout(seconds), self._room:
-                while self._idle:
-                    with contextlib.suppress(_Closed):  # idle for too long; nothing of the request was looked at
-                        return await self._exchange(self._idle.pop(), request)
+            async with asyncio.timeout(seconds):
+                kept = self._kept()
+                if kept is not None:
+                    with contextlib.suppress(_Unanswered):  # closed as it was idle for too long, just now
+                        return await self._exchange(kept, request)
                 return await self._exchange(await self._connect(), request)
         except TimeoutError as error:
             raise InferenceTimedOut("there was no answer in time") from error
@@ -81,6 +82,13 @@ class FrontLink:
         """Close what is kept."""
         while self._idle:
             self._idle.pop().close()
+
+    def _kept(self) -> _Connection | None:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.reusable:
+                return connection
+        return None
 
     async def _connect(self) -> _Connection:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -126,7 +134,7 @@ class _Connection(asyncio.Protocol):
     async def exchange(self, request: bytes) -> FrontAnswer:
         """Raises _Closed."""
         if self._transport is None or self._transport.is_closing():
-            raise _Closed
+            raise _Unanswered
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return await self._answer
@@ -141,7 +149,12 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._data += data
-        if self._head is None and not self._read_head():
+        try:
+            if self._head is None and not self._read_head():
+                return
+        except (ValueError, KeyError, IndexError):  # no answer that could be read, and none that may be asked for again
+            self._fail(_Closed())
+            self.close()
             return
         assert self._head is not None
         status, end, json_bytes = self._head
@@ -154,8 +167,11 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.reusable = False
+        self._fail(_Closed() if self._data else _Unanswered())
+
+    def _fail(self, error: _Closed) -> None:
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(_Closed())
+            self._answer.set_exception(error)
 
     def _read_head(self) -> bool:
         """Whether it is there."""

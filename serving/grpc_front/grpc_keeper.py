@@ -146,7 +146,7 @@ class GrpcKeeper:
                 log.info("gRPC on %s, process %s", self._order.address, self.pid)
 
     def _adopt(self, connection: socket.socket) -> None:
-        """Take a connection of its threads as one more of the listener's."""
+        """Take a connection of its calls as one more of the listener's."""
         connection.setblocking(False)
         connection.set_inheritable(False)
         adoption = asyncio.create_task(asyncio.get_running_loop().connect_accepted_socket(self._connect, connection))

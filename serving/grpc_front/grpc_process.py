@@ -1,8 +1,7 @@
 """The gRPC listener's process: ``python -m serving.grpc_front.grpc_process DESCRIPTOR``, started by the endpoint.
 
 grpcio brings threads and a completion queue with it, and a large part of a call's CPU is its own: it shares a
-process with nothing else. Its asyncio server is used: calls that arrive together reach the front together, where they
-become one batch, and no thread waits for another's lock.
+process with nothing else. Its asyncio server is used: no thread waits for another's lock.
 """
 
 from __future__ import annotations
@@ -48,17 +47,32 @@ def main() -> None:
             control.send(orjson.dumps({"error": str(error)}))
             sys.exit(1)
         logging.shutdown()
-        os._exit(0)  # calls that were given up still wait for their answers
+        os._exit(0)  # a message may still be turned round in a thread
 
 
 async def _serve(control: socket.socket, order: GrpcOrder) -> None:
-    """As :func:`main`; raises what :func:`grpc_server` raises."""
+    """As :func:`main`; raises what :func:`grpc_server` raises, and RuntimeError where the server ends by itself."""
     loop, over = asyncio.get_running_loop(), asyncio.Event()
+    control.setblocking(False)
+
+    def hear() -> None:
+        try:
+            said = control.recv(LONGEST_MESSAGE)
+        except BlockingIOError:
+            return
+        except OSError:  # the endpoint died with something unread
+            said = b""
+        if not said:
+            over.set()
+
     server = grpc_server(order, GrpcService(FrontLink(control), order.limits))
     await server.start()
     control.send(b'{"ready":true}')
-    loop.add_reader(control, lambda: over.set() if not control.recv(LONGEST_MESSAGE) else None)
-    await over.wait()
+    loop.add_reader(control, hear)
+    ends = [asyncio.create_task(over.wait()), asyncio.create_task(server.wait_for_termination())]
+    await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+    if not over.is_set():
+        raise RuntimeError("grpc's server ended by itself")
     loop.remove_reader(control)
     await server.stop(order.limits.drain_seconds)
 

@@ -38,9 +38,11 @@ _FORWARDED = ("authorization", "x-request-id", "traceparent", "tracestate")
 """Metadata that the front is given as headers."""
 _UNREADY = (404, 503)
 _NO_DEADLINE = 86400.0
-"""From here on it is none: grpc gives a call without one 300 years."""
+"""From here on it is none: some clients send one of years."""
 _LARGE_BYTES = 1 << 20
 """Of a message: it is turned round beside the loop, which others wait for."""
+_MOST_CALLS = 64
+"""That are read and answered at a time: what others send waits with their clients, not in memory."""
 _MARGIN_SECONDS = 5.0
 """The front gives up before we do, for it knows why."""
 log = logging.getLogger("winnow.serving")
@@ -66,6 +68,7 @@ class GrpcService:
 
     def __init__(self, link: FrontLink, limits: RequestLimits) -> None:
         self._link, self._limits = link, limits
+        self._seats = asyncio.Semaphore(_MOST_CALLS)
 
     def handlers(self) -> grpc.GenericRpcHandler:
         """For ``grpc.server``."""
@@ -81,8 +84,44 @@ class GrpcService:
         }
         return grpc.method_handlers_generic_handler(
             _SERVICE,
-            {name: _handler(kind, answer, self._limits.body_seconds) for name, (kind, answer) in answers.items()},
+            {name: self._handler(kind, answer) for name, (kind, answer) in answers.items()},
         )
+
+    def _handler(
+        self, kind: Any, answer: Callable[[Any, Caller], Awaitable[Message]]
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """A call's handler.
+
+        All calls are of one message. They are taken as if they streamed, which is the same on the wire, since only then
+        are we asked before the message is there: grpc sets no limit to when it comes. It is read here, for grpc would
+        take a malformed one for a fault of ours.
+        """
+        seconds = self._limits.body_seconds
+
+        async def handle(arriving: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+            async with self._seats:
+                try:
+                    async with asyncio.timeout(seconds):
+                        raw = await context.read()
+                except TimeoutError:
+                    late = f"the message did not arrive within {seconds:g} s"
+                    await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, late)
+                try:
+                    if raw is grpc.aio.EOF:
+                        raise InvalidRequest(f"the call has no message, a {kind.DESCRIPTOR.name}")
+                    found: bytes = (await answer(kind.FromString(raw), _caller(context))).SerializeToString()
+                    return found
+                except DecodeError:
+                    code, text = grpc.StatusCode.INVALID_ARGUMENT, f"the message is not a {kind.DESCRIPTOR.name}"
+                except ServingError as error:
+                    code, text = _CODES.get(error.status, grpc.StatusCode.INTERNAL), str(error)
+                except Exception:  # whatever it is, the client is answered and the log says it
+                    log.exception("a fault of the endpoint's own on %s", kind.DESCRIPTOR.name)
+                    code, text = grpc.StatusCode.INTERNAL, "internal error; the endpoint's log says more"
+            await context.abort(code, text)
+            raise AssertionError("abort raises")
+
+        return grpc.stream_unary_rpc_method_handler(handle)
 
     async def model_infer(self, request: messages.ModelInferRequest, caller: Caller) -> Message:
         path = f"{_path(request.model_name, request.model_version)}/infer"
@@ -92,7 +131,8 @@ class GrpcService:
         else:
             body, json_bytes = self._body(request, caller)
         answer = await self._ask("POST", path, caller, body, json_bytes)
-        return infer_response(answer)
+        large = len(answer.body) > _LARGE_BYTES
+        return await asyncio.to_thread(infer_response, answer) if large else infer_response(answer)
 
     def _body(self, request: messages.ModelInferRequest, caller: Caller) -> tuple[bytes, int]:
         return infer_body(request, caller.seconds, most_elements=self._limits.elements)
@@ -160,39 +200,6 @@ def _path(model: str, version: str) -> str:
     # Checked here, for in a path a name of several parts would be one of another model, or call.
     check_names(model, version or None)
     return f"/v2/models/{model}/versions/{version}" if version else f"/v2/models/{model}"
-
-
-def _handler(
-    kind: Any, answer: Callable[[Any, Caller], Awaitable[Message]], seconds: float
-) -> grpc.RpcMethodHandler[Any, Any]:
-    """A call's handler; ``seconds``: within which its message must be there, for grpc sets no limit.
-
-    All calls are of one message. They are taken as if they streamed, which is the same on the wire, since only then are
-    we asked before the message is there. It is read here, for grpc would take a malformed one for a fault of ours.
-    """
-
-    async def handle(arriving: Any, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
-        try:
-            async with asyncio.timeout(seconds):
-                raw = await context.read()
-        except TimeoutError:
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"the message did not arrive within {seconds:g} s")
-        try:
-            if raw is grpc.aio.EOF:
-                raise InvalidRequest(f"the call has no message, a {kind.DESCRIPTOR.name}")
-            found: bytes = (await answer(kind.FromString(raw), _caller(context))).SerializeToString()
-            return found
-        except DecodeError:
-            code, text = grpc.StatusCode.INVALID_ARGUMENT, f"the message is not a {kind.DESCRIPTOR.name}"
-        except ServingError as error:
-            code, text = _CODES.get(error.status, grpc.StatusCode.INTERNAL), str(error)
-        except Exception:  # whatever it is, the client is answered and the log says it
-            log.exception("a fault of the endpoint's own on %s", kind.DESCRIPTOR.name)
-            code, text = grpc.StatusCode.INTERNAL, "internal error; the endpoint's log says more"
-        await context.abort(code, text)
-        raise AssertionError("abort raises")
-
-    return grpc.stream_unary_rpc_method_handler(handle)
 
 
 def _caller(context: grpc.aio.ServicerContext[Any, Any]) -> Caller:

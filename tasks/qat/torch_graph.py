@@ -30,7 +30,7 @@ class QatLayer(nn.Module):
         kernel: the weight.
         bias: float values; None = none.
         source: the input's quantizer; None = the input or the weight is not quantized.
-        whole_bias: the bias is a multiple of both scales, int32 in the file or rounded to it when the file is loaded.
+        whole_bias: the bias is a multiple of the product of both scales: int32 in the file, or as soon as it is loaded.
         outputs: the dimension of the outputs in the weight (0 or its last).
         channels: their dimension in what the layer answers.
     """
@@ -79,7 +79,7 @@ class QatLayer(nn.Module):
         return step
 
     def rounded_bias(self) -> Tensor:
-        """The bias as ONNX Runtime adds it."""
+        """The bias as it is written."""
         assert self.bias is not None
         return self.bias_integers() * self.step() if self.whole_bias else self.bias
 
@@ -262,9 +262,7 @@ class TorchGraph(nn.Module):
             kernel,
             bias,
             source,
-            # A float bias between an int8 input and an int8 weight is rounded to int32 when the file is loaded, see
-            # tasks/onnx_models/float_biases.py.
-            whole_bias=bias is not None and source is not None and isinstance(kernel, WeightQuantizer),
+            whole_bias=given in graph.biases or _is_rounded(bias, kernel, source, outputs),
             outputs=outputs,
             channels=1 if node.op_type == "Conv" else -1,
         )
@@ -281,6 +279,22 @@ class TorchGraph(nn.Module):
             (node, run, tuple(_key(n) if _key(n) in self._buffers else n for n in names))
             for node, run, names in self._steps
         ]
+
+
+def _is_rounded(
+    bias: Tensor | None, kernel: WeightQuantizer | nn.Parameter, source: ActivationQuantizer | None, outputs: int
+) -> bool:
+    """Whether ONNX Runtime may round a float bias to int32 when it loads the file.
+
+    It does so where input and weight are int8 and a quantizer follows, see :mod:`tasks.onnx_models.float_biases`. Where
+    none does, a rounded one is as good.
+    """
+    if bias is None or source is None or not isinstance(kernel, WeightQuantizer):
+        return False
+    with torch.no_grad():
+        step = source.scale() * kernel.scale()
+        fits = bias.shape == (kernel.latent.shape[outputs],) and bool((bias.abs() < step * _BIAS_LIMIT).all())
+    return fits
 
 
 def _same(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ def write_back(module: TorchGraph) -> ModelProto:
     """The module's QDQ model with its weights, biases and scales; nodes and zero points are as they were.
 
     Where nothing was learned the values are those of the file that was read, bit for bit, except of biases beyond
-    2^24 steps, which float32 does not hold exactly.
+    2^24 steps, which float32 does not hold exactly, and of float biases between two steps, which no file of ours has.
     """
     graph = module.graph
     values: dict[str, Array] = {}
