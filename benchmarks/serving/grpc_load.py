@@ -29,7 +29,7 @@ import psutil
 from benchmarks.own_stack import unwind_on_signals
 from benchmarks.serving.open_loop import quantile
 from benchmarks.serving.own_endpoint import MODEL, cpu_seconds, free_port, own_endpoint, put_into_cache
-from benchmarks.serving.peers import HERE, PeerMissing, cpu_us_of, environment, running_peer
+from benchmarks.serving.peers import HERE, PeerMissing, by_server, cpu_us_of, environment, running_peer
 from benchmarks.serving.serving_load import Load
 from benchmarks.serving.serving_models import MODELS, ServedModel
 from benchmarks.serving.serving_report import print_report, spread
@@ -149,10 +149,7 @@ def show(loads: list[Load], chosen: argparse.Namespace) -> None:
     """Medians and spread, and which share of PyTriton's CPU time ours is."""
     rows = []
     for streams in chosen.streams:
-        found = {
-            server: [x for x in loads if (x.server, x.connections) == (server, streams)]
-            for server in {x.server: 0 for x in loads}
-        }
+        found = by_server(loads, streams)
         for server, rounds in found.items():
             share = cpu_us_of(rounds) / cpu_us_of(found[_PEER]) if _PEER in found else float("nan")
             rows.append(

@@ -201,10 +201,7 @@ def show(loads: list[Load], chosen: argparse.Namespace, missing: dict[str, str])
     """Medians and spread, and how many times our CPU time a peer takes."""
     rows = []
     for connections in chosen.connections:
-        found = {
-            server: [x for x in loads if (x.server, x.connections) == (server, connections)]
-            for server in {x.server: 0 for x in loads}
-        }
+        found = by_server(loads, connections)
         ours = cpu_us_of(found["winnow"])
         for server, rounds in found.items():
             rows.append(
@@ -239,6 +236,14 @@ def show(loads: list[Load], chosen: argparse.Namespace, missing: dict[str, str])
     print(f"\nPeers: {', '.join(versions)}; {_RUNTIME} in each.")
     for name, why in missing.items():
         print(f"{name}: {why}")
+
+
+def by_server(loads: list[Load], connections: int) -> dict[str, list[Load]]:
+    """The rounds of so many connections, by server in the order in which they came."""
+    return {
+        server: [x for x in loads if (x.server, x.connections) == (server, connections)]
+        for server in {x.server: 0 for x in loads}
+    }
 
 
 def cpu_us_of(loads: list[Load]) -> float:
