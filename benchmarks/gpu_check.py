@@ -380,7 +380,7 @@ def ranked(engine: str, *, quick: bool) -> dict[str, Any]:
     """The training of one of several processes, which find each other by the environment."""
     workload, data = digits()
     model = build(workload, "teacher", {"width": 1.0 if quick else 8.0}, seed=0)
-    training = Training.of({"epochs": 3, "batch_size": 256, "learning_rate": 5e-3}, shards=1, engine=engine)  # type: ignore[arg-type]
+    training = Training(epochs=3, batch_size=256, learning_rate=5e-3, engine=engine)  # type: ignore[arg-type]
     fitted = fit(model, data, training, seed=0)
     return {"epoch_seconds": fitted.epoch_seconds, "validation": fitted.val_metric}
 

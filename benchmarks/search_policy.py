@@ -276,6 +276,7 @@ def _setup(task: MadeUpTask, trained: Outcome) -> SearchSetup:
             "workload": _WORKLOAD,
             "budget": {"max_accuracy_drop": task.margin},
             "gates": {"per_class_margin": None},
+            "objective": "latency",
             "search": {"minutes": task.minutes},
         }
     )

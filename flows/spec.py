@@ -111,9 +111,10 @@ class PipelineSpec(Frozen):
     )
     budget: BudgetSpec | None = Field(default=None, description="what the chosen variant may cost and lose; any subset")
     objective: Objective = Field(
-        default="latency",
-        description="what counts among the variants inside the budget: lowest latency, smallest file, most samples per "
-        "second, or front: every one that no other beats at accuracy, latency and size, registered as one set",
+        default="both",
+        description="what counts among the variants inside the budget: latency and size together (to halve either is "
+        "worth the same), lowest latency, smallest file, most samples per second, or front: every one that no other "
+        "beats at accuracy, latency and size, registered as one set",
     )
     search: SearchSpec | None = Field(
         default=None, description="look for the best variant inside the budget instead of making one by given ratios"

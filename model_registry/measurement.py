@@ -13,9 +13,9 @@ from model_registry.variant import Frozen, Record
 Interval = tuple[float, float]
 """A 95 % interval: lower and upper end."""
 
-Objective = Literal["latency", "size", "throughput", "front"]
-"""What counts among variants that are good enough; ``front``: every one that no other beats at accuracy, latency and
-size."""
+Objective = Literal["both", "latency", "size", "throughput", "front"]
+"""What counts among variants that are good enough; ``both``: latency and size, as their geometric mean; ``front``:
+every one that no other beats at accuracy, latency and size."""
 
 Better = Literal["higher", "lower"]
 Verdict = Literal["faster", "slower", "not distinguishable"]

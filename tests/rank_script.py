@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +81,7 @@ class Half(nn.Module):
         return answer + self.two(features) if features.mean() > 0.3 else answer
 
 
-CASES = ("dropout", "batchnorm", "augmented", "views", "objective", "unused", "sgd", "regression")
+CASES = ("dropout", "batchnorm", "augmented", "views", "objective", "unused", "sgd", "regression", "blocks")
 
 
 def from_disk(columns: Columns, folder: Path) -> Columns:
@@ -93,10 +93,10 @@ def from_disk(columns: Columns, folder: Path) -> Columns:
 
 
 def trained(
-    case: str, checkpoints: Kept | None = None, *, seed: int = 0, mapped: Path | None = None
+    case: str, checkpoints: Kept | None = None, *, seed: int = 0, mapped: Path | None = None, pipelined: bool = False
 ) -> tuple[nn.Module, Fitted]:
     names = {"dropout": "Blobs", "batchnorm": "Squares", "augmented": "NoisyBlobs", "views": "NoisyBlobs"}
-    name = names.get(case, "Sums" if case == "regression" else "Blobs")
+    name = names.get(case, {"regression": "Sums", "blocks": "MovedSquares"}.get(case, "Blobs"))
     workload = taught(name, **({"dropout": 0.3} if case in ("dropout", "sgd") else {}))
     splits = workload.splits()
     if mapped is not None:
@@ -104,7 +104,7 @@ def trained(
     data = TrainingData(workload, splits["train"], splits["validation"])
     torch.manual_seed(0)
     model = Half() if case == "unused" else build(workload, "teacher", {}, seed=seed)
-    settings = SETTINGS if case != "sgd" else Training(**{**vars(SETTINGS), "optimizer": "sgd"})
+    settings = replace(SETTINGS, optimizer="sgd" if case == "sgd" else "adamw", pipelined=pipelined)
     objective = Scaled(workload.loss) if case == "objective" else None
     views = Views(2, seed=0) if case == "views" else None
     fitted = fit(
@@ -128,6 +128,18 @@ def work(here: int, number: int, folder: Path) -> dict[str, str]:
     model, fitted = trained("dropout", kept)
     assert fitted.resumed_at == (here != 2)
     found["dropout, resumed"] = digest(model, fitted)
+    piped = Kept(folder / f"piped-{here}")  # one for all of them: each has a part of what it holds
+    if here == 2:
+        trained("blocks", Kept(folder / "piped", until=1), pipelined=True)
+    if number == 0:
+        piped.file.write_bytes((folder / "piped").read_bytes())
+    Ranks.current().of_first(torch.zeros(1))  # until it is there
+    model, fitted = trained("blocks", piped, pipelined=True)
+    assert fitted.resumed_at == 1
+    found["blocks, resumed"] = digest(model, fitted)
+    found["blocks, pipelined"] = digest(*trained("blocks", pipelined=True))
+    found["objective, pipelined"] = digest(*trained("objective", pipelined=True))
+    found["dropout, pipelined"] = digest(*trained("dropout", pipelined=True))
     model, fitted = trained("batchnorm", mapped=folder / f"mapped-{here}-{number}")
     found["batchnorm, mapped"] = digest(model, fitted)
     workload = taught("Squares")

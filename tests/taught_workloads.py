@@ -84,6 +84,41 @@ class Squares:
         return ["left", "right"]
 
 
+class InBlocks(nn.Module):
+    """Four blocks: BatchNorm, dropout, a weight that a function takes itself, and layouts that a convolution likes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.second = nn.Sequential(
+            nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Dropout(0.2)
+        )
+        self.dense, self.gain, self.head = nn.Linear(12 * 16, 16), nn.Parameter(torch.ones(())), nn.Linear(16, 2)
+
+    def forward(self, image: Tensor) -> Tensor:
+        answer: Tensor = self.head(self._third(self.second(self._first(image))))
+        return answer
+
+    def blocks(self) -> list[Any]:
+        return [self._first, self.second, self._third, self.head]
+
+    def _first(self, image: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.conv(image)))
+
+    def _third(self, hidden: Tensor) -> Tensor:
+        return torch.tanh(self.dense(hidden.flatten(1)) * self.gain)
+
+
+class MovedSquares(Squares):
+    """The same images, a little brighter or darker each time, for a network in blocks."""
+
+    def model(self, role: str, width: float = 1.0) -> nn.Module:
+        return InBlocks()
+
+    def augment(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        return {"image": inputs["image"] * (1 + 0.1 * torch.randn(len(inputs["image"]), 1, 1, 1, generator=generator))}
+
+
 class Sums:
     """Regression on two inputs: a weighted sum of a vector, times a number. Lower is better."""
 

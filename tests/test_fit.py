@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from tasks.distill import DistillSpec
 from tasks.qat import QatSpec
 from tasks.running import errors
 from tasks.running.errors import SpecError, StageOutOfMemory, TrainingDiverged, WorkloadError
+from tasks.running.stage import Job, Parallel
 from tasks.torch_models.fit import Fitted, _used, fit
 from tasks.torch_models.fit_amp import amp_dtype
 from tasks.torch_models.fit_checkpoint import unpack
@@ -38,9 +39,9 @@ from tasks.train import TrainSpec
 from tasks.workloads.workload import Workload
 
 if TYPE_CHECKING:
-    from taught_workloads import taught
+    from taught_workloads import reference, taught
 else:  # tests/ is no package at run time
-    from taught_workloads import taught
+    from taught_workloads import reference, taught
 
 DEFAULTS: dict[str, Any] = {"epochs": 4, "batch_size": 32, "learning_rate": 5e-3}
 SETTINGS = {field.name for field in fields(Training)}
@@ -415,13 +416,15 @@ def test_the_learning_rate_rises_and_falls() -> None:
 
 def test_a_training_is_what_a_spec_says_about_it() -> None:
     spec = TrainSpec(epochs=7, optimizer="sgd", patience=None, scale={"width": 2.0}).model_dump()
-    wanted = {name: spec[name] for name in SETTINGS - {"share", "shards", "engine"}}
-    assert Training.of(spec, shards=1) == Training(**wanted) and set(spec) == {*wanted, "scale"}
-    assert Training.of(DistillSpec(share=0.25).model_dump(), shards=1).share == 0.25
+    wanted = {name: spec[name] for name in SETTINGS - {"share", "shards", "engine", "pipelined"}}
+    assert Training.of(spec) == Training(**wanted) and set(spec) == {*wanted, "scale"}
+    assert Training.of(DistillSpec(share=0.25).model_dump()).share == 0.25
     short = QatSpec(epochs=3).model_dump()
-    assert Training.of(short, shards=4) == Training(
-        shards=4, epochs=3, batch_size=64, learning_rate=1e-3, weight_decay=0.0
-    )
+    parallel = Parallel(shards=4, engine="pipeline")
+    job = Job(run_id="r", model="m", store="s3://none", workload=reference("Blobs"), parallel=parallel)
+    made = Training.of(short, job)
+    settings = Training(epochs=3, batch_size=64, learning_rate=1e-3, weight_decay=0.0, shards=4)
+    assert made == replace(settings, pipelined=True) and repr(made) == repr(settings), "no part of what a training is"
 
 
 def test_each_epoch_has_an_order_of_its_own() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.searching.candidate import Candidate
-from flows.searching.halving import Rules, Standing, enough, expected, hoped, next_move, rung_epochs
+from flows.searching.halving import Rules, Standing, chance, enough, expected, hoped, next_move, rung_epochs
 
 MARGIN = 0.005
 RULES = Rules(margin=MARGIN, rungs=3, power=1.0, start=2.0)
@@ -262,9 +262,31 @@ def test_what_stands_still_is_not_expected_to_get_better() -> None:
 def test_of_those_that_may_pass_the_one_goes_on_that_saves_most_times_its_chance() -> None:
     sure = made("sure", 0.069, rung=2, loss=0.004, spread=0.001)
     risky = made("risky", 0.055, rung=2, loss=0.0138, spread=0.0009)
-    assert expected(risky, RULES) == pytest.approx(0.0051, abs=1e-4)
-    near = replace(risky, loss=0.013)
-    assert expected(near, RULES) < MARGIN
-    assert move(sure, near, incumbent=0.32) == "sure", "a fifth cheaper is not worth half the chance"
+    assert expected(risky, RULES) == pytest.approx(0.0051, abs=1e-4) and chance(risky, RULES) < 0.4
+    near = replace(risky, loss=0.0105)
+    assert 0.6 < chance(near, RULES) < 0.7
+    assert move(sure, near, incumbent=0.32) == "sure", "a fifth cheaper is not worth a third of the chance"
     assert move(sure, replace(near, cost=0.02), incumbent=0.32) == "risky", "three times cheaper is"
     assert move(sure, near, incumbent=0.0695) == "risky", "the other one wins nothing"
+
+
+def test_a_chance_is_that_of_the_power_with_which_the_loss_would_have_to_fall() -> None:
+    # Three times the epochs: 0.0135 and nothing else falls to 0.9 of the margin with a power of 1, which is that seen.
+    even = made("even", 2.0, rung=2, loss=0.0135)
+    assert chance(even, RULES) == pytest.approx(0.5) and chance(even, replace(RULES, power=1.3)) == pytest.approx(
+        0.841, abs=1e-3
+    )
+    assert chance(replace(even, spread=0.001), RULES) < 0.45 and chance(replace(even, stalled=0.0), RULES) < 1e-3
+    assert chance(replace(even, loss=-0.001), RULES) > 0.99 > 0 == chance(replace(even, loss=None), RULES)
+    trained = replace(even, ahead=1.0, loss=0.004, spread=0.001)
+    assert (chance(trained, RULES), chance(replace(trained, loss=0.0041), RULES)) == (1.0, 0.0), "nothing is left to do"
+
+
+def test_bisection_goes_on_between_what_is_likely_to_pass_and_what_is_not() -> None:
+    wide, narrow = made("wide", 4.0, rung=1, loss=0.001), made("narrow", 1.0, rung=1, loss=0.05)
+    between = [made("upper", 3.0), made("middle", 2.0), made("lower", 1.3)]
+    assert chance(wide, RULES) > 0.5 > chance(narrow, RULES)
+    assert move(wide, narrow, *between) == "middle"
+    likely = replace(narrow, loss=0.03)
+    assert expected(likely, RULES) < MARGIN and chance(likely, RULES) > 0.5
+    assert move(wide, likely, *between) != "middle", "what is dearer is left alone"

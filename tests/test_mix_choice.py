@@ -23,7 +23,7 @@ MIXES = (LABELS, {"alpha": 0.5, "temperature": 4.0, "views": None}, {"alpha": 0.
 
 class Trainings:
     """Metrics on validation by share of the teacher's answers; another teacher adds ``better`` to what it taught, a
-    lower learning rate ``slower``; the loss falls to ``fell`` of that after one epoch."""
+    lower learning rate ``slower``, SGD ``momentum``; the loss falls to ``fell`` of that after one epoch."""
 
     def __init__(
         self,
@@ -32,12 +32,14 @@ class Trainings:
         better: float = 0.0,
         slower: float | None = None,
         diverges: bool = False,
+        momentum: float | None = None,
         fell: float = 1.0,
         **search: Any,
     ) -> None:
-        said = {"epochs": 39} | ({"learning_rate": 4e-3} if slower is None else {})
+        said: dict[str, Any] = {"epochs": 39} | ({"learning_rate": 4e-3} if slower is None else {})
+        said |= {"optimizer": "adamw"} if momentum is None else {}
         self.plan = TrainingPlan(setup(minutes=10, distill=said, **search))
-        self.slower, self.diverges, self.fell = slower or 0.0, diverges, fell
+        self.slower, self.momentum, self.diverges, self.fell = slower or 0.0, momentum or 0.0, diverges, fell
         steps = [MadeStep(outcome("teacher")), MadeStep(outcome("teacher.fp32"))]
         self.tally = Tally(steps, steps[1].outcome.variant, outcome("baseline"))
         self.tally.candidates.append(candidate())
@@ -47,10 +49,10 @@ class Trainings:
     def train(self, _: Any, mix: Mapping[str, Any]) -> Outcome:
         alpha, teacher = float(mix["alpha"]), self.plan.teachers[0].name
         self.made.append((alpha, teacher))
-        metric, slowly = self.metrics[alpha], "learning_rate" in mix
+        metric, slowly = self.metrics[alpha], mix.get("learning_rate", 1.0) < 4e-3
         if metric is None or (self.diverges and not slowly):
             raise TrainingDiverged("NaN")
-        metric += self.slower if slowly else 0.0
+        metric += (self.slower if slowly else 0.0) + (self.momentum if "optimizer" in mix else 0.0)
         metric += self.better if alpha and teacher != "teacher" else 0.0
         found = {"val_metric": metric, "val_loss": 0.1, "first_val_loss": 0.1 / self.fell}
         return outcome("s").model_copy(update={"values": {"student": found}})
@@ -106,6 +108,16 @@ def test_where_the_loss_fell_well_no_lower_learning_rate_is_tried() -> None:
     tried = Trainings({0.0: 0.8, 0.5: 0.85, 0.9: 0.83}, slower=0.01, fell=0.8)
     tried.choose()
     assert tried.tally.trials == 2 and tried.plan.distilling.learning_rate == pytest.approx(4e-3)
+
+
+@pytest.mark.parametrize(("momentum", "chosen"), [(0.01, "sgd"), (-0.01, "adamw")])
+def test_where_the_loss_fell_well_sgd_is_tried_once(momentum: float, chosen: str) -> None:
+    tried = Trainings({0.0: 0.8, 0.5: 0.85, 0.9: 0.83}, slower=0.0, momentum=momentum, fell=0.8)
+    tried.choose()
+    spec = tried.plan.distilling
+    assert tried.tally.trials == 3 and (spec.alpha, spec.optimizer) == (0.5, chosen)
+    assert (spec.learning_rate, spec.weight_decay) == ((0.1, 5e-4) if chosen == "sgd" else (4e-3, 0.01))
+    assert [(m.optimizer, m.chosen) for m in tried.tally.mixes[-1:]] == [("sgd", chosen == "sgd")]
 
 
 def test_where_less_of_the_teacher_does_better_no_more_of_it_is_tried() -> None:

@@ -122,6 +122,23 @@ def test_ranks_that_are_killed_or_hang_start_again_from_the_last_checkpoint(
     assert launch._table == {}
 
 
+def test_a_model_in_blocks_is_the_same_on_processes_that_have_some_of_them_each(store: Store, tmp_path: Path) -> None:
+    workload = taught("MovedSquares")
+    piped = Parallel(shards=4, processes=2, engine="pipeline")
+    job, data = job_for(store, workload.ref).model_copy(update={"parallel": piped}), put_data(store, workload)
+    straight = train((job, data), tmp_path / "one", ranks=1, key="one", spec=LONG)
+    killer = end_with_each([signal.SIGKILL], store, "checkpoints/killed/")
+    assert train((job, data), tmp_path / "killed", ranks=2, key="killed", spec=LONG, patience=20.0) == straight
+    assert not killer.is_alive() and launch._table == {}
+    log = (tmp_path / "killed" / "train.log").read_text()
+    assert "going on from the checkpoint after epoch" in log and "shared out" not in log
+    keys = {
+        StageCall(TRAIN, job.model_copy(update={"parallel": parallel}), QUICK, data).key
+        for parallel in (piped, Parallel(shards=4, processes=1), SHARED)
+    }
+    assert len(keys) == 1, "a result is found again whoever made it"
+
+
 @pytest.mark.parametrize("engine", ["ddp", "fsdp"])
 def test_what_torch_shares_out_goes_on_too(
     engine: Literal["ddp", "fsdp"], task: tuple[Job, DataRef], store: Store, tmp_path: Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 
@@ -19,6 +20,7 @@ from model_registry.measurement import Measurement
 from model_registry.store import StoreUnavailable
 from tasks.running.errors import TrainingDiverged
 from tasks.running.stage import Outcome
+from tasks.validate.gate_spec import GateSpec
 
 
 def test_each_objective_has_its_cost() -> None:
@@ -26,6 +28,7 @@ def test_each_objective_has_its_cost() -> None:
     assert appraise("latency").cost(form) == pytest.approx(0.25)
     assert appraise("size").cost(form) == 50_000
     assert appraise("throughput").cost(form) == pytest.approx(1 / form.throughput.value)
+    assert appraise("both").cost(form) == appraise("front").cost(form) == pytest.approx(math.sqrt(0.25 * 50_000))
 
 
 def test_the_cheapest_form_is_one_that_keeps_the_whole_budget() -> None:
@@ -47,6 +50,18 @@ def test_a_ratio_that_is_not_reached_is_over_the_budget_before_any_training() ->
     assert appraisal.over_budget(fast) == [] and appraisal.passes(fast)
     speed, size = appraisal.over_budget(slow)  # 4 times as fast, perhaps only 3.76, and 8 times smaller
     assert "speed-up over the baseline" in speed and "3.76 < 4 ratio" in speed and "8 < 9 ratio" in size
+
+
+@pytest.mark.parametrize("objective", ["latency", "both", "front"])
+def test_what_is_planned_to_be_too_slow_is_not_made(objective: str) -> None:
+    asked = setup(objective)
+    asked = replace(asked, spec=asked.spec.model_copy(update={"gates": GateSpec(min_speedup=4.0)}))
+    appraisal = Appraisal(asked, BASELINE, TrainingPlan(asked))
+    planned = Candidate("pruned10", "pruned", "", {}, 4)
+    planned.planned_bytes = 40_000.0
+    for share, possible in ((0.2, True), (0.29, True), (0.31, False)):  # plans are trusted to a factor of 1.2
+        planned.planned = share if objective == "latency" else math.sqrt(share * planned.planned_bytes)
+        assert appraisal.standing(planned).possible == possible
 
 
 def test_int8_is_refined_only_where_it_alone_loses_too_much() -> None:

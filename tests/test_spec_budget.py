@@ -53,7 +53,7 @@ def test_look_up_tables_are_counted_of_files_that_can_become_circuits() -> None:
 
 def test_a_part_that_is_not_said_leaves_the_gates_default() -> None:
     spec = parsed(budget={"p95_ms": 2.0}, gates={"margin": 0.01})
-    assert (spec.gates.margin, spec.gates.max_bytes, spec.objective) == (0.01, None, "latency")
+    assert (spec.gates.margin, spec.gates.max_bytes, spec.objective) == (0.01, None, "both")
     assert parsed(gates={"objective": "size"}).objective == "size"
 
 
@@ -133,7 +133,7 @@ def test_budgets_that_cannot_be_are_refused(sections: dict[str, Any], said: str)
         ({"gates": {"max_p95_ms": 0}}, ["gates.max_p95_ms: 0 is refused: Input should be greater than 0"]),
         (
             {"objective": "cheap"},
-            ["objective: 'cheap' is refused: Input should be 'latency', 'size', 'throughput' or 'front'"],
+            ["objective: 'cheap' is refused: Input should be 'both', 'latency', 'size', 'throughput' or 'front'"],
         ),
     ],
 )

@@ -85,7 +85,7 @@ def test_distilling_and_pruning_a_decoder_learn_whole_distributions(store: Store
     assert isinstance(taught, CausalDecoder)
     again = build(workload, "student", {"layers": kept, **SCALE})
     again.load_state_dict(taught.state_dict(), strict=False)
-    fit(again, data, Training.of(spec.model_dump(), shards=1), objective=WholeDistributions(taught, 0.6), device="cpu")
+    fit(again, data, Training.of(spec.model_dump()), objective=WholeDistributions(taught, 0.6), device="cpu")
     made = load(store, found.variant, workload=workload)
     for name, weight in again.state_dict().items():
         assert torch.equal(made.state_dict()[name], weight), name
@@ -101,7 +101,7 @@ def test_distilling_and_pruning_a_decoder_learn_whole_distributions(store: Store
     untrained = prune.task.fn(job, narrowing.model_copy(update={"epochs": 0}), data=stored, parent=whole, teacher=whole)
     again = load(store, untrained.variant, workload=workload)
     goal = WholeDistributions(taught, narrowing.alpha)
-    fit(again, data, Training.of(narrowing.model_dump(), shards=1), objective=goal, device="cpu")
+    fit(again, data, Training.of(narrowing.model_dump()), objective=goal, device="cpu")
     for name, weight in again.state_dict().items():
         assert torch.equal(smaller.state_dict()[name], weight), name
 

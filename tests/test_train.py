@@ -142,7 +142,7 @@ def test_the_defaults_suit_the_digits() -> None:
     settings = TrainSpec().model_dump()
     model = build(workload, "teacher", settings["scale"])
     data = TrainingData(workload, splits["train"], splits["validation"])
-    fitted = fit(model, data, Training.of(settings, shards=1), device="cpu")
+    fitted = fit(model, data, Training.of(settings), device="cpu")
     assert fitted.val_metric >= 0.98
     assert evaluate(model, workload=workload, columns=splits["test"], device="cpu")[1] >= 0.965
 

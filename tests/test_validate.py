@@ -223,11 +223,19 @@ def test_missing_numbers_never_pass() -> None:
 def test_the_fastest_of_the_harmless_wins() -> None:
     slow, fast = measured("slow", BASE, p50=2.0, bytes=100), measured("fast", BASE, p50=1.0, bytes=900)
     wrong = measured("wrong", BASE, p50=0.1, bytes=10, paired=loss(0.05))
-    choice = choose(GateSpec(), [slow, fast, wrong], BASE, {})
+    choice = choose(GateSpec(objective="latency"), [slow, fast, wrong], BASE, {})
     assert choice.chosen.name == "fast" and choice.failing[wrong.digest] == ("non_inferior_to_baseline",)
     assert choice.failing[fast.digest] == ()
     assert choose(GateSpec(objective="size"), [slow, fast, wrong], BASE, {}).chosen.name == "slow"
     assert choose(GateSpec(objective="throughput"), [slow, fast, wrong], BASE, {}).chosen.name == "fast"
+
+
+def test_unless_the_spec_says_otherwise_latency_and_size_count_alike() -> None:
+    small, fast = measured("small", BASE, p50=2.0, bytes=100), measured("fast", BASE, p50=1.0, bytes=210)
+    choice = choose(GateSpec(), [small, fast], BASE, {})
+    assert choice.chosen.name == "small" and choice.reason.endswith("small is the best at speed and size together")
+    assert choose(GateSpec(), [small, measured("fast", BASE, p50=1.0, bytes=190)], BASE, {}).chosen.name == "fast"
+    assert [m.name for m in choice.sequence] == ["small"], "one is released, not a front"
 
 
 def test_one_that_is_slower_than_the_baseline_is_only_warned_of() -> None:
@@ -268,13 +276,14 @@ def test_look_up_tables_are_a_gate_and_what_is_no_circuit_does_not_pass_it() -> 
 def test_variants_equally_fast_within_noise_are_told_apart_by_size() -> None:
     first, second = measured("first", BASE, p50=1.00, bytes=900), measured("second", BASE, p50=1.03, bytes=100)
     assert first.latency_share[1][1] > second.latency_share[1][0]
-    choice = choose(GateSpec(), [first, second], BASE, {})
+    fastest = GateSpec(objective="latency")
+    choice = choose(fastest, [first, second], BASE, {})
     assert choice.chosen.name == "second" and "equally fast within noise" in choice.reason
     # So are two whose intervals overlap, although neither holds the other's median; further away one is the fastest.
     apart, slower = measured("apart", BASE, p50=1.08, bytes=100), measured("slower", BASE, p50=1.13, bytes=100)
     assert first.latency_share[1][1] < apart.latency_share[0]
-    assert choose(GateSpec(), [first, apart], BASE, {}).chosen.name == "apart"
-    assert choose(GateSpec(), [first, slower], BASE, {}).chosen.name == "first"
+    assert choose(fastest, [first, apart], BASE, {}).chosen.name == "apart"
+    assert choose(fastest, [first, slower], BASE, {}).chosen.name == "first"
 
 
 def test_speed_is_that_beside_the_baseline_whatever_else_the_machine_did() -> None:

@@ -24,7 +24,7 @@ def compress_model(
     test: Any,
     *,
     budget: Mapping[str, Any],
-    objective: Objective = "latency",
+    objective: Objective = "both",
     minutes: float = 20.0,
     name: str | None = None,
     calibration: Any = None,
@@ -53,8 +53,8 @@ def compress_model(
             ``p95_ms``, ``max_bytes``, ``min_speedup`` and ``min_shrink`` (times, against the baseline), ``max_luts``,
             ``threads``,
             ``batch``.
-        objective: what counts inside the budget: ``latency``, ``size``, ``throughput``, or ``front``: all that no
-            other beats.
+        objective: what counts inside the budget: ``both`` latency and size, one of the two, ``throughput``, or
+            ``front``: all that no other beats.
         minutes: for training and measuring candidates.
         name: of the model in the registry and at the endpoint; by default its class in lower case.
         calibration: as ``train``; by default a tenth of it, at most 512 rows, is held out.

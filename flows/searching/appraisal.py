@@ -11,7 +11,7 @@ from flows.searching.candidate import Candidate, loss_of, released
 from flows.searching.halving import Rules, Standing
 from flows.searching.search_setup import SearchSetup
 from flows.searching.training_plan import TrainingPlan
-from model_registry.measurement import Clocked, Measurement
+from model_registry.measurement import Clocked, Measurement, Objective
 from model_registry.sizes import size_text
 from tasks.validate.choice import best_of, failing_gates
 from tasks.validate.gate_rows import structural_rows
@@ -25,6 +25,8 @@ _SLOWEST, _FASTEST = 0.3, 1.5
 an epoch or two, powers of 1.8 and more were seen."""
 _MUCH_LONGER, _STANDING_STILL = 1.5, 0.2
 """Times the epochs; and a power of them with which a loss hardly falls."""
+_ONE_SIDED = 1.645
+"""Standard errors of a half-width."""
 
 
 @dataclass(frozen=True)
@@ -103,15 +105,23 @@ class Appraisal:
         return _FASTEST / (1 + math.log2(first) / 3)
 
     def _powers(self, candidate: Candidate) -> list[float]:
-        """With which power of the epochs its loss fell from one rung to the next."""
-        curve = list(zip(candidate.losses, candidate.epochs, strict=False))
-        pairs = itertools.pairwise(curve)
-        return [math.log(a / b) / math.log(more / few) for (a, few), (b, more) in pairs if a > b > 0 and more > few]
+        """With which power of the epochs its loss fell from one rung to the next, where they grew much.
+
+        A loss below its standard error counts as that: the logarithm of one that may as well be none says nothing.
+        """
+        best = _best(candidate)
+        error = _half_width(best) / _ONE_SIDED if best else 0.0
+        pairs = itertools.pairwise(zip(candidate.losses, candidate.epochs, strict=False))
+        return [
+            math.log(before / max(after, error)) / math.log(many / few)
+            for (before, few), (after, many) in pairs
+            if before > max(after, error) > 0 and many >= _MUCH_LONGER * few
+        ]
 
     def standing(self, candidate: Candidate) -> Standing:
         """The candidate as the halving sees it."""
         known = candidate.losses and candidate.forms
-        best = min((m for m in candidate.forms if m.paired), key=loss_of, default=None)
+        best = _best(candidate)
         loss = loss_of(best) if known and best else (0.0 if candidate.kind == "teacher" else None)
         files: Sequence[Measurement | Clocked] = [m for m in candidate.forms if released(m)] or candidate.clocked
         fits = [m for m in files if not self.over_budget(m)]
@@ -121,7 +131,7 @@ class Appraisal:
             last=candidate.last,
             rung=candidate.rung,
             loss=loss,
-            spread=best.paired.bound + best.paired.difference if known and best and best.paired else 0.0,
+            spread=_half_width(best) if known and best else 0.0,
             possible=self._possible(candidate, bool(fits)) and not candidate.failure and not candidate.behind,
             seconds=self.plan.seconds(candidate),
             ahead=self.plan.ahead(candidate),
@@ -144,7 +154,8 @@ class Appraisal:
         if candidate.made or not candidate.planned:
             return fits or not candidate.made
         gates, size = self.setup.spec.gates, candidate.planned_bytes / _TRUST
-        if self.setup.spec.objective == "latency" and candidate.planned / _TRUST > 1 / (gates.min_speedup or 1):
+        share = _planned_share(self.setup.spec.objective, candidate)
+        if share is not None and share / _TRUST > 1 / (gates.min_speedup or 1):
             return False
         return size <= min(gates.max_bytes or math.inf, self.baseline.bytes / (gates.min_shrink or 1))
 
@@ -165,6 +176,25 @@ class Appraisal:
         """A measured file in a few words."""
         faster = f", {form.speedup.value:.1f}x" if form.speedup else ""
         return f"{form.p50_ms:.3g} ms{faster}, {size_text(form.bytes)}, loss {loss_of(form):+.4f}"
+
+
+def _planned_share(objective: Objective, candidate: Candidate) -> float | None:
+    """Of the teacher's latency, by the allocation; None where the objective does not count it."""
+    if objective == "latency":
+        return candidate.planned
+    if objective in ("both", "front") and candidate.planned_bytes:
+        return candidate.planned**2 / candidate.planned_bytes  # of their geometric mean
+    return None
+
+
+def _best(candidate: Candidate) -> Measurement | None:
+    """Of its files the one that loses least."""
+    return min((m for m in candidate.forms if m.paired), key=loss_of, default=None)
+
+
+def _half_width(form: Measurement) -> float:
+    """Of the one-sided 95 % bound of its loss."""
+    return form.paired.bound + form.paired.difference if form.paired else 0.0
 
 
 def _stalled(candidate: Candidate) -> float | None:

@@ -178,7 +178,7 @@ class LadderPlanner:
         else:
             files, whole = base.clocked, base.clocked[0].digest
         if form == "fp32":
-            packed = self.setup.spec.objective == "front"
+            packed = self.setup.spec.objective in ("both", "front")
             kept = {whole, *(network.by_method("weights8") if packed else ())}
             wanted = [f for f in files if f.digest in kept]
         else:

@@ -147,7 +147,7 @@ def _lessons(child: Child, data: TrainingData, whole: WholeDistributions | None)
     return Lessons(
         begin=lambda: _begin(child, data.workload)[0],
         data=data,
-        training=Training.of(child.spec, shards=child.job.shards, engine=child.job.engine),
+        training=Training.of(child.spec, child.job),
         answers=mean_answers([*live, *stored]) if live or stored else None,
         task=child.data.task,
         watched=watched,

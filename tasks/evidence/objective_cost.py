@@ -8,8 +8,8 @@ from model_registry.measurement import Objective
 
 
 def objective_cost(objective: Objective, *, latency: float, size: float, throughput: float) -> float:
-    """The latency (in the unit given), the size, the time per sample, or for a front the geometric mean of latency and
-    size: to halve either is worth the same.
+    """The latency (in the unit given), the size, the time per sample, or where both count and for a front the geometric
+    mean of latency and size: to halve either is worth the same.
 
     Args:
         size: in bytes.

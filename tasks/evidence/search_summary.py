@@ -89,6 +89,7 @@ class MixTried(Frozen):
     """Who answered, if not the teacher itself: :data:`TRAINED_ON`, or a candidate's model that does better than it."""
     learning_rate: float = 0.0
     """Its peak; 0 in records of before."""
+    optimizer: str = "adamw"
     chosen: bool = False
     """Of those that were tried with this candidate."""
 

@@ -34,7 +34,7 @@ def main(child: Child) -> Result:
         model,
         data,
         Cut.of(spec, workload.prune_hints()),
-        Training.of(spec, shards=child.job.shards, engine=child.job.engine),
+        Training.of(spec, child.job),
         objective=_objective(child, data, model),
         parent_metric=_known_metric(child, data),
         seed=child.job.seed,

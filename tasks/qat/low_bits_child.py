@@ -47,7 +47,7 @@ def main(child: Child) -> Result:
         student,
         data,
         # A scale of bf16 is not that of the file.
-        replace(Training.of(child.spec, shards=child.job.shards, engine=child.job.engine), amp="off"),
+        replace(Training.of(child.spec, child.job), amp="off", pipelined=False),
         objective=WholeDistributions(teacher.to(torch_device(child.job.device)), child.spec["alpha"]),
         seed=child.job.seed,
         device=child.job.device,

@@ -46,9 +46,8 @@ def main(child: Child) -> Result:
     fitted = fit(
         module,
         data,
-        replace(
-            Training.of(child.spec, shards=child.job.shards, engine=child.job.engine), amp="off"
-        ),  # bf16 has too few bits for the 256 steps of a grid
+        # bf16 has too few bits for the 256 steps of a grid; a graph has no blocks.
+        replace(Training.of(child.spec, child.job), amp="off", pipelined=False),
         objective=_objective(child, users, data),
         seed=child.job.seed,
         device=child.job.device,

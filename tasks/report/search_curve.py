@@ -15,8 +15,8 @@ _MARKS = (1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 7
 
 
 def curve_svg(report: RunReport) -> str:
-    """An SVG of the best form so far: how many times faster (with objective size smaller, of a front the geometric mean
-    of both) than the baseline it is.
+    """An SVG of the best form so far: how many times faster (with objective size smaller, with both and of a front
+    the geometric mean) than the baseline it is.
 
     Along the search's computing time; the ratios are on a logarithmic axis. Empty where nothing was proven.
     """
@@ -35,7 +35,8 @@ def curve_svg(report: RunReport) -> str:
         share = math.log(ratio / low) / math.log(top / low)
         return round(_HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * share, 1)
 
-    what = {"size": "smaller", "front": "faster and smaller (mean)"}.get(search.objective, "faster")
+    mean = "faster and smaller (mean)"
+    what = {"size": "smaller", "both": mean, "front": mean}.get(search.objective, "faster")
     marks = [mark for mark in _MARKS if low <= mark <= top]
     marks = marks[:: max(1, math.ceil(len(marks) / 5))]
     parts = [
@@ -64,7 +65,7 @@ def curve_svg(report: RunReport) -> str:
 
 def _ratio(best: BestSoFar, report: RunReport) -> float | None:
     objective = report.search.objective if report.search is not None else ""
-    if objective not in ("size", "front"):
+    if objective not in ("size", "both", "front"):
         return best.speedup
     baseline = report.row(report.baseline) if report.baseline else None
     smaller = baseline.bytes / best.bytes if baseline and best.bytes else None

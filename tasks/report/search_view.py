@@ -121,23 +121,26 @@ def _other_teacher(mixes: list[MixTried], name: str) -> str:
 
 
 def _first_mixes(mixes: list[MixTried], name: str) -> str:
-    usual = mixes[0].learning_rate
+    usual = mixes[0]
+
+    def steps(mix: MixTried) -> str:
+        if mix.optimizer != usual.optimizer:
+            return f" by {mix.optimizer.upper()}"
+        return f" with a learning rate of {mix.learning_rate:.2g}" if mix.learning_rate != usual.learning_rate else ""
 
     def described(mix: MixTried) -> str:
         whose = "those of the teacher after more training" if mix.teacher else "the teacher's answers"
         said = "labels alone" if mix.alpha == 0 else f"{whose} at {mix.alpha:.0%}"
-        said += f" with a learning rate of {mix.learning_rate:.2g}" if mix.learning_rate != usual else ""
-        return f"{said} {metric_text(mix.metric, name)}"
+        return f"{said}{steps(mix)} {metric_text(mix.metric, name)}"
 
     chosen = next((m for m in mixes if m.chosen), mixes[0])
     more = " after more training" if chosen.teacher else ""
     which = "labels alone" if chosen.alpha == 0 else f"the teacher's answers{more} with a share of {chosen.alpha:.0%}"
-    slow = f" at a learning rate of {chosen.learning_rate:.2g}" if chosen.learning_rate != usual else ""
     end = " This teacher holds its pupils back." if chosen.alpha == 0 else ""
     tried = ", ".join(described(mix) for mix in mixes)
     return (
         f"The first training of {chosen.candidate} gave on validation: {tried}; all others learned from "
-        f"{which}{slow}.{end}"
+        f"{which}{steps(chosen)}.{end}"
     )
 
 
@@ -202,11 +205,11 @@ def candidate_lines(report: RunReport) -> list[CandidateLine]:
 
 
 def cost_text(cost: float, objective: str) -> str:
-    """What the objective counts: ``0.213 ms``, ``38.2 kB``, seconds per sample as ``4.20 k per s``, or for a front the
-    geometric mean of latency and size, ``2.85 √(ms·kB)``."""
+    """What the objective counts: ``0.213 ms``, ``38.2 kB``, seconds per sample as ``4.20 k per s``, or the geometric
+    mean of latency and size, ``2.85 √(ms·kB)``."""
     if objective == "size":
         return size_text(cost)
-    if objective == "front":
+    if objective in ("both", "front"):
         return f"{cost / math.sqrt(KB):.3g} √(ms·kB)"
     return f"{ms_text(cost)} ms" if objective == "latency" else f"{count_text(1 / cost)} per s"
 

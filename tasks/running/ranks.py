@@ -73,7 +73,11 @@ class Ranks:
 
     def of_first(self, value: Tensor) -> Tensor:
         """The value, of one shape and type everywhere, as the first rank has it."""
-        return _broadcast(value.detach().clone(), 0) if self.count > 1 else value
+        return self.of(0, value)
+
+    def of(self, rank: int, value: Tensor) -> Tensor:
+        """The same as that rank has it."""
+        return _broadcast(value.detach().clone(), rank) if self.count > 1 else value
 
     def collect(self, rows: Tensor, counts: list[int]) -> Tensor:
         """The rows [n, ...] of all ranks in their order, n by rank in ``counts``."""

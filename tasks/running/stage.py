@@ -68,10 +68,12 @@ class Parallel(Frozen):
         "by torch, faster with many processes, and a result is that of its number of processes, equal to others but "
         "for rounding and randomness",
     )
-    engine: Literal["ddp", "fsdp"] | None = Field(
+    engine: Literal["ddp", "fsdp", "pipeline"] | None = Field(
         default=None,
         description="with exact: false, what of torch trains: ddp (each process has the whole model) or fsdp (each has "
-        "its share of weights, gradients and the optimizer's state); absent: fsdp from 50 million parameters on",
+        "its share of weights, gradients and the optimizer's state); absent: fsdp from 50 million parameters on. With "
+        "exact: true, pipeline: each process computes some of the model's blocks, as its blocks() names them, and has "
+        "gradients and the optimizer's state of those alone; the result is the same as without",
     )
 
     @model_validator(mode="before")
@@ -86,7 +88,7 @@ class Parallel(Frozen):
     def _divide(self) -> Self:
         if not self.exact:
             return self._without_shards()
-        if self.engine is not None:
+        if self.engine not in (None, "pipeline"):
             raise ValueError(f"engine {self.engine} is for exact: false; set that, or leave engine out")
         if self.shards == 1:
             raise ValueError("shards 1 leaves nothing to share; use 2 or more, or leave parallel out")
@@ -101,6 +103,8 @@ class Parallel(Frozen):
         return self
 
     def _without_shards(self) -> Self:
+        if self.engine == "pipeline":
+            raise ValueError("engine pipeline with exact: false: it is exact; leave exact out, and say how many shards")
         if self.shards != 1:
             raise ValueError(
                 f"shards {self.shards} with exact: false: shards fix the order of additions, which exact: false leaves "
@@ -152,9 +156,14 @@ class Job(Frozen):
     @property
     def engine(self) -> Literal["auto", "ddp", "fsdp"] | None:
         """What of torch adds gradients up; None where the bits do not depend on the number of processes."""
-        if self.parallel is None or self.parallel.exact:
+        if self.parallel is None or self.parallel.exact or self.parallel.engine == "pipeline":
             return None
         return self.parallel.engine or "auto"
+
+    @property
+    def pipelined(self) -> bool:
+        """Whether shards of a batch pass through the processes, each of which has some of the model's blocks."""
+        return self.parallel is not None and self.parallel.engine == "pipeline"
 
     def learning(self, task: TaskKind) -> Job:
         """The same once it is settled what the workload learns."""

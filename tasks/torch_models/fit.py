@@ -7,7 +7,7 @@ import importlib
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +25,9 @@ from tasks.torch_models.fit_layout import channels_last
 from tasks.torch_models.fit_memory import smaller_batch_offered
 from tasks.torch_models.fit_rows import Rows, answers, call_model, describe_tensor, judge, torch_device
 from tasks.torch_models.fit_seeding import derive, reproducible, seed_everything
-from tasks.torch_models.fit_state import FitState, History
+from tasks.torch_models.fit_state import FitState, Gathering, History
 from tasks.torch_models.fit_threads import worthwhile_threads
-from tasks.torch_models.micro_shards import MicroShards, check_shards
+from tasks.torch_models.micro_shards import MicroShards, Sharing, check_shards
 from tasks.torch_models.objective import Hard, Objective, TrainingBatch, called_in_training
 from tasks.torch_models.split_checkpoint import PartedCheckpoints
 from tasks.torch_models.split_tensor import is_split
@@ -36,8 +36,10 @@ from tasks.torch_models.torch_engine import TorchEngine, check_engine, settled_e
 from tasks.torch_models.training import Training
 from tasks.torch_models.training_data import TrainingData
 from tasks.torch_models.views import Views
+from tasks.workloads.workload import blocks_of
 
 if TYPE_CHECKING:
+    from tasks.torch_models.pipelined_shards import PipelinedShards
     from tasks.torch_models.split_model import SplitModel
 
 _CHECK_EVERY = 20
@@ -155,9 +157,15 @@ def _fit(
         if engine is not None:
             loop.shared = TorchEngine(model, beside, loop.optimizer, ranks=ranks, seed=seed)
         elif training.shards > 1:
-            loop.shared = MicroShards((model, beside), loop.parameters, shards=training.shards, ranks=ranks, seed=seed)
+            blocks = _blocks(model, objective, data) if training.pipelined and ranks.count > 1 else None
+            if blocks is not None:
+                loop.shared = _pipeline(loop, blocks, sample, shards=training.shards, seed=seed)
+            else:
+                both = (model, beside)
+                loop.shared = MicroShards(both, loop.parameters, shards=training.shards, ranks=ranks, seed=seed)
         settings = (rows.count, views, training, seed)
         state = FitState(model, beside, loop.optimizer, loop.scaler, where=where, settings=settings)
+        state.pipeline = loop.shared if isinstance(loop.shared, Gathering) else None
         resumed_at = state.resume(checkpoints)
         if ranks.count > 1:
             weights = begun if split is not None else _digest(model, beside)
@@ -222,7 +230,7 @@ class _Loop:
         amp: Amp,
     ) -> None:
         self.model, self.rows, self.objective, self.optimizer, self.where = model, rows, objective, optimizer, where
-        self.shared: MicroShards | TorchEngine | None = None
+        self.shared: Sharing | None = None
         """How processes or shards share a batch; None: it is one."""
         self.dtype = amp_dtype(amp, where)
         # Gradients of fp16 underflow without scaling; bf16 has float32's range.
@@ -262,7 +270,7 @@ class _Loop:
                 if time.monotonic() - told > 1.0:
                     told = time.monotonic()
                     tell(step + 1, f"loss {mean:.4f}")
-        if isinstance(self.shared, TorchEngine):
+        if self.shared is not None:
             self.shared.settle()
         return float(total) / seen, lr
 
@@ -273,10 +281,57 @@ class _Loop:
 
     def _loss(self, index: Tensor, generator: torch.Generator) -> Tensor:
         """The objective of these rows [N] of the training split, a scalar."""
-        batch = self.rows(index, generator, cut=True)
-        with torch.autocast(self.where.type, dtype=self.dtype, enabled=self.dtype is not None):
+        batch = self.batch(index, generator)
+        with self.computing():
             outputs = self.model(**batch.inputs)
+        return self.loss_of(outputs, batch)
+
+    def batch(self, index: Tensor, generator: torch.Generator) -> TrainingBatch:
+        """These rows, augmented."""
+        return self.rows(index, generator, cut=True)
+
+    def computing(self) -> torch.autocast:
+        """What forward passes run in."""
+        return torch.autocast(self.where.type, dtype=self.dtype, enabled=self.dtype is not None)
+
+    def loss_of(self, outputs: Tensor, batch: TrainingBatch) -> Tensor:
+        """The objective of answers to a batch, a scalar."""
         return self.objective(outputs.float() if self.dtype is not None else outputs, batch)
+
+
+def _blocks(
+    model: nn.Module, objective: Objective | None, data: TrainingData
+) -> Sequence[Callable[..., Tensor]] | None:
+    """The model's blocks, where it can be trained by them; the same bits come of it either way."""
+    if isinstance(objective, nn.Module) or getattr(objective, "around", None) is not None:
+        print(
+            "engine pipeline: what is learned needs more than the model's answers, so shards are shared out", flush=True
+        )
+        return None
+    blocks = blocks_of(data.workload, model)
+    if blocks is None:
+        print(f"engine pipeline: {type(model).__name__} names no blocks, so shards are shared out", flush=True)
+    return blocks
+
+
+def _pipeline(
+    loop: _Loop, blocks: Sequence[Callable[..., Tensor]], sample: TrainingBatch, *, shards: int, seed: int
+) -> PipelinedShards:
+    """Imported only here, for it brings torch's counter of multiplications."""
+    if loop.dtype is torch.float16:
+        raise SpecError("engine pipeline with amp fp16: its gradients are scaled on each process apart; use amp: bf16")
+    module = importlib.import_module("tasks.torch_models.pipelined_shards")
+    made: PipelinedShards = module.PipelinedShards(
+        loop.model,
+        blocks,
+        sample.inputs,
+        batch_of=loop.batch,
+        loss_of=loop.loss_of,
+        computing=loop.computing,
+        shards=shards,
+        seed=seed,
+    )
+    return made
 
 
 def _split(model: nn.Module, sample: TrainingBatch) -> SplitModel:

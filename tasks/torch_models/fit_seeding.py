@@ -26,6 +26,22 @@ def seed_everything(seed: int, *place: int) -> None:
     np.random.seed(derived % (1 << 32))
 
 
+def random_state(device: torch.device) -> torch.Tensor:
+    """Of torch's global generators, that of the device too, as bytes on the CPU."""
+    states = [torch.get_rng_state()]
+    if device.type != "cpu":
+        states.append(torch.get_device_module(device).get_rng_state(device).cpu())
+    return torch.cat(states)
+
+
+def set_random_state(state: torch.Tensor, device: torch.device) -> None:
+    """Have torch's generators go on from a state of :func:`random_state`."""
+    size = torch.get_rng_state().numel()
+    torch.set_rng_state(state[:size].cpu())
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(state[size:].cpu(), device)
+
+
 @contextlib.contextmanager
 def seeded(seed: int, number: int) -> Iterator[torch.Generator]:
     """All generators as of this seed and number while it lasts, and one more; the global ones are left as found."""

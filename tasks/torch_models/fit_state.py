@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,26 @@ History = list[dict[str, float | int]]
 """One row per epoch: ``epoch`` (from 1), ``train_loss``, ``val_loss``, ``val_metric``, ``lr`` (its last)."""
 
 _log = logging.getLogger("winnow.fit")
+
+
+@runtime_checkable
+class Gathering(Protocol):
+    """What shares a training out so that the optimizer's state lies in parts: it keeps the state, and forgets what is
+    others'."""
+
+    def save(
+        self,
+        checkpoints: Checkpoints,
+        epoch: int,
+        tree: Callable[[], dict[str, Any]],
+        optimizer: torch.optim.Optimizer,
+        *,
+        last: bool,
+    ) -> None:
+        """Save the whole state; every rank calls it."""
+
+    def keep_own(self, optimizer: torch.optim.Optimizer) -> None:
+        """Forget the optimizer's state of other ranks' parameters."""
 
 
 class FitState:
@@ -50,6 +71,7 @@ class FitState:
         self.best: dict[str, Tensor] = {}
         self.best_epoch = 0
         self.finished = False
+        self.pipeline: Gathering | None = None
         self._turn = "b"
 
     def record(
@@ -75,6 +97,8 @@ class FitState:
         if self._split() and isinstance(checkpoints, PartedCheckpoints):
             self._turn = "a" if self._turn == "b" else "b"
             save_split(self._tree(), checkpoints, epoch, last=self.finished, ranks=ranks, turn=self._turn)
+        elif self.pipeline is not None:
+            self.pipeline.save(checkpoints, epoch, self._tree, self.optimizer, last=self.finished)
         elif ranks.number == 0:
             checkpoints.save(epoch, lambda: pack(self._tree()), last=self.finished)
 
@@ -108,6 +132,8 @@ class FitState:
         self.model.load_state_dict(tree["model"])
         self.beside.load_state_dict(tree["beside"])
         self._load_optimizer(tree["optimizer"])
+        if self.pipeline is not None:
+            self.pipeline.keep_own(self.optimizer)
         self.scaler.load_state_dict(tree["scaler"])
         best = tree["model"] if tree["best"] is None else tree["best"]
         self.best = {name: value.to(self.where, copy=True) for name, value in best.items()}

@@ -10,6 +10,7 @@ statistics by shard are ghost batch normalization, Hoffer, Hubara, Soudry 2017, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,20 @@ from tasks.torch_models.fit_seeding import derive, seed_everything
 
 LossOf = Callable[[Tensor, torch.Generator], Tensor]
 """The mean loss of the rows of these numbers (int64 [N]), augmented with the generator."""
+
+
+class Sharing(Protocol):
+    """How processes or shards share a batch."""
+
+    def gradients(
+        self, epoch: int, step: int, index: Tensor, loss_of: LossOf, scale: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Give each parameter its gradient of the batch's mean loss, and return that loss."""
+
+    def settle(self) -> None:
+        """At an epoch's end: have the same weights and buffers on every rank."""
+
+
 _FEWEST_ROWS = 2
 """Of a shard: BatchNorm cannot train on one."""
 
@@ -55,7 +70,7 @@ class MicroShards:
         """
         parts = torch.tensor_split(index, self._shards)
         before = {key: value.clone() for key, value in self._buffers().items()}
-        tree = _BinaryTree()
+        tree = BinaryTree()
         for shard in self._ranks.share(self._shards):
             seed_everything(self._seed, epoch, step, shard)
             generator = torch.Generator().manual_seed(derive(self._seed, epoch, step, shard))
@@ -70,15 +85,13 @@ class MicroShards:
             moved = [(value - before[key]) * share for key, value in self._floating().items()]
             tree.add([loss.detach(), used, *filled, *moved])
         loss, used, *sums = self._ranks.add_up(tree.total())
-        self._give(sums[: len(self._parameters)], used)
+        give_gradients(self._parameters, sums[: len(self._parameters)], used)
         for (key, value), move in zip(self._floating().items(), sums[len(self._parameters) :], strict=True):
             value.copy_(before[key] + move)
         return loss
 
-    def _give(self, gradients: list[Tensor], used: Tensor) -> None:
-        for parameter, gradient, count in zip(self._parameters, gradients, used.tolist(), strict=True):
-            # In the parameter's own layout: fused optimizers walk through both as they lie in memory.
-            parameter.grad = torch.empty_like(parameter).copy_(gradient) if count else None
+    def settle(self) -> None:
+        """At an epoch's end nothing is left to do: every rank has done all additions."""
 
     def _buffers(self) -> dict[str, Tensor]:
         """By a name; asked for each time, since a module may put another tensor in its place."""
@@ -88,7 +101,14 @@ class MicroShards:
         return {key: value for key, value in self._buffers().items() if value.is_floating_point()}
 
 
-class _BinaryTree:
+def give_gradients(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor], used: Tensor) -> None:
+    """Give each parameter its gradient; one that no shard used, 0 in ``used`` [parameters], has none."""
+    for parameter, gradient, count in zip(parameters, gradients, used.tolist(), strict=True):
+        # In the parameter's own layout: fused optimizers walk through both as they lie in memory.
+        parameter.grad = torch.empty_like(parameter).copy_(gradient) if count else None
+
+
+class BinaryTree:
     """Adds a power of two of lists of tensors up as a binary tree over their order, and holds a logarithm of them."""
 
     def __init__(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from tasks.running.errors import WorkloadError
 from tasks.running.ranks import Ranks, others_there
 from tasks.torch_models.fit_rows import call_model
+from tasks.torch_models.modules_called import modules_called
 
 _LARGEST_UNIT = 0.25
 _SMALLEST_UNIT = 0.01
@@ -129,7 +129,8 @@ def _whole(value: Tensor) -> Tensor:
 
 def _units(model: nn.Module, inputs: dict[str, Tensor]) -> list[nn.Module]:
     """The modules that are gathered one after the other, inner ones first."""
-    called = _called(model, inputs)
+    with modules_called(model) as called, torch.no_grad():
+        call_model(model.eval(), inputs)
     owners: dict[int, int] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -156,20 +157,3 @@ def _units(model: nn.Module, inputs: dict[str, Tensor]) -> list[nn.Module]:
         return found
 
     return list(dict.fromkeys(walk(model)))
-
-
-def _called(model: nn.Module, inputs: dict[str, Tensor]) -> set[nn.Module]:
-    """The modules inside that one forward pass calls."""
-    found: set[nn.Module] = set()
-
-    def note(module: nn.Module, _arguments: Any) -> None:
-        found.add(module)
-
-    hooks = [module.register_forward_pre_hook(note) for module in model.modules() if module is not model]
-    try:
-        with torch.no_grad():
-            call_model(model.eval(), inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from tasks.running.stage import Job
 from tasks.torch_models.fit_amp import Amp
 
 Optimizer = Literal["adamw", "sgd"]
@@ -33,6 +34,8 @@ class Training:
         shards: of each batch, a power of two; see tasks/torch_models/micro_shards.py. 1: the batch is one.
         engine: what of torch adds gradients up where processes share a batch without shards; the result depends on
             their number then. See tasks/torch_models/torch_engine.py.
+        pipelined: whether shards pass through the processes, each of which has some of the model's blocks; the result
+            is the same, so it is no part of what a training is. See tasks/torch_models/pipelined_shards.py.
     """
 
     epochs: int
@@ -48,16 +51,20 @@ class Training:
     deterministic: bool = True
     shards: int = 1
     engine: Engine | None = None
+    pipelined: bool = field(default=False, repr=False)
 
     @classmethod
-    def of(cls, spec: Mapping[str, Any], *, shards: int, engine: Engine | None = None) -> Training:
+    def of(cls, spec: Mapping[str, Any], job: Job | None = None) -> Training:
         """What a stage's spec says about training; what it does not say has the defaults above.
 
         Args:
-            shards, engine: what the run says about all its trainings.
+            job: what the run says about all its trainings.
         """
         names = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in spec.items() if name in names}, shards=shards, engine=engine)
+        said = {name: value for name, value in spec.items() if name in names}
+        if job is not None:
+            said |= {"shards": job.shards, "engine": job.engine, "pipelined": job.pipelined}
+        return cls(**said)
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of a step (from 0); ``steps`` is their number.

@@ -23,7 +23,7 @@ def main(child: Child) -> Result:
     fitted = fit(
         model,
         data,
-        Training.of(child.spec, shards=child.job.shards, engine=child.job.engine),
+        Training.of(child.spec, child.job),
         seed=child.job.seed,
         device=child.job.device,
         checkpoints=StoreCheckpoints(child.store, f"{child.checkpoint_prefix}teacher"),

@@ -89,10 +89,11 @@ def best_of(objective: Objective, passing: Sequence[Measurement]) -> tuple[Measu
 
     ``latency``: the lowest median as a share of the baseline's, from interleaved rounds; those whose interval overlaps
     the fastest one's cannot be told apart by speed, and among them the smallest file wins. ``size``: the smallest file,
-    then the lowest latency. ``throughput``: most samples per second. ``front``: the lowest product of latency and size.
+    then the lowest latency. ``throughput``: most samples per second. ``both`` and ``front``: the lowest product of
+    latency and size.
     """
-    if objective == "front":
-        best = min(passing, key=lambda m: (cost_of_objective("front", m), m.digest))
+    if objective in ("both", "front"):
+        best = min(passing, key=lambda m: (cost_of_objective(objective, m), m.digest))
         return best, f"{best.name} is the best at speed and size together"
     if objective == "size":
         best = min(passing, key=lambda m: (m.bytes, m.latency_share, m.digest))

@@ -92,7 +92,7 @@ class GateSpec(Frozen):
         json_schema_extra={"deprecated": True},
     )
     objective: Objective = Field(
-        default="latency", description="older name of objective", json_schema_extra={"deprecated": True}
+        default="both", description="older name of objective", json_schema_extra={"deprecated": True}
     )
     allow_baseline: bool = Field(
         default=False, description="release the uncompressed baseline where no compressed variant passes on validation"

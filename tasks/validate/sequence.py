@@ -87,8 +87,8 @@ def passed_in_order(sequence: Sequence[Measurement], passes: Callable[[Measureme
 
 
 def cost_of_objective(objective: Objective, m: Measurement | Clocked) -> float:
-    """What the objective counts, lower is better: share of the baseline's latency, bytes, seconds per sample, or for a
-    front the geometric mean of the first two."""
+    """What the objective counts, lower is better: share of the baseline's latency, bytes, seconds per sample, or where
+    both count and for a front the geometric mean of the first two."""
     share, throughput = m.latency_share[0], m.throughput.value if objective == "throughput" else math.inf
     return objective_cost(objective, latency=share, size=float(m.bytes), throughput=throughput)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +70,19 @@ class ImageClassifier(nn.Module):
         self.head = nn.Linear(dense, classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        hidden = functional.max_pool2d(torch.relu(self.norm1(self.conv1(image))), self.pool1)
-        hidden = functional.max_pool2d(torch.relu(self.norm2(self.conv2(hidden))), self.pool2)
+        return self._end(self._second(self._first(image)))
+
+    def blocks(self) -> list[Callable[..., Tensor]]:
+        """What it is computed by, one after the other."""
+        return [self._first, self._second, self._end]
+
+    def _first(self, image: Tensor) -> Tensor:
+        return functional.max_pool2d(torch.relu(self.norm1(self.conv1(image))), self.pool1)
+
+    def _second(self, hidden: Tensor) -> Tensor:
+        return functional.max_pool2d(torch.relu(self.norm2(self.conv2(hidden))), self.pool2)
+
+    def _end(self, hidden: Tensor) -> Tensor:
         if self.shrink != (1, 1):
             hidden = functional.avg_pool2d(hidden, self.shrink)
         logits: Tensor = self.head(torch.relu(self.dense(hidden.flatten(1))))

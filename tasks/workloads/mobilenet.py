@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -39,11 +41,20 @@ class MobileNetClassifier(nn.Module):
         self.head = nn.Linear(scaled(_LAST, width), classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        hidden = functional.relu6(self.stem(image))
+        hidden = self._begin(image)
         for stage in self.stages:
             hidden = stage(hidden)
-        hidden = functional.relu6(self.last(hidden))
-        logits: Tensor = self.head(hidden.mean(dim=(2, 3)))
+        return self._end(hidden)
+
+    def blocks(self) -> list[Callable[..., Tensor]]:
+        """What it is computed by, one after the other."""
+        return [self._begin, *(block for stage in self.stages for block in stage.children()), self._end]
+
+    def _begin(self, image: Tensor) -> Tensor:
+        return functional.relu6(self.stem(image))
+
+    def _end(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self.head(functional.relu6(self.last(hidden)).mean(dim=(2, 3)))
         return logits
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -42,9 +44,19 @@ class ResNet20(nn.Module):
         self.head = nn.Linear(channels, classes)
 
     def forward(self, image: Tensor) -> Tensor:
-        hidden = torch.relu(self.norm(self.stem(image)))
+        hidden = self._begin(image)
         for stage in self.stages:
             hidden = stage(hidden)
+        return self._end(hidden)
+
+    def blocks(self) -> list[Callable[..., Tensor]]:
+        """What it is computed by, one after the other."""
+        return [self._begin, *(block for stage in self.stages for block in stage.children()), self._end]
+
+    def _begin(self, image: Tensor) -> Tensor:
+        return torch.relu(self.norm(self.stem(image)))
+
+    def _end(self, hidden: Tensor) -> Tensor:
         logits: Tensor = self.head(hidden.mean(dim=(2, 3)))
         return logits
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +54,17 @@ class VggClassifier(nn.Module):
         hidden = self.stages[0](image)
         for stage, window in zip(list(self.stages)[1:], self.windows, strict=True):
             hidden = stage(functional.max_pool2d(hidden, window))
+        return self._end(hidden)
+
+    def blocks(self) -> list[Callable[..., Tensor]]:
+        """What it is computed by, one after the other."""
+        first, *others = self.stages
+        made: list[Callable[..., Tensor]] = [*first.children()]
+        for stage, window in zip(others, self.windows, strict=True):
+            made += [partial(functional.max_pool2d, kernel_size=window), *stage.children()]
+        return [*made, self._end]
+
+    def _end(self, hidden: Tensor) -> Tensor:
         if self.shrink != (1, 1):
             hidden = functional.avg_pool2d(hidden, self.shrink)
         logits: Tensor = self.head(torch.relu(self.dense(hidden.flatten(1))))

@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -288,6 +288,21 @@ def settled_scale(
     """
     user = workload.user
     return user.settled_scale(scale, teacher, inputs) if hasattr(user, "settled_scale") else dict(scale)
+
+
+def blocks_of(workload: Workload, model: nn.Module) -> Sequence[Callable[..., Tensor]] | None:
+    """The parts that a model is computed by, one after the other; None where neither workload nor model names them.
+
+    The first takes the preprocessed inputs by name, each other one what the one before it answers, a tensor [N, ...].
+    """
+    if model._forward_pre_hooks or model._forward_hooks:
+        return None  # something was put around it that the blocks do not know of
+    if hasattr(workload.user, "blocks"):
+        named = workload.user.blocks(model)
+    else:
+        own = getattr(type(model), "blocks", None)
+        named = own(model) if callable(own) else None
+    return None if named is None else tuple(named)
 
 
 def rows_that_count(workload: Workload, targets: NDArray[Any]) -> NDArray[np.intp]:
