@@ -85,28 +85,28 @@ class Squares:
 
 
 class InBlocks(nn.Module):
-    """Four blocks: BatchNorm, dropout, a weight that a function takes itself, and layouts that a convolution likes."""
+    """Five blocks: BatchNorm, one that changes what it gets, dropout, a weight that a function takes itself, chance of
+    NumPy's, and layouts that a convolution likes."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
-        self.second = nn.Sequential(
-            nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12), nn.ReLU(), nn.Dropout(0.2)
-        )
+        self.second = nn.Sequential(nn.Conv2d(8, 12, 3, stride=2, padding=1), nn.BatchNorm2d(12), nn.Dropout(0.2))
         self.dense, self.gain, self.head = nn.Linear(12 * 16, 16), nn.Parameter(torch.ones(())), nn.Linear(16, 2)
 
     def forward(self, image: Tensor) -> Tensor:
-        answer: Tensor = self.head(self._third(self.second(self._first(image))))
+        answer: Tensor = self.head(self._third(torch.relu_(self.second(self._first(image)))))
         return answer
 
     def blocks(self) -> list[Any]:
-        return [self._first, self.second, self._third, self.head]
+        return [self._first, self.second, torch.relu_, self._third, self.head]
 
     def _first(self, image: Tensor) -> Tensor:
         return torch.relu(self.norm(self.conv(image)))
 
     def _third(self, hidden: Tensor) -> Tensor:
-        return torch.tanh(self.dense(hidden.flatten(1)) * self.gain)
+        chance = float(np.random.random()) if self.training else 0.5
+        return torch.tanh(self.dense(hidden.flatten(1)) * self.gain) * (0.9 + 0.2 * chance)
 
 
 class MovedSquares(Squares):

@@ -110,7 +110,7 @@ def test_where_the_loss_fell_well_no_lower_learning_rate_is_tried() -> None:
     assert tried.tally.trials == 2 and tried.plan.distilling.learning_rate == pytest.approx(4e-3)
 
 
-@pytest.mark.parametrize(("momentum", "chosen"), [(0.01, "sgd"), (-0.01, "adamw")])
+@pytest.mark.parametrize(("momentum", "chosen"), [(0.016, "sgd"), (0.014, "adamw")])  # half the margin is 0.015
 def test_where_the_loss_fell_well_sgd_is_tried_once(momentum: float, chosen: str) -> None:
     tried = Trainings({0.0: 0.8, 0.5: 0.85, 0.9: 0.83}, slower=0.0, momentum=momentum, fell=0.8)
     tried.choose()

@@ -103,10 +103,27 @@ def test_what_stays_though_it_is_beaten_is_known_by_its_method() -> None:
     assert {c.digest for c in kept} == {made.roles["static"], made.roles["weights8"]}
 
 
+def test_a_file_that_is_faster_stays_although_a_smaller_one_is_better_at_both_together() -> None:
+    """A budget may limit the latency, whatever the objective."""
+    made = quantized(static="1", weights8="2")
+    candidate = Candidate("c", "pruned", "", {}, 3)
+    candidate.note_methods(made)
+    candidate.clocked = tuple(
+        clocked("c", p50, size).model_copy(update={"digest": made.roles[method]})
+        for method, p50, size in (("static", 0.3, 18_000), ("weights8", 0.4, 10_000))
+    )
+    shop = workshop()
+    both = replace(shop.setup, spec=shop.setup.spec.model_copy(update={"objective": "both"}))
+    shop = replace(shop, setup=both, appraisal=replace(shop.appraisal, setup=both))
+    assert shop.appraisal.cost(candidate.clocked[1]) < shop.appraisal.cost(candidate.clocked[0])
+    assert len(shop._undominated(candidate, always=())) == 2
+
+
 def test_candidates_have_names_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
     shop = workshop(Candidate("teacher", "teacher", "", {}, 3, row_seconds=0.5))
     planner = LadderPlanner(shop.setup, shop.tally, shop.appraisal)
     rung = {"form": "int8", "ratios": {}, "predicted_damage": 0.1, "cost": 0.1, "predicted_bytes": 4, "time": 0.2}
+    rung |= {"latency_share": 0.1}
     shares = (0.011, 0.012, 0.0124, 0.2)
     monkeypatch.setattr(planner, "_ladder", lambda base: [rung | {"share": share} for share in shares])
     planner.plan(None)

@@ -11,7 +11,7 @@ from flows.searching.candidate import Candidate, loss_of, released
 from flows.searching.halving import Rules, Standing
 from flows.searching.search_setup import SearchSetup
 from flows.searching.training_plan import TrainingPlan
-from model_registry.measurement import Clocked, Measurement, Objective
+from model_registry.measurement import Clocked, Measurement
 from model_registry.sizes import size_text
 from tasks.validate.choice import best_of, failing_gates
 from tasks.validate.gate_rows import structural_rows
@@ -154,8 +154,7 @@ class Appraisal:
         if candidate.made or not candidate.planned:
             return fits or not candidate.made
         gates, size = self.setup.spec.gates, candidate.planned_bytes / _TRUST
-        share = _planned_share(self.setup.spec.objective, candidate)
-        if share is not None and share / _TRUST > 1 / (gates.min_speedup or 1):
+        if candidate.planned_share / _TRUST > 1 / (gates.min_speedup or 1):
             return False
         return size <= min(gates.max_bytes or math.inf, self.baseline.bytes / (gates.min_shrink or 1))
 
@@ -176,15 +175,6 @@ class Appraisal:
         """A measured file in a few words."""
         faster = f", {form.speedup.value:.1f}x" if form.speedup else ""
         return f"{form.p50_ms:.3g} ms{faster}, {size_text(form.bytes)}, loss {loss_of(form):+.4f}"
-
-
-def _planned_share(objective: Objective, candidate: Candidate) -> float | None:
-    """Of the teacher's latency, by the allocation; None where the objective does not count it."""
-    if objective == "latency":
-        return candidate.planned
-    if objective in ("both", "front") and candidate.planned_bytes:
-        return candidate.planned**2 / candidate.planned_bytes  # of their geometric mean
-    return None
 
 
 def _best(candidate: Candidate) -> Measurement | None:

@@ -71,6 +71,8 @@ class Candidate:
     """Trainings of the whole model that it gets besides the rungs: its loss was within the margin, its bound not."""
     planned: float = 0.0
     """Expected cost, as the objective counts it, by the allocation that planned it; 0 where nothing was planned."""
+    planned_share: float = 0.0
+    """Of the teacher's latency, expected likewise; 0 where nothing was planned, or not for latency."""
     planned_bytes: float = 0.0
     """Of its smallest file, expected likewise."""
     form: str = ""

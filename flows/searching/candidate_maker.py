@@ -144,15 +144,19 @@ class CandidateMaker:
 
     def _correct(self, made: Sequence[Candidate]) -> None:
         """What the allocation expected and a clock did not find is taken for the rest of its ladder too."""
-        found: dict[tuple[str, str], list[float]] = {}
+        found: dict[tuple[str, str], list[tuple[float, float]]] = {}
         for candidate in made:
             if candidate.clocked and candidate.planned and not candidate.failure:
                 ratio = self.appraisal.standing(candidate).cost / candidate.planned
-                found.setdefault((candidate.base, candidate.form), []).append(ratio)
+                share = min(file.latency_share[0] for file in candidate.clocked)
+                slower = share / candidate.planned_share if candidate.planned_share else 1.0
+                found.setdefault((candidate.base, candidate.form), []).append((ratio, slower))
         for other in self.tally.candidates:
             ratios = found.get((other.base, other.form))
             if ratios and not other.made:
-                other.planned *= statistics.geometric_mean(ratios)
+                costs, shares = zip(*ratios, strict=True)
+                other.planned *= statistics.geometric_mean(costs)
+                other.planned_share *= statistics.geometric_mean(shares)
 
     def _students(self, scales: Sequence[Mapping[str, Any]]) -> list[Candidate]:
         """Networks of these scales, beginning with those of the teacher's weights that fit them; equal ones once."""

@@ -146,16 +146,22 @@ class FormMaker:
         candidate.forms = tuple(map(measurement_of, [*first, *(self.measure(v) for v in variants)]))
 
     def _undominated(self, candidate: Candidate, always: tuple[str, ...]) -> tuple[Clocked, ...]:
-        """What was timed of it, without files that another one beats, or equals within the noise, in cost and bytes:
-        nobody need ask them.
+        """What was timed of it, without files that another one beats, or equals within the noise, in time and bytes:
+        nobody need ask them. The time is the one that is counted: per sample for throughput, else the latency, for a
+        budget may limit that whatever the objective is.
 
         Args:
             always: the methods of those that stay all the same.
         """
+        by_throughput = self.setup.spec.objective == "throughput"
+
+        def time(file: Clocked) -> float:
+            return self.appraisal.cost(file) if by_throughput else file.latency_share[0]
+
         kept = [c for c in candidate.clocked if c.digest in candidate.by_method(*always)]
-        for form in sorted(candidate.clocked, key=lambda c: (c.bytes, self.appraisal.cost(c), c.digest)):
-            cost = _ALIKE * self.appraisal.cost(form)
-            if form not in kept and not any(k.bytes <= form.bytes and self.appraisal.cost(k) <= cost for k in kept):
+        for form in sorted(candidate.clocked, key=lambda c: (c.bytes, time(c), c.digest)):
+            limit = _ALIKE * time(form)
+            if form not in kept and not any(k.bytes <= form.bytes and time(k) <= limit for k in kept):
                 kept.append(form)
         return tuple(kept)
 

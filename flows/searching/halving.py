@@ -143,7 +143,7 @@ def chance(standing: Standing, rules: Rules) -> float:
     room, spread = _WITHIN * rules.margin - least, standing.spread
     if most == spread == 0:
         return 1.0
-    left = (math.sqrt(spread**2 + 4 * most * room) - spread) / (2 * most) if most else room / spread
+    left = 2 * room / (spread + math.sqrt(spread**2 + 4 * most * room))
     needed = -2 * math.log(left) / math.log(standing.ahead)
     power = rules.power if standing.stalled is None else standing.stalled
     return NormalDist().cdf((power - needed) / _POWERS_DIFFER)

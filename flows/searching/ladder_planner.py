@@ -78,6 +78,7 @@ class LadderPlanner:
             candidate = Candidate(name, "pruned", what, settings, self.setup.trainings, base=base.name if base else "")
             candidate.damage, candidate.planned = float(rung["predicted_damage"]), float(rung["cost"])
             candidate.form = form
+            candidate.planned_share = 0.0 if self.setup.by_size else float(rung["latency_share"])
             candidate.row_seconds = (base or self.tally.candidates[0]).row_seconds * max(_LEAST_TIME, rung["time"])
             # Planned for fp32 it may still be kept in int8 weights.
             candidate.planned_bytes = float(rung["predicted_bytes"]) / (4 if form == "fp32" else 1)
@@ -98,9 +99,10 @@ class LadderPlanner:
         """
         rungs: dict[str, Mapping[str, Any]] = {}
         for form in self._forms(base):
-            whole, teachers = self._whole_cost(base, form), self._whole_cost(None, form)
-            if whole is None or teachers is None:
+            file, teachers_file = self._whole(base, form), self._whole(None, form)
+            if file is None or teachers_file is None:
                 continue
+            whole, teachers = self.appraisal.cost(file), self.appraisal.cost(teachers_file)
             shares = _SHARES if self.setup.settings.shrink is None else self.setup.settings.shrink
             targets = {share * teachers / whole: share for share in shares if share * teachers < whole}
             if not targets:
@@ -119,7 +121,8 @@ class LadderPlanner:
                         "form": form,
                         "share": targets[rung["target"]],
                         "cost": cost,
-                        "time": rung["predicted_ms"] / outcome.values["parent"]["ms"],
+                        "time": (time := rung["predicted_ms"] / outcome.values["parent"]["ms"]),
+                        "latency_share": file.latency_share[0] * time,
                     },
                 )
         return rungs.values()
@@ -133,7 +136,7 @@ class LadderPlanner:
         """In which the latencies are taken: int8 where it pays at all, fp32, or for a base the better of the two."""
         if self.setup.by_size:
             return ("int8",)
-        int8, fp32 = self._whole_cost(base, "int8"), self._whole_cost(base, "fp32")
+        int8, fp32 = (self._cost_of_whole(base, form) for form in ("int8", "fp32"))
         if int8 is None or fp32 is None:
             return ("fp32",) if int8 is None else ("int8",)
         if base is not None:
@@ -165,8 +168,12 @@ class LadderPlanner:
             seconds=_table_seconds(setup),
         )
 
-    def _whole_cost(self, base: Candidate | None, form: str) -> float | None:
-        """What the network costs in this form before it is narrowed; None where it has no such file.
+    def _cost_of_whole(self, base: Candidate | None, form: str) -> float | None:
+        file = self._whole(base, form)
+        return None if file is None else self.appraisal.cost(file)
+
+    def _whole(self, base: Candidate | None, form: str) -> Measurement | Clocked | None:
+        """The network's cheapest file of this form before it is narrowed; None where it has no such file.
 
         With objective size any quantized file will do, else the whole one. Where size counts as well, fp32 is kept in
         int8 weights.
@@ -186,7 +193,7 @@ class LadderPlanner:
             wanted = [f for f in quantized if f.digest in network.by_method("static")]
             if self.setup.by_size:
                 wanted = wanted or quantized or list(files)
-        return min(map(self.appraisal.cost, wanted), default=None)
+        return min(wanted, key=self.appraisal.cost, default=None)
 
 
 def planning_seconds(setup: SearchSetup) -> float:

@@ -24,7 +24,9 @@ _MOST_DIMENSIONS = 8
 class RankMessages:
     """Tensors of any shape: what is received has the type, shape and layout of what was sent.
 
-    Two ranks may send to each other at the same time. What one sends to another arrives in its order.
+    Two ranks may send to each other at the same time: by way of the CPU and gloo whatever device computes, since NCCL
+    keeps what passes between two ranks in one order for both directions, in which they would wait for each other. What
+    one sends to another arrives in its order. Every rank makes one at the same time.
 
     Args:
         device: where received tensors are to be.
@@ -32,40 +34,40 @@ class RankMessages:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._carrier = torch.device("cpu") if dist.get_backend() == "gloo" else device
+        with others_there("lost another"):
+            self._group = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
         self._on_their_way: list[tuple[dist.Work, Tensor, int]] = []
 
     def send(self, value: Tensor, rank: int) -> None:
         """Begin to send it; it may be changed and freed at once."""
-        # A convolution may take another way to its answer, and so to other bits, where the layout is another one.
-        last = value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last) and not value.is_contiguous()
-        flat = (value.permute(0, 2, 3, 1) if last else value).detach().contiguous().reshape(-1)
-        facts = [_TYPES.index(value.dtype), int(last), value.ndim, *value.shape]
-        head = torch.zeros(3 + _MOST_DIMENSIONS, dtype=torch.int64)
+        # What computes with another layout may take another way to its answer, and so to other bits.
+        strides = value.stride()
+        order = sorted(range(value.ndim), key=lambda place: -strides[place])
+        flat = value.detach().permute(order).contiguous().reshape(-1)
+        facts = [_TYPES.index(value.dtype), value.ndim, *order, *(value.shape[place] for place in order)]
+        head = torch.zeros(2 + 2 * _MOST_DIMENSIONS, dtype=torch.int64)
         head[: len(facts)] = torch.tensor(facts)
-        with others_there(f"lost rank {rank}"):
-            for part in (head, flat.view(torch.uint8) if value.dtype is torch.bool else flat):
-                carried = part.to(self._carrier, copy=True)
-                work = dist.isend(carried, rank)
-                assert work is not None
-                self._on_their_way.append((work, carried, rank))
+        carried = [head, (flat.view(torch.uint8) if value.dtype is torch.bool else flat).to("cpu", copy=True)]
+        self._on_their_way = [sent for sent in self._on_their_way if not sent[0].is_completed()]
+        for part in carried:
+            with others_there(f"lost rank {rank}"):
+                work = dist.isend(part, rank, self._group)
+            assert work is not None
+            self._on_their_way.append((work, part, rank))
 
     def receive(self, rank: int) -> Tensor:
         """The next tensor from that rank; waits for it."""
-        head = torch.zeros(3 + _MOST_DIMENSIONS, dtype=torch.int64, device=self._carrier)
+        head = torch.zeros(2 + 2 * _MOST_DIMENSIONS, dtype=torch.int64)
         with others_there(f"lost rank {rank}"):
-            dist.recv(head, rank)
-            number, last, ndim, *shape = head.tolist()
-            del shape[ndim:]
-            n, *others = shape or [1]
-            lying = [n, *others[1:], others[0]] if last else shape
-            dtype = _TYPES[number]
-            flat = torch.empty(
-                torch.Size(lying).numel(), dtype=torch.uint8 if dtype is torch.bool else dtype, device=self._carrier
-            )
-            dist.recv(flat, rank)
+            dist.recv(head, rank, self._group)
+        number, ndim, *places = head.tolist()
+        order, lying = places[:ndim], places[ndim : 2 * ndim]
+        dtype = _TYPES[number]
+        flat = torch.empty(torch.Size(lying).numel(), dtype=torch.uint8 if dtype is torch.bool else dtype)
+        with others_there(f"lost rank {rank}"):
+            dist.recv(flat, rank, self._group)
         value = flat.view(dtype).view(lying).to(self._device)
-        return value.permute(0, 3, 1, 2) if last else value
+        return value.permute([order.index(place) for place in range(ndim)])
 
     def wait(self) -> None:
         """Until all that was sent has arrived."""

@@ -308,9 +308,13 @@ def _blocks(
             "engine pipeline: what is learned needs more than the model's answers, so shards are shared out", flush=True
         )
         return None
-    blocks = blocks_of(data.workload, model)
+    blocks, kind = blocks_of(data.workload, model), type(model).__name__
     if blocks is None:
-        print(f"engine pipeline: {type(model).__name__} names no blocks, so shards are shared out", flush=True)
+        print(f"engine pipeline: {kind} names no blocks, so shards are shared out", flush=True)
+    elif len(blocks) < Ranks.current().count:
+        named = f"{kind} names {len(blocks)} blocks for {Ranks.current().count} processes"
+        print(f"engine pipeline: {named}, so shards are shared out", flush=True)
+        return None
     return blocks
 
 

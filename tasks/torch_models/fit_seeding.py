@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 from collections.abc import Iterator
 
@@ -10,6 +11,9 @@ import numpy as np
 import torch
 
 from model_registry.manifest import hash_bytes
+
+_KEYS = 624
+"""Words of a Mersenne twister (Matsumoto and Nishimura 1998)."""
 
 
 def derive(seed: int, *place: int) -> int:
@@ -27,19 +31,32 @@ def seed_everything(seed: int, *place: int) -> None:
 
 
 def random_state(device: torch.device) -> torch.Tensor:
-    """Of torch's global generators, that of the device too, as bytes on the CPU."""
-    states = [torch.get_rng_state()]
+    """Of the global generators of torch, that of the device too, of Python and NumPy, as bytes on the CPU."""
+    _, words, pause = random.getstate()
+    _, keys, place, has, cached = np.random.get_state(legacy=True)
+    whole = np.array([*words, *np.asarray(keys), place, has], dtype=np.uint32)
+    broken = np.array([math.nan if pause is None else pause, cached], dtype=np.float64)
+    states = [torch.from_numpy(values.view(np.uint8)) for values in (whole, broken)]
+    states.append(torch.get_rng_state())
     if device.type != "cpu":
         states.append(torch.get_device_module(device).get_rng_state(device).cpu())
     return torch.cat(states)
 
 
 def set_random_state(state: torch.Tensor, device: torch.device) -> None:
-    """Have torch's generators go on from a state of :func:`random_state`."""
+    """Have the generators go on from a state of :func:`random_state`."""
+    state = state.cpu()
+    words = len(random.getstate()[1])
+    ends = (4 * (words + _KEYS + 2), 4 * (words + _KEYS + 2) + 16)
+    whole = state[: ends[0]].numpy().copy().view(np.uint32)
+    pause, cached = state[ends[0] : ends[1]].numpy().copy().view(np.float64).tolist()
+    random.setstate((3, tuple(whole[:words].tolist()), None if math.isnan(pause) else pause))
+    place, has = whole[-2:].tolist()
+    np.random.set_state(("MT19937", whole[words:-2], place, has, cached))
     size = torch.get_rng_state().numel()
-    torch.set_rng_state(state[:size].cpu())
+    torch.set_rng_state(state[ends[1] : ends[1] + size].clone())
     if device.type != "cpu":
-        torch.get_device_module(device).set_rng_state(state[size:].cpu(), device)
+        torch.get_device_module(device).set_rng_state(state[ends[1] + size :].clone(), device)
 
 
 @contextlib.contextmanager

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tasks.running.errors import SpecError, WorkloadError
+from tasks.running.errors import WorkloadError
 from tasks.running.rank_messages import RankMessages
 from tasks.running.ranks import Ranks
 from tasks.torch_models.fit_checkpoint import Checkpoints, pack, unpack
@@ -48,7 +48,7 @@ class PipelinedShards:
 
     Args:
         model: whole on every rank; between :meth:`settle` and the next step too.
-        blocks: of the model, in their order.
+        blocks: of the model, in their order; as many as there are ranks, or more.
         sample: preprocessed rows by name, two or more.
         batch_of: the rows of a shard, augmented with the generator, as :data:`LossOf` sees them.
         loss_of: the loss of answers to a batch.
@@ -57,7 +57,6 @@ class PipelinedShards:
         seed: of the training.
 
     Raises:
-        SpecError: there are more processes than blocks.
         WorkloadError: the blocks are not the model.
     """
 
@@ -89,14 +88,14 @@ class PipelinedShards:
         for parameter in self._model.parameters():
             parameter.grad = None
         parts, ranks = torch.tensor_split(index, self._shards), self._ranks
-        before = {name: value.clone() for name, value in self._buffers()}
+        before = {name: value.clone() for name, value in self._model.named_buffers()}
         tree, passing = BinaryTree(), dict[int, _Passing]()
 
         def forward(shard: int) -> None:
             part = parts[shard]
             seed_everything(self._seed, epoch, step, shard)
-            for name, value in self._buffers():
-                value.data.copy_(before[name])  # not a change that a backward pass has to know of
+            for name in before:  # new ones: a backward pass may need what another shard had
+                self._put(name, before[name].clone())
             passing[shard] = self._forward(part, derive(self._seed, epoch, step, shard), len(part) / len(index), before)
 
         def backward(shard: int) -> None:
@@ -107,15 +106,17 @@ class PipelinedShards:
         self._messages.wait()
         loss, used, *sums = tree.total()
         give_gradients(self._parameters, sums[: len(self._parameters)], used)
-        for (name, value), move in zip(self._floating(), sums[len(self._parameters) :], strict=True):
-            value.data.copy_(before[name] + move)
-        return ranks.of(ranks.count - 1, loss)
+        for (name, _), move in zip(self._floating(), sums[len(self._parameters) :], strict=True):
+            self._put(name, before[name] + move)
+        return ranks.of(ranks.count - 1, loss.double())  # the others do not know which type the last one's has
 
     def settle(self) -> None:
         """At an epoch's end: every rank gets the others' weights and buffers."""
-        for rank, own in enumerate(self._stages.tensors):
-            for value in own:
-                value.data.copy_(self._ranks.of(rank, value.data.contiguous()))
+        tensors = {**dict(self._model.named_parameters()), **dict(self._model.named_buffers())}
+        for rank, own in enumerate(self._stages.names):
+            for name in own:
+                value = tensors[name].data
+                value.copy_(self._ranks.of(rank, value.contiguous()))
 
     def keep_own(self, optimizer: torch.optim.Optimizer) -> None:
         """Forget the optimizer's state of other ranks' parameters, which a checkpoint has."""
@@ -174,10 +175,12 @@ class PipelinedShards:
         if first or last:
             batch = self._batch_of(part, torch.Generator().manual_seed(seed))
         if not first:
-            came = self._messages.receive(ranks.number - 1).requires_grad_()
+            came = self._messages.receive(ranks.number - 1)
+            came.requires_grad_(came.is_floating_point())
             set_random_state(self._messages.receive(ranks.number - 1), self._device)
         with self._computing():
-            made = _through(self._blocks, batch.inputs if first and batch is not None else came)
+            # A copy, for a block may begin by changing what it gets in its place.
+            made = _through(self._blocks, came.clone() if came is not None else batch.inputs if batch else None)
         if last and batch is not None:
             made = self._loss_of(made, batch) * share
         else:
@@ -188,28 +191,28 @@ class PipelinedShards:
     def _backward(self, shard: _Passing, scale: Callable[[Tensor], Tensor]) -> list[Tensor]:
         """A shard's backward pass; its loss (0 before the last rank), which parameters it used, gradients and moves."""
         ranks = self._ranks
-        last, wanted = ranks.number == ranks.count - 1, list[Tensor](self._parameters)
+        last = ranks.number == ranks.count - 1
+        below = None if last else self._messages.receive(ranks.number + 1)
+        wanted = [*self._parameters, *([shard.came] if shard.came is not None and shard.came.requires_grad else ())]
+        found: list[Tensor | None] = [None] * len(wanted)
+        if wanted and shard.made.requires_grad:
+            answer = scale(shard.made) if last else shard.made
+            found = list(torch.autograd.grad(answer, wanted, below, allow_unused=True))
         if shard.came is not None:
-            wanted.append(shard.came)
-        if last:
-            found = torch.autograd.grad(scale(shard.made), wanted, allow_unused=True)
-        else:
-            below = self._messages.receive(ranks.number + 1)
-            found = torch.autograd.grad(shard.made, wanted, below, allow_unused=True)
-        if shard.came is not None:
-            *found, inwards = found  # type: ignore[assignment]
+            inwards = found.pop() if shard.came.requires_grad else None
             self._messages.send(torch.zeros_like(shard.came) if inwards is None else inwards, ranks.number - 1)
-        loss = shard.made.detach() if last else torch.zeros((), device=shard.made.device)
+        loss = shard.made.detach() if last else torch.zeros((), device=self._device)
         used = torch.tensor([gradient is not None for gradient in found], dtype=torch.float32, device=loss.device)
         filled = [p.new_zeros(p.shape) if g is None else g for p, g in zip(self._parameters, found, strict=True)]
         return [loss, used, *filled, *shard.moved]
 
-    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """Of the model by name; asked for each time, since a module may put another tensor in its place."""
-        return iter(self._model.named_buffers())
-
     def _floating(self) -> list[tuple[str, Tensor]]:
-        return [(name, value) for name, value in self._buffers() if value.is_floating_point()]
+        """Buffers of the model by name; asked for each time, for each shard has its own."""
+        return [(name, value) for name, value in self._model.named_buffers() if value.is_floating_point()]
+
+    def _put(self, name: str, value: Tensor) -> None:
+        owner, _, own = name.rpartition(".")
+        setattr(self._model.get_submodule(owner), own, value)
 
 
 class Stages:
@@ -218,24 +221,19 @@ class Stages:
     Attributes:
         blocks: by stage.
         parameters: by stage; those that no stage uses are the first one's.
-        tensors: parameters and buffers, by stage.
+        names: of parameters and buffers, by stage.
 
     Args:
         sample: preprocessed rows by name, two or more.
+        count: of the stages, at most that of the blocks.
 
     Raises:
-        SpecError: there are more stages than blocks.
-        WorkloadError: the blocks do not answer as the model does, two of them have a parameter in common that lies in
-            two stages, or the model has one that can be trained and that none of them has.
+        WorkloadError: the blocks do not answer as the model does, a parameter lies in two stages, or one that can be
+            trained, or a buffer that training changes, lies in none.
     """
 
     def __init__(self, model: nn.Module, blocks: Sequence[Block], sample: dict[str, Tensor], count: int) -> None:
         kind = type(model).__name__
-        if count > len(blocks):
-            raise SpecError(
-                f"{count} processes with engine: pipeline, and {kind} names {len(blocks)} blocks; use at most "
-                f"{len(blocks)} processes"
-            )
         costs, used = _examined(model, blocks, sample)
         ends = _balanced(costs, count)
         self.blocks = [tuple(blocks[begin:end]) for begin, end in pairwise(ends)]
@@ -257,10 +255,36 @@ class Stages:
             [p for p in named.values() if p in tensors or (number == 0 and p in rest)]
             for number, tensors in enumerate(held)
         ]
-        buffers = list(model.buffers())
-        self.tensors = [
-            [*own, *(b for b in buffers if b in tensors)] for own, tensors in zip(self.parameters, held, strict=True)
+        buffers = dict(model.named_buffers())
+        self.names = [
+            [
+                *(name for name, p in named.items() if any(p is one for one in own)),
+                *(name for name, b in buffers.items() if b in tensors),
+            ]
+            for own, tensors in zip(self.parameters, held, strict=True)
         ]
+        known = set[str]().union(*self.names)
+        if moved := _moved(model, blocks, sample, {n: b for n, b in buffers.items() if n not in known}):
+            raise WorkloadError(
+                f"{moved} of {kind} changes in training and belongs to none of its blocks; update it in a module that "
+                "one of them is or calls"
+            )
+
+
+def _moved(model: nn.Module, blocks: Sequence[Block], sample: dict[str, Tensor], buffers: dict[str, Tensor]) -> str:
+    """The first of these buffers that a forward pass in training changes; all are left as they were. Empty: none."""
+    if not buffers:
+        return ""
+    state = {name: value.clone() for name, value in model.named_buffers()}
+    model.train()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        _through(blocks, sample)
+    after = dict(model.named_buffers())
+    changed = next((name for name in buffers if not torch.equal(after[name], state[name])), "")
+    model.eval()
+    for name, value in after.items():
+        value.copy_(state[name])
+    return changed
 
 
 def _examined(
@@ -275,8 +299,8 @@ def _examined(
     model.eval()
     kind, costs, used, given = type(model).__name__, list[float](), list[set[Tensor]](), None
     parameters = [p for p in model.parameters() if p.requires_grad]
-    with torch.no_grad():
-        wanted = model(**sample)
+    with modules_called(model):  # as the blocks are: with gradients and hooks a layer may take another way
+        wanted = model(**sample).detach()
     for block in blocks:
         try:
             with FlopCounterMode(display=False) as counted, modules_called(model) as called:

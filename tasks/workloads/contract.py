@@ -36,6 +36,9 @@ class WorkloadProtocol(Protocol):
       one, because repeated samples are looked for within a part. ``folder`` is an empty one for files of your own. With
       ``known() -> dict`` and ``recall(dict)``, plain JSON, what was learned from all rows (class names, scales) is
       handed to the processes that train, so that they need not look again. None in place of parts: ``splits()``.
+    - ``blocks(model) -> list``: modules or functions that compute the model one after the other, the first from its
+      inputs by name, each other one from one tensor; for ``parallel: {engine: pipeline}``. A model may have a method
+      ``blocks()`` itself. None: it has none.
     - ``dynamic_dims() -> dict``: dimensions besides the batch that vary, ``{"tokens": {1: "sequence"}}``.
     - ``settled_scale(scale, teacher, inputs) -> dict``: what a student's scale comes to beside its trained teacher and
       some rows, such as which of the teacher's layers it has; asked once for each student.
