@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.append(str(Path(__file__).parent.parent))
 
-from benchmarks.made_up_tasks import TEACHER_INT8, TEST, TRAIN, MadeUpTask, Structure
+from benchmarks.made_up_tasks import INHERITED, INT8_SIZE, TEST, TRAIN, MadeUpTask, Structure
 from flows.lineage import MadeStep
 from flows.searching.appraisal import Appraisal
 from flows.searching.candidate import Candidate
@@ -57,6 +57,8 @@ _FILE = FileEntry(path="file", sha256="0" * 64, size=1)
 _HARDWARE = Hardware(cpu="none", cores=2, cpu_class="none", memory_bytes=1 << 33, python="3", onnxruntime="1")
 _EXAMINING, _MAKING, _CLOCKING, _MEASURING, _BEGINNING = 20.0, 2.0, 1.0, 2.5, 4.0
 """Seconds that each takes."""
+_BYTES = 1e6
+"""Of the teacher."""
 _ONE_SIDED, _TWO_SIDED = 1.645, 1.96
 _ACCURACY = 0.9
 _TEACHER_DIFFERS = 0.01
@@ -65,7 +67,7 @@ _TEACHER_DIFFERS = 0.01
 
 @dataclass(frozen=True)
 class Found:
-    """What a search came to: costs as shares of the teacher's latency."""
+    """What a search came to: costs as shares of the teacher's, latency and size together."""
 
     proven: float
     released: float
@@ -79,8 +81,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=160)
     parser.add_argument("--each", action="store_true", help="a line for each task")
+    parser.add_argument("--powers", type=float, nargs=2, default=(0.5, 1.4), help="with which losses fall")
     arguments = parser.parse_args()
-    found = [searched(MadeUpTask(seed)) for seed in range(arguments.tasks)]
+    found = [searched(MadeUpTask(seed, tuple(arguments.powers))) for seed in range(arguments.tasks)]
     for number, one in enumerate(found if arguments.each else ()):
         costs = zip(("proven", "released", "possible"), (one.proven, one.released, one.possible), strict=True)
         shown = ", ".join(f"{what} {1 / cost:.1f}x" for what, cost in costs)
@@ -104,16 +107,16 @@ def searched(task: MadeUpTask) -> Found:
     best = appraisal.cheapest(forms)
     released = 1.0
     passing = [form for form in forms if appraisal.passes(form)]
-    for form in fixed_sequence("latency", passing, best, task.margin) if best is not None else ():
+    for form in fixed_sequence("both", passing, best, task.margin) if best is not None else ():
         loss = shop.losses[form.digest]
         if form.name == "teacher":
-            released = TEACHER_INT8  # which differs in so few answers that no sample refuses it
+            released = task.teachers_cost  # which differs in so few answers that no sample refuses it
             continue
         error = task.error(loss, TEST)
         if task.seen(f"{form.name}, tested", loss, TEST) + _ONE_SIDED * error > task.margin:
             break
-        released = appraisal.cost(form)
-    proven = appraisal.cost(best) if best is not None else 1.0
+        released = appraisal.cost(form) / appraisal.cost(appraisal.baseline)
+    proven = appraisal.cost(best) / appraisal.cost(appraisal.baseline) if best is not None else 1.0
     return Found(proven, released, task.possible(), shop.tally.seconds, shop.tally.trials)
 
 
@@ -122,26 +125,32 @@ class MadeUpShop(Workshop):
 
     Attributes:
         losses: true ones, by the digest of the file.
+        inherited: epochs that a candidate need not have, for the network that was narrowed had them.
     """
 
     def __init__(self, task: MadeUpTask) -> None:
         self.task, self.losses = task, dict[str, float]()
+        self.inherited: dict[str, float] = {}
         trained = _outcome("teacher", 0.0, variants=(_variant("teacher"),))
         tally = Tally([MadeStep(trained)], trained.variant, trained)
         self.setup, self.tally = _setup(task, trained), tally
         self.plan = TrainingPlan(self.setup, tally.candidates)
-        self.appraisal = Appraisal(self.setup, self.measured("teacher.fp32", 1.0), self.plan)
+        self.appraisal = Appraisal(self.setup, self.measured("teacher.fp32", 1.0, 1.0), self.plan)
         forms = _Forms(self)
         self.maker, self.trainer = _Maker(self, forms), _Trainer(self, forms)
 
-    def measured(self, name: str, cost: float, loss: float | None = None, seen: float | None = None) -> Measurement:
+    def measured(
+        self, name: str, latency: float, size: float, loss: float | None = None, seen: float | None = None
+    ) -> Measurement:
         """A file's measurement; the baseline's where no loss is given."""
         task, digest, compared = self.task, hash_bytes(name.encode()), dict[str, Any]()
         if loss is not None:
             self.losses[digest] = loss
             error = task.error(loss, task.rows)
             shown = task.seen(name, loss, task.rows) if seen is None else seen
-            compared["speedup"] = Speedup(value=1 / cost, interval=(0.99 / cost, 1.01 / cost), verdict="faster")
+            compared["speedup"] = Speedup(
+                value=1 / latency, interval=(0.99 / latency, 1.01 / latency), verdict="faster"
+            )
             compared["paired"] = PairedComparison(
                 reference=self.appraisal.baseline.digest,
                 samples=task.rows,
@@ -168,13 +177,13 @@ class MadeUpShop(Workshop):
             threads=1,
             batch=1,
             metric=MetricEstimate(name="accuracy", better="higher", value=metric, interval=(metric, metric)),
-            p50_ms=cost,
-            p95_ms=1.1 * cost,
-            latency_interval=LatencyIntervals(p50=(0.99 * cost, 1.01 * cost), p95=(cost, 1.2 * cost)),
-            throughput=Throughput(value=1 / cost, interval=(0.9 / cost, 1.1 / cost)),
+            p50_ms=latency,
+            p95_ms=1.1 * latency,
+            latency_interval=LatencyIntervals(p50=(0.99 * latency, 1.01 * latency), p95=(latency, 1.2 * latency)),
+            throughput=Throughput(value=1 / latency, interval=(0.9 / latency, 1.1 / latency)),
             peak_rss_bytes=1,
-            cpu_seconds=cost,
-            bytes=int(1e6 * cost),
+            cpu_seconds=latency,
+            bytes=int(_BYTES * size),
             parameters=1,
             predictions=_FILE,
             scores=_FILE,
@@ -199,7 +208,8 @@ class _Forms(FormMaker):
     def clock(self, candidates: Any) -> None:
         self.tally.seconds += _CLOCKING
         for candidate in candidates:
-            form = self.shop.measured(f"{candidate.name}-sketched", self.shop.structure(candidate).cost, 0.0, 0.0)
+            structure = self.shop.structure(candidate)
+            form = self.shop.measured(f"{candidate.name}-sketched", structure.latency, structure.size, 0.0, 0.0)
             fields = ("digest", "name", "bytes", "batch", "p50_ms", "p95_ms", "throughput", "speedup")
             candidate.clocked = (Clocked(tail_share=0.5, **{name: getattr(form, name) for name in fields}),)
 
@@ -207,8 +217,8 @@ class _Forms(FormMaker):
         self.tally.seconds += _MEASURING
         structure, name = self.shop.structure(candidate), f"{candidate.name}-r{candidate.rung}"
         candidate.float32 = _variant(name)
-        loss = self.shop.task.loss(structure, candidate.epochs[-1])
-        candidate.forms = (self.shop.measured(name, structure.cost, loss),)
+        loss = self.shop.task.loss(structure, candidate.epochs[-1] + self.shop.inherited.get(candidate.name, 0.0))
+        candidate.forms = (self.shop.measured(name, structure.latency, structure.size, loss),)
 
     def refine(self, candidate: Candidate, label: str) -> None:
         """There is no int8 file to be refined."""
@@ -225,7 +235,7 @@ class _Maker(CandidateMaker):
         rungs = setup.settings.rungs
         teacher = Candidate("teacher", "teacher", "", {}, rungs, setup.teacher, rung=rungs)
         teacher.row_seconds = task.epoch_seconds / rows
-        form = self.shop.measured("teacher", TEACHER_INT8, 0.0, 0.0)
+        form = self.shop.measured("teacher", task.int8, INT8_SIZE, 0.0, 0.0)
         assert form.paired is not None
         bound = _ONE_SIDED * math.sqrt(_TEACHER_DIFFERS / task.rows)
         teacher.forms = (form.model_copy(update={"paired": form.paired.model_copy(update={"bound": bound})}),)
@@ -235,9 +245,12 @@ class _Maker(CandidateMaker):
             kind: Literal["cut", "pruned"] = "cut" if structure.name == structure.base else "pruned"
             made = Candidate(structure.name, kind, "", {}, setup.trainings)
             made.base = structure.base if kind == "pruned" else ""
-            made.row_seconds = task.epoch_seconds / rows * max(0.1, structure.cost)
-            made.planned, made.planned_bytes, made.damage = structure.planned, 1.0, structure.damage
-            if kind == "cut":
+            made.row_seconds = task.epoch_seconds / rows * structure.time
+            made.inherited = 1.0 if kind == "cut" else 0.0
+            if kind == "pruned":
+                made.planned_share, made.planned_bytes = structure.planned, _BYTES * structure.size
+                made.planned, made.damage = math.sqrt(structure.planned * made.planned_bytes), structure.damage
+            else:
                 made.model = made.untrained = _variant(structure.name)
                 self.forms.clock([made])
             self.tally.candidates.append(made)
@@ -246,6 +259,9 @@ class _Maker(CandidateMaker):
     def _prune(self, candidate: Candidate) -> None:
         self.tally.seconds += _MAKING
         candidate.model = candidate.untrained = _variant(candidate.name)
+        base = next((c for c in self.tally.candidates if c.name == candidate.base), None)
+        if base is not None and base.epochs:
+            self.shop.inherited[candidate.name] = INHERITED * base.epochs[-1]
         self.forms.sketch(candidate)
 
 
@@ -256,8 +272,9 @@ class _Trainer(RungTrainer):
 
     def _taught(self, candidate: Candidate, spec: DistillSpec) -> Outcome:
         task, structure = self.shop.task, self.shop.structure(candidate)
-        epochs, seconds = self.plan.next_epochs(candidate), task.epoch_seconds * max(0.1, structure.cost)
-        loss = task.loss(structure, epochs + (candidate.epochs[-1] if candidate.epochs else 0.0))
+        epochs, seconds = self.plan.next_epochs(candidate), task.epoch_seconds * structure.time
+        before = (candidate.epochs[-1] if candidate.epochs else 0.0) + self.shop.inherited.get(candidate.name, 0.0)
+        loss = task.loss(structure, epochs + before)
         untaught = task.margin if spec.alpha == 0 else 0.0
         student = {"val_metric": _ACCURACY - loss - untaught, "val_loss": 1 + loss, "first_val_loss": 3.0}
         values = {"epoch_seconds": seconds, "student": student}
@@ -276,7 +293,6 @@ def _setup(task: MadeUpTask, trained: Outcome) -> SearchSetup:
             "workload": _WORKLOAD,
             "budget": {"max_accuracy_drop": task.margin},
             "gates": {"per_class_margin": None},
-            "objective": "latency",
             "search": {"minutes": task.minutes},
         }
     )

@@ -16,7 +16,7 @@ from tasks.evidence.proportion import loss_bound
 from tasks.running.splits import SPLITS
 
 MARGIN = 0.03
-RULES = Rules(margin=MARGIN, rungs=3, power=1.0, start=0.2)
+RULES = Rules(margin=MARGIN, rungs=3, power=1.0, steepness=0.1, start=0.2)
 DATA = setup().data
 
 
@@ -63,7 +63,8 @@ def test_a_doubtful_variant_that_has_had_all_its_trainings_has_dearer_ones_tried
 
 
 def test_a_doubtful_variant_that_may_be_trained_further_is() -> None:
-    best = Standing("best", 0.1, 3, rung=1, loss=0.01, spread=0.018, kind="student", seconds=5.0, finish=10.0)
+    known = {"rung": 1, "loss": 0.01, "first": 0.01, "spread": 0.018}
+    best = Standing("best", 0.1, 3, kind="student", seconds=5.0, finish=10.0, **known)  # type: ignore[arg-type]
     between = Standing("between", 0.2, 3, kind="student", seconds=10.0)
     surer = without_doubtful([best, between], RULES, sure=0.5)
     assert surer == [best, between]

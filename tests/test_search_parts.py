@@ -191,9 +191,18 @@ def test_what_more_epochs_gained_is_learned_from() -> None:
     assert appraisal.rules([], 0.1).power == pytest.approx(0.75), "after eight epochs more of them gain less"
     trained = candidate()
     trained.losses, trained.epochs = [0.08, 0.04, 0.05], [1, 4, 13]
-    assert appraisal.rules([trained], 0.1).power == pytest.approx(0.5)
+    assert appraisal.rules([trained], 0.1).power == pytest.approx((0.5 + 2 * 0.75) / 3), "one alone says little"
+    assert appraisal.rules([trained] * 18, 0.1).power == pytest.approx((18 * 0.5 + 2 * 0.75) / 20)
     trained.losses = [0.08, 0.079]
-    assert appraisal.rules([trained], 0.1).power == pytest.approx(0.3), "never hopeless"
+    assert appraisal.rules([trained] * 18, 0.1).power == pytest.approx(0.3), "never hopeless"
+
+
+def test_what_an_epoch_leaves_of_damage_goes_by_the_metric_and_the_epochs() -> None:
+    appraisal = appraise()
+    accuracy = appraisal.baseline.metric.value
+    assert appraisal.rules([], 0.1).steepness == pytest.approx(0.12 * accuracy)
+    appraisal.plan.epochs = (8, 24, 72)
+    assert appraisal.rules([], 0.1).steepness == pytest.approx(0.015 * accuracy)
 
 
 def test_a_longer_search_keeps_what_a_shorter_one_proved() -> None:

@@ -67,7 +67,7 @@ class CandidateMaker:
         self.set_aside()
 
     def start(self) -> float:
-        """Cost where each family's first training is looked for: where the damage model expects the answer.
+        """Cost where the first training of all is looked for: where the damage model expects the answer.
 
         Narrowing does some damage before training, most of which training undoes: the cheapest of the teacher's
         narrower candidates up to a certain damage of all groups together, which is less where only a few epochs can

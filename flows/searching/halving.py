@@ -1,12 +1,11 @@
-"""Which candidate is trained next: bisection over each family's costs, then the cheapest one that may still pass.
+"""Which candidate is trained next: the one that saves most for its time, times its chance to keep the margin.
 
 What a candidate costs is known exactly before it is trained (latency and size depend on its structure alone); what it
-loses is only guessed from short trainings, and grows as candidates of one family get cheaper. So the classic rule of
-successive halving (train all, keep the best third) would keep the wrong ones: the largest lose least. Here short
-trainings halve, in logarithms of the cost, what lies between the dearest one that loses too much and the cheapest one
-that may pass; then the one of those that may pass is trained further that wins most for its time, its chance counted,
-and the search ends when nothing cheaper than the best proven one may pass. Rungs as in Jamieson and Talwalkar 2016,
-arXiv:1502.07943.
+loses is only guessed from short trainings. So the classic rule of successive halving (train all, keep the best third)
+would keep the wrong ones: the largest lose least. Here every candidate has a chance: one that was trained by what it
+lost, and by how fast losses fall with further epochs; one that was not by what others lost that narrowing had damaged
+more or less before they were trained. The search ends when nothing cheaper than the best proven one has any. Rungs as
+in Jamieson and Talwalkar 2016, arXiv:1502.07943.
 """
 
 from __future__ import annotations
@@ -24,24 +23,35 @@ HURRY = 1.25
 at."""
 _LOOK_SECONDS = 10.0
 """To make, time and measure another structure, about."""
-WELL_WITHIN = 0.4
+WELL_WITHIN = 0.6
 """Of the margin: what a training aims at, for it may turn out worse, and the test split is another one."""
 _CHEAPER = 0.97
 """Of the best proven one's cost: what costs more than this is not cheaper beyond the noise of a timing."""
 _ENDLESS = 1e4
 _PATIENCE = 0.3
-"""Of the seconds that are left: what takes as long is half as good as what takes no time. Found in simulation, see
-benchmarks/search_policy.py: what is proven early leaves time for the next one."""
+"""Of the seconds that are left: what takes as long is half as good as what takes no time, for what is proven early
+leaves time for the next one. This and the numbers below were found in simulation, see benchmarks/search_policy.py."""
 _MOST_SECONDS = 3600.0
 _HOPE = 1.6
 """Power of the epochs that a long training may gain with at least, as far as it is not to be given up."""
 _POWERS_DIFFER = 0.3
 """Standard deviation of the power with which a loss falls in a long training around the one that short ones showed."""
+_ITS_OWN = 0.5
+"""How much the power counts that a candidate's own loss fell with, beside that of all."""
+_FARTHEST = 12.0
+"""Times the epochs that it had: further than that no loss is expected to fall, for there is one that stays."""
 _WITHIN = 0.9
 """Of the margin: below this a bound counts as within it while it is only expected."""
-_LIKELY, _WORTH_TRYING = 0.5, 0.1
-"""Chances from which what costs more than a candidate is left alone, and from which it is trained on. All three found
-in simulation, as above."""
+_WORTH_WHILE = 0.2
+"""Chance from which a candidate is trained."""
+_LEFT_OVER = 0.03
+"""The same where there is nothing else to do with the minutes."""
+_UNKNOWN = 0.5
+"""Chance of one that nothing tells anything about."""
+_FLATTEST = 0.5
+"""Margins that first trainings leave for each unit of damage, at least: what is damaged more loses more."""
+_UNSURE, _UNSURE_OF_OTHERS = 0.5, 1.0
+"""Standard deviations of the logarithm of a loss that is foreseen from the candidate's family, and from others."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +68,9 @@ class Standing:
     from the teacher's weights is far ahead after a short training, and what is shallower may lose less than what is
     narrower and as cheap. ``fresh``: it starts from random weights. ``longer``: trainings of the whole model that it
     may have besides the rungs. ``stalled``: with which power of the epochs its loss still fell in its latest training,
-    where that was hardly any; None: it fell, or was not seen yet.
+    where that was hardly any; None: it fell, or was not seen yet. ``power``: the same wherever it was seen. ``damage``:
+    what narrowing did to the answers before any training (nats, or a share of their variance); None where nobody knows.
+    ``first``: its loss after its first training.
     """
 
     name: str
@@ -75,6 +87,9 @@ class Standing:
     fresh: bool = False
     longer: int = 0
     stalled: float | None = None
+    power: float | None = None
+    damage: float | None = None
+    first: float | None = None
 
 
 @dataclass(frozen=True)
@@ -84,13 +99,16 @@ class Rules:
     ``margin``: largest bound of the loss that is tolerable. ``rungs``: trainings of the whole model,
     quantization-aware training not among them. ``power``: what is lost falls with this power of the epochs
     (learning curves are close to power laws: Hestness et al. 2017, arXiv:1712.00409).
-    ``start``: cost where each family's first training is looked for. ``looks_left``: seconds that first trainings may
-    still take before the best of those known goes on: what is spent on looking is missing where it proves something.
+    ``steepness``: what first trainings leave for each unit of damage, while that was not seen: it counts like two
+    candidates that are a unit and a half apart. ``start``: cost where the first training of all is looked for.
+    ``looks_left``: seconds that first trainings may still take before the best of those known goes on: what is spent on
+    looking is missing where it proves something.
     """
 
     margin: float
     rungs: int
     power: float
+    steepness: float
     start: float
     looks_left: float = float("inf")
     gauged: bool = True
@@ -129,14 +147,19 @@ def expected(standing: Standing, rules: Rules) -> float:
     return max(standing.loss, 0.0) / left + min(standing.loss, 0.0) + standing.spread / math.sqrt(left)
 
 
-def chance(standing: Standing, rules: Rules) -> float:
+def chance(standing: Standing, rules: Rules, *, unsure: float = 0.0) -> float:
     """How probable it is that the bound will be within the margin after the last rung; 0 while nothing is known.
 
-    The power of the epochs with which the loss would have to fall for that is compared with the one that was seen.
+    The power of the epochs with which the loss would have to fall for that is compared with the one that was seen, of
+    this candidate and of all.
+
+    Args:
+        unsure: standard deviation of the loss's logarithm, where it is only foreseen.
     """
     if standing.loss is None:
         return 0.0
-    if standing.ahead <= 1:
+    ahead = min(standing.ahead, _FARTHEST)
+    if ahead <= 1:
         return float(expected(standing, rules) <= rules.margin)
     least, most = min(standing.loss, 0.0), max(standing.loss, 0.0)
     # What is expected, with the root of what is left of the loss for the unknown: most u^2 + spread u + least.
@@ -144,9 +167,13 @@ def chance(standing: Standing, rules: Rules) -> float:
     if most == spread == 0:
         return 1.0
     left = 2 * room / (spread + math.sqrt(spread**2 + 4 * most * room))
-    needed = -2 * math.log(left) / math.log(standing.ahead)
-    power = rules.power if standing.stalled is None else standing.stalled
-    return NormalDist().cdf((power - needed) / _POWERS_DIFFER)
+    needed = -2 * math.log(left) / math.log(ahead)
+    power = rules.power
+    if standing.stalled is not None:
+        power = standing.stalled
+    elif standing.power is not None:
+        power += _ITS_OWN * (standing.power - power)
+    return NormalDist().cdf((power - needed) / math.hypot(_POWERS_DIFFER, unsure / math.log(ahead)))
 
 
 def enough(standing: Standing, rules: Rules) -> float:
@@ -178,25 +205,46 @@ def _times(standing: Standing, rules: Rules) -> float:
     return factor
 
 
+def foreseen(standing: Standing, standings: Sequence[Standing], rules: Rules) -> tuple[Standing, float] | None:
+    """An untrained candidate as it may stand after its first training, and the standard deviation of its loss's
+    logarithm; None where nothing tells.
+
+    What first trainings leave grows about linearly with the damage that narrowing did before them: nine epochs of a
+    VGG's pupils left 0.1, 1.0, 2.6, 3.3 and 5.1 points at 1.1, 1.9, 3.3, 4.6 and 6.0 nats. The line goes through the
+    middle of those of its family, or of all where it is the first one of it (ridge regression towards a slope that is
+    usual: Hoerl and Kennard 1970).
+    """
+    if standing.damage is None:
+        return None
+    told = [(s.kind, s.damage, s.first) for s in standings if s.damage is not None and s.first is not None]
+    family = [one for one in told if one[0] == standing.kind]
+    points = [(damage, first) for _, damage, first in family or told]
+    if not points:
+        return None
+    middle, loss = (sum(values) / len(points) for values in zip(*points, strict=True))
+    square = sum((damage - middle) ** 2 for damage, _ in points)
+    both = sum((damage - middle) * (first - loss) for damage, first in points)
+    slope = max(_FLATTEST * rules.margin, (both + rules.steepness) / (square + 1.0))
+    spread = min(s.spread for s in standings if s.first is not None)
+    guess = replace(standing, loss=loss + slope * (standing.damage - middle), spread=spread, rung=1)
+    return guess, _UNSURE if family else _UNSURE_OF_OTHERS
+
+
 def next_move(
     standings: Sequence[Standing], rules: Rules, *, incumbent: float | None, seconds_left: float
 ) -> str | None:
     """The candidate to train one rung further, or None if the search is over.
 
-    1. Each family (``kind``) has one short training, of its candidate nearest to ``start``: the fastest one to train
-       first, since several trainings are made of the very first; it is no fresh network if there is another, since
-       what suits it suits no other. But what costs more than a candidate that may still reach the margin is not looked
-       at while that may.
-    2. Before a second training of another kind or cost, the first one is trained further, a little: how fast losses
-       fall decides what is worth a look at all, and tasks differ (powers of 0.7 and 1.9 were seen).
-    3. In the family that promises most: bisection with short trainings, then of those that may pass the one goes on
-       that saves most for its time, times its chance: of 25 minutes twelve once went to the cheapest one, which never
-       came near. The next family follows when nothing is left to do there.
-    4. What is not hopeless is trained further, the most promising first.
+    1. First of all the one that trains fastest of those that are each nearest to ``start`` in their family (``kind``),
+       since several trainings are made of it; no fresh network if there is another, since what suits it suits no other.
+    2. It is trained further, a little: how fast losses fall decides what is worth a look at all, and tasks differ
+       (powers of 0.7 and 1.9 were seen).
+    3. Then always the one that saves most for its time, times its chance: of 25 minutes twelve once went to the
+       cheapest one, which never came near. First trainings that would take longer than ``looks_left`` come after that.
+    4. Where none has a chance, what is expected to lose least is next, if it is not hopeless; while nothing is proven
+       at all, even then.
     5. But before a move that would leave too little time for it, the best of those that may still reach the margin is
        trained: of many structures that were looked at none is an answer.
-
-    First trainings that would take longer than ``looks_left`` come after all of that.
 
     Args:
         incumbent: cost of the best variant that keeps the whole budget; None while there is none.
@@ -204,82 +252,64 @@ def next_move(
     """
     worth = float("inf") if incumbent is None else _CHEAPER * incumbent
     open_ = [s for s in standings if s.possible and s.rung < s.last and s.seconds <= seconds_left and s.cost < worth]
-    promising = [s for s in open_ if 0 < s.rung < rules.rungs + s.longer and s.finish <= seconds_left]
     before = incumbent if incumbent is not None else max((s.cost for s in standings), default=1.0)
     stakes = Stakes(before, min(seconds_left, _MOST_SECONDS))
-    leader = max(promising, key=lambda s: (_saving(s, rules, stakes), -s.cost), default=None)
-    name, won = None, incumbent is not None
-    if promising:
-        limit = _CHEAPER * min(s.cost for s in promising)
-        name = _choice(standings, [s for s in open_ if s.rung or s.cost < limit], rules, stakes, anything_won=won)
-    if name is None:  # none of those that are promising either, which hope alone has made so
-        name = _choice(standings, open_, rules, stakes, anything_won=won)
-    other = next((s for s in open_ if s.name == name), None)
-    if leader is None or other is None or other is leader:
-        return name
-    late = seconds_left - other.seconds - _LOOK_SECONDS < HURRY * leader.finish
-    return leader.name if late else name
+    chosen = _choice(standings, open_, rules, stakes, anything_won=incumbent is not None)
+    promising = [s for s in open_ if 0 < s.rung < rules.rungs + s.longer and s.finish <= seconds_left]
+    leader = max(promising, key=lambda s: (_value(s, chance(s, rules), stakes), -s.cost), default=None)
+    if leader is None or chosen is None:
+        return chosen.name if chosen else None
+    late = seconds_left - chosen.seconds - _LOOK_SECONDS < HURRY * leader.finish
+    return leader.name if late else chosen.name
 
 
 def _choice(
     standings: Sequence[Standing], open_: Sequence[Standing], rules: Rules, stakes: Stakes, *, anything_won: bool
-) -> str | None:
+) -> Standing | None:
+    if all(s.first is None for s in standings):
+        return _nearest(standings, open_, rules)
     begun = [s for s in open_ if s.loss is not None and 0 < s.rung < rules.rungs - 1]
     if begun and not rules.gauged:
-        return min(begun, key=lambda s: (s.fresh, s.seconds)).name
+        return min(begun, key=lambda s: (s.fresh, s.seconds))
+    chances = {s.name: _likely(s, standings, rules) for s in open_}
     affordable = [s for s in open_ if s.loss is not None or s.seconds <= rules.looks_left]
-    if any(s.loss is not None and s.rung for s in standings):
-        name = _best_move(standings, affordable, rules, stakes, anything_won=anything_won)
-        if name is not None:
-            return name
-    return _best_move(standings, open_, rules, stakes, anything_won=anything_won)
-
-
-def _best_move(
-    standings: Sequence[Standing], open_: Sequence[Standing], rules: Rules, stakes: Stakes, *, anything_won: bool
-) -> str | None:
-    families: dict[str, list[Standing]] = {}
-    for standing in standings:
-        families.setdefault(standing.kind, []).append(standing)
-    new = [[s for s in members if s in open_] for members in families.values() if all(s.loss is None for s in members)]
-    nearest = [min(f, key=lambda s: (abs(_log(s.cost) - _log(rules.start)), s.cost, s.name)) for f in new if f]
-    if nearest:
-        return min(nearest, key=lambda s: (s.fresh and not rules.mixed, s.seconds)).name
-    for members in sorted(families.values(), key=lambda f: min(_promise(s, rules, stakes) for s in f)):
-        name = _within(members, [s for s in members if s in open_], rules, stakes)
-        if name is not None:
-            return name
-    rest = [s for s in open_ if s.loss is not None]
+    for allowed, least in ((affordable, _WORTH_WHILE), (open_, _WORTH_WHILE), (open_, _LEFT_OVER)):
+        wanted = [s for s in allowed if chances[s.name] >= least]
+        if wanted:
+            return min(wanted, key=lambda s: (-_value(s, chances[s.name], stakes), s.cost, s.name))
+    losses = {s.name: expected(_guess(s, standings, rules)[0], rules) for s in open_}
+    rest = open_
     if anything_won:
-        rest = [s for s in rest if s.rung < rules.rungs + s.longer and expected(s, rules) <= HOPELESS * rules.margin]
-    return min(rest, key=lambda s: (expected(s, rules), s.cost, s.name)).name if rest else None
+        rest = [s for s in open_ if s.rung < rules.rungs + s.longer and losses[s.name] <= HOPELESS * rules.margin]
+    return min(rest, key=lambda s: (losses[s.name], s.cost, s.name), default=None)
 
 
-def _within(members: Sequence[Standing], open_: Sequence[Standing], rules: Rules, stakes: Stakes) -> str | None:
-    """The next move within a family of which something is known."""
-    known = [(s, chance(s, rules)) for s in members if s.loss is not None]
-    ceiling = min((s.cost for s, likely in known if likely >= _LIKELY), default=float("inf"))
-    floor = max((s.cost for s, likely in known if likely < _LIKELY and s.cost < ceiling), default=0.0)
-    between = sorted((s for s in open_ if s.loss is None and floor < s.cost < ceiling), key=lambda s: (s.cost, s.name))
-    if between:
-        low, high = floor or between[0].cost, ceiling if math.isfinite(ceiling) else between[-1].cost
-        middle = (_log(low) + _log(high)) / 2
-        return min(between, key=lambda s: (abs(_log(s.cost) - middle), s.cost, s.name)).name
-    near = [s for s in open_ if chance(s, rules) >= _WORTH_TRYING]
-    return min(near, key=lambda s: (-_saving(s, rules, stakes), s.cost, s.name)).name if near else None
+def _nearest(standings: Sequence[Standing], open_: Sequence[Standing], rules: Rules) -> Standing | None:
+    """Of the families that nothing is known of, each one's candidate nearest to where the search starts; of these the
+    fastest to train."""
+    known = {s.kind for s in standings if s.first is not None}
+    families: dict[str, list[Standing]] = {}
+    for standing in open_:
+        if standing.kind not in known and standing.loss is None:
+            families.setdefault(standing.kind, []).append(standing)
+    nearest = [min(f, key=lambda s: (abs(_log(s.cost) - _log(rules.start)), s.cost, s.name)) for f in families.values()]
+    return min(nearest, key=lambda s: (s.fresh and not rules.mixed, s.seconds), default=None)
 
 
-def _promise(standing: Standing, rules: Rules, stakes: Stakes) -> tuple[float, float, float]:
-    """For sorting, best first: what may pass by what it saves; after that the rest, by what it is expected to lose."""
-    loss = expected(standing, rules)
-    return (0.0 if loss <= rules.margin else loss, -_saving(standing, rules, stakes), standing.cost)
+def _likely(standing: Standing, standings: Sequence[Standing], rules: Rules) -> float:
+    """The chance of a candidate, trained or not."""
+    guess, unsure = _guess(standing, standings, rules)
+    return _UNKNOWN if guess.loss is None else chance(guess, rules, unsure=unsure)
 
 
-def _saving(standing: Standing, rules: Rules, stakes: Stakes) -> float:
+def _guess(standing: Standing, standings: Sequence[Standing], rules: Rules) -> tuple[Standing, float]:
+    """The candidate as it stands, or as it may stand after its first training if anything tells."""
+    known = (standing, 0.0)
+    return known if standing.loss is not None else foreseen(standing, standings, rules) or known
+
+
+def _value(standing: Standing, likely: float, stakes: Stakes) -> float:
     """What it may save, in logarithms of the cost, times its chance, for its time."""
-    likely = chance(standing, rules)
-    if not likely or standing.cost <= 0:
-        return 0.0
     saved = max(0.0, _log(stakes.before) - _log(standing.cost)) * likely
     return saved / (min(standing.seconds, standing.finish) + _PATIENCE * stakes.seconds_left)
 

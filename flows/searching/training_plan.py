@@ -122,14 +122,15 @@ class TrainingPlan:
 
     def ahead(self, candidate: Candidate) -> float:
         """Epochs that it will have had after its last rung, as a multiple of those that it had."""
-        had, rungs = candidate.epochs[-1] if candidate.epochs else 0, self.setup.rungs_of(candidate)
-        if not self.epochs or not had or candidate.rung >= rungs:
+        rungs = self.setup.rungs_of(candidate)
+        if not self.epochs or candidate.rung >= rungs:
             return 1.0
+        had = candidate.epochs[-1] if candidate.epochs else self._scouting_epochs(candidate, 0)
         if self._hurried(candidate):
             return (had + self.next_epochs(candidate)) / had
         if candidate.rung == rungs - 1:
             return (had + self.next_epochs(candidate)) / had
-        between = sum(self._scouting_epochs(candidate, rung) for rung in range(candidate.rung, rungs - 1))
+        between = sum(self._scouting_epochs(candidate, rung) for rung in range(max(1, candidate.rung), rungs - 1))
         last, epoch = float(self.epochs[rungs - 1]), candidate.epoch_seconds(self.rows)
         if epoch and not self.setup.says("epochs"):
             seconds = self._share(candidate) * (self.left - between * epoch) - _OVERHEAD
