@@ -53,11 +53,13 @@ def test_more_rows_to_test_on_make_it_surer_and_the_baseline_is_sure() -> None:
 
 def test_a_doubtful_variant_that_has_had_all_its_trainings_has_dearer_ones_tried() -> None:
     safe = Standing("safe", 0.5, 3, rung=3, loss=-0.005, spread=0.01, kind="cut")
-    best = Standing("best", 0.1, 3, rung=3, loss=0.01, spread=0.018, kind="student")
-    between = Standing("between", 0.2, 3, kind="student", seconds=10.0)
+    best = Standing("best", 0.1, 3, rung=3, loss=0.01, first=0.05, spread=0.018, damage=2.0)
+    between = Standing("between", 0.2, 3, seconds=10.0, damage=1.0, ahead=12.0)
+    narrower = Standing("narrower", 0.05, 3, seconds=10.0, damage=2.2, ahead=12.0)
     dear = Standing("dear", 0.6, 3, kind="student", seconds=10.0)
-    everything = [safe, best, between, dear]
-    assert next_move(everything, RULES, incumbent=0.1, seconds_left=1e9) is None, "nothing is cheaper than the best"
+    everything = [safe, best, between, dear, narrower]
+    assert next_move(everything[:4], RULES, incumbent=0.1, seconds_left=1e9) is None, "nothing is cheaper than the best"
+    assert next_move(everything, RULES, incumbent=0.5, seconds_left=1e9) == "narrower"
     surer = without_doubtful(everything, RULES, sure=0.5)
     assert next_move(surer, RULES, incumbent=0.5, seconds_left=1e9) == "between"
 

@@ -26,6 +26,7 @@ an epoch or two, powers of 1.8 and more were seen."""
 _STEEPNESS = 0.12
 """Of the teacher's metric, what an epoch leaves for each unit of damage, and more epochs in proportion less: a ResNet's
 6 to 25 points after one, a MobileNet's 2.3 and a VGG's 1.1 after nine."""
+_MOST_DAMAGE = 30.0
 _BEFORE = 2
 """Trainings that it would take to say as much as what is expected before any of them."""
 _MUCH_LONGER, _STANDING_STILL = 1.5, 0.2
@@ -114,8 +115,7 @@ class Appraisal:
 
         A loss below its standard error counts as that: the logarithm of one that may as well be none says nothing.
         """
-        best = _best(candidate)
-        error = _half_width(best) / _ONE_SIDED if best else 0.0
+        error = _error(candidate)
         pairs = itertools.pairwise(zip(candidate.losses, candidate.epochs, strict=False))
         return [
             math.log(before / max(after, error)) / math.log(many / few)
@@ -145,8 +145,8 @@ class Appraisal:
             fresh=candidate.kind == "student",
             longer=candidate.longer,
             stalled=_stalled(candidate) if candidate.views or not self.plan.by_heart else None,
-            power=next(iter(self._powers(candidate)[-1:]), None),
-            damage=0.0 if candidate.kind == "cut" else candidate.damage,
+            power=_latest_power(candidate),
+            damage=0.0 if candidate.kind == "cut" else _finite(candidate.damage),
             first=candidate.losses[0] if candidate.losses else None,
         )
 
@@ -193,6 +193,32 @@ def _best(candidate: Candidate) -> Measurement | None:
 def _half_width(form: Measurement) -> float:
     """Of the one-sided 95 % bound of its loss."""
     return form.paired.bound + form.paired.difference if form.paired else 0.0
+
+
+def _error(candidate: Candidate) -> float:
+    """Standard error of its loss."""
+    best = _best(candidate)
+    return _half_width(best) / _ONE_SIDED if best else 0.0
+
+
+def _finite(damage: float | None) -> float | None:
+    """What is as good as infinite would outweigh all others."""
+    return None if damage is None else min(damage, _MOST_DAMAGE)
+
+
+def _latest_power(candidate: Candidate) -> float | None:
+    """With which power of the epochs its loss fell in its latest training, within what powers are; None where that was
+    short, or the loss was none to speak of before."""
+    pairs = list(zip(candidate.losses, candidate.epochs, strict=False))
+    if len(pairs) < 2 or len(candidate.losses) > len(candidate.epochs):
+        return None
+    (before, few), (after, many) = pairs[-2:]
+    error = _error(candidate)
+    if many < _MUCH_LONGER * few or before <= max(error, 0.0):
+        return None
+    least = max(after, error)
+    fell = math.log(before / least) / math.log(many / few) if least > 0 else math.inf
+    return min(_FASTEST, max(_SLOWEST, fell))
 
 
 def _stalled(candidate: Candidate) -> float | None:

@@ -43,9 +43,11 @@ _FARTHEST = 12.0
 _WITHIN = 0.9
 """Of the margin: below this a bound counts as within it while it is only expected."""
 _WORTH_WHILE = 0.2
-"""Chance from which a candidate is trained."""
+"""Chance from which a candidate is trained while there is one that has it."""
 _LEFT_OVER = 0.03
 """The same where there is nothing else to do with the minutes."""
+_SOON = 0.25
+"""Of the seconds that are left, at most, for a look at a family that nothing is expected of."""
 _UNKNOWN = 0.5
 """Chance of one that nothing tells anything about."""
 _FLATTEST = 0.5
@@ -64,13 +66,12 @@ class Standing:
     one-sided 95 % bound. ``last``: trainings it may have. ``possible``: false for one that exceeds the budget by its
     structure, or failed. ``seconds``: what its next rung will take, about. ``ahead``: epochs it will have had after its
     last rung, as a multiple of those that it had. ``finish``: seconds of training after which its loss may lie well
-    within the margin, if all goes well. ``kind``: losses are compared within one kind only, for what starts
-    from the teacher's weights is far ahead after a short training, and what is shallower may lose less than what is
-    narrower and as cheap. ``fresh``: it starts from random weights. ``longer``: trainings of the whole model that it
-    may have besides the rungs. ``stalled``: with which power of the epochs its loss still fell in its latest training,
-    where that was hardly any; None: it fell, or was not seen yet. ``power``: the same wherever it was seen. ``damage``:
-    what narrowing did to the answers before any training (nats, or a share of their variance); None where nobody knows.
-    ``first``: its loss after its first training.
+    within the margin, if all goes well. ``kind``: its family, of which what is damaged more, or cheaper where no damage
+    is known, is taken to lose more. ``fresh``: it starts from random weights. ``longer``: trainings of the whole model
+    that it may have besides the rungs. ``stalled``: with which power of the epochs its loss still fell in its latest
+    training, where that was hardly any; None: it fell, or was not seen yet. ``power``: the same wherever it was seen.
+    ``damage``: what narrowing did to the answers before any training (nats, or a share of their variance); None where
+    nobody knows. ``first``: its loss after its first training.
     """
 
     name: str
@@ -164,9 +165,10 @@ def chance(standing: Standing, rules: Rules, *, unsure: float = 0.0) -> float:
     least, most = min(standing.loss, 0.0), max(standing.loss, 0.0)
     # What is expected, with the root of what is left of the loss for the unknown: most u^2 + spread u + least.
     room, spread = _WITHIN * rules.margin - least, standing.spread
-    if most == spread == 0:
+    half = (spread + math.sqrt(spread**2 + 4 * most * room)) / 2
+    if half == 0:
         return 1.0
-    left = 2 * room / (spread + math.sqrt(spread**2 + 4 * most * room))
+    left = room / half
     needed = -2 * math.log(left) / math.log(ahead)
     power = rules.power
     if standing.stalled is not None:
@@ -216,17 +218,19 @@ def foreseen(standing: Standing, standings: Sequence[Standing], rules: Rules) ->
     """
     if standing.damage is None:
         return None
-    told = [(s.kind, s.damage, s.first) for s in standings if s.damage is not None and s.first is not None]
-    family = [one for one in told if one[0] == standing.kind]
-    points = [(damage, first) for _, damage, first in family or told]
+    told = [(s.damage, s.first, s) for s in standings if s.damage is not None and s.first is not None]
+    family = [one for one in told if one[2].kind == standing.kind]
+    points = family or told
     if not points:
         return None
-    middle, loss = (sum(values) / len(points) for values in zip(*points, strict=True))
-    square = sum((damage - middle) ** 2 for damage, _ in points)
-    both = sum((damage - middle) * (first - loss) for damage, first in points)
+    damages, firsts = [damage for damage, *_ in points], [first for _, first, _ in points]
+    middle, loss = sum(damages) / len(points), sum(firsts) / len(points)
+    square = sum((damage - middle) ** 2 for damage in damages)
+    both = sum((damage - middle) * (first - loss) for damage, first in zip(damages, firsts, strict=True))
     slope = max(_FLATTEST * rules.margin, (both + rules.steepness) / (square + 1.0))
-    spread = min(s.spread for s in standings if s.first is not None)
-    guess = replace(standing, loss=loss + slope * (standing.damage - middle), spread=spread, rung=1)
+    least = min(0.0, *firsts) if family else min(firsts)  # nobody gains what none has gained
+    spread = sum(s.spread for *_, s in points) / len(points)
+    guess = replace(standing, loss=max(least, loss + slope * (standing.damage - middle)), spread=spread)
     return guess, _UNSURE if family else _UNSURE_OF_OTHERS
 
 
@@ -242,7 +246,7 @@ def next_move(
     3. Then always the one that saves most for its time, times its chance: of 25 minutes twelve once went to the
        cheapest one, which never came near. First trainings that would take longer than ``looks_left`` come after that.
     4. Where none has a chance, what is expected to lose least is next, if it is not hopeless; while nothing is proven
-       at all, even then.
+       at all, even then. After that comes a look at a family that had none.
     5. But before a move that would leave too little time for it, the best of those that may still reach the margin is
        trained: of many structures that were looked at none is an answer.
 
@@ -252,11 +256,14 @@ def next_move(
     """
     worth = float("inf") if incumbent is None else _CHEAPER * incumbent
     open_ = [s for s in standings if s.possible and s.rung < s.last and s.seconds <= seconds_left and s.cost < worth]
-    before = incumbent if incumbent is not None else max((s.cost for s in standings), default=1.0)
+    costs = [s.cost for s in standings if math.isfinite(s.cost)]
+    before = incumbent if incumbent is not None else max(costs, default=1.0)
     stakes = Stakes(before, min(seconds_left, _MOST_SECONDS))
     chosen = _choice(standings, open_, rules, stakes, anything_won=incumbent is not None)
-    promising = [s for s in open_ if 0 < s.rung < rules.rungs + s.longer and s.finish <= seconds_left]
-    leader = max(promising, key=lambda s: (_value(s, chance(s, rules), stakes), -s.cost), default=None)
+    promising = [(s, chance(s, rules)) for s in open_ if 0 < s.rung < rules.rungs + s.longer]
+    promising = [(s, likely) for s, likely in promising if s.finish <= seconds_left and likely >= _WORTH_WHILE]
+    ranked = [(_value(s, likely, stakes), -s.cost, s) for s, likely in promising]
+    leader = max(ranked, key=lambda one: one[:2])[2] if ranked else None
     if leader is None or chosen is None:
         return chosen.name if chosen else None
     late = seconds_left - chosen.seconds - _LOOK_SECONDS < HURRY * leader.finish
@@ -267,7 +274,9 @@ def _choice(
     standings: Sequence[Standing], open_: Sequence[Standing], rules: Rules, stakes: Stakes, *, anything_won: bool
 ) -> Standing | None:
     if all(s.first is None for s in standings):
-        return _nearest(standings, open_, rules)
+        nearest = _nearest(standings, open_, rules)
+        if nearest is not None:
+            return nearest
     begun = [s for s in open_ if s.loss is not None and 0 < s.rung < rules.rungs - 1]
     if begun and not rules.gauged:
         return min(begun, key=lambda s: (s.fresh, s.seconds))
@@ -281,7 +290,9 @@ def _choice(
     rest = open_
     if anything_won:
         rest = [s for s in open_ if s.rung < rules.rungs + s.longer and losses[s.name] <= HOPELESS * rules.margin]
-    return min(rest, key=lambda s: (losses[s.name], s.cost, s.name), default=None)
+    likeliest = min(rest, key=lambda s: (losses[s.name], s.cost, s.name), default=None)
+    soon = [s for s in affordable if s.seconds <= _SOON * stakes.seconds_left]
+    return likeliest or _nearest(standings, soon, rules)
 
 
 def _nearest(standings: Sequence[Standing], open_: Sequence[Standing], rules: Rules) -> Standing | None:
@@ -297,9 +308,21 @@ def _nearest(standings: Sequence[Standing], open_: Sequence[Standing], rules: Ru
 
 
 def _likely(standing: Standing, standings: Sequence[Standing], rules: Rules) -> float:
-    """The chance of a candidate, trained or not."""
+    """The chance of a candidate, trained or not; of one that was not at most that of those of its family that are
+    dearer, or damaged less."""
     guess, unsure = _guess(standing, standings, rules)
-    return _UNKNOWN if guess.loss is None else chance(guess, rules, unsure=unsure)
+    likely = _UNKNOWN if guess.loss is None else chance(guess, rules, unsure=unsure)
+    if standing.loss is not None:
+        return likely
+    better = [s for s in standings if s.kind == standing.kind and s.first is not None and _better(s, standing)]
+    return min([likely, *(chance(s, rules) for s in better)])
+
+
+def _better(one: Standing, other: Standing) -> bool:
+    """Whether one of the same family ought to lose no more than the other."""
+    if one.damage is not None and other.damage is not None:
+        return one.damage <= other.damage
+    return one.cost >= other.cost
 
 
 def _guess(standing: Standing, standings: Sequence[Standing], rules: Rules) -> tuple[Standing, float]:
@@ -310,6 +333,8 @@ def _guess(standing: Standing, standings: Sequence[Standing], rules: Rules) -> t
 
 def _value(standing: Standing, likely: float, stakes: Stakes) -> float:
     """What it may save, in logarithms of the cost, times its chance, for its time."""
+    if not likely:
+        return 0.0
     saved = max(0.0, _log(stakes.before) - _log(standing.cost)) * likely
     return saved / (min(standing.seconds, standing.finish) + _PATIENCE * stakes.seconds_left)
 

@@ -6,6 +6,7 @@ import contextvars
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 from flows.lineage import Made
 from flows.searching.assurance import LIKELY, SURE, likely_forms, without_doubtful
@@ -202,7 +203,10 @@ def _moves(shop: Workshop, start: float, seconds_left: float) -> list[Candidate]
         standing = appraisal.standing(candidate)
         candidate.enough, candidate.hoped = enough(standing, rules), hoped(standing, rules)
     while len(chosen) < min(settings.parallel, settings.trials - shop.tally.trials):
-        standings = [appraisal.standing(c) for c in shop.tally.candidates if c not in chosen]
+        standings = [
+            replace(appraisal.standing(c), possible=False) if c in chosen else appraisal.standing(c)
+            for c in shop.tally.candidates
+        ]
         # A spec that says the epochs has chosen how long it wants to train.
         chances = (0.0,) if shop.setup.says("epochs") else (LIKELY, SURE)
         names = (_next_move(shop, standings, rules, chance, seconds_left) for chance in chances)

@@ -123,8 +123,8 @@ class TrainingPlan:
     def ahead(self, candidate: Candidate) -> float:
         """Epochs that it will have had after its last rung, as a multiple of those that it had."""
         rungs = self.setup.rungs_of(candidate)
-        if not self.epochs or candidate.rung >= rungs:
-            return 1.0
+        if not self.epochs or candidate.rung >= rungs or (rungs == 1 and not candidate.epochs):
+            return 1.0  # of a single training nothing comes after
         had = candidate.epochs[-1] if candidate.epochs else self._scouting_epochs(candidate, 0)
         if self._hurried(candidate):
             return (had + self.next_epochs(candidate)) / had
