@@ -212,7 +212,7 @@ def foreseen(standing: Standing, standings: Sequence[Standing], rules: Rules) ->
     logarithm; None where nothing tells.
 
     What first trainings leave grows about linearly with the damage that narrowing did before them: nine epochs of a
-    VGG's pupils left 0.1, 1.0, 2.6, 3.3 and 5.1 points at 1.1, 1.9, 3.3, 4.6 and 6.0 nats. The line goes through the
+    VGG's pupils left -0.3, 1.0, 2.6, 3.3 and 5.1 points at 1.1, 1.9, 3.3, 4.6 and 6.0 nats. The line goes through the
     middle of those of its family, or of all where it is the first one of it (ridge regression towards a slope that is
     usual: Hoerl and Kennard 1970).
     """
